@@ -1,0 +1,54 @@
+"""CMSBERT-CLR, fast: context-driven modality shifting BERT with contrastive learning.
+
+The public names are listed in ``__all__`` and loaded on first use, so that ``import cmsbert_fast`` stays cheap.
+"""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+
+def _expose_kernels() -> None:
+    """Make ``cmsbert_fast.kernels`` importable from a checkout, where the folder lies beside this package.
+
+    It is never put on ``sys.path``: as a top-level package its name would collide with Hugging Face's ``kernels``.
+    An installed wheel has the folder inside this package and needs nothing.
+    """
+    here = Path(__file__).resolve().parent
+    checkout = here.parent / "kernels"
+    if (here / "kernels").is_dir() or not checkout.is_dir():
+        return
+    package = types.ModuleType("cmsbert_fast.kernels")
+    package.__path__ = [str(checkout)]
+    sys.modules[package.__name__] = package
+
+
+_expose_kernels()
+
+_MODULE_OF = {
+    "CMSBertConfig": "configuration_cmsbert",
+    "CMSBertModel": "modeling_cmsbert",
+    "CMSBertForSequenceClassification": "modeling_cmsbert",
+    "CMSBertCLRForSequenceClassification": "modeling_cmsbert",
+    "CMSBertProcessor": "processing_cmsbert",
+    "ModalityShift": "attention",
+    "cms_attention": "attention",
+    "pairwise_contrastive_loss": "contrastive",
+}
+
+__all__ = ["__version__", "reference", *_MODULE_OF]
+
+
+def __getattr__(name: str):
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    if name == "reference":
+        return importlib.import_module(f"{__name__}.reference")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,31 @@
+"""Backend names, and which one runs.
+
+========= ===================================================================
+name      what it is
+========= ===================================================================
+reference the equations of the paper, literally (:mod:`cmsbert_fast.reference`)
+torch     the best plain-PyTorch form; runs on any device and dtype
+triton    fused Triton kernels; NVIDIA (sm_80 and later) and AMD GPUs
+cpu       compiled C++ for the CPU
+auto      the fastest of these that is correct for the device, dtype and shapes
+========= ===================================================================
+"""
+
+import os
+
+BACKENDS = ("reference", "torch", "triton", "cpu", "auto")
+
+
+def requested_backend(backend: str = "auto") -> str:
+    """Returns the backend asked for: the argument, or the environment's ``CMSBERT_BACKEND`` where the argument is "auto".
+
+    Raises:
+        ValueError: the name is none of :data:`BACKENDS`.
+    """
+    origin = "backend"
+    if backend == "auto":
+        backend = os.environ.get("CMSBERT_BACKEND", "auto")
+        origin = "CMSBERT_BACKEND"
+    if backend not in BACKENDS:
+        raise ValueError(f"{origin}={backend!r} is not a backend; choose one of {', '.join(BACKENDS)}.")
+    return backend

@@ -1,0 +1,75 @@
+"""An utterance as every reader delivers it, and the corpus it belongs to."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SPLITS = ("train", "valid", "test")
+
+
+class DataError(Exception):
+    """The data cannot be used as given. The message is one sentence that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One utterance, without padding.
+
+    Attributes:
+        id: The source's name of the utterance, unique within its corpus.
+        words: The words as written in the source, in order.
+        label: A sentiment score (float), a class index (int), or None where it is unknown (prediction).
+        visual: Frames of the face, float32 (N_v, d_v); N_v may be 0.
+        acoustic: Frames of the voice, float32 (N_a, d_a); N_a may be 0.
+        aligned: Whether frame k of each modality belongs to word k (then N_v, N_a are 0 or the number of words).
+    """
+
+    id: str
+    words: tuple[str, ...]
+    label: float | int | None
+    visual: np.ndarray
+    acoustic: np.ndarray
+    aligned: bool = False
+
+
+@dataclass(slots=True)
+class ReadReport:
+    """What a reader found, for the user to see: nothing is skipped or altered without being counted here."""
+
+    source: str
+    counts: dict[str, int] = field(default_factory=dict)
+    non_finite: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: " + ", ".join(f"{n} {split}" for split, n in self.counts.items())]
+        lines += [f"  {modality}: {n} values were not finite and became 0" for modality, n in self.non_finite.items() if n]
+        lines += [f"  dropped {n}: {reason}" for reason, n in self.dropped.items() if n]
+        lines += [f"  {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Every example of one source, by split.
+
+    Attributes:
+        name: A short name, for logs and results.
+        splits: Examples by split; "train", "valid" and "test" where training is meant.
+        visual_size: d_v, 0 where the source has no visual modality.
+        acoustic_size: d_a, 0 where the source has no acoustic modality.
+        classes: Names of the classes; None for regression.
+        standardise: Whether frames should be standardised per feature with training-set statistics (False where
+            the source is normalised already).
+        report: What the reader found.
+    """
+
+    name: str
+    splits: Mapping[str, Sequence[Example]]
+    visual_size: int
+    acoustic_size: int
+    report: ReadReport
+    classes: tuple[str, ...] | None = None
+    standardise: bool = True
