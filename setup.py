@@ -1,7 +1,7 @@
-"""Builds the one thing pyproject.toml cannot say: the top-level folder ``kernels`` is the package ``cmsbert_fast.kernels``.
+"""Says what pyproject.toml cannot: the top-level folder ``kernels`` is the package ``cmsbert_fast.kernels``.
 
-A top-level package called ``kernels`` would shadow Hugging Face's own ``kernels`` package and break ``import transformers``.
-The folder therefore has no ``__init__.py`` and is installed under our name only.
+A top-level package called ``kernels`` would shadow Hugging Face's own package of that name and break
+``import transformers``. The folder therefore has no ``__init__.py`` and is installed under our name only.
 """
 
 from setuptools import find_packages, setup

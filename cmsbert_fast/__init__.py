@@ -24,6 +24,7 @@ def _expose_kernels() -> None:
     package = types.ModuleType("cmsbert_fast.kernels")
     package.__path__ = [str(checkout)]
     sys.modules[package.__name__] = package
+    globals()["kernels"] = package
 
 
 _expose_kernels()

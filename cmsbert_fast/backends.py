@@ -17,7 +17,7 @@ BACKENDS = ("reference", "torch", "triton", "cpu", "auto")
 
 
 def requested_backend(backend: str = "auto") -> str:
-    """Returns the backend asked for: the argument, or the environment's ``CMSBERT_BACKEND`` where the argument is "auto".
+    """Returns the backend asked for: the argument, or the environment's ``CMSBERT_BACKEND`` where that is "auto".
 
     Raises:
         ValueError: the name is none of :data:`BACKENDS`.
