@@ -43,7 +43,7 @@ _MODULE_OF = {
 __all__ = ["__version__", "reference", *_MODULE_OF]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     if name == "reference":

@@ -9,6 +9,7 @@ n examples, d projection size. Masks are boolean, True = valid, and may have any
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -289,12 +290,7 @@ def pairwise_contrastive_loss(
     """
     embeddings = [z for z in (linguistic, visual, acoustic) if z is not None]
     target = targets(labels, embeddings[0].shape[0], smoothing, threshold).to(embeddings[0].device)
-    losses = [
-        directional_loss(anchor, other, target, temperature)
-        for anchor in embeddings
-        for other in embeddings
-        if anchor is not other
-    ]
+    losses = [directional_loss(anchor, other, target, temperature) for anchor, other in permutations(embeddings, 2)]
     return torch.stack(losses).sum()
 
 

@@ -1,0 +1,85 @@
+"""CMS attention in its best plain-PyTorch form: the sum over frames runs in the frames' own dimensions.
+
+``a_i = W_v m_i + ...`` with ``m_i = 1/N_v sum_j act(p_i + r_j) V_j`` (SPEC 8, from Eq. 3 and 4 by linearity): two small
+batched products replace the N x N_v x D tensor, and scaled_dot_product_attention does Eq. 5-7.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
+
+if TYPE_CHECKING:
+    from cmsbert_fast.attention import ModalityShift
+
+_ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+
+
+def cms_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visual: "ModalityShift | None",
+    acoustic: "ModalityShift | None",
+    packing: Packing | None,
+    attention_mask: Tensor | None,
+    activation: str,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """The "torch" backend of :func:`cmsbert_fast.cms_attention`; the arguments are that function's, already checked.
+
+    ``packing`` is None for the padded form.
+    """
+    rows, heads = query.shape[0], query.shape[-2:]
+    shifts = [
+        F.linear(_mean_frame(modality, activation, packing, rows), modality.weight)
+        for modality in (visual, acoustic)
+        if modality is not None
+    ]
+    if shifts:
+        a = sum(shifts[1:], shifts[0]).unflatten(-1, heads)
+        query, key, value = query + a, key + a, value + a
+    mask = attention_mask
+    if packing is not None:
+        query, key, value = (pad(x, packing) for x in (query, key, value))
+        mask = valid_positions(packing)
+    bias = None
+    if mask is not None:
+        invalid = ~mask[:, :, None, None]
+        key, value = key.masked_fill(invalid, 0), value.masked_fill(invalid, 0)  # padding may hold anything, NaN too
+        # Half the lowest number, not -inf: a sequence without tokens must not turn into NaN, nor float16 overflow.
+        lowest = torch.finfo(query.dtype).min / 2
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)[:, None, None]
+    z = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=bias,
+        dropout_p=dropout_p,
+        scale=scale,
+    ).transpose(1, 2)
+    if packing is not None:
+        return unpad(z, packing, rows)
+    return z if mask is None else z.masked_fill(invalid, 0)
+
+
+def _mean_frame(modality: "ModalityShift", activation: str, packing: Packing | None, rows: int) -> Tensor:
+    """m_i = 1/N_m sum_j act(p_i + r_j) V_j in the form of the tokens: (rows, d_m) packed, (B, N, d_m) padded."""
+    token_gate, frame_gate, frames, mask = modality.token_gate, modality.frame_gate, modality.frames, modality.mask
+    if packing is not None:
+        frame_packing = modality.packing
+        token_gate = pad(token_gate, packing)
+        frame_gate, frames = pad(frame_gate, frame_packing), pad(frames, frame_packing)
+        mask = valid_positions(frame_packing)
+    gates = _ACTIVATIONS[activation](token_gate[:, :, None] + frame_gate[:, None])  # (B, N, N_m)
+    if mask is None:
+        mean = gates @ frames / max(frames.shape[1], 1)
+    else:
+        frames = frames.masked_fill(~mask[..., None], 0)
+        count = mask.sum(dim=1).clamp(min=1).to(gates.dtype)
+        mean = gates.masked_fill(~mask[:, None], 0) @ frames / count[:, None, None]
+    return mean if packing is None else unpad(mean, packing, rows)

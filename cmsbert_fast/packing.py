@@ -1,0 +1,106 @@
+"""Packed sequences: B sequences of different lengths lying one after the other in the rows of one tensor, no padding.
+
+Rows from ``cu_seqlens[-1]`` on belong to no sequence. They let a batch be rounded up to a static shape (CUDA graphs,
+torch.compile); every operator returns zeros there and sends no gradient to them.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Packing(NamedTuple):
+    """Where each sequence lies.
+
+    Attributes:
+        cu_seqlens: (B + 1,) int32; sequence b is rows ``cu_seqlens[b]:cu_seqlens[b + 1]``.
+        max_length: Length of the longest sequence, or any larger number; known to the host, so that no operator has to
+            wait for the device.
+    """
+
+    cu_seqlens: Tensor
+    max_length: int
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int32."""
+        return self.cu_seqlens.diff()
+
+
+def cumulative(lengths: Tensor) -> Tensor:
+    """``cu_seqlens``, (B + 1,) int32, of sequences of the given lengths (B,)."""
+    return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+
+
+def uniform_packing(batch: int, length: int, device: torch.device) -> Packing:
+    """The packing of ``batch`` sequences that all have ``length`` rows: an unpadded (B, N, ...) tensor, flattened."""
+    return Packing(torch.arange(batch + 1, dtype=torch.int32, device=device) * length, length)
+
+
+def pack_mask(mask: Tensor) -> tuple[Tensor, Packing]:
+    """Finds the valid positions of a padded batch.
+
+    Args:
+        mask: (B, N), nonzero = valid, any pattern.
+
+    Returns:
+        ``rows`` (T,) int64: the flat position b * N + i of every row of the packed form, in order; and the packing.
+        T is the number of valid positions. While torch.compile traces, T is B * N instead (its shapes may not depend on
+        data) and the invalid positions follow the valid ones, as rows of no sequence.
+    """
+    mask = mask.bool()
+    flat = mask.flatten()
+    packing = Packing(cumulative(mask.sum(dim=1)), mask.shape[1])
+    if torch.compiler.is_compiling():
+        return (~flat).to(torch.uint8).argsort(stable=True), packing
+    return flat.nonzero()[:, 0], packing
+
+
+def valid_positions(packing: Packing) -> Tensor:
+    """The (B, max_length) boolean mask of the padded form."""
+    return torch.arange(packing.max_length, device=packing.cu_seqlens.device) < packing.lengths[:, None]
+
+
+def pad(packed: Tensor, packing: Packing) -> Tensor:
+    """(T, ...) -> (B, max_length, ...). What stands at padding positions is unspecified but finite where T's rows are.
+
+    Mask with :func:`valid_positions`.
+    """
+    batch, length = packing.cu_seqlens.shape[0] - 1, packing.max_length
+    if packed.shape[0] == 0:
+        return packed.new_zeros(batch, length, *packed.shape[1:])
+    rows = packing.cu_seqlens[:-1, None] + torch.arange(length, device=packed.device)
+    rows = rows.clamp(max=packed.shape[0] - 1).flatten()
+    return packed.index_select(0, rows).unflatten(0, (batch, length))
+
+
+def unpad(padded: Tensor, packing: Packing, total: int) -> Tensor:
+    """(B, max_length, ...) -> (total, ...); rows of no sequence are 0."""
+    if padded.numel() == 0:
+        return padded.new_zeros(total, *padded.shape[2:])
+    sequence = sequence_of_row(packing, total)
+    row = torch.arange(total, device=padded.device)
+    belongs = sequence < padded.shape[0]
+    sequence = sequence.clamp(max=padded.shape[0] - 1)
+    flat = sequence * packing.max_length + (row - packing.cu_seqlens[sequence]).clamp(max=packing.max_length - 1)
+    packed = padded.flatten(0, 1).index_select(0, flat)
+    return packed.masked_fill(~belongs.view(-1, *[1] * (packed.dim() - 1)), 0)
+
+
+def sequence_of_row(packing: Packing, total: int) -> Tensor:
+    """(total,) int64: the sequence each row belongs to; B for rows of no sequence."""
+    rows = torch.arange(total, dtype=torch.int32, device=packing.cu_seqlens.device)
+    return torch.searchsorted(packing.cu_seqlens[1:].contiguous(), rows, right=True)
+
+
+def segment_mean(packed: Tensor, packing: Packing) -> Tensor:
+    """The mean over each sequence's rows, (T, d) -> (B, d); 0 for a sequence without rows (Eq. 9, 12).
+
+    Sums in float32 at least, in a fixed order.
+    """
+    wide = packed.float() if packed.dtype in (torch.float16, torch.bfloat16) else packed
+    lengths = packing.lengths.long()
+    # unsafe: skips the check that the lengths sum to T, which would wait for the device and forbid rows of no sequence
+    total = torch.segment_reduce(wide, "sum", lengths=lengths, axis=0, unsafe=True, initial=0)
+    return (total / lengths.clamp(min=1).to(wide.dtype)[:, None]).to(packed.dtype)

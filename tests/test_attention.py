@@ -1,0 +1,287 @@
+"""cms_attention: every backend that runs here against the literal reference, in float64, values and gradients."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from cmsbert_fast import ModalityShift, cms_attention, reference
+from cmsbert_fast.attention import choose_backend
+from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
+
+HEADS, HEAD_SIZE = 2, 4
+SIZES = {"visual": 5, "acoustic": 3}
+
+
+def modality(lengths, token_rows, size, generator):
+    frames = sum(lengths)
+
+    def random(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True)
+
+    return ModalityShift(
+        random(token_rows),
+        random(frames),
+        random(frames, size),
+        random(HEADS * HEAD_SIZE, size),
+        cumulative(torch.tensor(lengths)),
+        max(lengths),
+    )
+
+
+def packed_case(tokens, visual, acoustic, extra_rows=0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = sum(tokens) + extra_rows
+    qkv = [
+        torch.randn(rows, HEADS, HEAD_SIZE, dtype=torch.float64, generator=generator, requires_grad=True)
+        for _ in range(3)
+    ]
+    shifts = [
+        None if lengths is None else modality(lengths, rows, SIZES[name], generator)
+        for name, lengths in (("visual", visual), ("acoustic", acoustic))
+    ]
+    return qkv, shifts, Packing(cumulative(torch.tensor(tokens)), max(tokens))
+
+
+def one_by_one(qkv, shifts, packing, activation):
+    """The definition of the packed form: the reference on each sequence alone, without any padding."""
+    z = torch.zeros_like(qkv[0])
+    starts = packing.cu_seqlens.tolist()
+    for b, (start, stop) in enumerate(pairwise(starts)):
+        parts = []
+        for shift in shifts:
+            if shift is None:
+                parts.append(None)
+                continue
+            first, last = shift.cu_seqlens[b], shift.cu_seqlens[b + 1]
+            parts.append(
+                (
+                    shift.token_gate[None, start:stop],
+                    shift.frame_gate[None, first:last],
+                    shift.frames[None, first:last],
+                    shift.weight,
+                    None,
+                )
+            )
+        z[start:stop] = reference.cms_attention(*(x[None, start:stop] for x in qkv), *parts, activation=activation)[0]
+    return z
+
+
+def leaves(qkv, shifts):
+    return qkv + [tensor for shift in shifts if shift is not None for tensor in shift[:4]]
+
+
+CASES = {
+    "unequal": ([5, 3, 7], [4, 1, 2], [2, 9, 3]),
+    "one token": ([1], [3], [2]),
+    "no frames anywhere": ([4, 2], [0, 0], [0, 0]),
+    "one utterance without frames": ([4, 2], [3, 0], [0, 5]),
+    "an utterance without tokens": ([4, 0, 2], [3, 2, 1], [1, 1, 5]),
+    "visual only": ([4, 2], [3, 6], None),
+    "acoustic only": ([4, 2], None, [3, 6]),
+    "text only": ([4, 2], None, None),
+}
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_packed_equals_each_sequence_alone(backend, case, activation):
+    qkv, shifts, packing = packed_case(*CASES[case], extra_rows=3)
+    expected = one_by_one(qkv, shifts, packing, activation)
+    weights = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    inputs = leaves(qkv, shifts)
+    expected_grads = torch.autograd.grad((expected * weights).sum(), inputs, allow_unused=True, materialize_grads=True)
+
+    z = cms_attention(
+        *qkv,
+        *shifts,
+        cu_seqlens=packing.cu_seqlens,
+        max_seqlen=packing.max_length,
+        activation=activation,
+        backend=backend,
+    )
+    grads = torch.autograd.grad((z * weights).sum(), inputs, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(z, expected, rtol=0, atol=1e-12)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_padded_equals_packed_whatever_lies_in_the_padding(backend):
+    qkv, shifts, packing = packed_case([5, 3, 0, 7], [4, 0, 2, 3], [2, 9, 3, 1])
+    expected = cms_attention(*qkv, *shifts, cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_length)
+
+    mask = valid_positions(packing)
+
+    def poisoned(packed, valid, lengths):
+        padded = pad(packed, lengths).detach()
+        return padded.masked_fill(~valid.view(*valid.shape, *[1] * (padded.dim() - 2)), torch.nan)
+
+    padded_shifts = [
+        ModalityShift(
+            poisoned(s.token_gate, mask, packing),
+            poisoned(s.frame_gate, valid_positions(s.packing), s.packing),
+            poisoned(s.frames, valid_positions(s.packing), s.packing),
+            s.weight,
+            mask=valid_positions(s.packing),
+        )
+        for s in shifts
+    ]
+    z = cms_attention(*(poisoned(x, mask, packing) for x in qkv), *padded_shifts, attention_mask=mask, backend=backend)
+    torch.testing.assert_close(z[mask], expected, rtol=0, atol=1e-12)
+    assert (z[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_masks_may_have_any_pattern(backend):
+    generator = torch.Generator().manual_seed(3)
+    batch, n, n_v = 2, 6, 5
+    qkv = [torch.randn(batch, n, HEADS, HEAD_SIZE, dtype=torch.float64, generator=generator) for _ in range(3)]
+    p, r = torch.randn(batch, n, dtype=torch.float64), torch.randn(batch, n_v, dtype=torch.float64)
+    frames, weight = torch.randn(batch, n_v, 5, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
+    mask = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 0, 1, 0, 0, 0]]).bool()
+    frame_mask = torch.tensor([[0, 1, 0, 1, 1], [1, 0, 0, 0, 0]]).bool()
+    z = cms_attention(*qkv, ModalityShift(p, r, frames, weight, mask=frame_mask), attention_mask=mask, backend=backend)
+    for b in range(batch):
+        m, fm = mask[b], frame_mask[b]
+        alone = reference.cms_attention(
+            *(x[b : b + 1, m] for x in qkv), (p[b : b + 1, m], r[b : b + 1, fm], frames[b : b + 1, fm], weight, None)
+        )
+        torch.testing.assert_close(z[b, m], alone[0], rtol=0, atol=1e-12)
+    assert (z[~mask] == 0).all()
+
+
+def test_gradcheck_through_the_reference_and_torch():
+    qkv, shifts, packing = packed_case([3, 0, 2], [2, 1, 0], [1, 0, 3], extra_rows=1)
+    fields = [type(shift) for shift in shifts]
+    assert fields == [ModalityShift, ModalityShift]
+
+    for backend in ("torch", "reference"):
+
+        def run(*tensors, backend=backend):
+            new = [
+                shift._replace(**dict(zip(shift._fields[:4], tensors[3 + 4 * k : 7 + 4 * k], strict=True)))
+                for k, shift in enumerate(shifts)
+            ]
+            return cms_attention(
+                *tensors[:3],
+                *new,
+                cu_seqlens=packing.cu_seqlens,
+                max_seqlen=3,
+                activation="tanh",
+                backend=backend,
+            )
+
+        assert torch.autograd.gradcheck(run, leaves(qkv, shifts))
+
+
+def test_order_of_frames_does_not_matter():
+    qkv, shifts, packing = packed_case([5], [6], [4])
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+    shuffled = shifts[0]._replace(frame_gate=shifts[0].frame_gate[order], frames=shifts[0].frames[order])
+    first, second = (
+        cms_attention(*qkv, visual, shifts[1], cu_seqlens=packing.cu_seqlens, max_seqlen=5)
+        for visual in (shifts[0], shuffled)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-13)
+
+
+def test_non_contiguous_inputs():
+    qkv, shifts, packing = packed_case([5, 3], [4, 2], None)
+    expected = cms_attention(*qkv, shifts[0], cu_seqlens=packing.cu_seqlens, max_seqlen=5)
+    fused = torch.stack(qkv, dim=1)  # slices of a fused projection are strided
+    strided = shifts[0]._replace(frames=shifts[0].frames.T.contiguous().T, weight=shifts[0].weight.T.contiguous().T)
+    z = cms_attention(*fused.unbind(1), strided, cu_seqlens=packing.cu_seqlens, max_seqlen=5)
+    torch.testing.assert_close(z, expected, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_against_float64_is_a_rounding_error(dtype):
+    qkv, shifts, packing = packed_case([33, 64, 1, 17], [20, 3, 0, 9], [5, 1, 2, 70])
+
+    def low(tensor):
+        return tensor.detach().to(dtype)
+
+    def lowered(shift):
+        return shift._replace(**{name: low(getattr(shift, name)) for name in shift._fields[:4]})
+
+    arguments = dict(cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_length)
+    z = cms_attention(*map(low, qkv), *map(lowered, shifts), **arguments, backend="torch")
+    exact = cms_attention(
+        *(low(x).double() for x in qkv),
+        *(s._replace(**{n: getattr(s, n).double() for n in s._fields[:4]}) for s in map(lowered, shifts)),
+        **arguments,
+        backend="reference",
+    )
+    eager = cms_attention(*map(low, qkv), *map(lowered, shifts), **arguments, backend="reference")
+    assert z.dtype == dtype
+    limit = 2 * (eager.double() - exact).abs().max() + 4 * torch.finfo(dtype).eps
+    assert (z.double() - exact).abs().max() <= limit
+
+
+def test_dropout_drops_probabilities_at_its_rate_and_keeps_the_mean():
+    torch.manual_seed(0)
+    ones = torch.ones(400, 1, 16)
+    z = cms_attention(
+        ones, ones, ones, cu_seqlens=torch.tensor([0, 400], dtype=torch.int32), max_seqlen=400, dropout_p=0.5
+    )
+    assert z.mean().item() == pytest.approx(1, abs=0.02)
+    assert z.std().item() == pytest.approx((1 / 400) ** 0.5, rel=0.3)
+
+
+def test_autocast_casts_every_operand():
+    qkv, shifts, packing = packed_case([5, 3], [4, 2], [1, 1])
+    single = [x.detach().float() for x in qkv]
+    shifts = [s._replace(**{n: getattr(s, n).detach().float() for n in s._fields[:4]}) for s in shifts]
+    with torch.autocast("cpu", torch.bfloat16):
+        z = cms_attention(*single, *shifts, cu_seqlens=packing.cu_seqlens, max_seqlen=5)
+    assert z.dtype == torch.bfloat16
+
+
+def test_auto_says_what_it_picks(monkeypatch):
+    assert choose_backend(torch.zeros(1, dtype=torch.float64)) == "torch"
+    monkeypatch.setenv("CMSBERT_BACKEND", "reference")
+    assert choose_backend(torch.zeros(1, dtype=torch.float64)) == "reference"
+    monkeypatch.setenv("CMSBERT_BACKEND", "fast")
+    with pytest.raises(ValueError, match="CMSBERT_BACKEND='fast' is not a backend"):
+        choose_backend(torch.zeros(1))
+
+
+def broken_calls():
+    x, p = torch.randn(4, HEADS, HEAD_SIZE), torch.randn(4)
+    cu = torch.tensor([0, 3, 4], dtype=torch.int32)
+    good = ModalityShift(p, torch.randn(2), torch.randn(2, 5), torch.randn(8, 5), cu.new_tensor([0, 1, 2]), 1)
+    packed = dict(cu_seqlens=cu, max_seqlen=3)
+    padded, mask = x[None], torch.ones(1, 4, dtype=torch.bool)
+    yield "T, H, d_h", (padded, padded, padded), packed
+    yield "without cu_seqlens", (x, x, x), {}
+    yield "key has shape", (x, x[:3], x), packed
+    yield "floating dtype", (x.long(), x, x), packed
+    yield "value is torch.float64", (x, x, x.double()), packed
+    yield "activation='gelu'", (x, x, x), packed | {"activation": "gelu"}
+    yield "dropout_p=1", (x, x, x), packed | {"dropout_p": 1.0}
+    yield "needs both cu_seqlens and max_seqlen", (x, x, x), {"cu_seqlens": cu}
+    yield "give int32", (x, x, x), {"cu_seqlens": cu.long(), "max_seqlen": 3}
+    yield "with cu_seqlens leave it out", (x, x, x), packed | {"attention_mask": mask}
+    yield "max_seqlen belongs", (padded, padded, padded), {"max_seqlen": 3}
+    yield "give booleans", (padded, padded, padded), {"attention_mask": mask.float()}
+    yield r"it must be \(1, 4\)", (padded, padded, padded), {"attention_mask": mask[:, :2]}
+    yield "visual.token_gate has shape", (x, x, x, good._replace(token_gate=p[:2])), packed
+    yield "visual.weight has shape", (x, x, x, good._replace(weight=torch.randn(8, 6))), packed
+    yield "visual.frames is torch.float64", (x, x, x, good._replace(frames=good.frames.double())), packed
+    yield "visual.cu_seqlens and visual.max_length", (x, x, x, good._replace(cu_seqlens=None)), packed
+    yield "holds 1 sequences", (x, x, x, good._replace(cu_seqlens=cu[:2])), packed
+    yield (
+        "for the tokens too",
+        (padded, padded, padded, ModalityShift(p[None], *(t[None] for t in good[1:3]), *good[3:6])),
+        {},
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "kwargs"), list(broken_calls()), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_every_wrong_argument_is_named(message, args, kwargs):
+    with pytest.raises((ValueError, TypeError), match=message):
+        cms_attention(*args, **kwargs)
