@@ -1,0 +1,151 @@
+"""CMU-MultimodalSDK computational sequences (``.csd``): HDF5 files from strangers, read with distrust.
+
+Layout: ``/<root name>/data/<video>/features`` (n, d) and ``/intervals`` (n, 2) seconds. Nothing else is read.
+Links out of the file, soft links, virtual or external data sets and sizes that the file cannot hold are refused.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from .align import Track
+from .example import DataError
+
+_DEFLATE_RATIO = 1100  # zlib cannot expand by more than 1032
+_COMPRESSING = {1, 4, 32000}  # gzip, szip, lzf
+_HARMLESS = {2, 3}  # shuffle, fletcher32
+_LONGEST_WORD = 1000  # bytes; variable-length strings are read a few at a time because their size is not declared
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins as HDF5 files do."""
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
+class CsdStream:
+    """One ``.csd`` file: the frames, words or labels of videos.
+
+    Attributes:
+        name: The file's name without suffix.
+        root: The root name inside the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.stem
+        self._size = path.stat().st_size
+        try:
+            self._file = h5py.File(path, "r")
+            roots = [name for name in self._file if isinstance(self._file.get(name, getlink=True), h5py.HardLink)]
+            roots = [name for name in roots if isinstance(self._file[name], h5py.Group) and "data" in self._file[name]]
+            if len(roots) != 1:
+                raise DataError(f"{path.name} is not a computational sequence: it must hold one /<name>/data group.")
+            self.root = roots[0]
+            data = self._child(self._file[self.root], "data")
+            if not isinstance(data, h5py.Group):
+                raise DataError(f"{path.name} is damaged: /{self.root}/data must be a group.")
+            self._data = data
+            self._keys = list(data)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise self._damaged("it cannot be opened as HDF5", error) from error
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._data
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _damaged(self, what: str, cause: Exception | None = None) -> DataError:
+        return DataError(f"Get {self.path.name} again, it is damaged or not what it seems: {what}"
+                         + (f" ({cause})." if cause else "."))
+
+    def _child(self, group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise self._damaged(f"{group.name}/{name} is missing or a link to elsewhere")
+        return group[name]
+
+    def _array(self, group: h5py.Group, name: str) -> np.ndarray:
+        data = self._child(group, name)
+        where = f"{group.name}/{name}"
+        if not isinstance(data, h5py.Dataset) or data.shape is None:
+            raise self._damaged(f"{where} must be a data set")
+        if data.is_virtual or data.external:
+            raise self._damaged(f"{where} points to other files")
+        properties = data.id.get_create_plist()
+        filters = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
+        if set(filters) - _COMPRESSING - _HARMLESS or sum(f in _COMPRESSING for f in filters) > 1:
+            raise self._damaged(f"{where} is stored with unknown filters {filters}")
+        stored, declared = data.id.get_storage_size(), data.size * data.dtype.itemsize
+        ratio = _DEFLATE_RATIO if filters else 1
+        if stored > self._size or declared > stored * ratio:
+            raise self._damaged(f"{where} declares {declared} bytes and stores {stored}")
+        if data.dtype.kind in "fiub":
+            return data[...]
+        if data.dtype.kind == "S":
+            return data[...]
+        if data.dtype.kind == "O" and h5py.check_string_dtype(data.dtype) is not None:
+            return self._strings(data, where)
+        raise self._damaged(f"{where} has the type {data.dtype}, expected numbers or strings")
+
+    def _strings(self, data: h5py.Dataset, where: str) -> np.ndarray:
+        parts: list[np.ndarray] = []
+        for begin in range(0, len(data), 16):
+            part = data[begin : begin + 16]
+            if any(len(word) > _LONGEST_WORD for word in part.ravel()):
+                raise self._damaged(f"{where} holds a word of more than {_LONGEST_WORD} bytes")
+            parts.append(part)
+        return np.concatenate(parts) if parts else np.zeros(data.shape, dtype="S1")
+
+    def _pair(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            entry = self._child(self._data, key)
+            if not isinstance(entry, h5py.Group):
+                raise self._damaged(f"{key} must be a group of features and intervals")
+            features, intervals = self._array(entry, "features"), self._array(entry, "intervals")
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+            raise self._damaged(f"{key} cannot be read", error) from error
+        if features.ndim != 2:
+            raise self._damaged(f"features of {key} have the shape {features.shape}, expected (n, d)")
+        if intervals.shape != (len(features), 2) or intervals.dtype.kind not in "fiu":
+            raise self._damaged(f"{key} has {len(features)} frames but intervals of shape {intervals.shape}")
+        intervals = intervals.astype(np.float64)
+        if not np.isfinite(intervals).all():
+            raise self._damaged(f"{key} has intervals that are not finite")
+        return features, intervals
+
+    def read(self, key: str) -> Track:
+        """The frames of one video.
+
+        Raises:
+            DataError: The entry is missing, damaged, or does not hold numbers.
+        """
+        features, intervals = self._pair(key)
+        if features.dtype.kind not in "fiub":
+            raise DataError(f"Choose another stream: {self.name} holds text, not frames of numbers.")
+        return Track(features, intervals)
+
+    def read_words(self, key: str) -> tuple[list[str], np.ndarray]:
+        """The words of one video and their intervals (n, 2); pauses (``sp``) are left out.
+
+        Raises:
+            DataError: The entry is missing, damaged, or does not hold text.
+        """
+        features, intervals = self._pair(key)
+        if features.dtype.kind not in "SO" or features.shape[1] != 1:
+            raise DataError(f"Choose another word stream: {self.name} does not hold one word a row.")
+        words = [w.decode("utf-8", "replace") if isinstance(w, bytes) else str(w) for w in features[:, 0].tolist()]
+        kept = [k for k, word in enumerate(words) if word.strip() and word != "sp"]
+        return [words[k] for k in kept], intervals[kept]

@@ -1,0 +1,51 @@
+"""Standard folds: which videos (or utterances) belong to which split."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .example import DataError
+from .source import split_name
+
+
+class Folds:
+    """Splits by video or utterance id.
+
+    Args:
+        splits: Ids by split; a video id covers all its segments.
+    """
+
+    def __init__(self, splits: Mapping[str, Sequence[str]]) -> None:
+        self._split: dict[str, str] = {}
+        for name, ids in splits.items():
+            for key in ids:
+                if self._split.setdefault(key, split_name(name)) != split_name(name):
+                    raise DataError(f"Put {key!r} into one split only: the folds name it twice.")
+
+    def split_of(self, segment: str, video: str) -> str | None:
+        """The split of a segment, by its own id or else its video's; None where the folds know neither."""
+        return self._split.get(segment) or self._split.get(video)
+
+
+def read_folds(path: str | Path, fold: int | None = None) -> Folds:
+    """Folds from a JSON file: ``{"train": [ids], "valid": [ids], "test": [ids]}``, or a list of such for several folds.
+
+    Raises:
+        DataError: The file is missing or not of this form, or ``fold`` (counted from 1) is not in it.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise DataError(f"Give --folds a JSON file of ids by split: {path} cannot be read ({error}).") from error
+    if isinstance(content, list):
+        if fold is None or not 1 <= fold <= len(content):
+            raise DataError(f"Choose one of the {len(content)} folds of {path.name} with --fold 1 to {len(content)}.")
+        content = content[fold - 1]
+    elif fold is not None:
+        raise DataError(f"Leave out --fold: {path.name} holds one set of splits only.")
+    if not isinstance(content, dict) or not all(
+        isinstance(ids, list) and all(isinstance(key, str) for key in ids) for ids in content.values()
+    ):
+        raise DataError(f'Write {path.name} as {{"train": [ids], "valid": [ids], "test": [ids]}}.')
+    return Folds(content)

@@ -1,0 +1,255 @@
+"""A folder with a table of segments (id, split, start, stop, label, text; tsv or csv) and any number of streams.
+
+The table is the authority on splits, labels and text. Streams (``.csd`` files, or sub-folders of ``.npy`` or ``.csv``
+files) are cut per segment, or averaged per word where a word stream is named.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import numpy as np
+
+from .example import DataError, Example, ReadReport
+from .files import read_table
+from .folds import Folds
+from .source import Source, no_frames, split_name, video_of
+from .streams import Assignment, Cutter, words_within
+
+_ALIASES = {
+    "id": ("id", "segment_id", "utterance_id", "name"),
+    "video": ("video", "video_id"),
+    "split": ("split", "mode", "partition"),
+    "start": ("start", "start_time", "begin"),
+    "stop": ("stop", "end", "end_time", "stop_time"),
+    "label": ("label", "sentiment", "emotion"),
+    "text": ("text", "transcript", "sentence"),
+}
+_TRANSCRIPTS = ("text", "transcripts", "transcript")
+ALL = "all"  # the split of tables without one, for prediction
+
+
+@dataclass(slots=True)
+class Segment:
+    id: str
+    video: str
+    split: str
+    span: tuple[float, float] | None
+    label: float | str | None
+    text: str
+
+
+def find_table(path: Path) -> Path | None:
+    """The table of segments at a path: the file itself, or the one table in the folder that has an id and a text."""
+    if path.is_file():
+        return path if path.suffix.lower() in (".tsv", ".csv") else None
+    tables = sorted(p for p in path.iterdir() if p.suffix.lower() in (".tsv", ".csv") and p.is_file())
+    for table in tables:
+        if table.stem.lower() in ("segments", "table", "label", "labels"):
+            return table
+    return tables[0] if len(tables) == 1 else None
+
+
+def _column(header: list[str], role: str, table: Path, named: str | None = None) -> int | None:
+    if named is not None:
+        if named.lower() not in header:
+            raise DataError(f"Name a {role} column that {table.name} has: {named!r} is not among {', '.join(header)}.")
+        return header.index(named.lower())
+    return next((header.index(name) for name in _ALIASES[role] if name in header), None)
+
+
+def _time(value: str, table: Path, line: int) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise DataError(f"Write start and stop in seconds: line {line} of {table.name} has {value!r}.")
+    return seconds
+
+
+def read_segments(table: Path, label: str | None = None) -> list[Segment]:
+    """The rows of a table of segments.
+
+    Raises:
+        DataError: A needed column is missing, or a cell cannot be read.
+    """
+    header, rows = read_table(table)
+    at = {role: _column(header, role, table, label if role == "label" else None) for role in _ALIASES}
+    transcripts = next((table.parent / name for name in _TRANSCRIPTS if (table.parent / name).is_dir()), None)
+    if at["id"] is None or (at["text"] is None and transcripts is None):
+        raise DataError(
+            f"Give {table.name} the columns id and text (and split, label; start and stop where streams are cut by "
+            f"time): it has {', '.join(header)}."
+        )
+    segments: list[Segment] = []
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise DataError(f"Give every line of {table.name} {len(header)} cells: line {line} has {len(row)}.")
+
+        def cell(role: str, row: list[str] = row) -> str | None:
+            column = at[role]
+            return None if column is None else row[column].strip()
+
+        name = cell("id") or ""
+        if not name:
+            raise DataError(f"Give line {line} of {table.name} an id.")
+        start, stop = cell("start"), cell("stop")
+        span = (_time(start, table, line), _time(stop, table, line)) if start and stop else None
+        text = cell("text")
+        if text is None and transcripts is not None:
+            file = transcripts / f"{name}.txt"
+            try:
+                text = file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"Add the transcript {transcripts.name}/{file.name} as UTF-8 text.") from error
+        split = cell("split")
+        segments.append(
+            Segment(
+                id=name,
+                video=cell("video") or video_of(name),
+                split=split_name(split) if split else ALL,
+                span=span,
+                label=_label(cell("label")),
+                text=text or "",
+            )
+        )
+    if not segments:
+        raise DataError(f"Add segments to {table.name}: it has a header only.")
+    return segments
+
+
+def _label(value: str | None) -> float | str | None:
+    if value is None or value == "" or value.lower() == "nan":
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def class_names(labels: Sequence[float | str | None], where: str) -> tuple[str, ...] | None:
+    """The sorted names of classes, or None where labels are scores.
+
+    Raises:
+        DataError: Some labels are scores and some are names.
+    """
+    known = [label for label in labels if label is not None]
+    names = sorted({label for label in known if isinstance(label, str)})
+    if not names:
+        return None
+    if len([1 for label in known if isinstance(label, str)]) != len(known):
+        raise DataError(f"Make the labels of {where} all numbers or all names of classes: {names[0]!r} is a name.")
+    return tuple(names)
+
+
+def word_times(
+    words: Sequence[str], heard: Sequence[str], times: np.ndarray, span: tuple[float, float]
+) -> tuple[np.ndarray, int]:
+    """Intervals (n, 2) of the words of a transcript, from the words heard in its segment; and how many had no partner.
+
+    Words are paired in order. Those without a partner share the time between their neighbours evenly.
+    """
+    result = np.full((len(words), 2), np.nan)
+    matcher = SequenceMatcher(None, [w.lower() for w in words], [w.lower() for w in heard], autojunk=False)
+    for block in matcher.get_matching_blocks():
+        result[block.a : block.a + block.size] = times[block.b : block.b + block.size]
+    missing = np.isnan(result[:, 0])
+    k = 0
+    while k < len(words):
+        if not missing[k]:
+            k += 1
+            continue
+        end = k
+        while end < len(words) and missing[end]:
+            end += 1
+        left = result[k - 1, 1] if k else span[0]
+        right = max(left, result[end, 0] if end < len(words) else span[1])
+        marks = np.linspace(left, right, end - k + 1)
+        result[k:end] = np.stack([marks[:-1], marks[1:]], axis=1)
+        k = end
+    return result, int(missing.sum())
+
+
+def by_video(segments: Sequence[Segment]) -> list[Segment]:
+    """Segments in order of their video's first appearance: a video is then read once."""
+    order: dict[str, int] = {}
+    for segment in segments:
+        order.setdefault(segment.video, len(order))
+    return sorted(segments, key=lambda s: order[s.video])
+
+
+def segment_source(
+    table: Path,
+    *,
+    visual: str | Sequence[str] = (),
+    acoustic: str | Sequence[str] = (),
+    words: str | None = None,
+    label: str | None = None,
+    folds: Folds | None = None,
+) -> Source:
+    """A table of segments with the streams beside it.
+
+    Raises:
+        DataError: A column is missing, or which stream serves what cannot be told.
+    """
+    segments = read_segments(table, label)
+    classes = class_names([s.label for s in segments], table.name)
+    # The table holds labels and text: label streams are not needed, and words only where they are named.
+    assignment = Assignment(table.parent, visual, acoustic, words or "none", "none")
+    index = {name: k for k, name in enumerate(classes)} if classes else {}
+
+    def examples(report: ReadReport) -> Iterator[tuple[str, Example]]:
+        assignment.describe(report)
+        cutters = {m: Cutter(getattr(assignment, m), m, report) for m in ("visual", "acoustic")}
+        widths = {m: cutter.width for m, cutter in cutters.items()}
+        guessed = absent = 0
+        told: tuple[str, tuple[list[str], np.ndarray]] = ("", ([], np.zeros((0, 2))))
+        for segment in by_video(segments):
+            split = segment.split if folds is None else folds.split_of(segment.id, segment.video)
+            if split is None:
+                report.drop("its video is in no fold")
+                continue
+            spoken = tuple(segment.text.split())
+            if not spoken:
+                report.drop("no text")
+                continue
+            times = None
+            if assignment.words is not None:
+                if segment.span is None:
+                    raise DataError(f"Give {table.name} columns start and stop: words are cut by time.")
+                if segment.video not in assignment.words:
+                    report.drop("its video is not in the word stream")
+                    continue
+                if told[0] != segment.video:
+                    told = (segment.video, assignment.words.read_words(segment.video))
+                heard = words_within(*told[1], *segment.span)
+                times, missing = word_times(spoken, *heard, segment.span)
+                guessed += missing
+            frames: dict[str, np.ndarray] = {}
+            for modality, cutter in cutters.items():
+                if times is not None:
+                    found = cutter.average(segment.id, segment.video, times)
+                else:
+                    found = cutter.cut(segment.id, segment.video, segment.span)
+                if widths[modality] and (found is None or not len(found)):
+                    absent += 1
+                frames[modality] = no_frames(widths[modality]) if found is None else found
+            value = index[segment.label] if isinstance(segment.label, str) else segment.label
+            yield split, Example(segment.id, spoken, value, aligned=times is not None, **frames)
+        if guessed:
+            report.note(f"{guessed} words of the table are not in the word stream; their times were interpolated")
+        if absent:
+            report.note(f"{absent} times an example has no frame of a modality")
+
+    return Source(
+        name=table.parent.resolve().name,
+        format="table of segments",
+        path=table.parent,
+        files=[table, *assignment.files],
+        examples=examples,
+        total=len(segments),
+        classes=classes,
+    )

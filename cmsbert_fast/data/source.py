@@ -1,0 +1,126 @@
+"""What every reader is: a description and one streaming pass over the examples."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .example import SPLITS, Corpus, DataError, Example, ReadReport
+
+MODALITIES = ("visual", "acoustic")
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+}
+_NUMBERED = re.compile(r"(.+?)(?:\$_\$|_|\[|-)\d+\]?", re.DOTALL)
+
+
+def split_name(name: str) -> str:
+    """The project's name of a split ("dev" is "valid"); other names stay as they are."""
+    return _SPLIT_NAMES.get(name.strip().lower(), name.strip())
+
+
+def video_of(segment: str) -> str:
+    """The video of a segment id: ``video_3``, ``video[3]``, ``video$_$3`` and ``video-3`` are segments of ``video``."""
+    match = _NUMBERED.fullmatch(segment)
+    return match.group(1) if match else segment
+
+
+@dataclass(slots=True)
+class Source:
+    """One recognised source, before its examples are read.
+
+    ``examples(report)`` is one streaming pass that yields ``(split, example)`` and counts in the report what it drops
+    or alters. Readers hold no more than a video or an array at a time, so that conversion needs no memory to speak of.
+    """
+
+    name: str
+    format: str
+    path: Path
+    files: list[Path]
+    examples: Callable[[ReadReport], Iterator[tuple[str, Example]]]
+    total: int | None = None
+    classes: tuple[str, ...] | None = None
+    standardise: bool = True
+
+    def new_report(self) -> ReadReport:
+        return ReadReport(source=f"{self.path.name or self.path} ({self.format})")
+
+
+class Counter:
+    """Keeps the counts of a report, and the widths consistent, while examples pass."""
+
+    def __init__(self, report: ReadReport) -> None:
+        self.report = report
+        self.ids: set[str] = set()
+
+    def see(self, split: str, example: Example) -> None:
+        report = self.report
+        if example.id in self.ids:
+            raise DataError(f"Give every example its own id: {example.id!r} occurs twice.")
+        self.ids.add(example.id)
+        report.counts[split] = report.counts.get(split, 0) + 1
+        for modality in MODALITIES:
+            frames = getattr(example, modality)
+            width = frames.shape[1]
+            if not width:
+                continue
+            if report.widths.setdefault(modality, width) != width:
+                raise DataError(
+                    f"Give all examples frames of one width: {modality} of {example.id!r} has {width} features, "
+                    f"earlier ones have {report.widths[modality]}."
+                )
+            report.frames[modality] = report.frames.get(modality, 0) + len(frames)
+
+    def finish(self) -> None:
+        """Order the splits as they are used."""
+        counts = self.report.counts
+        if not counts:
+            reasons = "; ".join(f"{n} dropped: {reason}" for reason, n in self.report.dropped.items())
+            raise DataError(f"No example could be read from {self.report.source}{': ' + reasons if reasons else '.'}")
+        order = [s for s in SPLITS if s in counts] + [s for s in counts if s not in SPLITS]
+        self.report.counts = {split: counts[split] for split in order}
+
+
+def frames_of(values: np.ndarray, modality: str, report: ReadReport) -> np.ndarray:
+    """Frames as float32 (N, d), C order, with non-finite values replaced by 0 and counted."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        frames = np.array(values, dtype=np.float32, order="C", copy=True)
+    finite = np.isfinite(frames)
+    if not finite.all():
+        report.non_finite[modality] = report.non_finite.get(modality, 0) + int(finite.size - np.count_nonzero(finite))
+        frames[~finite] = 0.0
+    return frames
+
+
+def no_frames(width: int = 0) -> np.ndarray:
+    return np.zeros((0, width), dtype=np.float32)
+
+
+def collect(source: Source) -> Corpus:
+    """Read a source into memory."""
+    report = source.new_report()
+    counter = Counter(report)
+    splits: dict[str, list[Example]] = {}
+    for split, example in source.examples(report):
+        counter.see(split, example)
+        splits.setdefault(split, []).append(example)
+    counter.finish()
+    return Corpus(
+        name=source.name,
+        splits={split: splits[split] for split in report.counts},
+        visual_size=report.widths.get("visual", 0),
+        acoustic_size=report.widths.get("acoustic", 0),
+        report=report,
+        classes=source.classes,
+        standardise=source.standardise,
+    )

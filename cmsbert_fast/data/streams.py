@@ -1,0 +1,252 @@
+"""The streams of a folder: found, recognised by name, assigned to modalities, and cut per segment or per word."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .align import TOLERANCE, Track, interval_means, overlapping
+from .csd import CsdStream
+from .example import DataError, ReadReport
+from .files import SUFFIXES, FileStream
+from .source import MODALITIES, frames_of
+
+Stream = CsdStream | FileStream
+
+# The order matters: "TimestampedWordVectors" are embeddings, not words.
+_KINDS = (
+    ("ignored", ("wordvector", "glove", "bert", "embedding", "phone", "raw_text", "transcript")),
+    ("labels", ("label", "sentiment", "emotion")),
+    ("words", ("word",)),
+    ("visual", ("facet", "openface", "visual", "vision", "video", "face", "landmark", "clip")),
+    ("acoustic", ("covarep", "opensmile", "acoustic", "audio", "voice", "egemaps", "mfcc", "librosa", "wav2vec")),
+)
+
+
+def kind_of(name: str) -> str | None:
+    """What a stream's name speaks of: visual, acoustic, words, labels, ignored; None where it does not say."""
+    lower = name.lower().replace("_", "").replace("-", "").replace(" ", "")
+    for kind, marks in _KINDS:
+        if any(mark.replace("_", "") in lower for mark in marks):
+            return kind
+    return None
+
+
+def find_streams(folder: Path) -> list[Path]:
+    """The ``.csd`` files of a folder, and its sub-folders of ``.npy`` or ``.csv`` files."""
+    found = sorted(folder.glob("*.csd"))
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and any(p.suffix.lower() in SUFFIXES for p in child.iterdir()):
+            found.append(child)
+    return found
+
+
+def open_stream(path: Path, rate: float | None = None) -> Stream:
+    return FileStream(path, rate) if path.is_dir() else CsdStream(path)
+
+
+def _names(value: str | Sequence[str] | None) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)
+
+
+class Assignment:
+    """Which stream of a folder serves what.
+
+    Args:
+        folder: Where the streams lie.
+        visual, acoustic: Names of streams; empty to recognise them by name; "none" for an absent modality.
+        words, labels: Name of the stream of words and of labels; None to recognise it; "none" for no such stream.
+
+    Raises:
+        DataError: A named stream does not exist, or names alone do not decide.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        visual: str | Sequence[str] = (),
+        acoustic: str | Sequence[str] = (),
+        words: str | None = None,
+        labels: str | None = None,
+    ) -> None:
+        self._paths = find_streams(folder)
+        self._kinds = {path: kind_of(path.stem) for path in self._paths}
+        self._taken: dict[Path, str] = {}
+        asked = {"visual": _names(visual), "acoustic": _names(acoustic), "words": _names(words), "labels": _names(labels)}
+        chosen = {role: self._resolve(role, names) for role, names in asked.items()}
+        unknown = [p for p in self._paths if self._kinds[p] is None and p not in self._taken]
+        for role in asked:
+            if chosen[role] is None:
+                chosen[role] = self._recognise(role)
+        if unknown and not (asked["visual"] and asked["acoustic"]):
+            raise DataError(
+                f"Say what these streams are with --visual NAME or --acoustic NAME (or 'none'): "
+                f"{', '.join(p.name for p in unknown)}."
+            )
+        self.visual = [open_stream(path, rate) for path, rate in chosen["visual"] or []]
+        self.acoustic = [open_stream(path, rate) for path, rate in chosen["acoustic"] or []]
+        self.words = self._only("words", chosen["words"])
+        self.labels = self._only("labels", chosen["labels"])
+        self.words_named = bool(asked["words"])
+        used = {path for found in chosen.values() for path, _ in found or []}
+        self.ignored = [path for path in self._paths if path not in used]
+
+    def _resolve(self, role: str, names: list[str]) -> list[tuple[Path, float | None]] | None:
+        if not names:
+            return None
+        if [name.lower() for name in names] == ["none"]:
+            return []
+        return [self._find(role, name) for name in names]
+
+    def _find(self, role: str, name: str) -> tuple[Path, float | None]:
+        stem, _, hertz = name.partition("@")
+        rate = None
+        if hertz:
+            if not re.fullmatch(r"\d+(\.\d+)?", hertz) or float(hertz) == 0:
+                raise DataError(f"Write the rate of {stem} as NAME@HZ, for example {stem}@30.")
+            rate = float(hertz)
+        wanted = Path(stem).name.lower().removesuffix(".csd")
+        found = [p for p in self._paths if p.stem.lower() == wanted or p.name.lower() == wanted]
+        found = found or [p for p in self._paths if wanted in p.name.lower()]
+        if len(found) != 1:
+            here = ", ".join(p.name for p in self._paths) or "none"
+            what = "fits several streams" if found else "is no stream of this folder"
+            raise DataError(f"Choose the {role} stream among: {here}; {name!r} {what}.")
+        self._taken[found[0]] = role
+        return found[0], rate
+
+    def _recognise(self, role: str) -> list[tuple[Path, float | None]]:
+        found = [p for p in self._paths if self._kinds[p] == role and p not in self._taken]
+        if len(found) > 1:
+            option = {"words": "--words", "labels": "--label"}.get(role, f"--{role}")
+            raise DataError(f"Choose one {role} stream with {option} NAME: {', '.join(p.name for p in found)} would all do.")
+        return [(path, None) for path in found]
+
+    @staticmethod
+    def _only(role: str, found: list[tuple[Path, float | None]] | None) -> CsdStream | None:
+        if not found:
+            return None
+        stream = open_stream(found[0][0])
+        if not isinstance(stream, CsdStream):
+            raise DataError(f"Name a .csd file for the {role}: {stream.name} is a folder.")
+        return stream
+
+    @property
+    def files(self) -> list[Path]:
+        streams = [*self.visual, *self.acoustic, self.words, self.labels]
+        return [path for stream in streams if stream is not None for path in stream.files]
+
+    def describe(self, report: ReadReport) -> None:
+        """Say in the report which stream serves what."""
+        for role in MODALITIES:
+            streams = getattr(self, role)
+            report.note(f"{role}: {', '.join(s.name for s in streams) or 'no stream'}")
+        if self.words is not None:
+            report.note(f"words: {self.words.name}")
+        if self.labels is not None:
+            report.note(f"labels: {self.labels.name}")
+        if self.ignored:
+            report.note(f"not used: {', '.join(p.name for p in self.ignored)}")
+
+    def close(self) -> None:
+        for stream in [*self.visual, *self.acoustic, self.words, self.labels]:
+            if stream is not None:
+                stream.close()
+
+
+class Cutter:
+    """Cuts the streams of one modality per segment or averages them per word, one video in memory at a time.
+
+    Several streams of a modality are joined along the features: per word, or on the frames of the first of them.
+    """
+
+    def __init__(self, streams: Iterable[Stream], modality: str, report: ReadReport) -> None:
+        self._streams = list(streams)
+        self._modality = modality
+        self._report = report
+        self._held: dict[int, tuple[str, Track]] = {}
+        self._widths: dict[int, int] = {}
+
+    def _track(self, number: int, key: str) -> Track:
+        held = self._held.get(number)
+        if held is None or held[0] != key:
+            track = self._streams[number].read(key)
+            width = self._widths.setdefault(number, track.features.shape[1])
+            if track.features.shape[1] != width:
+                name = self._streams[number].name
+                raise DataError(f"Repair {name}: {key} has {track.features.shape[1]} features, others have {width}.")
+            # Replaced and counted once for the whole video, before anything is averaged.
+            clean = frames_of(track.features, self._modality, self._report)
+            held = (key, Track(clean, track.intervals))
+            self._held[number] = held
+        return held[1]
+
+    def _key(self, number: int, segment: str, video: str) -> str | None:
+        stream = self._streams[number]
+        return segment if segment in stream else video if video in stream else None
+
+    def _frames(self, number: int, segment: str, video: str, span: tuple[float, float] | None) -> Track | None:
+        key = self._key(number, segment, video)
+        if key is None:
+            return None
+        track = self._track(number, key)
+        if key == segment and (key != video or span is None):
+            return track
+        if track.intervals is None:
+            raise DataError(
+                f"Give the frames of {self._streams[number].name} times (a timestamp column, or the rate as "
+                f"{self._streams[number].name}@HZ): the file of {key} holds a whole video."
+            )
+        if span is None:
+            raise DataError(f"Give the table columns start and stop: frames of {key} must be cut per segment.")
+        found = overlapping(track.intervals, *span)
+        return Track(track.features[found], track.intervals[found])
+
+    def cut(self, segment: str, video: str, span: tuple[float, float] | None) -> np.ndarray | None:
+        """The frames of a segment, float32 (n, d); None where no stream knows the segment or its video."""
+        tracks = [self._frames(k, segment, video, span) for k in range(len(self._streams))]
+        if not tracks or tracks[0] is None:
+            return None
+        if len(tracks) == 1:
+            return np.ascontiguousarray(tracks[0].features)
+        parts = [tracks[0].features]
+        for track in tracks[1:]:
+            if track is None:
+                return None
+            if track.intervals is None or tracks[0].intervals is None:
+                if len(track.features) != len(parts[0]):
+                    raise DataError(f"Give the frames of {segment} times, or as many frames in every {self._modality} stream.")
+                parts.append(track.features)
+            else:
+                parts.append(interval_means(track.features, track.intervals, tracks[0].intervals).astype(np.float32))
+        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+    def average(self, segment: str, video: str, times: np.ndarray) -> np.ndarray | None:
+        """One frame a word, float32 (words, d): the mean of the frames that overlap it, 0 where there is none."""
+        parts: list[np.ndarray] = []
+        for number in range(len(self._streams)):
+            key = self._key(number, segment, video)
+            if key is None:
+                return None
+            track = self._track(number, key)
+            if track.intervals is None:
+                raise DataError(f"Give the frames of {self._streams[number].name} times: they are averaged per word.")
+            parts.append(interval_means(track.features, track.intervals, times).astype(np.float32))
+        return np.concatenate(parts, axis=1) if parts else None
+
+    @property
+    def width(self) -> int:
+        """Features of a frame, all streams of the modality together."""
+        for number, stream in enumerate(self._streams):
+            first = next(iter(stream), None)
+            if number not in self._widths and first is not None:
+                self._widths[number] = stream.read(first).features.shape[1]
+        return sum(self._widths.values())
+
+
+def words_within(words: list[str], times: np.ndarray, start: float, stop: float) -> tuple[list[str], np.ndarray]:
+    """The words that overlap [start, stop] by more than a millisecond, with their intervals."""
+    margin = max(TOLERANCE, 1e-3)  # word stamps are rounded to milliseconds; neighbours would slip in
+    inside = np.flatnonzero((times[:, 0] < stop - margin) & (times[:, 1] > start + margin))
+    return [words[k] for k in inside], times[inside]
