@@ -69,8 +69,10 @@ class CsdStream:
         self._file.close()
 
     def _damaged(self, what: str, cause: Exception | None = None) -> DataError:
-        return DataError(f"Get {self.path.name} again, it is damaged or not what it seems: {what}"
-                         + (f" ({cause})." if cause else "."))
+        return DataError(
+            f"Get {self.path.name} again, it is damaged or not what it seems: {what}"
+            + (f" ({cause})." if cause else ".")
+        )
 
     def _child(self, group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):

@@ -50,7 +50,9 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
                     if row:
                         yield row
             except (csv.Error, UnicodeDecodeError) as error:
-                raise DataError(f"Repair {path.name}: it cannot be read beyond line {reader.line_num} ({error}).") from error
+                raise DataError(
+                    f"Repair {path.name}: it cannot be read beyond line {reader.line_num} ({error})."
+                ) from error
 
     return [name.strip().lower() for name in header], rows()
 
@@ -59,7 +61,9 @@ def _load_npy(path: Path) -> np.ndarray:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise DataError(f"Save {path.name} again with numpy.save (no object arrays): it cannot be read ({error}).") from error
+        raise DataError(
+            f"Save {path.name} again with numpy.save (no object arrays): it cannot be read ({error})."
+        ) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         raise DataError(f"Save {path.name} again as an array of numbers.")
     if values.ndim == 1:

@@ -73,7 +73,12 @@ class Assignment:
         self._paths = find_streams(folder)
         self._kinds = {path: kind_of(path.stem) for path in self._paths}
         self._taken: dict[Path, str] = {}
-        asked = {"visual": _names(visual), "acoustic": _names(acoustic), "words": _names(words), "labels": _names(labels)}
+        asked = {
+            "visual": _names(visual),
+            "acoustic": _names(acoustic),
+            "words": _names(words),
+            "labels": _names(labels),
+        }
         chosen = {role: self._resolve(role, names) for role, names in asked.items()}
         unknown = [p for p in self._paths if self._kinds[p] is None and p not in self._taken]
         for role in asked:
@@ -120,7 +125,9 @@ class Assignment:
         found = [p for p in self._paths if self._kinds[p] == role and p not in self._taken]
         if len(found) > 1:
             option = {"words": "--words", "labels": "--label"}.get(role, f"--{role}")
-            raise DataError(f"Choose one {role} stream with {option} NAME: {', '.join(p.name for p in found)} would all do.")
+            raise DataError(
+                f"Choose one {role} stream with {option} NAME: {', '.join(p.name for p in found)} would all do."
+            )
         return [(path, None) for path in found]
 
     @staticmethod
@@ -216,7 +223,9 @@ class Cutter:
                 return None
             if track.intervals is None or tracks[0].intervals is None:
                 if len(track.features) != len(parts[0]):
-                    raise DataError(f"Give the frames of {segment} times, or as many frames in every {self._modality} stream.")
+                    raise DataError(
+                        f"Give the frames of {segment} times, or as many frames in every {self._modality} stream."
+                    )
                 parts.append(track.features)
             else:
                 parts.append(interval_means(track.features, track.intervals, tracks[0].intervals).astype(np.float32))
