@@ -121,8 +121,8 @@ _LABEL_NOISE = 0.25
 class Utterance(NamedTuple):
     """An example with what it was made from.
 
-    ``pairs`` are the film's aspects with the ambiguous word said of each; ``directions`` holds the direction (1, -1 or 0)
-    of gaze ("visual") and pitch ("acoustic"); ``events`` says in which frames they are seen and heard, and the
+    ``pairs`` are the film's aspects with the ambiguous word said of each; ``directions`` holds the direction (1, -1 or
+    0) of gaze ("visual") and pitch ("acoustic"); ``events`` says in which frames they are seen and heard, and the
     distractors with them.
     """
 
