@@ -1,0 +1,127 @@
+"""Checkpoints: the whole state of a run in one file that is replaced atomically and holds nothing but data.
+
+A run killed at any moment leaves the previous file or the new one, never a part. ``torch.load(weights_only=True)``
+reads it: tensors, numbers, strings and containers of them.
+"""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cmsbert_fast.training.settings import UsageError
+
+FILE_NAME = "checkpoint.pt"
+FORMAT = 1
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Writes ``state`` to ``folder/checkpoint.pt``; returns when it is on the disk."""
+    write_atomically(folder / FILE_NAME, lambda path: torch.save({"format": FORMAT, **state}, path))
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The state saved in ``folder``, on the CPU; None where no checkpoint was written yet.
+
+    Raises:
+        UsageError: The file is damaged or of another version.
+    """
+    path = folder / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        version = state["format"]
+    except Exception as error:  # torch names no common class for the ways in which a file can be broken
+        raise UsageError(
+            f"{path} is no readable checkpoint ({type(error).__name__}); remove it to start anew."
+        ) from None
+    if version != FORMAT:
+        raise UsageError(f"{path} was written by another version of this program; continue with that, or start anew.")
+    return state
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets ``write`` fill a temporary file, which takes the place of ``path`` once it is on the disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Lets ``write`` fill a temporary folder whose files then take the places of those in ``folder``.
+
+    Each file is replaced atomically. Files that ``write`` gives the same content every time, such as a configuration
+    beside weights, therefore never disagree with the others.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    for path in temporary.rglob("*"):
+        _sync(path)
+    if not folder.exists():
+        os.replace(temporary, folder)
+    else:
+        for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        shutil.rmtree(temporary)
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every random generator of this process."""
+    # The global generator is not ours, but libraries draw from it.
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002
+    assert isinstance(numpy_state, dict)
+    assert numpy_state["bit_generator"] == "MT19937"
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": {
+            "keys": torch.from_numpy(numpy_state["state"]["key"].astype(np.int64)),
+            "position": int(numpy_state["state"]["pos"]),
+            "has_gauss": int(numpy_state["has_gauss"]),
+            "gauss": float(numpy_state["gauss"]),
+        },
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Puts every random generator of this process into a state that :func:`random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    n = state["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        ("MT19937", n["keys"].numpy().astype(np.uint32), n["position"], n["has_gauss"], n["gauss"])
+    )
+    random.setstate(state["python"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds every random generator of this process."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,252 @@
+"""The processes of a run: started, handed their share of every batch, and brought back to one result.
+
+Everything here is written so that the number of ranks changes rounding only, and that a run repeats itself to the bit.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import Parameter
+
+from cmsbert_fast.training.settings import UsageError
+
+BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's choice: large enough for the bandwidth, small enough to overlap
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Which process this is. One process without ``torchrun`` is rank 0 of 1."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group of all ranks; None for one process."""
+        return dist.group.WORLD if self.world_size > 1 else None
+
+
+def environment_rank() -> int:
+    """The rank that ``torchrun`` gave this process, known before any process group exists; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def start(device: str = "auto") -> Ranks:
+    """Joins the process group that ``torchrun`` describes in the environment: nccl on GPUs, gloo on CPUs.
+
+    Args:
+        device: "cpu", "cuda", or "auto" (CUDA where there is a device).
+
+    Raises:
+        UsageError: "cuda" without a CUDA device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda was asked for, but PyTorch finds no CUDA device; use --device cpu.")
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" not in os.environ:
+        return Ranks(0, 1, torch.device(device))
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
+    # torchrun's store outlives a failed attempt: without a prefix its restarted workers find the dead ones' addresses.
+    store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        device_id=torch.device(device) if backend == "nccl" else None,
+    )
+    return Ranks(rank, world_size, torch.device(device))
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def report_once(speak: Callable[[], None], patience: float = 5.0) -> None:
+    """Lets rank 0 alone speak about an error that every rank meets.
+
+    The other ranks wait until ``torchrun`` ends them or ``patience`` seconds are over, so that they do not make it end
+    rank 0 before it has spoken.
+    """
+    if environment_rank() == 0:
+        speak()
+    else:
+        time.sleep(patience)
+
+
+def share(count: int, ranks: Ranks) -> slice:
+    """The contiguous part of ``count`` items that belongs to this rank; sizes differ by at most 1 between ranks."""
+    small, larger = divmod(count, ranks.world_size)
+    begin = ranks.rank * small + min(ranks.rank, larger)
+    return slice(begin, begin + small + (ranks.rank < larger))
+
+
+def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
+    """Sums ``values`` over the ranks, in place."""
+    if ranks.world_size > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def join_shares(rows: Tensor, count: int, ranks: Ranks) -> Tensor:
+    """Joins what the ranks computed for their :func:`share` of ``count`` items: (share, ...) -> (count, ...)."""
+    if ranks.world_size == 1:
+        return rows
+    largest = -(-count // ranks.world_size)
+    padded = rows.new_zeros(largest, *rows.shape[1:])
+    padded[: rows.shape[0]] = rows
+    parts = [torch.empty_like(padded) for _ in range(ranks.world_size)]
+    dist.all_gather(parts, padded)
+    sizes = [share(count, Ranks(r, ranks.world_size, ranks.device)) for r in range(ranks.world_size)]
+    return torch.cat([part[: s.stop - s.start] for part, s in zip(parts, sizes, strict=True)])
+
+
+def gather_objects(value: object, ranks: Ranks) -> list:
+    """One small Python object per rank, in the order of the ranks, on every rank."""
+    if ranks.world_size == 1:
+        return [value]
+    values: list = [None] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(value: Callable[[], Any], ranks: Ranks) -> Any:
+    """Calls ``value`` on rank 0 only and gives its result to every rank; so too the UsageError it raises."""
+    if ranks.world_size == 1:
+        return value()
+    box: list = [None, None]
+    if ranks.is_main:
+        try:
+            box[0] = value()
+        except UsageError as error:
+            box[1] = str(error)
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise UsageError(box[1])
+    return box[0]
+
+
+def equalise(tensors: Iterable[Tensor], ranks: Ranks) -> None:
+    """Gives every rank the values that rank 0 has, in place."""
+    if ranks.world_size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def wait_for_all(ranks: Ranks) -> None:
+    """Returns when every rank has come here."""
+    if ranks.world_size > 1:
+        dist.barrier()
+
+
+class _Bucket:
+    def __init__(self, parameters: list[Parameter]):
+        first = parameters[0]
+        self.flat = torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
+        self.parameters = parameters
+        self.missing = 0
+        self.work: dist.Work | None = None
+        begin = 0
+        for p in parameters:
+            p.grad = self.flat[begin : begin + p.numel()].view_as(p)
+            begin += p.numel()
+
+
+class Gradients:
+    """All gradients of a model, averaged over the ranks while the backward pass still runs.
+
+    Gradients live in flat buckets filled in the order in which a backward pass produces them; a bucket is reduced as
+    soon as it and all before it are complete. DistributedDataParallel does the same but re-orders its buckets after
+    the first step, so that a resumed run would add in another order than the run it continues; here the order never
+    changes. A parameter that the loss does not reach has the gradient 0.
+
+    ``zero()`` before a step's first backward pass, ``no_sync()`` around each but its last, ``finish()`` after the last.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], ranks: Ranks, bucket_bytes: int = BUCKET_BYTES):
+        self._ranks = ranks
+        self._buckets: list[_Bucket] = []
+        self._bucket_of: dict[Parameter, _Bucket] = {}
+        self._next = 0
+        self._armed = True
+        group: list[Parameter] = []
+        for p in reversed([p for p in parameters if p.requires_grad]):
+            full = sum(q.numel() * q.element_size() for q in group) >= bucket_bytes
+            if group and (full or p.dtype != group[0].dtype):
+                self._buckets.append(_Bucket(group))
+                group = []
+            group.append(p)
+        self._buckets.append(_Bucket(group))
+        for bucket in self._buckets:
+            for p in bucket.parameters:
+                self._bucket_of[p] = bucket
+                if ranks.world_size > 1:
+                    p.register_post_accumulate_grad_hook(self._ready)
+
+    def zero(self) -> None:
+        """Sets every gradient to 0 and makes ready for the next step."""
+        self._armed = True
+        self._next = 0
+        for bucket in self._buckets:
+            bucket.flat.zero_()
+            bucket.missing = len(bucket.parameters)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Around a backward pass that others of the same step follow: its gradients are kept, not reduced yet."""
+        self._armed = False
+        yield
+        self._armed = True
+
+    def finish(self) -> None:
+        """Waits until every bucket holds the average over the ranks."""
+        if self._ranks.world_size == 1:
+            return
+        # What is left holds a parameter that the last backward pass did not reach.
+        for bucket in self._buckets[self._next :]:
+            bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+        for bucket in self._buckets:
+            assert bucket.work is not None
+            bucket.work.wait()
+            bucket.work = None
+            bucket.flat.div_(self._ranks.world_size)
+
+    def norm(self) -> Tensor:
+        """The Euclidean norm of all gradients together, a 0-dim tensor."""
+        norms = [torch.linalg.vector_norm(bucket.flat) for bucket in self._buckets]
+        return torch.linalg.vector_norm(torch.stack([n.double() for n in norms]))
+
+    def clip(self, norm: Tensor, limit: float) -> None:
+        """Scales all gradients so that their norm, which is ``norm`` now, is at most ``limit``."""
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for bucket in self._buckets:
+            bucket.flat.mul_(factor.to(bucket.flat.dtype))
+
+    def _ready(self, parameter: Parameter) -> None:
+        if not self._armed:
+            return
+        self._bucket_of[parameter].missing -= 1
+        while self._next < len(self._buckets) and self._buckets[self._next].missing == 0:
+            bucket = self._buckets[self._next]
+            bucket.work = dist.all_reduce(bucket.flat, async_op=True)
+            self._next += 1

@@ -1,0 +1,577 @@
+"""Training, top to bottom: :func:`main` reads the command line, :func:`train` does one run.
+
+What makes a run repeatable: the order of the data depends on the seed and the epoch only, dropout on the seed and the
+rank, gradients are added in one order (:class:`~cmsbert_fast.training.distributed.Gradients`), and a checkpoint holds
+all state there is.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import time
+import types
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from cmsbert_fast.contrastive import pairwise_contrastive_loss
+from cmsbert_fast.data import read_corpus
+from cmsbert_fast.data.example import SPLITS, Corpus, DataError
+from cmsbert_fast.gradcache import gradcache_backward
+from cmsbert_fast.loss import task_loss, total_loss
+from cmsbert_fast.processing_cmsbert import CMSBertProcessor
+from cmsbert_fast.training import checkpoint, distributed, evaluation, results
+from cmsbert_fast.training.distributed import Gradients, Ranks
+from cmsbert_fast.training.evaluation import Batches, Predictions
+from cmsbert_fast.training.models import build, build_config, parameter_groups
+from cmsbert_fast.training.settings import VARIANTS, Command, TrainingSettings, UsageError, parse_command
+
+EXIT_USAGE = 2
+EXIT_NOT_FINITE = 3
+BEST = "best"  # the best model, in Hugging Face form
+# Settings that a resumed run may change: they decide where and how fast it computes, not what. The data's place may
+# change too; that it holds the same examples is checked.
+_FREE_ON_RESUME = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_every_steps")
+
+
+class NotFinite(Exception):
+    """A loss, a gradient or a prediction is NaN or infinite. The message names step and examples."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has written its checkpoint."""
+
+
+class StopRequest:
+    """Remembers that SIGTERM or SIGINT came, so that the loop can stop between two steps."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: types.FrameType | None) -> None:
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt  # Ctrl-C a second time: at once
+        self.signal = self.signal or number
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a run is. Part of the checkpoint."""
+
+    epoch: int = 0  # epochs completed
+    batch: int = 0  # batches completed in the current one
+    step: int = 0
+    best: float | None = None  # lowest selection value on validation so far, and its epoch (1, 2, ...)
+    best_epoch: int = 0
+    stalled: int = 0  # epochs since then
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Numbers of a step on their way from the device: read one step later, so that a GPU never waits for the host."""
+
+    step: int
+    learning_rate: float
+    indices: np.ndarray
+    values: Tensor  # task loss, contrastive loss, ranks asked to stop, gradient norm
+    copied: Any  # CUDA event; None on the CPU
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        learning_rate: float,
+        indices: np.ndarray,
+        losses: list[Tensor],
+        norm: Tensor,
+        stop: bool,
+        ranks: Ranks,
+    ) -> "_Record":
+        """Averages a step's numbers over the ranks and starts their copy to the host."""
+        values = torch.stack([*losses, losses[0].new_tensor(float(stop))]).double()
+        values = distributed.sum_over_ranks(values, ranks) / ranks.world_size
+        values = torch.cat([values, norm.double()[None]]).to("cpu", non_blocking=True)
+        copied = None
+        if ranks.device.type == "cuda":
+            copied = torch.cuda.Event()
+            copied.record()
+        return cls(step, learning_rate, indices, values, copied)
+
+
+def main(arguments: Sequence[str], embedded_config: Path) -> int:
+    """Runs ``train.py``.
+
+    Args:
+        arguments: The command line, without the program.
+        embedded_config: Settings for the embedded corpus.
+
+    Returns:
+        The exit status: 0 done, 2 a user's error, 3 a loss that is not finite, 128 + n stopped by signal n.
+    """
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    stop = StopRequest()
+    try:
+        command = parse_command(arguments, embedded_config)
+        ranks = distributed.start(command.runs[0].device)
+        run_all(command, ranks, stop)
+    except (UsageError, DataError) as error:
+        message, status = f"error: {error}", EXIT_USAGE
+    except NotFinite as error:
+        message, status = f"stopped: {error}", EXIT_NOT_FINITE
+    except Interrupted as error:
+        message, status = str(error), 128 + (stop.signal or signal.SIGTERM)
+    else:
+        return 0
+    finally:
+        distributed.stop()
+    distributed.report_once(lambda: print(message, file=sys.stderr, flush=True))
+    return status
+
+
+def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
+    """Does every run of a command, after checking all of them, and prints the table of their test metrics."""
+    say = print if ranks.is_main else _silent
+    corpus, corpus_fold = None, None
+    for settings in command.runs:
+        if corpus is None or settings.fold != corpus_fold:
+            corpus, corpus_fold = read(settings), settings.fold
+            say(corpus.report)
+        check(settings, corpus, ranks.world_size)
+    assert corpus is not None
+    name = corpus.name
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    resume = command.resume or restarted
+    root = distributed.from_main(lambda: output_folder(command.output, name, resume), ranks)
+    done = []
+    for settings in command.runs:
+        if settings.fold != corpus_fold:
+            corpus, corpus_fold = read(settings), settings.fold
+        number = f"seed-{settings.seed}" if settings.fold is None else f"fold-{settings.fold}-seed-{settings.seed}"
+        folder = root / settings.variant.replace("/", "-") / number
+        say(f"\n{folder}", flush=True)
+        done.append(train(settings, corpus, ranks, folder, stop, resume=resume))
+    text, rows = results.table(done)
+    say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {root}")
+    if ranks.is_main:
+        results.write_json(root / "summary.json", rows)
+        checkpoint.write_atomically(root / "summary.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def read(settings: TrainingSettings) -> Corpus:
+    """The data that settings name.
+
+    Raises:
+        DataError: It cannot be used as it is.
+    """
+    return read_corpus(
+        settings.data,
+        visual=settings.visual,
+        acoustic=settings.acoustic,
+        words=settings.words,
+        label=settings.label,
+        folds=settings.folds,
+        fold=settings.fold,
+    )
+
+
+def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> None:
+    """Finds what would make a run fail, before any training.
+
+    Raises:
+        UsageError: With what to do about it.
+    """
+    for split in SPLITS:
+        examples = corpus.splits.get(split, ())
+        if len(examples) < 2:
+            raise UsageError(
+                f"{corpus.name} has {len(examples)} examples in its {split} split, but training needs at least 2 in each "
+                f"of {', '.join(SPLITS)}; assign more examples to it."
+            )
+        unlabelled = next((example.id for example in examples if example.label is None), None)
+        if unlabelled is not None:
+            raise UsageError(f"Example {unlabelled!r} of the {split} split has no label; give it one or leave it out.")
+    count = len(corpus.splits["train"])
+    smallest = count // math.ceil(count / settings.batch_size)
+    if smallest < world_size:
+        raise UsageError(
+            f"The smallest batch has {smallest} examples for {world_size} ranks; use fewer ranks or a "
+            "larger --batch-size."
+        )
+    build_config(settings, corpus)
+
+
+def train(
+    settings: TrainingSettings, corpus: Corpus, ranks: Ranks, folder: Path, stop: StopRequest, *, resume: bool = False
+) -> dict[str, Any]:
+    """One run: trains, selects on validation, tests, and leaves everything in ``folder``.
+
+    Args:
+        settings: What to do.
+        corpus: Its splits "train", "valid" and "test" are used.
+        ranks: This process.
+        folder: Where log, checkpoint, best model, results, predictions and figures go.
+        stop: Whether to stop early.
+        resume: Continue from the checkpoint in ``folder``, if there is one. A finished run is not repeated.
+
+    Returns:
+        What ``results.json`` holds, on every rank.
+
+    Raises:
+        UsageError: The settings do not fit data, checkpoint or ``folder``.
+        NotFinite: A loss, gradient or prediction is NaN or infinite.
+        Interrupted: ``stop`` was requested; the checkpoint is written.
+    """
+    started = time.monotonic()
+    state = None
+    if resume:
+        finished = distributed.from_main(lambda: results.read_json(folder / results.RESULTS), ranks)
+        if finished is not None:
+            _check_unchanged(finished["settings"], finished["data"]["fingerprint"], settings, corpus, folder)
+            return finished
+        state = checkpoint.load(folder)
+        if state is not None:
+            _check_unchanged(state["settings"], state["fingerprint"], settings, corpus, folder)
+    if ranks.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    # The model, the same on every rank; what is random after this differs between ranks.
+    checkpoint.seed_everything(settings.seed)
+    model, processor = build(settings, corpus)
+    model.to(ranks.device)
+    distributed.equalise((*model.parameters(), *model.buffers()), ranks)
+    checkpoint.seed_everything(int(np.random.SeedSequence([settings.seed, ranks.rank]).generate_state(1)[0]))
+    variant = VARIANTS[settings.variant]
+    splits = {split: Batches(corpus.splits[split], processor, model.config, ranks.device) for split in SPLITS}
+    gradients = Gradients(model.parameters(), ranks)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.learning_rate, fused=True)
+    batches_per_epoch = math.ceil(len(splits["train"]) / settings.batch_size)
+    total_steps = settings.epochs * batches_per_epoch
+
+    progress = Progress()
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress = Progress(**state["progress"])
+        if ranks.rank < len(state["random"]):
+            checkpoint.set_random_state(state["random"][ranks.rank], ranks.device)
+    elif variant.contrastive:
+        # Eq. 20-22: nu starts from a validation pass. Without EMA it is 1 throughout.
+        model.nu.fill_(1.0)
+        if variant.ema:
+            task, contrastive = evaluation.losses(
+                _predict(model, splits["valid"], ranks, settings), model.config, settings.batch_size
+            )
+            model.nu.fill_(_ratio(task, contrastive, model))
+    nu = float(model.nu) if variant.contrastive else None
+    earlier_seconds = progress.seconds
+    log = results.RunLog(folder, state["log_length"] if state else 0, progress.step) if ranks.is_main else None
+    if log and state is None:
+        log.write("start", {"step": 0, "parameters": model.num_parameters(), "nu": nu})
+    bar = tqdm(
+        total=total_steps,
+        initial=progress.step,
+        desc=settings.variant,
+        unit="step",
+        disable=not ranks.is_main,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        dynamic_ncols=True,
+    )
+
+    def save() -> None:
+        progress.seconds = earlier_seconds + time.monotonic() - started
+        random_states = distributed.gather_objects(checkpoint.random_state(ranks.device), ranks)
+        if log is not None:
+            state = {
+                "settings": dataclasses.asdict(settings),
+                "fingerprint": fingerprint(corpus),
+                "progress": dataclasses.asdict(progress),
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "random": random_states,
+                "log_length": log.length(),
+            }
+            checkpoint.save(folder, state)
+
+    def settle(record: _Record) -> bool:
+        """Logs a step once its numbers are there; stops the run if they are not finite.
+
+        Returns:
+            Whether a rank was asked to stop.
+        """
+        if record.copied is not None:
+            record.copied.synchronize()
+        task, contrastive, requests, norm = record.values.tolist()
+        loss = task + (nu * contrastive if nu is not None else 0.0)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = "gradient" if math.isfinite(loss) else "loss"
+            raise NotFinite(
+                f"the {what} of step {record.step} (epoch {progress.epoch + 1}) is not finite; lower --learning-rate, "
+                "set --max-grad-norm, or look at the examples of this batch: "
+                + ", ".join(splits["train"].ids(record.indices))
+            )
+        numbers = {"loss": loss, "task_loss": task}
+        if nu is not None:
+            numbers |= {"contrastive_loss": contrastive, "nu": nu}
+        numbers |= {"gradient_norm": norm, "learning_rate": record.learning_rate}
+        if log is not None:
+            log.write("train", {"step": record.step, "epoch": progress.epoch + 1, **numbers})
+        best = f", best epoch {progress.best_epoch}: {abs(progress.best):.3f}" if progress.best is not None else ""
+        bar.set_postfix_str(f"loss {loss:.3f}{best}", refresh=False)
+        bar.update()
+        return requests > 0
+
+    while progress.epoch < settings.epochs:
+        if settings.early_stopping is not None and progress.stalled >= settings.early_stopping:
+            break
+        order = epoch_batches(len(splits["train"]), settings.batch_size, settings.seed, progress.epoch)
+        model.train()
+        unread: _Record | None = None
+        while progress.batch < len(order):
+            indices = order[progress.batch]
+            learning_rate = settings.learning_rate * schedule(progress.step, total_steps, settings.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            gradients.zero()
+            losses = backward(model, splits["train"], indices, gradients, ranks, settings)
+            gradients.finish()
+            norm = gradients.norm()
+            if settings.max_grad_norm is not None:
+                gradients.clip(norm, settings.max_grad_norm)
+            optimizer.step()
+            progress.step += 1
+            progress.batch += 1
+
+            stopping = unread is not None and settle(unread)
+            unread = _Record.of(progress.step, learning_rate, indices, losses, norm, stop.signal != 0, ranks)
+            due = settings.checkpoint_every_steps and progress.step % settings.checkpoint_every_steps == 0
+            if stopping or due or progress.batch == len(order):
+                stopping |= settle(unread)
+                unread = None
+                if stopping or due:
+                    save()
+            if stopping:
+                bar.close()
+                raise Interrupted(f"Stopped after step {progress.step}; the same command with --resume continues.")
+
+        predictions = _predict(model, splits["valid"], ranks, settings)
+        measured = evaluation.metrics(predictions)
+        task, contrastive = evaluation.losses(predictions, model.config, settings.batch_size)
+        losses_of_epoch = {"task_loss": task}
+        if contrastive is not None:
+            if variant.ema:  # Eq. 21
+                model.nu.mul_(settings.momentum).add_((1 - settings.momentum) * _ratio(task, contrastive, model))
+                nu = float(model.nu)
+            losses_of_epoch |= {"contrastive_loss": contrastive, "nu": nu}
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.stalled += 1
+        score = evaluation.selection(measured)
+        if progress.best is None or score < progress.best:
+            progress.best, progress.best_epoch, progress.stalled = score, progress.epoch, 0
+            if ranks.is_main:
+                checkpoint.replace_folder(folder / BEST, lambda path: _save_pretrained(model, processor, path))
+        if log is not None:
+            log.write("valid", {"step": progress.step, "epoch": progress.epoch, **losses_of_epoch, **measured})
+        if progress.epoch % settings.checkpoint_every_epochs == 0 or progress.epoch == settings.epochs:
+            save()
+    bar.close()
+
+    # The best model, on the test set.
+    distributed.wait_for_all(ranks)
+    best = type(model).from_pretrained(folder / BEST, backend=settings.backend, dtype=torch.float32).to(ranks.device)
+    tested = _predict(best, splits["test"], ranks, settings)
+    outcome = {
+        "test": evaluation.metrics(tested),
+        "valid": evaluation.metrics(_predict(best, splits["valid"], ranks, settings)),
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "parameters": best.num_parameters(),
+        "data": {"name": corpus.name, "report": str(corpus.report), "fingerprint": fingerprint(corpus)},
+        **results.provenance(settings, ranks.world_size, _device_name(ranks.device)),
+    }
+    if log is not None:
+        results.write_predictions(folder / "predictions.csv", tested, corpus.classes)
+        results.write_figures(folder / "figures", best, processor, corpus, tested)
+        log.write("test", {"step": progress.step, "epoch": progress.best_epoch, **outcome["test"]})
+        log.close()
+        outcome["seconds"] = earlier_seconds + time.monotonic() - started
+        results.write_json(folder / results.RESULTS, outcome)
+    return outcome
+
+
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The global batches of an epoch: ``count`` indices, shuffled, cut into batches whose sizes differ by at most 1."""
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return np.array_split(order, math.ceil(count / batch_size))
+
+
+def schedule(step: int, total_steps: int, warmup: float) -> float:
+    """The factor of the learning rate in a step (0, 1, ...): rises linearly to 1 during warm-up, then falls to 0."""
+    warm = round(warmup * total_steps)
+    return (step + 1) / warm if step < warm else (total_steps - step) / max(1, total_steps - warm)
+
+
+def fingerprint(corpus: Corpus) -> str:
+    """A hash of the ids and labels of the training and validation examples, in order."""
+    digest = hashlib.sha256()
+    for split in ("train", "valid"):
+        for example in corpus.splits[split]:
+            digest.update(f"{example.id}\t{example.label}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def output_folder(given: Path | None, name: str, resume: bool) -> Path:
+    """The folder for the runs of a command: ``given``, or a new one under ``runs`` named after the data.
+
+    Raises:
+        UsageError: There is a run already, or none to resume, or the folder cannot be made.
+    """
+    name = re.sub(r"[^\w.-]+", "-", name)
+    if given is None:
+        numbers = [1]
+        for path in Path("runs").glob(f"{name}*"):
+            if match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name):
+                numbers.append(int(match.group(1) or 1) + 1)
+        last = max(numbers)
+        if resume:
+            last -= 1
+        if last == 0:
+            raise UsageError(f"There is no run of {name} under runs to resume; name its folder with --output.")
+        given = Path("runs") / (name if last == 1 else f"{name}-{last}")
+    elif not resume and any(given.glob("*/*/log.jsonl")):
+        raise UsageError(f"{given} holds a run already; continue it with --resume, or choose another --output.")
+    try:
+        given.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{given} cannot be made ({error.strerror}); choose another --output.") from None
+    return given
+
+
+def backward(
+    model: PreTrainedModel,
+    batches: Batches,
+    indices: np.ndarray,
+    gradients: Gradients,
+    ranks: Ranks,
+    settings: TrainingSettings,
+) -> list[Tensor]:
+    """Adds a global batch's gradients, so that their average over the ranks is the gradient of the batch's loss.
+
+    Returns:
+        Task loss and contrastive loss (0 without one), 0-dim; their averages over the ranks are the batch's losses.
+    """
+    mine = indices[distributed.share(len(indices), ranks)]
+    parts = np.array_split(mine, min(settings.accumulation, len(mine)))
+    if len(parts) > 1 and VARIANTS[settings.variant].contrastive:
+        return _backward_cached(model, batches, parts, len(indices), gradients, ranks, settings)
+    task_losses, contrastive = [], None
+    for i, part in enumerate(parts):
+        inputs = batches.load(part)
+        with nullcontext() if i + 1 == len(parts) else gradients.no_sync():
+            with evaluation.autocast(settings.precision, ranks.device):
+                output = model(**inputs)
+            # A mean over a part's own rows; the average over the ranks must be the mean over all rows.
+            task = output.task_loss * (len(part) * ranks.world_size / len(indices))
+            contrastive = output.contrastive_loss
+            (task if contrastive is None else total_loss(task, contrastive, model.nu)).backward()
+        task_losses.append(task.detach())
+    task = torch.stack(task_losses).sum()
+    return [task, torch.zeros_like(task) if contrastive is None else contrastive.detach()]
+
+
+def _backward_cached(
+    model: PreTrainedModel,
+    batches: Batches,
+    parts: Sequence[np.ndarray],
+    count: int,
+    gradients: Gradients,
+    ranks: Ranks,
+    settings: TrainingSettings,
+) -> list[Tensor]:
+    """:func:`backward` in parts, each compared with the whole global batch of ``count`` examples all the same."""
+    loaded = [batches.load(part) for part in parts]
+    labels = torch.cat([inputs.pop("labels") for inputs in loaded])
+    weight = len(labels) * ranks.world_size / count
+
+    def forward(inputs: dict[str, Any]) -> tuple[Tensor | None, ...]:
+        with evaluation.autocast(settings.precision, ranks.device):
+            output = model(**inputs)
+        return output.logits, output.linguistic_embeds, output.visual_embeds, output.acoustic_embeds
+
+    def loss(logits: Tensor, *embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        task = task_loss(logits, labels) * weight
+        contrastive = pairwise_contrastive_loss(
+            *embeddings,
+            labels,
+            model.config.temperature,
+            model.config.smoothing,
+            model.config.threshold,
+            group=ranks.group,
+            backend=settings.backend,
+        )
+        return total_loss(task, contrastive, model.nu), task, contrastive
+
+    _, task, contrastive = gradcache_backward(forward, loaded, loss, no_sync=gradients.no_sync).loss
+    return [task, contrastive]
+
+
+def _predict(model: PreTrainedModel, batches: Batches, ranks: Ranks, settings: TrainingSettings) -> Predictions:
+    predictions = evaluation.predict(model, batches, ranks, settings.batch_size, settings.precision)
+    wrong = ~predictions.logits.isfinite().all(dim=1)
+    if wrong.any():
+        ids = ", ".join(predictions.ids[i] for i in wrong.nonzero()[:, 0].tolist())
+        raise NotFinite(f"the predictions for these examples are not finite; lower --learning-rate: {ids}")
+    return predictions
+
+
+def _ratio(task: float, contrastive: float | None, model: PreTrainedModel) -> float:
+    """nu hat of Eq. 22; the present nu where the contrastive loss is 0, so that there is nothing to scale."""
+    return task / contrastive if contrastive else float(model.nu)
+
+
+def _save_pretrained(model: PreTrainedModel, processor: CMSBertProcessor, path: Path) -> None:
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+
+
+def _check_unchanged(
+    saved: dict, saved_fingerprint: str, settings: TrainingSettings, corpus: Corpus, folder: Path
+) -> None:
+    now = dataclasses.asdict(settings)
+    changed = [name for name in now if name not in _FREE_ON_RESUME and saved.get(name) != now[name]]
+    if changed:
+        name = changed[0]
+        raise UsageError(
+            f"The run in {folder} has {name} = {saved.get(name)!r}, not {now[name]!r}; resume it with its own settings."
+        )
+    if saved_fingerprint != fingerprint(corpus):
+        raise UsageError(
+            f"The run in {folder} was trained on other examples than {corpus.name} holds; resume with those."
+        )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _silent(*values: object, **options: object) -> None:
+    pass

@@ -1,0 +1,192 @@
+"""The model, the processor and the optimiser that settings and data ask for."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils import cached_file
+
+from cmsbert_fast.configuration_cmsbert import CMSBertConfig
+from cmsbert_fast.data.embedded import embedded_tokenizer
+from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.modeling_cmsbert import CMSBertCLRForSequenceClassification, CMSBertForSequenceClassification
+from cmsbert_fast.processing_cmsbert import CMSBertProcessor
+from cmsbert_fast.training.evaluation import without_missing_modalities
+from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, UsageError
+
+_NOT_DECAYED = (nn.LayerNorm,)
+
+
+def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
+    """The configuration of the model to train; nothing but the checkpoint's ``config.json`` is read.
+
+    Raises:
+        UsageError: There is no such checkpoint, or it does not fit the data.
+    """
+    variant = VARIANTS[settings.variant]
+    fields: dict[str, Any] = {
+        "visual_size": corpus.visual_size if variant.multimodal else 0,
+        "acoustic_size": corpus.acoustic_size if variant.multimodal else 0,
+        "num_labels": len(corpus.classes) if corpus.classes else 1,
+        "gate_activation": settings.gate_activation,
+        "temperature": settings.temperature,
+        "smoothing": settings.smoothing if variant.smoothing else None,
+        "threshold": settings.threshold,
+        "backend": settings.backend,
+    }
+    if variant.multimodal and not (corpus.visual_size or corpus.acoustic_size):
+        raise UsageError(
+            f"{corpus.name} holds no visual or acoustic frames, which {settings.variant} needs; name its streams, or "
+            "train --variant bert."
+        )
+    if corpus.classes:
+        fields["id2label"] = dict(enumerate(corpus.classes))
+        fields["label2id"] = {name: i for i, name in enumerate(corpus.classes)}
+    if settings.projection_size is not None:
+        fields["projection_size"] = settings.projection_size
+    unknown = [name for name in settings.architecture if not hasattr(CMSBertConfig(), name)]
+    if unknown:
+        raise UsageError(f"architecture names {unknown[0]!r}, which is no field of BertConfig; see its documentation.")
+    saved: dict[str, Any] = {}
+    if settings.model is not None:
+        saved = _saved_config(settings.model)
+        _check_fit(settings, saved, fields, corpus)
+        for name in ("architectures", "model_type", "torch_dtype", "dtype", "_name_or_path", "cms_layers"):
+            saved.pop(name, None)
+        if settings.projection_size is None and "visual_size" not in saved:
+            saved.pop("projection_size", None)
+    elif corpus.name != "embedded":
+        raise UsageError(
+            f"Name a pretrained checkpoint with --model to train on {corpus.name}; only the embedded corpus is small "
+            "enough to start without one."
+        )
+    else:
+        fields["vocab_size"] = len(embedded_tokenizer())
+    try:
+        config = CMSBertConfig(**{**saved, **fields, **settings.architecture})
+        layers = range(config.num_hidden_layers) if variant.cms_layers is None else variant.cms_layers
+        config.cms_layers = list(layers) if variant.multimodal else []
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"The architecture is not possible: {error}") from None
+    if settings.max_length > config.max_position_embeddings:
+        raise UsageError(
+            f"max_length is {settings.max_length} but the model has {config.max_position_embeddings} positions; "
+            "ask for no more than that."
+        )
+    return config
+
+
+def build(settings: TrainingSettings, corpus: Corpus) -> tuple[PreTrainedModel, CMSBertProcessor]:
+    """The model, from its checkpoint or newly initialised, and the processor fitted to the training examples.
+
+    Raises:
+        UsageError: The checkpoint is missing, of another architecture or does not fit the data.
+    """
+    config = build_config(settings, corpus)
+    contrastive = VARIANTS[settings.variant].contrastive
+    model_class = CMSBertCLRForSequenceClassification if contrastive else CMSBertForSequenceClassification
+    if settings.model is None:
+        tokenizer = embedded_tokenizer()
+        model = model_class(config)
+    else:
+        tokenizer = _load_tokenizer(settings.model)
+        model = _load_weights(model_class, settings.model, config)
+        if len(tokenizer) > config.vocab_size:
+            raise UsageError(
+                f"The tokenizer of {settings.model} has {len(tokenizer)} pieces, its model {config.vocab_size}; give "
+                "a checkpoint whose files belong together."
+            )
+    processor = CMSBertProcessor(tokenizer, max_length=settings.max_length)
+    if corpus.standardise:
+        processor.fit(without_missing_modalities(example, config) for example in corpus.splits["train"])
+    return model, processor
+
+
+def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """AdamW's groups: new modules' weights, BERT's weights, and biases and LayerNorm, which do not decay.
+
+    New is what no BertModel has: gates, shifts, and everything outside the encoder.
+    """
+    undecayed = {id(p) for m in model.modules() if isinstance(m, _NOT_DECAYED) for p in m.parameters(recurse=False)}
+    new: list[nn.Parameter] = []
+    bert: list[nn.Parameter] = []
+    none: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if id(parameter) in undecayed or "bias" in name.rsplit(".", 1)[-1]:
+            none.append(parameter)
+        elif is_new(name):
+            new.append(parameter)
+        else:
+            bert.append(parameter)
+    groups = (("new", new, settings.weight_decay), ("bert", bert, settings.bert_weight_decay), ("undecayed", none, 0.0))
+    return [{"name": n, "params": parameters, "weight_decay": d} for n, parameters, d in groups if parameters]
+
+
+def is_new(parameter_name: str) -> bool:
+    """Whether a parameter of our models exists in no BertModel."""
+    return not parameter_name.startswith("bert.") or ".gate_" in parameter_name or ".shift_" in parameter_name
+
+
+def _saved_config(name: str) -> dict[str, Any]:
+    missing = UsageError(
+        f"There is no checkpoint {name!r}: give a folder with config.json and weights, or the name of a model on the "
+        "Hugging Face hub that can be reached."
+    )
+    if Path(name).exists() and not Path(name).is_dir():
+        raise UsageError(f"{name} is a file; give the checkpoint's folder, with config.json and weights.")
+    try:
+        path = cached_file(name, "config.json")
+    except Exception:  # offline, unknown, forbidden, not a name at all: the hub's errors have no common class
+        raise missing from None
+    if path is None:
+        raise missing
+    try:
+        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UsageError(f"The config.json of {name} cannot be read; give an undamaged checkpoint.") from None
+    return saved
+
+
+def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[str, Any], corpus: Corpus) -> None:
+    kind = saved.get("model_type")
+    if kind not in ("bert", "cmsbert"):
+        raise UsageError(f"{settings.model} is a checkpoint of architecture {kind!r}; give one of BERT or CMSBERT.")
+    if kind == "bert":
+        return
+    for modality in ("visual", "acoustic"):
+        trained, given = saved.get(f"{modality}_size") or 0, fields[f"{modality}_size"]
+        if trained and given and trained != given:
+            raise UsageError(
+                f"The {modality} stream of {corpus.name} has {given} features a frame but {settings.model} was trained "
+                f"with {trained}; give the stream it was trained with, or another checkpoint."
+            )
+    trained_labels = len(saved.get("id2label") or {}) or saved.get("num_labels", 2)
+    if trained_labels != fields["num_labels"]:
+        raise UsageError(
+            f"{settings.model} predicts {trained_labels} values but {corpus.name} asks for {fields['num_labels']}; "
+            "give another checkpoint."
+        )
+
+
+def _load_tokenizer(name: str) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise UsageError(f"{name} holds no tokenizer ({type(error).__name__}); put its vocabulary beside it.") from None
+
+
+def _load_weights(model_class: Any, name: str, config: CMSBertConfig) -> PreTrainedModel:
+    try:
+        model, report = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UsageError(f"The weights of {name} cannot be loaded: {first_line}") from None
+    lacking = sorted(key for key in report["missing_keys"] if not is_new(key))
+    if lacking:
+        raise UsageError(
+            f"{name} lacks {len(lacking)} weights of BERT, {lacking[0]} among them; give a checkpoint of BertModel."
+        )
+    return model
