@@ -1,14 +1,25 @@
 """Data: every file this field has on disk, read safely into one form (see ``docs/data.md``)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .example import SPLITS, Corpus, DataError, Example, ReadReport
-from .source import Source, collect
+from .source import MODALITIES, Source, collect, no_frames
 
 __all__ = ["SPLITS", "Corpus", "DataError", "Example", "ReadReport", "open_source", "read_corpus"]
 
-KNOWN_FORMATS = ("a folder with a table of segments (segments.tsv: id, split, start, stop, label, text) and streams",)
+KNOWN_FORMATS = (
+    "a table of segments (.tsv or .csv: id, text; split, label; start, stop) with streams beside it (.csd files, or "
+    "sub-folders of .npy or .csv files), IEMOCAP's included",
+    "a folder of CMU-MultimodalSDK .csd files with words and labels",
+    "MMSA's aligned or unaligned .pkl (MOSI, MOSEI, CH-SIMS)",
+    "MAG-BERT's .pkl",
+    "MISA's or MMIM's folder of train.pkl, dev.pkl and test.pkl",
+    "MulT's .pkl with a table of words",
+    "UR-FUNNY's .pkl (HKT)",
+    "a folder that 'python -m cmsbert_fast.data convert' wrote",
+)
 
 
 def open_source(
@@ -22,23 +33,98 @@ def open_source(
     fold: int | None = None,
 ) -> Source:
     """Recognise a source from its content, without reading its examples. Arguments and errors as in `read_corpus`."""
-    from . import segments
-    from .folds import read_folds
+    from . import csdset, segments
 
     path = Path(source)
-    if not path.exists():
-        raise DataError(f"Check the path of the data: {path} does not exist.")
-    table = segments.find_table(path)
-    if table is not None:
-        return segments.segment_source(
-            table,
-            visual=visual,
-            acoustic=acoustic,
-            words=words,
-            label=label,
-            folds=None if folds is None else read_folds(folds, fold),
-        )
-    raise DataError(f"Give data in a form that can be read; {path} is none of: " + "; ".join(KNOWN_FORMATS) + ".")
+    try:
+        if not path.exists():
+            raise DataError(f"Check the path of the data: {path} does not exist.")
+        table = segments.find_table(path)
+        if table is not None:
+            return segments.segment_source(
+                table, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold
+            )
+        if csdset.recognise(path):
+            return csdset.csd_source(
+                path, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold
+            )
+        found = _open_pickle(path, words, label)
+    except OSError as error:
+        raise DataError(f"Make {path} readable: {error}.") from error
+    if found is None:
+        raise DataError(f"Give data in a form that can be read; {path} is none of: " + "; ".join(KNOWN_FORMATS) + ".")
+    for option, value in (("--visual", visual), ("--acoustic", acoustic)):
+        if value and value != "none":
+            raise DataError(f"Leave out {option}: {found.format} files have one stream of each modality.")
+    if folds is not None or fold is not None:
+        found = _with_folds(found, folds, fold)
+    return _without(found, [m for m, value in (("visual", visual), ("acoustic", acoustic)) if value == "none"])
+
+
+def _open_pickle(path: Path, words: str | None, label: str | None) -> Source | None:
+    from . import funny, mag, misa, mmsa, mult, pickles
+
+    if (files := misa.find(path)) and misa.recognise(pickles.load(files["train"])):
+        return misa.misa_source(path, files, label)
+    if path.is_dir():
+        several = sorted(p for p in path.iterdir() if p.is_file() and pickles.is_pickle(p))
+        if len(several) > 1:
+            raise DataError(f"Choose one of the files of {path}: {', '.join(p.name for p in several)}.")
+        if not several:
+            return None
+        path = several[0]
+    if not pickles.is_pickle(path):
+        return None
+    root = pickles.load(path)
+    if mmsa.recognise(root):
+        found = mmsa.mmsa_source(path, root, label)
+    elif mult.recognise(root):
+        found = mult.mult_source(path, root, words, label)
+    elif funny.recognise(root):
+        found = funny.funny_source(path, root, label)
+    elif mag.recognise(root):
+        found = mag.mag_source(path, root, label)
+    else:
+        return None
+    found.limit = pickles.MEMORY_FACTOR * path.stat().st_size + pickles.MEMORY_FLOOR
+    return found
+
+
+def _with_folds(source: Source, folds: str | Path | None, fold: int | None) -> Source:
+    """A source whose own splits are replaced."""
+    from .folds import read_folds
+    from .source import video_of
+
+    if folds is None:
+        raise DataError("Give the folds as a JSON file with --folds FILE.")
+    chosen = read_folds(folds, fold)
+    original = source.read
+
+    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        for _, example in original(group, report):
+            split = chosen.split_of(example.id, video_of(example.id))
+            if split is None:
+                report.drop("the folds do not name it or its video")
+            else:
+                yield split, example
+
+    return replace(source, read=read)
+
+
+def _without(source: Source, modalities: list[str]) -> Source:
+    """A source with some modalities left out."""
+    if not modalities:
+        return source
+    original = source.read
+
+    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        for split, example in original(group, report):
+            left = {m: no_frames() if m in modalities else getattr(example, m) for m in MODALITIES}
+            yield split, replace(example, visual=left["visual"], acoustic=left["acoustic"])
+        for modality in modalities:
+            report.non_finite.pop(modality, None)
+
+    return replace(source, read=read, notes=[*source.notes, f"left out: {', '.join(modalities)}"])
 
 
 def read_corpus(
@@ -56,14 +142,15 @@ def read_corpus(
     Args:
         source: "embedded" for the embedded corpus, or the path of a file or folder.
         visual, acoustic: Names of the streams of each modality, where the source has streams: one name, or several
-            whose features are joined. Empty: recognised by name (FACET, OpenFace: visual; COVAREP, openSMILE: acoustic).
-            "none": that modality is left out. ``NAME@HZ`` gives the frame rate of files without times.
+            whose features are joined. Empty: recognised by name (FACET, OpenFace: visual; COVAREP, openSMILE:
+            acoustic). "none": that modality is left out. ``NAME@HZ`` gives the frame rate of files without times.
         words: The stream of words with times. A table of segments has its own text: with ``words`` frames are averaged
             per word (aligned examples), without it they are cut per segment. A ``.csd`` set takes its text from it
             ("none" is not possible there). MulT files: a table of id and text.
         label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS).
-        folds: A JSON file of video (or utterance) ids by split; replaces the source's own splits.
-        fold: Which fold, counted from 1, where there are several.
+        folds: A JSON file of video (or utterance) ids by split; replaces the source's own splits. IEMOCAP: also
+            "speaker" (leave one of the ten speakers out) or "random".
+        fold: Which fold, counted from 1, where there are several (of IEMOCAP, of a table's column "fold").
 
     Returns:
         The corpus in memory (memory-mapped where the source was converted). ``corpus.report`` says what was found and

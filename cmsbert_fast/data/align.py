@@ -13,7 +13,7 @@ TOLERANCE = 1e-5  # seconds: far below any frame, above the rounding of decimal 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Frames of one video: ``features`` (n, d); ``intervals`` (n, 2) in seconds, or None where frames carry no times."""
+    """Frames of one video: ``features`` (n, d), ``intervals`` (n, 2) in seconds or None where frames have no times."""
 
     features: np.ndarray
     intervals: np.ndarray | None

@@ -42,6 +42,7 @@ class ReadReport:
         counts: Examples by split.
         widths: Features of one frame by modality, for the modalities that exist.
         frames: Frames in all by modality.
+        tallies: Other numbers worth a sentence.
         non_finite: Values that were -inf, inf or NaN and became 0, by modality.
         dropped: Examples that were left out, by reason.
         notes: Everything else worth knowing, a sentence each.
@@ -54,10 +55,16 @@ class ReadReport:
     notes: list[str] = field(default_factory=list)
     widths: dict[str, int] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
+    tallies: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count an example that is left out."""
         self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def tally(self, what: str, count: int) -> None:
+        """Add to a number that is worth a sentence."""
+        if count:
+            self.tallies[what] = self.tallies.get(what, 0) + count
 
     def note(self, sentence: str) -> None:
         """Say something once."""
@@ -74,6 +81,7 @@ class ReadReport:
             f"  {modality}: {n} values were not finite and became 0" for modality, n in self.non_finite.items() if n
         ]
         lines += [f"  dropped {n}: {reason}" for reason, n in self.dropped.items() if n]
+        lines += [f"  {n} {what}" for what, n in self.tallies.items()]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -1,8 +1,9 @@
 """Standard folds: which videos (or utterances) belong to which split."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .example import DataError
 from .source import split_name
@@ -21,6 +22,10 @@ class Folds:
             for key in ids:
                 if self._split.setdefault(key, split_name(name)) != split_name(name):
                     raise DataError(f"Put {key!r} into one split only: the folds name it twice.")
+
+    def splitter(self, segment: Any) -> str | None:
+        """The split of anything that has an ``id`` and a ``video``."""
+        return self.split_of(segment.id, segment.video)
 
     def split_of(self, segment: str, video: str) -> str | None:
         """The split of a segment, by its own id or else its video's; None where the folds know neither."""
@@ -49,3 +54,17 @@ def read_folds(path: str | Path, fold: int | None = None) -> Folds:
     ):
         raise DataError(f'Write {path.name} as {{"train": [ids], "valid": [ids], "test": [ids]}}.')
     return Folds(content)
+
+
+def rotation(parts: Sequence[str], fold: int, part_of: Callable[[Any], str]) -> Callable[[Any], str | None]:
+    """Cross-validation: part ``fold`` (counted from 1) is the test set, the next one validates, the others train.
+
+    Raises:
+        DataError: There is no such part.
+    """
+    if not 1 <= fold <= len(parts):
+        raise DataError(f"Choose a fold from 1 to {len(parts)} with --fold.")
+    splits = dict.fromkeys(parts, "train")
+    splits[parts[fold % len(parts)]] = "valid"
+    splits[parts[fold - 1]] = "test"
+    return lambda item: splits.get(part_of(item))

@@ -4,18 +4,20 @@ The table is the authority on splits, labels and text. Streams (``.csd`` files, 
 files) are cut per segment, or averaged per word where a word stream is named.
 """
 
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 
+from . import iemocap
 from .example import DataError, Example, ReadReport
 from .files import read_table
-from .folds import Folds
-from .source import Source, no_frames, split_name, video_of
+from .folds import read_folds, rotation
+from .source import MODALITIES, Source, no_frames, split_name, video_of, words_of
 from .streams import Assignment, Cutter, words_within
 
 _ALIASES = {
@@ -26,6 +28,7 @@ _ALIASES = {
     "stop": ("stop", "end", "end_time", "stop_time"),
     "label": ("label", "sentiment", "emotion"),
     "text": ("text", "transcript", "sentence"),
+    "fold": ("fold",),
 }
 _TRANSCRIPTS = ("text", "transcripts", "transcript")
 ALL = "all"  # the split of tables without one, for prediction
@@ -39,6 +42,7 @@ class Segment:
     span: tuple[float, float] | None
     label: float | str | None
     text: str
+    fold: str = ""
 
 
 def find_table(path: Path) -> Path | None:
@@ -46,10 +50,21 @@ def find_table(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix.lower() in (".tsv", ".csv") else None
     tables = sorted(p for p in path.iterdir() if p.suffix.lower() in (".tsv", ".csv") and p.is_file())
-    for table in tables:
-        if table.stem.lower() in ("segments", "table", "label", "labels"):
-            return table
-    return tables[0] if len(tables) == 1 else None
+    named = [table for table in tables if table.stem.lower() == "segments"]
+    found = named or [table for table in tables if _is_table(table)]
+    if len(found) > 1:
+        raise DataError(f"Choose one of the tables of {path}: {', '.join(p.name for p in found)}.")
+    return found[0] if found else None
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        header, _ = read_table(path)
+    except DataError:
+        return False
+    return all(any(name in header for name in _ALIASES[role]) for role in ("id", "text")) or (
+        any(name in header for name in _ALIASES["id"]) and any((path.parent / t).is_dir() for t in _TRANSCRIPTS)
+    )
 
 
 def _column(header: list[str], role: str, table: Path, named: str | None = None) -> int | None:
@@ -114,6 +129,7 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
                 span=span,
                 label=_label(cell("label")),
                 text=text or "",
+                fold=cell("fold") or "",
             )
         )
     if not segments:
@@ -173,14 +189,6 @@ def word_times(
     return result, int(missing.sum())
 
 
-def by_video(segments: Sequence[Segment]) -> list[Segment]:
-    """Segments in order of their video's first appearance: a video is then read once."""
-    order: dict[str, int] = {}
-    for segment in segments:
-        order.setdefault(segment.video, len(order))
-    return sorted(segments, key=lambda s: order[s.video])
-
-
 def segment_source(
     table: Path,
     *,
@@ -188,7 +196,8 @@ def segment_source(
     acoustic: str | Sequence[str] = (),
     words: str | None = None,
     label: str | None = None,
-    folds: Folds | None = None,
+    folds: str | Path | None = None,
+    fold: int | None = None,
 ) -> Source:
     """A table of segments with the streams beside it.
 
@@ -196,60 +205,89 @@ def segment_source(
         DataError: A column is missing, or which stream serves what cannot be told.
     """
     segments = read_segments(table, label)
-    classes = class_names([s.label for s in segments], table.name)
+    notes: list[str] = []
+    dropped: dict[str, int] = {}
+    classes: tuple[str, ...] | None
+    if iemocap.recognise([(s.id, s.label) for s in segments]):
+        kind = "IEMOCAP table"
+        segments, classes, dropped = iemocap.select(segments)
+        assign = iemocap.splitter(segments, folds, fold)
+    else:
+        kind = "table of segments"
+        classes = class_names([s.label for s in segments], table.name)
+        assign = _splitter(segments, table, folds, fold)
     # The table holds labels and text: label streams are not needed, and words only where they are named.
     assignment = Assignment(table.parent, visual, acoustic, words or "none", "none")
+    assignment.describe(notes)
     index = {name: k for k, name in enumerate(classes)} if classes else {}
+    groups: dict[str, list[Segment]] = {}
+    for segment in segments:
+        groups.setdefault(segment.video, []).append(segment)
+    cutters = {m: Cutter(getattr(assignment, m), m) for m in MODALITIES}
+    widths = {m: cutter.width for m, cutter in cutters.items()}
+    first = next(iter(groups), None)
 
-    def examples(report: ReadReport) -> Iterator[tuple[str, Example]]:
-        assignment.describe(report)
-        cutters = {m: Cutter(getattr(assignment, m), m, report) for m in ("visual", "acoustic")}
-        widths = {m: cutter.width for m, cutter in cutters.items()}
-        guessed = absent = 0
-        told: tuple[str, tuple[list[str], np.ndarray]] = ("", ([], np.zeros((0, 2))))
-        for segment in by_video(segments):
-            split = segment.split if folds is None else folds.split_of(segment.id, segment.video)
+    def read(video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        if video == first:
+            for reason, count in dropped.items():
+                report.drop(reason, count)
+        told: tuple[list[str], np.ndarray] | None = None
+        for segment in groups[video]:
+            split = assign(segment)
             if split is None:
-                report.drop("its video is in no fold")
+                report.drop("the folds do not name it or its video")
                 continue
-            spoken = tuple(segment.text.split())
+            spoken = words_of(segment.text)
             if not spoken:
-                report.drop("no text")
+                report.drop("it has no text")
                 continue
             times = None
             if assignment.words is not None:
                 if segment.span is None:
                     raise DataError(f"Give {table.name} columns start and stop: words are cut by time.")
-                if segment.video not in assignment.words:
-                    report.drop("its video is not in the word stream")
+                if video not in assignment.words:
+                    report.drop(f"its video is not in {assignment.words.name}")
                     continue
-                if told[0] != segment.video:
-                    told = (segment.video, assignment.words.read_words(segment.video))
-                heard = words_within(*told[1], *segment.span)
-                times, missing = word_times(spoken, *heard, segment.span)
-                guessed += missing
+                told = told or assignment.words.read_words(video)
+                times, missing = word_times(spoken, *words_within(*told, *segment.span), segment.span)
+                report.tally("words are not in the word stream; their times were interpolated", missing)
             frames: dict[str, np.ndarray] = {}
             for modality, cutter in cutters.items():
                 if times is not None:
-                    found = cutter.average(segment.id, segment.video, times)
+                    found = cutter.average(segment.id, video, times, report)
                 else:
-                    found = cutter.cut(segment.id, segment.video, segment.span)
+                    found = cutter.cut(segment.id, video, segment.span, report)
                 if widths[modality] and (found is None or not len(found)):
-                    absent += 1
+                    report.tally(f"examples have no {modality} frame", 1)
                 frames[modality] = no_frames(widths[modality]) if found is None else found
             value = index[segment.label] if isinstance(segment.label, str) else segment.label
             yield split, Example(segment.id, spoken, value, aligned=times is not None, **frames)
-        if guessed:
-            report.note(f"{guessed} words of the table are not in the word stream; their times were interpolated")
-        if absent:
-            report.note(f"{absent} times an example has no frame of a modality")
+        for cutter in cutters.values():
+            cutter.forget()
 
     return Source(
         name=table.parent.resolve().name,
-        format="table of segments",
+        format=kind,
         path=table.parent,
         files=[table, *assignment.files],
-        examples=examples,
-        total=len(segments),
+        groups=list(groups),
+        read=read,
+        notes=notes,
         classes=classes,
     )
+
+
+def _splitter(
+    segments: Sequence[Segment], table: Path, folds: str | Path | None, fold: int | None
+) -> Callable[[Segment], str | None]:
+    """How a table's segments are split: by a file of folds, by its own column of folds, or by its own splits."""
+    if folds is not None:
+        return read_folds(folds, fold).splitter
+    if fold is None:
+        return lambda segment: segment.split
+    parts = sorted({segment.fold for segment in segments if segment.fold})
+    if len(parts) < 3:
+        raise DataError(f"Add a column fold with three folds or more to {table.name}, or leave out --fold.")
+    with contextlib.suppress(ValueError):  # "10" comes after "9"
+        parts.sort(key=int)
+    return rotation(parts, fold, lambda segment: segment.fold)

@@ -1,11 +1,12 @@
 """What every reader is: a description and one streaming pass over the examples."""
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from .example import SPLITS, Corpus, DataError, Example, ReadReport
 
@@ -21,6 +22,7 @@ _SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
+_SCRIPT = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 _NUMBERED = re.compile(r"(.+?)(?:\$_\$|_|\[|-)\d+\]?", re.DOTALL)
 
 
@@ -39,32 +41,46 @@ def video_of(segment: str) -> str:
 class Source:
     """One recognised source, before its examples are read.
 
-    ``examples(report)`` is one streaming pass that yields ``(split, example)`` and counts in the report what it drops
-    or alters. Readers hold no more than a video or an array at a time, so that conversion needs no memory to speak of.
+    It falls into groups (videos, or splits of a file) that are read one after the other: ``read(group, report)``
+    yields ``(split, example)`` and counts in the report what it drops or alters. Nothing of a group is held once it
+    is read, so that conversion needs little memory and can continue after any group.
     """
 
     name: str
     format: str
     path: Path
     files: list[Path]
-    examples: Callable[[ReadReport], Iterator[tuple[str, Example]]]
-    total: int | None = None
+    groups: Sequence[str]
+    read: Callable[[str, ReadReport], Iterator[tuple[str, Example]]]
+    notes: list[str] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
     standardise: bool = True
+    limit: int | None = None
 
     def new_report(self) -> ReadReport:
-        return ReadReport(source=f"{self.path.name or self.path} ({self.format})")
+        return ReadReport(source=f"{self.path.name or self.path} ({self.format})", notes=list(self.notes))
 
 
 class Counter:
-    """Keeps the counts of a report, and the widths consistent, while examples pass."""
+    """Keeps the counts of a report, and the widths consistent, while examples pass.
 
-    def __init__(self, report: ReadReport) -> None:
+    Args:
+        report: Where to count.
+        limit: Bytes that all examples together may hold, or None: what comes from a pickle, in which one array can be
+            named a million times, must stay in proportion to the file.
+    """
+
+    def __init__(self, report: ReadReport, limit: int | None = None) -> None:
         self.report = report
         self.ids: set[str] = set()
+        self.left = limit
 
     def see(self, split: str, example: Example) -> None:
         report = self.report
+        if self.left is not None:
+            self.left -= example.visual.nbytes + example.acoustic.nbytes + 8 * len(example.words)
+            if self.left < 0:
+                raise DataError("Do not use this file: its examples together are many times larger than it is.")
         if example.id in self.ids:
             raise DataError(f"Give every example its own id: {example.id!r} occurs twice.")
         self.ids.add(example.id)
@@ -102,6 +118,11 @@ def frames_of(values: np.ndarray, modality: str, report: ReadReport) -> np.ndarr
     return frames
 
 
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text: split at white space, and each Chinese character by itself, as BERT's tokenizer does."""
+    return tuple(_SCRIPT.sub(r" \1 ", text).split())
+
+
 def no_frames(width: int = 0) -> np.ndarray:
     return np.zeros((0, width), dtype=np.float32)
 
@@ -109,11 +130,12 @@ def no_frames(width: int = 0) -> np.ndarray:
 def collect(source: Source) -> Corpus:
     """Read a source into memory."""
     report = source.new_report()
-    counter = Counter(report)
+    counter = Counter(report, source.limit)
     splits: dict[str, list[Example]] = {}
-    for split, example in source.examples(report):
-        counter.see(split, example)
-        splits.setdefault(split, []).append(example)
+    for group in tqdm(source.groups, desc=f"reading {source.name}", unit="group", delay=5, disable=None):
+        for split, example in source.read(group, report):
+            counter.see(split, example)
+            splits.setdefault(split, []).append(example)
     counter.finish()
     return Corpus(
         name=source.name,

@@ -144,17 +144,17 @@ class Assignment:
         streams = [*self.visual, *self.acoustic, self.words, self.labels]
         return [path for stream in streams if stream is not None for path in stream.files]
 
-    def describe(self, report: ReadReport) -> None:
-        """Say in the report which stream serves what."""
+    def describe(self, notes: list[str]) -> None:
+        """Say which stream serves what."""
         for role in MODALITIES:
             streams = getattr(self, role)
-            report.note(f"{role}: {', '.join(s.name for s in streams) or 'no stream'}")
+            notes.append(f"{role}: {', '.join(s.name for s in streams) or 'no stream'}")
         if self.words is not None:
-            report.note(f"words: {self.words.name}")
+            notes.append(f"words: {self.words.name}")
         if self.labels is not None:
-            report.note(f"labels: {self.labels.name}")
+            notes.append(f"labels: {self.labels.name}")
         if self.ignored:
-            report.note(f"not used: {', '.join(p.name for p in self.ignored)}")
+            notes.append(f"not used: {', '.join(p.name for p in self.ignored)}")
 
     def close(self) -> None:
         for stream in [*self.visual, *self.acoustic, self.words, self.labels]:
@@ -168,14 +168,13 @@ class Cutter:
     Several streams of a modality are joined along the features: per word, or on the frames of the first of them.
     """
 
-    def __init__(self, streams: Iterable[Stream], modality: str, report: ReadReport) -> None:
+    def __init__(self, streams: Iterable[Stream], modality: str) -> None:
         self._streams = list(streams)
         self._modality = modality
-        self._report = report
         self._held: dict[int, tuple[str, Track]] = {}
         self._widths: dict[int, int] = {}
 
-    def _track(self, number: int, key: str) -> Track:
+    def _track(self, number: int, key: str, report: ReadReport) -> Track:
         held = self._held.get(number)
         if held is None or held[0] != key:
             track = self._streams[number].read(key)
@@ -184,7 +183,7 @@ class Cutter:
                 name = self._streams[number].name
                 raise DataError(f"Repair {name}: {key} has {track.features.shape[1]} features, others have {width}.")
             # Replaced and counted once for the whole video, before anything is averaged.
-            clean = frames_of(track.features, self._modality, self._report)
+            clean = frames_of(track.features, self._modality, report)
             held = (key, Track(clean, track.intervals))
             self._held[number] = held
         return held[1]
@@ -193,11 +192,13 @@ class Cutter:
         stream = self._streams[number]
         return segment if segment in stream else video if video in stream else None
 
-    def _frames(self, number: int, segment: str, video: str, span: tuple[float, float] | None) -> Track | None:
+    def _frames(
+        self, number: int, segment: str, video: str, span: tuple[float, float] | None, report: ReadReport
+    ) -> Track | None:
         key = self._key(number, segment, video)
         if key is None:
             return None
-        track = self._track(number, key)
+        track = self._track(number, key, report)
         if key == segment and (key != video or span is None):
             return track
         if track.intervals is None:
@@ -210,9 +211,9 @@ class Cutter:
         found = overlapping(track.intervals, *span)
         return Track(track.features[found], track.intervals[found])
 
-    def cut(self, segment: str, video: str, span: tuple[float, float] | None) -> np.ndarray | None:
+    def cut(self, segment: str, video: str, span: tuple[float, float] | None, report: ReadReport) -> np.ndarray | None:
         """The frames of a segment, float32 (n, d); None where no stream knows the segment or its video."""
-        tracks = [self._frames(k, segment, video, span) for k in range(len(self._streams))]
+        tracks = [self._frames(k, segment, video, span, report) for k in range(len(self._streams))]
         if not tracks or tracks[0] is None:
             return None
         if len(tracks) == 1:
@@ -231,18 +232,22 @@ class Cutter:
                 parts.append(interval_means(track.features, track.intervals, tracks[0].intervals).astype(np.float32))
         return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
-    def average(self, segment: str, video: str, times: np.ndarray) -> np.ndarray | None:
+    def average(self, segment: str, video: str, times: np.ndarray, report: ReadReport) -> np.ndarray | None:
         """One frame a word, float32 (words, d): the mean of the frames that overlap it, 0 where there is none."""
         parts: list[np.ndarray] = []
         for number in range(len(self._streams)):
             key = self._key(number, segment, video)
             if key is None:
                 return None
-            track = self._track(number, key)
+            track = self._track(number, key, report)
             if track.intervals is None:
                 raise DataError(f"Give the frames of {self._streams[number].name} times: they are averaged per word.")
             parts.append(interval_means(track.features, track.intervals, times).astype(np.float32))
         return np.concatenate(parts, axis=1) if parts else None
+
+    def forget(self) -> None:
+        """Let go of the last video."""
+        self._held.clear()
 
     @property
     def width(self) -> int:

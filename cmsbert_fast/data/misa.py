@@ -1,0 +1,87 @@
+"""MISA's pickles: ``train.pkl``, ``dev.pkl`` and ``test.pkl``.
+
+Each is a list of ``((word ids, visual, acoustic, words), label, segment)``. The variant of MMIM adds the lengths of both
+sequences to the inner tuple; frames beyond them are padding.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import pickles
+from .csdset import MOSEI_LABELS
+from .example import DataError, Example, ReadReport
+from .mag import one, rows_of, score_of, unpack
+from .source import Source, split_name
+
+_FILES = {"train": ("train.pkl",), "valid": ("dev.pkl", "valid.pkl", "val.pkl"), "test": ("test.pkl",)}
+
+
+def find(path: Path) -> dict[str, Path]:
+    """The files of the splits at a path: the folder, or one of its files; empty where ``train.pkl`` is missing."""
+    folder = path if path.is_dir() else path.parent
+    names = {name for several in _FILES.values() for name in several}
+    if path.is_file() and path.name not in names:
+        return {}
+    found = {}
+    for split, several in _FILES.items():
+        for name in several:
+            if (folder / name).is_file():
+                found[split] = folder / name
+                break
+    return found if "train" in found else {}
+
+
+def recognise(root: Any) -> bool:
+    """Whether a pickle's content is a split of MISA's."""
+    if not isinstance(root, list) or not root or not isinstance(root[0], tuple | list) or len(root[0]) != 3:
+        return False
+    return isinstance(root[0][0], tuple | list) and len(root[0][0]) in (4, 6)
+
+
+def misa_source(path: Path, files: dict[str, Path], label: str | None = None) -> Source:
+    """The examples of MISA's three files. ``label`` is a column of MOSEI's labels, by name or number.
+
+    Raises:
+        DataError: There is no such label.
+    """
+    column = 0
+    if label is not None:
+        if label.lower() not in MOSEI_LABELS and not label.isdecimal():
+            raise DataError(f"Choose the label among {', '.join(MOSEI_LABELS)} or by its number: {label!r} is none.")
+        column = int(label) if label.isdecimal() else MOSEI_LABELS.index(label.lower())
+
+    def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        root = pickles.load(files[split])
+        if not recognise(root):
+            raise DataError(f"Put MISA's own file in place of {files[split].name}: it is built differently.")
+        for number, item in enumerate(root):
+            where = f"{files[split].name}[{number}]"
+            features, value, segment = unpack(item, (4, 6), where)
+            _, visual, acoustic, words = features[:4]
+            if len(features) == 6:
+                visual, acoustic = (
+                    _cut(rows, length, where) for rows, length in zip((visual, acoustic), features[4:], strict=True)
+                )
+            score = score_of(value, where, column)
+            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where)
+
+    return Source(
+        name=(path if path.is_dir() else path.parent).resolve().name,
+        format="MISA",
+        path=path,
+        files=list(files.values()),
+        groups=list(files),
+        read=read,
+        limit=sum(pickles.MEMORY_FACTOR * f.stat().st_size + pickles.MEMORY_FLOOR for f in files.values()),
+    )
+
+
+def _cut(value: Any, length: Any, where: str) -> np.ndarray:
+    rows = rows_of(value, where)
+    count = pickles.array_of(length).ravel()
+    if count.size != 1 or count.dtype.kind not in "fiu" or not 0 <= count[0] <= len(rows):
+        raise DataError(f"Repair {where}: its length does not fit its {len(rows)} frames.")
+    return rows[: int(count[0])]
