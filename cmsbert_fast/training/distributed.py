@@ -53,27 +53,36 @@ def start(device: str = "auto") -> Ranks:
     Raises:
         UsageError: "cuda" without a CUDA device.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda was asked for, but PyTorch finds no CUDA device; use --device cpu.")
-    if device == "cuda":
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-        torch.cuda.set_device(device)
+    own = find_device(device)
     if "WORLD_SIZE" not in os.environ:
-        return Ranks(0, 1, torch.device(device))
+        return Ranks(0, 1, own)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
     # torchrun's store outlives a failed attempt: without a prefix its restarted workers find the dead ones' addresses.
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    backend = "nccl" if device.startswith("cuda") else "gloo"
+    on_gpu = own.type == "cuda"
     dist.init_process_group(
-        backend,
+        "nccl" if on_gpu else "gloo",
         store=store,
         rank=rank,
         world_size=world_size,
-        device_id=torch.device(device) if backend == "nccl" else None,
+        device_id=own if on_gpu else None,
     )
-    return Ranks(rank, world_size, torch.device(device))
+    return Ranks(rank, world_size, own)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of this process: "cpu", "cuda" (the one of its local rank), or "auto" (CUDA where there is a device).
+
+    Raises:
+        UsageError: "cuda" without a CUDA device.
+    """
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UsageError("--device cuda was asked for, but PyTorch finds no CUDA device; use --device cpu.")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def stop() -> None:

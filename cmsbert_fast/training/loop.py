@@ -26,23 +26,22 @@ import torch
 import transformers
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from cmsbert_fast.contrastive import pairwise_contrastive_loss
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, DataError
 from cmsbert_fast.gradcache import gradcache_backward
 from cmsbert_fast.loss import task_loss, total_loss
+from cmsbert_fast.modeling_cmsbert import CMSBertCLRForSequenceClassification
 from cmsbert_fast.processing_cmsbert import CMSBertProcessor
 from cmsbert_fast.training import checkpoint, distributed, evaluation, results
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.evaluation import Batches, Predictions
-from cmsbert_fast.training.models import build, build_config, parameter_groups
+from cmsbert_fast.training.models import BEST, Classifier, build, build_config, load_trained, parameter_groups
 from cmsbert_fast.training.settings import VARIANTS, Command, TrainingSettings, UsageError, parse_command
 
 EXIT_USAGE = 2
 EXIT_NOT_FINITE = 3
-BEST = "best"  # the best model, in Hugging Face form
 # Settings that a resumed run may change: they decide where and how fast it computes, not what. The data's place may
 # change too; that it holds the same examples is checked.
 _FREE_ON_RESUME = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_every_steps")
@@ -203,8 +202,8 @@ def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> None:
         examples = corpus.splits.get(split, ())
         if len(examples) < 2:
             raise UsageError(
-                f"{corpus.name} has {len(examples)} examples in its {split} split, but training needs at least 2 in each "
-                f"of {', '.join(SPLITS)}; assign more examples to it."
+                f"{corpus.name} has {len(examples)} examples in its {split} split, but training needs at least 2 in "
+                f"each of {', '.join(SPLITS)}; assign more examples to it."
             )
         unlabelled = next((example.id for example in examples if example.label is None), None)
         if unlabelled is not None:
@@ -256,10 +255,11 @@ def train(
     # The model, the same on every rank; what is random after this differs between ranks.
     checkpoint.seed_everything(settings.seed)
     model, processor = build(settings, corpus)
-    model.to(ranks.device)
+    model.to(ranks.device)  # type: ignore[arg-type]
     distributed.equalise((*model.parameters(), *model.buffers()), ranks)
     checkpoint.seed_everything(int(np.random.SeedSequence([settings.seed, ranks.rank]).generate_state(1)[0]))
-    variant = VARIANTS[settings.variant]
+    ema = VARIANTS[settings.variant].ema
+    nu = model.nu if isinstance(model, CMSBertCLRForSequenceClassification) else None
     splits = {split: Batches(corpus.splits[split], processor, model.config, ranks.device) for split in SPLITS}
     gradients = Gradients(model.parameters(), ranks)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.learning_rate, fused=True)
@@ -273,19 +273,16 @@ def train(
         progress = Progress(**state["progress"])
         if ranks.rank < len(state["random"]):
             checkpoint.set_random_state(state["random"][ranks.rank], ranks.device)
-    elif variant.contrastive:
-        # Eq. 20-22: nu starts from a validation pass. Without EMA it is 1 throughout.
-        model.nu.fill_(1.0)
-        if variant.ema:
-            task, contrastive = evaluation.losses(
-                _predict(model, splits["valid"], ranks, settings), model.config, settings.batch_size
-            )
-            model.nu.fill_(_ratio(task, contrastive, model))
-    nu = float(model.nu) if variant.contrastive else None
+    elif nu is not None:
+        nu.fill_(1.0)
+        if ema:  # it starts from a validation pass (Eq. 22)
+            first = _predict(model, splits["valid"], ranks, settings)
+            nu.fill_(_ratio(*evaluation.losses(first, model.config, settings.batch_size), nu))
+    nu_now = None if nu is None else float(nu)
     earlier_seconds = progress.seconds
     log = results.RunLog(folder, state["log_length"] if state else 0, progress.step) if ranks.is_main else None
     if log and state is None:
-        log.write("start", {"step": 0, "parameters": model.num_parameters(), "nu": nu})
+        log.write("start", {"step": 0, "parameters": model.num_parameters(), "nu": nu_now})
     bar = tqdm(
         total=total_steps,
         initial=progress.step,
@@ -320,7 +317,7 @@ def train(
         if record.copied is not None:
             record.copied.synchronize()
         task, contrastive, requests, norm = record.values.tolist()
-        loss = task + (nu * contrastive if nu is not None else 0.0)
+        loss = task if nu_now is None else task + nu_now * contrastive
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = "gradient" if math.isfinite(loss) else "loss"
             raise NotFinite(
@@ -329,8 +326,8 @@ def train(
                 + ", ".join(splits["train"].ids(record.indices))
             )
         numbers = {"loss": loss, "task_loss": task}
-        if nu is not None:
-            numbers |= {"contrastive_loss": contrastive, "nu": nu}
+        if nu_now is not None:
+            numbers |= {"contrastive_loss": contrastive, "nu": nu_now}
         numbers |= {"gradient_norm": norm, "learning_rate": record.learning_rate}
         if log is not None:
             log.write("train", {"step": record.step, "epoch": progress.epoch + 1, **numbers})
@@ -376,11 +373,11 @@ def train(
         measured = evaluation.metrics(predictions)
         task, contrastive = evaluation.losses(predictions, model.config, settings.batch_size)
         losses_of_epoch = {"task_loss": task}
-        if contrastive is not None:
-            if variant.ema:  # Eq. 21
-                model.nu.mul_(settings.momentum).add_((1 - settings.momentum) * _ratio(task, contrastive, model))
-                nu = float(model.nu)
-            losses_of_epoch |= {"contrastive_loss": contrastive, "nu": nu}
+        if nu is not None and contrastive is not None:
+            if ema:  # Eq. 21
+                nu.mul_(settings.momentum).add_((1 - settings.momentum) * _ratio(task, contrastive, nu))
+            nu_now = float(nu)
+            losses_of_epoch |= {"contrastive_loss": contrastive, "nu": nu_now}
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.stalled += 1
         score = evaluation.selection(measured)
@@ -396,7 +393,8 @@ def train(
 
     # The best model, on the test set.
     distributed.wait_for_all(ranks)
-    best = type(model).from_pretrained(folder / BEST, backend=settings.backend, dtype=torch.float32).to(ranks.device)
+    best, _ = load_trained(folder, settings.backend)
+    best.to(ranks.device)  # type: ignore[arg-type]
     tested = _predict(best, splits["test"], ranks, settings)
     outcome = {
         "test": evaluation.metrics(tested),
@@ -467,7 +465,7 @@ def output_folder(given: Path | None, name: str, resume: bool) -> Path:
 
 
 def backward(
-    model: PreTrainedModel,
+    model: Classifier,
     batches: Batches,
     indices: np.ndarray,
     gradients: Gradients,
@@ -481,7 +479,7 @@ def backward(
     """
     mine = indices[distributed.share(len(indices), ranks)]
     parts = np.array_split(mine, min(settings.accumulation, len(mine)))
-    if len(parts) > 1 and VARIANTS[settings.variant].contrastive:
+    if len(parts) > 1 and isinstance(model, CMSBertCLRForSequenceClassification):
         return _backward_cached(model, batches, parts, len(indices), gradients, ranks, settings)
     task_losses, contrastive = [], None
     for i, part in enumerate(parts):
@@ -492,14 +490,15 @@ def backward(
             # A mean over a part's own rows; the average over the ranks must be the mean over all rows.
             task = output.task_loss * (len(part) * ranks.world_size / len(indices))
             contrastive = output.contrastive_loss
-            (task if contrastive is None else total_loss(task, contrastive, model.nu)).backward()
+            nu = getattr(model, "nu", None)
+            (task if nu is None else total_loss(task, contrastive, nu)).backward()
         task_losses.append(task.detach())
     task = torch.stack(task_losses).sum()
     return [task, torch.zeros_like(task) if contrastive is None else contrastive.detach()]
 
 
 def _backward_cached(
-    model: PreTrainedModel,
+    model: CMSBertCLRForSequenceClassification,
     batches: Batches,
     parts: Sequence[np.ndarray],
     count: int,
@@ -517,10 +516,14 @@ def _backward_cached(
             output = model(**inputs)
         return output.logits, output.linguistic_embeds, output.visual_embeds, output.acoustic_embeds
 
-    def loss(logits: Tensor, *embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(
+        logits: Tensor, linguistic: Tensor | None, visual: Tensor | None, acoustic: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         task = task_loss(logits, labels) * weight
         contrastive = pairwise_contrastive_loss(
-            *embeddings,
+            linguistic,
+            visual,
+            acoustic,
             labels,
             model.config.temperature,
             model.config.smoothing,
@@ -534,7 +537,7 @@ def _backward_cached(
     return [task, contrastive]
 
 
-def _predict(model: PreTrainedModel, batches: Batches, ranks: Ranks, settings: TrainingSettings) -> Predictions:
+def _predict(model: Classifier, batches: Batches, ranks: Ranks, settings: TrainingSettings) -> Predictions:
     predictions = evaluation.predict(model, batches, ranks, settings.batch_size, settings.precision)
     wrong = ~predictions.logits.isfinite().all(dim=1)
     if wrong.any():
@@ -543,12 +546,12 @@ def _predict(model: PreTrainedModel, batches: Batches, ranks: Ranks, settings: T
     return predictions
 
 
-def _ratio(task: float, contrastive: float | None, model: PreTrainedModel) -> float:
+def _ratio(task: float, contrastive: float | None, nu: Tensor) -> float:
     """nu hat of Eq. 22; the present nu where the contrastive loss is 0, so that there is nothing to scale."""
-    return task / contrastive if contrastive else float(model.nu)
+    return task / contrastive if contrastive else float(nu)
 
 
-def _save_pretrained(model: PreTrainedModel, processor: CMSBertProcessor, path: Path) -> None:
+def _save_pretrained(model: Classifier, processor: CMSBertProcessor, path: Path) -> None:
     model.save_pretrained(path)
     processor.save_pretrained(path)
 

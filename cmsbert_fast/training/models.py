@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 from transformers.utils import cached_file
 
 from cmsbert_fast.configuration_cmsbert import CMSBertConfig
@@ -17,7 +17,8 @@ from cmsbert_fast.processing_cmsbert import CMSBertProcessor
 from cmsbert_fast.training.evaluation import without_missing_modalities
 from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, UsageError
 
-_NOT_DECAYED = (nn.LayerNorm,)
+BEST = "best"  # the folder of a run's best model
+Classifier: TypeAlias = CMSBertForSequenceClassification | CMSBertCLRForSequenceClassification
 
 
 def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
@@ -79,7 +80,7 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
     return config
 
 
-def build(settings: TrainingSettings, corpus: Corpus) -> tuple[PreTrainedModel, CMSBertProcessor]:
+def build(settings: TrainingSettings, corpus: Corpus) -> tuple[Classifier, CMSBertProcessor]:
     """The model, from its checkpoint or newly initialised, and the processor fitted to the training examples.
 
     Raises:
@@ -90,7 +91,7 @@ def build(settings: TrainingSettings, corpus: Corpus) -> tuple[PreTrainedModel, 
     model_class = CMSBertCLRForSequenceClassification if contrastive else CMSBertForSequenceClassification
     if settings.model is None:
         tokenizer = embedded_tokenizer()
-        model = model_class(config)
+        model: Classifier = model_class(config)
     else:
         tokenizer = _load_tokenizer(settings.model)
         model = _load_weights(model_class, settings.model, config)
@@ -105,12 +106,37 @@ def build(settings: TrainingSettings, corpus: Corpus) -> tuple[PreTrainedModel, 
     return model, processor
 
 
+def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, CMSBertProcessor]:
+    """A model that ``train.py`` has trained, in eval mode, and its processor.
+
+    Args:
+        name: The folder of the model, or of the run it is the best of, or a name on the Hugging Face hub.
+        backend: See :mod:`cmsbert_fast.backends`.
+
+    Raises:
+        UsageError: There is no such model, or it is of another kind.
+    """
+    if (Path(name) / BEST).is_dir():
+        name = Path(name) / BEST
+    kinds = {kind.__name__: kind for kind in (CMSBertForSequenceClassification, CMSBertCLRForSequenceClassification)}
+    kind = next(iter(_saved_config(str(name)).get("architectures") or ()), None)
+    if kind not in kinds:
+        raise UsageError(f"{name} is a checkpoint of {kind or 'unknown kind'}; give one that train.py has trained.")
+    try:
+        model = kinds[kind].from_pretrained(name, backend=backend, dtype=torch.float32)
+        processor = CMSBertProcessor.from_pretrained(name)
+    except (OSError, RuntimeError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UsageError(f"{name} cannot be loaded, give an undamaged checkpoint: {first_line}") from None
+    return model.eval(), processor
+
+
 def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
     """AdamW's groups: new modules' weights, BERT's weights, and biases and LayerNorm, which do not decay.
 
     New is what no BertModel has: gates, shifts, and everything outside the encoder.
     """
-    undecayed = {id(p) for m in model.modules() if isinstance(m, _NOT_DECAYED) for p in m.parameters(recurse=False)}
+    undecayed = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
     new: list[nn.Parameter] = []
     bert: list[nn.Parameter] = []
     none: list[nn.Parameter] = []
@@ -178,7 +204,7 @@ def _load_tokenizer(name: str) -> Any:
         raise UsageError(f"{name} holds no tokenizer ({type(error).__name__}); put its vocabulary beside it.") from None
 
 
-def _load_weights(model_class: Any, name: str, config: CMSBertConfig) -> PreTrainedModel:
+def _load_weights(model_class: Any, name: str, config: CMSBertConfig) -> Classifier:
     try:
         model, report = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
     except (OSError, RuntimeError, ValueError) as error:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 import cmsbert_fast
 from cmsbert_fast.data.embedded import embedded_utterances
@@ -24,6 +23,7 @@ from cmsbert_fast.processing_cmsbert import CMSBertProcessor
 from cmsbert_fast.training import checkpoint
 from cmsbert_fast.training.evaluation import Batches, Predictions
 from cmsbert_fast.training.figures import plot_embeddings, plot_shift_maps
+from cmsbert_fast.training.models import Classifier
 from cmsbert_fast.training.settings import TrainingSettings
 
 RESULTS = "results.json"
@@ -83,10 +83,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_predictions(path: Path, predictions: Predictions, classes: Sequence[str] | None) -> None:
-    """Writes ``predictions.csv``: id, label and score, or class names and probabilities, a line for every example.
-
-    ``label`` is empty where it is unknown.
-    """
+    """Writes ``predictions.csv``, what :func:`prediction_rows` returns."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -95,30 +92,29 @@ def write_predictions(path: Path, predictions: Predictions, classes: Sequence[st
     checkpoint.write_atomically(path, write)
 
 
-def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> list[list[Any]]:
-    """The header and the lines of a table of predictions, see :func:`write_predictions`."""
-    labels: list[Any] = [""] * len(predictions.ids)
-    if predictions.labels is not None:
-        labels = predictions.labels.tolist()
+def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> list[list[str]]:
+    """Header and lines of a table of predictions: id, label where labels are known, prediction.
+
+    Predictions are scores; with ``classes`` the most probable class, followed by the probability of each.
+    """
+    labels, logits = predictions.labels, predictions.logits
+    columns: dict[str, Sequence[str]] = {"id": predictions.ids}
     if classes is None:
-        # Through float32's own shortest text: 0.2, not 0.20000000298023224.
-        scores = [str(score) for score in predictions.logits[:, 0].numpy().astype(np.float32)]
-        known = [str(np.float32(label)) if label != "" else "" for label in labels]
-        rows = zip(predictions.ids, known, scores, strict=True)
-        return [["id", "label", "prediction"], *map(list, rows)]
-    probabilities = predictions.logits.softmax(dim=1)
-    header = ["id", "label", "prediction", *(f"probability_{name}" for name in classes)]
-    return [
-        header,
-        *(
-            [id_, classes[label] if label != "" else "", classes[int(p.argmax())], *(f"{x:.6f}" for x in p.tolist())]
-            for id_, label, p in zip(predictions.ids, labels, probabilities, strict=True)
-        ),
-    ]
+        # As float32 writes itself: 0.2, not 0.20000000298023224.
+        if labels is not None:
+            columns["label"] = [str(label) for label in labels.numpy().astype(np.float32)]
+        columns["prediction"] = [str(score) for score in logits[:, 0].numpy().astype(np.float32)]
+    else:
+        if labels is not None:
+            columns["label"] = [classes[label] for label in labels.tolist()]
+        columns["prediction"] = [classes[best] for best in logits.argmax(dim=1).tolist()]
+        for name, chances in zip(classes, logits.softmax(dim=1).T.tolist(), strict=True):
+            columns[f"probability_{name}"] = [f"{chance:.6f}" for chance in chances]
+    return [list(columns), *(list(row) for row in zip(*columns.values(), strict=True))]
 
 
 def write_figures(
-    folder: Path, model: PreTrainedModel, processor: CMSBertProcessor, corpus: Corpus, predictions: Predictions
+    folder: Path, model: Classifier, processor: CMSBertProcessor, corpus: Corpus, predictions: Predictions
 ) -> None:
     """Writes ``shift_maps.png`` (Fig. 1) and ``embeddings.png`` (Fig. 3), where the model has maps and embeddings.
 

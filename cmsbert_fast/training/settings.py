@@ -152,7 +152,7 @@ class Command:
     resume: bool = False
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports an error as an exception, so that it takes the same way to the user as all others."""
 
     def error(self, message: str) -> typing.NoReturn:
@@ -168,7 +168,7 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
     Raises:
         UsageError: An unknown name, a value of the wrong type or outside its range, a file that cannot be read.
     """
-    parser = _Parser(
+    parser = Parser(
         prog="train.py",
         description="Trains CMSBERT-CLR and its relatives. Without arguments: text-only BERT against CMSBERT-CLR on "
         "the embedded corpus. Under torchrun: on several CPUs or GPUs.",

@@ -1,0 +1,125 @@
+"""Scores for every example of a source: ``python -m cmsbert_fast.predict CHECKPOINT DATA``."""
+
+import csv
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+
+from cmsbert_fast.configuration_cmsbert import CMSBertConfig
+from cmsbert_fast.data import read_corpus
+from cmsbert_fast.data.example import Corpus, DataError
+from cmsbert_fast.processing_cmsbert import CMSBertProcessor
+from cmsbert_fast.training import checkpoint
+from cmsbert_fast.training.distributed import Ranks, find_device
+from cmsbert_fast.training.evaluation import Batches, Predictions, predict
+from cmsbert_fast.training.models import load_trained
+from cmsbert_fast.training.results import prediction_rows
+from cmsbert_fast.training.settings import Parser, UsageError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Returns:
+        The exit status: 0, or 2 for a user's error, which is told in one sentence on stderr.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    parser = Parser(prog="python -m cmsbert_fast.predict", description="Writes a score for every example, as CSV.")
+    parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
+    parser.add_argument("data", help="a file or folder in a known format, or 'embedded'")
+    parser.add_argument("--split", help="only this split of the data (default: all)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV file to write (default: standard output)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--visual", nargs="+", default=(), metavar="NAME", help="visual streams of the data")
+    parser.add_argument("--acoustic", nargs="+", default=(), metavar="NAME", help="acoustic streams of the data")
+    parser.add_argument("--words", metavar="NAME", help="stream of words with times; frames are averaged per word")
+    parser.add_argument("--folds", metavar="FILE", help="JSON file of ids by split")
+    parser.add_argument("--fold", type=int, metavar="N", help="which fold, where the file holds several")
+    try:
+        given = parser.parse_args(arguments)
+        if given.batch_size < 1:
+            raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
+        corpus = read_corpus(
+            given.data,
+            visual=given.visual,
+            acoustic=given.acoustic,
+            words=given.words,
+            folds=given.folds,
+            fold=given.fold,
+        )
+        print(corpus.report, file=sys.stderr)
+        predictions, classes = predict_corpus(given.checkpoint, corpus, given.split, given.batch_size, given.device)
+        rows = prediction_rows(predictions, classes)
+        if given.output is None:
+            csv.writer(sys.stdout).writerows(rows)
+        else:
+            _write(given.output, rows)
+    except (UsageError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def predict_corpus(
+    name: str, corpus: Corpus, split: str | None = None, batch_size: int = 32, device: str = "auto"
+) -> tuple[Predictions, list[str] | None]:
+    """Predicts the examples of a corpus with a trained model.
+
+    Args:
+        name: Folder of a model saved with its processor, or of a run of ``train.py``.
+        corpus: Labels are not needed, and not looked at.
+        split: One split; None = all, one after the other.
+        batch_size: Examples at a time.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        The predictions, and the model's classes (None for scores).
+
+    Raises:
+        UsageError: There is no such model or split, or the model was trained with frames of another size.
+    """
+    model, processor = load_trained(name)
+    if split is not None and split not in corpus.splits:
+        raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
+    chosen = list(corpus.splits) if split is None else [split]
+    examples = [dataclasses.replace(e, label=None) for s in chosen for e in corpus.splits[s]]
+    if not examples:
+        raise UsageError(f"{corpus.name} holds no example to predict; give data with at least one.")
+    _check_width(model.config, processor, corpus)
+    ranks = Ranks(0, 1, find_device(device))
+    model.to(ranks.device)  # type: ignore[arg-type]
+    predictions = predict(model, Batches(examples, processor, model.config, ranks.device), ranks, batch_size)
+    classes = (
+        None if predictions.logits.shape[1] == 1 else [model.config.id2label[i] for i in sorted(model.config.id2label)]
+    )
+    return predictions, classes
+
+
+def _check_width(config: CMSBertConfig, processor: CMSBertProcessor, corpus: Corpus) -> None:
+    for modality in ("visual", "acoustic"):
+        trained, given = getattr(config, f"{modality}_size"), getattr(corpus, f"{modality}_size")
+        if trained and given and trained != given:
+            raise UsageError(
+                f"The {modality} stream of {corpus.name} has {given} features a frame but the model was trained with "
+                f"{trained}; give the stream it was trained with."
+            )
+
+
+def _write(path: Path, rows: list[list[str]]) -> None:
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+
+    try:
+        checkpoint.write_atomically(path, write)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another --output.") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
