@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .example import SPLITS, Corpus, DataError, Example, ReadReport
-from .source import MODALITIES, Source, collect, no_frames
+from .folds import NO_FOLD, Folds, read_folds
+from .source import MODALITIES, Source, collect, no_frames, video_of
 
 __all__ = ["SPLITS", "Corpus", "DataError", "Example", "ReadReport", "open_source", "read_corpus"]
 
@@ -53,19 +54,30 @@ def open_source(
         raise DataError(f"Make {path} readable: {error}.") from error
     if found is None:
         raise DataError(f"Give data in a form that can be read; {path} is none of: " + "; ".join(KNOWN_FORMATS) + ".")
+    return _without(_with_folds(found, _folds(folds, fold)), _left_out(found.format, visual, acoustic))
+
+
+def _left_out(format: str, visual: str | Sequence[str], acoustic: str | Sequence[str]) -> list[str]:
+    """Modalities that are called "none", where that is the only choice there is."""
     for option, value in (("--visual", visual), ("--acoustic", acoustic)):
-        if value and value != "none":
-            raise DataError(f"Leave out {option}: {found.format} files have one stream of each modality.")
-    if folds is not None or fold is not None:
-        found = _with_folds(found, folds, fold)
-    return _without(found, [m for m, value in (("visual", visual), ("acoustic", acoustic)) if value == "none"])
+        if value and value not in ("none", ["none"], ("none",)):
+            raise DataError(f"Leave out {option}: {format} data have one stream of each modality.")
+    return [modality for modality, value in (("visual", visual), ("acoustic", acoustic)) if value]
+
+
+def _folds(folds: str | Path | None, fold: int | None) -> Folds | None:
+    if folds is None:
+        if fold is not None:
+            raise DataError("Give the folds as a JSON file with --folds FILE.")
+        return None
+    return read_folds(folds, fold)
 
 
 def _open_pickle(path: Path, words: str | None, label: str | None) -> Source | None:
     from . import funny, mag, misa, mmsa, mult, pickles
 
     if (files := misa.find(path)) and misa.recognise(pickles.load(files["train"])):
-        return misa.misa_source(path, files, label)
+        return _guarded(misa.misa_source(path, files, label))
     if path.is_dir():
         several = sorted(p for p in path.iterdir() if p.is_file() and pickles.is_pickle(p))
         if len(several) > 1:
@@ -87,24 +99,36 @@ def _open_pickle(path: Path, words: str | None, label: str | None) -> Source | N
     else:
         return None
     found.limit = pickles.MEMORY_FACTOR * path.stat().st_size + pickles.MEMORY_FLOOR
-    return found
+    return _guarded(found)
 
 
-def _with_folds(source: Source, folds: str | Path | None, fold: int | None) -> Source:
+def _guarded(source: Source) -> Source:
+    """A source whose file, being a stranger's, may hold anything anywhere: what its reader did not expect is an error."""
+    original = source.read
+
+    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        try:
+            yield from original(group, report)
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error!s:.200}"
+            raise DataError(
+                f"Do not use {source.path.name}: it is not built as {source.format} files are ({what})."
+            ) from error
+
+    return replace(source, read=read)
+
+
+def _with_folds(source: Source, chosen: Folds | None) -> Source:
     """A source whose own splits are replaced."""
-    from .folds import read_folds
-    from .source import video_of
-
-    if folds is None:
-        raise DataError("Give the folds as a JSON file with --folds FILE.")
-    chosen = read_folds(folds, fold)
+    if chosen is None:
+        return source
     original = source.read
 
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         for _, example in original(group, report):
             split = chosen.split_of(example.id, video_of(example.id))
             if split is None:
-                report.drop("the folds do not name it or its video")
+                report.drop(NO_FOLD)
             else:
                 yield split, example
 
@@ -164,6 +188,13 @@ def read_corpus(
         from .embedded import embedded_corpus
 
         return embedded_corpus(seed=0)
+    from . import convert
+
+    if convert.is_converted(Path(source)):
+        if words is not None or label is not None:
+            raise DataError(f"Leave out --words and --label: they were settled when {source} was converted.")
+        without = _left_out("converted", visual, acoustic)
+        return convert.open_converted(Path(source), _folds(folds, fold), without)
     return collect(
         open_source(source, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold)
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from .csd import CsdStream
 from .example import DataError, Example, ReadReport
-from .folds import read_folds
+from .folds import NO_FOLD, read_folds
 from .segments import ALL
 from .source import MODALITIES, Source, no_frames, video_of
 from .streams import Assignment, Cutter, words_within
@@ -68,7 +68,7 @@ def csd_source(
         split = ALL if chosen is None else chosen.split_of(key, video)
         scores = labels.read(key)
         if split is None:
-            report.drop("the folds do not name its video", len(scores.features))
+            report.drop(NO_FOLD, len(scores.features))
             return
         if key not in spoken_in:
             report.drop(f"its video is not in {spoken_in.name}", len(scores.features))

@@ -8,6 +8,8 @@ from typing import Any
 from .example import DataError
 from .source import split_name
 
+NO_FOLD = "the folds name neither it nor its video"
+
 
 class Folds:
     """Splits by video or utterance id.

@@ -1,7 +1,7 @@
 """MISA's pickles: ``train.pkl``, ``dev.pkl`` and ``test.pkl``.
 
-Each is a list of ``((word ids, visual, acoustic, words), label, segment)``. The variant of MMIM adds the lengths of both
-sequences to the inner tuple; frames beyond them are padding.
+Each is a list of ``((word ids, visual, acoustic, words), label, segment)``. The variant of MMIM adds the lengths of
+both sequences to the inner tuple; frames beyond them are padding.
 """
 
 from collections.abc import Iterator

@@ -395,6 +395,10 @@ class _Machine:
 
     # Opcodes
 
+    def protocol(self) -> None:
+        if self.number(1) > 5:
+            raise UnsafePickleError("it has a protocol that does not exist")
+
     def string(self) -> None:
         line = self.line()
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
@@ -540,7 +544,7 @@ def _actions() -> list[Callable[[_Machine], Any] | None]:
         b")": lambda s: s.push((), 0),
         b"u": m.set_marked,
         b"G": lambda s: s.push(struct.unpack(">d", s.take(8))[0], 24),
-        b"\x80": lambda s: s.number(1),
+        b"\x80": m.protocol,
         b"\x85": lambda s: s.tuple(1),
         b"\x86": lambda s: s.tuple(2),
         b"\x87": lambda s: s.tuple(3),

@@ -16,7 +16,7 @@ import numpy as np
 from . import iemocap
 from .example import DataError, Example, ReadReport
 from .files import read_table
-from .folds import read_folds, rotation
+from .folds import NO_FOLD, read_folds, rotation
 from .source import MODALITIES, Source, no_frames, split_name, video_of, words_of
 from .streams import Assignment, Cutter, words_within
 
@@ -235,7 +235,7 @@ def segment_source(
         for segment in groups[video]:
             split = assign(segment)
             if split is None:
-                report.drop("the folds do not name it or its video")
+                report.drop(NO_FOLD)
                 continue
             spoken = words_of(segment.text)
             if not spoken:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -103,8 +103,13 @@ class Counter:
         if not counts:
             reasons = "; ".join(f"{n} dropped: {reason}" for reason, n in self.report.dropped.items())
             raise DataError(f"No example could be read from {self.report.source}{': ' + reasons if reasons else '.'}")
-        order = [s for s in SPLITS if s in counts] + [s for s in counts if s not in SPLITS]
-        self.report.counts = {split: counts[split] for split in order}
+        self.report.counts = ordered(counts)
+
+
+def ordered(counts: dict[str, int]) -> dict[str, int]:
+    """Splits in the order in which they are used."""
+    order = [s for s in SPLITS if s in counts] + [s for s in counts if s not in SPLITS]
+    return {split: counts[split] for split in order}
 
 
 def frames_of(values: np.ndarray, modality: str, report: ReadReport) -> np.ndarray:
@@ -137,6 +142,8 @@ def collect(source: Source) -> Corpus:
             counter.see(split, example)
             splits.setdefault(split, []).append(example)
     counter.finish()
+    for examples in splits.values():
+        examples[:] = [_with_widths(example, report.widths) for example in examples]
     return Corpus(
         name=source.name,
         splits={split: splits[split] for split in report.counts},
@@ -145,4 +152,16 @@ def collect(source: Source) -> Corpus:
         report=report,
         classes=source.classes,
         standardise=source.standardise,
+    )
+
+
+def _with_widths(example: Example, widths: dict[str, int]) -> Example:
+    """An example whose empty modalities have the corpus's width."""
+    sizes = {modality: widths.get(modality, 0) for modality in MODALITIES}
+    if all(getattr(example, modality).shape[1] == size for modality, size in sizes.items()):
+        return example
+    return replace(
+        example,
+        visual=example.visual if len(example.visual) else no_frames(sizes["visual"]),
+        acoustic=example.acoustic if len(example.acoustic) else no_frames(sizes["acoustic"]),
     )

@@ -1,0 +1,114 @@
+"""``python -m cmsbert_fast.data``: convert a source once, or look at it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import convert, open_source, read_corpus
+from .example import Corpus, DataError, Example
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cmsbert_fast.data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    choices = argparse.ArgumentParser(add_help=False)
+    choices.add_argument("--visual", nargs="+", default=(), metavar="NAME", help="visual streams, or none")
+    choices.add_argument("--acoustic", nargs="+", default=(), metavar="NAME", help="acoustic streams, or none")
+    choices.add_argument("--words", metavar="NAME", help="stream of words (MulT: table of words)")
+    choices.add_argument("--label", metavar="NAME", help="column or stream of labels")
+    choices.add_argument("--folds", metavar="FILE", help="JSON file of video ids by split")
+    choices.add_argument("--fold", type=int, metavar="K", help="which fold, from 1")
+    one = commands.add_parser("convert", parents=[choices], help="write the memory-mapped form that training reads")
+    one.add_argument("source", type=Path, metavar="SRC")
+    one.add_argument("target", type=Path, metavar="DST")
+    look = commands.add_parser("inspect", parents=[choices], help="say what a source holds")
+    look.add_argument("source", metavar="SRC")
+    look.add_argument("--picture", type=Path, metavar="FILE", help="draw one example (.png, .pdf or .svg)")
+    look.add_argument("--id", metavar="ID", help="which example to draw (default: the first)")
+    return parser
+
+
+def _examples(corpus: Corpus) -> list[Example]:
+    return [example for examples in corpus.splits.values() for example in examples]
+
+
+def summary(corpus: Corpus) -> str:
+    """What a corpus holds, in a few lines."""
+    lines = [str(corpus.report)]
+    for split, examples in corpus.splits.items():
+        labels = [example.label for example in examples if example.label is not None]
+        words = np.array([len(example.words) for example in examples])
+        line = f"  {split}: {words.mean():.1f} words an example (at most {words.max()})"
+        if labels and corpus.classes:
+            counts = np.bincount(np.array(labels, dtype=int), minlength=len(corpus.classes))
+            line += ", " + ", ".join(f"{n} {name}" for name, n in zip(corpus.classes, counts, strict=True))
+        elif labels:
+            line += f", labels {np.mean(labels):.2f} +- {np.std(labels):.2f} in [{min(labels):g}, {max(labels):g}]"
+        else:
+            line += ", no labels"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def draw(example: Example, file: Path) -> None:
+    """A picture of one example: its words, and its frames as maps of standardised features over time.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    present = [(m, getattr(example, m)) for m in ("visual", "acoustic") if getattr(example, m).size]
+    figure = Figure(figsize=(10, 1.5 + 2.5 * len(present)), layout="constrained")
+    figure.suptitle(f"{example.id}   label {example.label}\n{' '.join(example.words)}", fontsize=9, wrap=True)
+    for row, (modality, frames) in enumerate(present):
+        axes = figure.add_subplot(len(present), 1, row + 1)
+        spread = frames.std(axis=0)
+        shown = (frames - frames.mean(axis=0)) / np.where(spread > 0, spread, 1)
+        image = axes.imshow(shown.T, aspect="auto", interpolation="nearest", cmap="coolwarm", vmin=-3, vmax=3)
+        axes.set_ylabel(f"{modality} feature")
+        if example.aligned:
+            axes.set_xticks(range(len(example.words)), example.words, rotation=60, ha="right", fontsize=7)
+        else:
+            axes.set_xlabel("frame")
+        figure.colorbar(image, ax=axes, label="standard deviations")
+    try:
+        figure.savefig(file, dpi=120)
+    except (OSError, ValueError) as error:
+        raise DataError(f"Choose another file for the picture: {error}.") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 2 where the user has to change something."""
+    options = _parser().parse_args(arguments)
+    asked: dict[str, Any] = {k: getattr(options, k) for k in ("visual", "acoustic", "words", "label", "folds", "fold")}
+    try:
+        if options.command == "convert":
+            report = convert.convert(open_source(options.source, **asked), options.target, asked)
+            print(report)
+            print(f"converted to {options.target}")
+            return 0
+        corpus = read_corpus(options.source, **asked)
+        print(summary(corpus))
+        if options.picture is not None:
+            examples = _examples(corpus)
+            chosen = next((e for e in examples if options.id in (None, e.id)), None)
+            if chosen is None:
+                raise DataError(f"Choose another --id: there is no example {options.id!r}.")
+            draw(chosen, options.picture)
+            print(f"drew {chosen.id} in {options.picture}")
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; the same command continues a conversion from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
