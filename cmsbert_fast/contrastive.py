@@ -195,8 +195,7 @@ def _contrastive(embeddings, labels, temperature, fixed_temperature, smoothing, 
     block = contrastive_torch.make_block(tuple(embeddings), labels, smoothing, threshold)
     tau = _temperature(embeddings[0], temperature, fixed_temperature)
     row_lse, column_lse, attraction = contrastive_torch.statistics(block, block, tau, smoothing, threshold)
-    lse = torch.maximum(row_lse, column_lse)  # every direction is in one of them, -inf in the other
-    torch.diagonal(lse).zero_()
+    lse = torch.cat([row_lse, column_lse])
     return (lse.sum() - attraction) / max(block.rows, 1), lse, block.inverse_norm, block.weight
 
 
@@ -206,7 +205,7 @@ def _contrastive_fake(embeddings, labels, temperature, fixed_temperature, smooth
     n = z.shape[0]
     return (
         z.new_empty((), dtype=dtype),
-        z.new_empty((modalities, modalities, n), dtype=dtype),
+        z.new_empty((modalities * (modalities - 1), n), dtype=dtype),
         z.new_empty((modalities, n), dtype=dtype),
         z.new_empty((n,), dtype=dtype),
     )
@@ -353,25 +352,26 @@ def _meet_by_gathering(ring, engine, embeddings, labels, tau, smoothing, thresho
     modalities = len(embeddings)
     columns_z = _split(ring.gather(torch.stack(embeddings, dim=1).flatten(1)), modalities)
     columns_labels = None if labels is None else ring.gather(labels)
-    columns = contrastive_torch.make_block(columns_z, columns_labels, smoothing, threshold)
+    columns = engine.make_block(columns_z, columns_labels, smoothing, threshold)
     offset = ring.offset(ring.rank)
     mine = slice(offset, offset + embeddings[0].shape[0])
     own = Block(
         tuple(z[mine] for z in columns_z), labels, columns.inverse_norm[:, mine], columns.weight[mine], None, offset
     )
-    row_lse, lse, attraction = engine.statistics(own, columns, tau, smoothing, threshold)
-    lse[:, :, mine] = torch.maximum(lse[:, :, mine], row_lse)
-    torch.diagonal(lse).zero_()
+    row_lse, column_lse, attraction = engine.statistics(own, columns, tau, smoothing, threshold)
+    pairs = row_lse.shape[0]
+    # Rows are complete on their rank and absent elsewhere; columns are in part on every rank.
+    lse = torch.cat([torch.full_like(column_lse, -torch.inf), column_lse])
+    lse[:pairs, mine] = row_lse
     top = lse.clone()
     dist.all_reduce(top, dist.ReduceOp.MAX, group=ring.group)
     sums = torch.cat([(lse - top).exp_().flatten(), attraction[None]])
     dist.all_reduce(sums, group=ring.group)
     lse = top + sums[:-1].view_as(lse).log()
-    torch.diagonal(lse).zero_()
     loss = (lse.sum() - sums[-1]) / ring.total
     if not differentiable:
         return loss, None, None, own
-    own = own.with_lse(lse[:, :, mine])
+    own = own.with_lse(lse[:, mine])
     raw, radial = engine.gradients(own, columns.with_lse(lse), tau, smoothing, threshold)
     return loss, raw, radial, own
 
@@ -379,13 +379,13 @@ def _meet_by_gathering(ring, engine, embeddings, labels, tau, smoothing, thresho
 def _meet_in_a_ring(ring, engine, embeddings, labels, tau, smoothing, threshold, differentiable):
     """Blocks travel from rank to rank: O(n_local) memory, and every similarity still serves both of its directions."""
     modalities = len(embeddings)
-    inverse_norm = contrastive_torch.inverse_norms(embeddings)
+    inverse_norm = engine.inverse_norms(embeddings)
     weight = inverse_norm.new_zeros(embeddings[0].shape[0])
     if labels is not None:
         count = torch.full_like(labels, -1, dtype=torch.int64)
         for _, (others,) in ring.walk([labels]):
             if others.numel() and labels.numel():
-                count += contrastive_torch.count_related(labels, others, threshold)
+                count += engine.count_related(labels, others, threshold)
         weight = contrastive_torch.target_weight(count, smoothing, inverse_norm.dtype)
     own = Block(tuple(embeddings), labels, inverse_norm, weight, None, ring.offset(ring.rank))
     packed = torch.stack(embeddings, dim=1).flatten(1)
@@ -394,22 +394,21 @@ def _meet_in_a_ring(ring, engine, embeddings, labels, tau, smoothing, threshold,
         travelling = [packed, inverse_norm.T, weight, *([] if labels is None else [labels]), *tensors]
         for rank, (z, norm, w, *rest) in ring.walk(travelling):
             label = None if labels is None else rest.pop(0)
-            yield Block(_split(z, modalities), label, norm.T, w, None, ring.offset(rank)), rest
+            yield Block(_split(z, modalities), label, norm.T.contiguous(), w, None, ring.offset(rank)), rest
 
-    row_lse = inverse_norm.new_full((modalities, modalities, own.rows), -torch.inf)
+    row_lse = inverse_norm.new_full((modalities * (modalities - 1) // 2, own.rows), -torch.inf)
     attraction = inverse_norm.new_zeros(())
     # The column sums of a block travel with it and come home after the last rank.
-    column_lse = ring.pad(row_lse.permute(2, 0, 1))
+    column_lse = ring.pad(row_lse.T)
     for block, _ in blocks():
         part, column_part, attracted = engine.statistics(own, block, tau, smoothing, threshold)
         row_lse = torch.logaddexp(row_lse, part)
-        column_lse[: block.rows] = torch.logaddexp(column_lse[: block.rows], column_part.permute(2, 0, 1))
+        column_lse[: block.rows] = torch.logaddexp(column_lse[: block.rows], column_part.T)
         attraction += attracted
         (column_lse,), works = ring.start_pass([column_lse])
         for work in works:
             work.wait()
-    lse = torch.maximum(row_lse, column_lse[: own.rows].permute(1, 2, 0))
-    torch.diagonal(lse).zero_()
+    lse = torch.cat([row_lse, column_lse[: own.rows].T])
     total = lse.sum() - attraction
     dist.all_reduce(total, group=ring.group)
     loss = total / ring.total
@@ -418,8 +417,8 @@ def _meet_in_a_ring(ring, engine, embeddings, labels, tau, smoothing, threshold,
     own = own.with_lse(lse)
     raw = [torch.zeros_like(z, dtype=inverse_norm.dtype) for z in embeddings]
     radial = torch.zeros_like(inverse_norm)
-    for block, (travelled,) in blocks(lse.permute(2, 0, 1)):
-        block = block.with_lse(travelled.permute(1, 2, 0))
+    for block, (travelled,) in blocks(lse.T):
+        block = block.with_lse(travelled.T.contiguous())
         part, along = engine.gradients(own, block, tau, smoothing, threshold)
         torch._foreach_add_(raw, part)
         radial += along

@@ -33,7 +33,7 @@ class Block:
         labels: (n,) or None (targets are the identity).
         inverse_norm: (M, n), 1 / max(|z|, EPSILON).
         weight: (n,), (1 - beta) / \\|S_i\\|, 0 where S_i is empty.
-        lse: (M, M, n), log-sum-exp of direction m -> m' at each row; None before it is known.
+        lse: (2P, n), log-sum-exp of each of :func:`directions` at each row; None before it is known.
         offset: global index of the first row.
     """
 
@@ -151,6 +151,12 @@ def pairs(modalities: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(modalities) for b in range(a + 1, modalities)]
 
 
+def directions(modalities: int) -> list[tuple[int, int]]:
+    """(from, to): every pair forward, then every pair backward."""
+    forward = pairs(modalities)
+    return forward + [(b, a) for a, b in forward]
+
+
 def statistics(
     rows: Block, columns: Block, temperature: Tensor, smoothing: float, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,23 +167,23 @@ def statistics(
         temperature: 0-dim tensor.
 
     Returns:
-        row_lse: (M, M, n_r); [a, b] for a < b is the log-sum-exp over these columns, the rest is -inf.
-        column_lse: (M, M, n_c); [b, a] for a < b is the log-sum-exp over these rows, the rest is -inf.
+        row_lse: (P, n_r), of the directions a -> b with a < b, over these columns.
+        column_lse: (P, n_c), of the directions b -> a, over these rows.
         attraction: 0-dim, the sum of (t_ij + t_ji) s_ij over pairs and the rectangle.
     """
     work = _Rectangle(rows, columns, temperature, smoothing, threshold)
-    modalities = len(rows.embeddings)
-    row_lse = rows.inverse_norm.new_full((modalities, modalities, rows.rows), -torch.inf)
-    column_lse = rows.inverse_norm.new_full((modalities, modalities, columns.rows), -torch.inf)
+    some = pairs(len(rows.embeddings))
+    row_lse = rows.inverse_norm.new_full((len(some), rows.rows), -torch.inf)
+    column_lse = rows.inverse_norm.new_full((len(some), columns.rows), -torch.inf)
     attraction = rows.inverse_norm.new_zeros(())
     if rows.rows == 0 or columns.rows == 0:
         return row_lse, column_lse, attraction
-    for a, b in pairs(modalities):
+    for pair, (a, b) in enumerate(some):
         others = work.normalised(columns, b).T
         for chunk in work.chunks():
             s = (work.normalised(rows, a, chunk) @ others).div_(work.temperature)
-            row_lse[a, b, chunk] = s.logsumexp(1)
-            column_lse[b, a] = torch.logaddexp(column_lse[b, a], s.logsumexp(0))
+            row_lse[pair, chunk] = s.logsumexp(1)
+            column_lse[pair] = torch.logaddexp(column_lse[pair], s.logsumexp(0))
             diagonal, index = work.diagonal(s, chunk)
             attraction += 2 * (work.diagonal_target[index] * diagonal).sum()
             related = work.related(chunk)
@@ -201,36 +207,36 @@ def gradients(
     assert rows.lse is not None
     assert columns.lse is not None
     work = _Rectangle(rows, columns, temperature, smoothing, threshold)
-    modalities = len(rows.embeddings)
+    every = directions(len(rows.embeddings))
     raw = [torch.zeros_like(z, dtype=work.dtype) for z in rows.embeddings]
     radial = torch.zeros_like(rows.inverse_norm)
     square = rows is columns
     if rows.rows == 0 or columns.rows == 0:
         return raw, radial
-    for a in range(modalities):
-        for b in range(modalities):
-            if a == b or (square and a > b):
-                continue
-            others = work.normalised(columns, b)
-            for chunk in work.chunks():
-                own = work.normalised(rows, a, chunk)
-                cosine = own @ others.T
-                s = cosine / work.temperature
-                g = (s - rows.lse[a, b, chunk, None]).exp_()
-                g += s.sub_(columns.lse[b, a]).exp_()
-                del s
-                related = work.related(chunk)
-                if related is not None:
-                    g -= (rows.weight[chunk, None] + columns.weight).mul_(related)
-                diagonal, index = work.diagonal(g, chunk)
-                diagonal -= 2 * work.diagonal_target[index]
-                raw[a][chunk] += g @ others
-                if square:
-                    raw[b] += g.T @ own
-                cosine *= g
-                radial[a, chunk] += cosine.sum(1)
-                if square:
-                    radial[b] += cosine.sum(0)
+    for direction, (a, b) in enumerate(every):
+        opposite = (direction + len(every) // 2) % len(every)
+        if square and a > b:
+            continue
+        others = work.normalised(columns, b)
+        for chunk in work.chunks():
+            own = work.normalised(rows, a, chunk)
+            cosine = own @ others.T
+            s = cosine / work.temperature
+            g = (s - rows.lse[direction, chunk, None]).exp_()
+            g += s.sub_(columns.lse[opposite]).exp_()
+            del s
+            related = work.related(chunk)
+            if related is not None:
+                g -= (rows.weight[chunk, None] + columns.weight).mul_(related)
+            diagonal, index = work.diagonal(g, chunk)
+            diagonal -= 2 * work.diagonal_target[index]
+            raw[a][chunk] += g @ others
+            if square:
+                raw[b] += g.T @ own
+            cosine *= g
+            radial[a, chunk] += cosine.sum(1)
+            if square:
+                radial[b] += cosine.sum(0)
     return raw, radial
 
 
