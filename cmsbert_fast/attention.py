@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmsbert_fast import attention_torch, reference
+from cmsbert_fast import attention_torch, attention_triton, reference
 from cmsbert_fast.backends import requested_backend
 from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
 
@@ -106,7 +106,11 @@ def cms_attention(
     if cu_seqlens is not None:
         assert max_seqlen is not None
         packing = Packing(cu_seqlens, max_seqlen)
-    run = {"reference": _reference, "torch": attention_torch.cms_attention}[choose_backend(query, backend)]
+    run = {
+        "reference": _reference,
+        "torch": attention_torch.cms_attention,
+        "triton": attention_triton.cms_attention,
+    }[choose_backend(query, backend)]
     return run(query, key, value, visual, acoustic, packing, attention_mask, activation, scale, dropout_p)
 
 
@@ -119,9 +123,14 @@ def choose_backend(query: Tensor, backend: str = "auto") -> str:
     name = requested_backend(backend)
     if name in ("reference", "torch"):
         return name
+    if name == "triton":
+        reason = attention_triton.why_not(query)
+        if reason is not None:
+            raise ValueError(f'backend="triton" cannot run here: {reason}; use backend="auto" or "torch".')
+        return name
     if name != "auto":
         raise ValueError(f'backend="{name}" is not available for cms_attention; use backend="auto" or "torch".')
-    return "torch"
+    return "triton" if attention_triton.is_available(query) else "torch"
 
 
 def _reference(

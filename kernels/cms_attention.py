@@ -23,7 +23,7 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 # Philox 4x32 passes the usual test batteries from 7 rounds on; fewer rounds than Triton's default 10 cost less.
 PHILOX_ROUNDS = tl.constexpr(7)
 
-# Arguments that change from batch to batch: no kernel is compiled anew because one of them becomes 1 or a multiple of 16.
+# Arguments that change from batch to batch: no kernel is compiled anew because one of them is 1 or a multiple of 16.
 _COUNTS = ["n_batch", "n_rows", "n_rows_v", "n_rows_a", "n_frame_rows", "n_tiles", "length", "length_v", "length_a",
            "length_f", "threshold"]  # fmt: skip
 
@@ -1067,9 +1067,7 @@ def forward(call: Call) -> tuple[Tensor, Saved]:
         launcher.run(shift_forward_kernel, (call.batch * n_tiles,), config, n_tiles=n_tiles, **outputs)
     config = launcher.config("attention_forward")
     n_tiles = triton.cdiv(call.max_length, config["BLOCK_M"])
-    launcher.run(
-        attention_forward_kernel, (call.batch * n_tiles, launcher.heads), config, n_tiles=n_tiles, **outputs
-    )
+    launcher.run(attention_forward_kernel, (call.batch * n_tiles, launcher.heads), config, n_tiles=n_tiles, **outputs)
     return out, saved
 
 
