@@ -19,7 +19,7 @@ from cmsbert_fast.attention import ModalityShift, cms_attention
 from cmsbert_fast.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
 from cmsbert_fast.contrastive import pairwise_contrastive_loss
 from cmsbert_fast.loss import task_loss, total_loss
-from cmsbert_fast.lstm import lstm
+from cmsbert_fast.lstm import PackedLSTM
 from cmsbert_fast.packing import (
     Packing,
     pack_mask,
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     Attributes:
         packing: Which of the T token rows belong to which utterance.
         full: Whether all utterances have the same length and all frames are valid, so that no packing is needed.
-        visual, acoustic: Frames; None where the modality is absent.
+        visual, acoustic: Frames; None where the model has no such modality.
     """
 
     packing: Packing
@@ -197,7 +197,7 @@ class CMSBertSelfAttention(nn.Module):
         size = batch.packing.cu_seqlens.shape[0] - 1
 
         def rows(tensor: Tensor) -> Tensor:
-            return tensor.unflatten(0, (size, -1))
+            return tensor.unflatten(0, (size, tensor.shape[0] // size))
 
         def padded(shift: ModalityShift | None) -> ModalityShift | None:
             if shift is None:
@@ -234,6 +234,13 @@ class CMSBertPreTrainedModel(BertPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, CMSBertCLRForSequenceClassification):
             init.ones_(module.nu)
+        elif isinstance(module, HeadLinear):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            init.uniform_(module.bias, -(module.in_features**-0.5), module.in_features**-0.5)
+        elif isinstance(module, PackedLSTM):  # as torch.nn.LSTM does
+            bound = module.hidden_size**-0.5
+            for parameter in module.parameters():
+                init.uniform_(parameter, -bound, bound)
 
 
 class CMSBertModel(CMSBertPreTrainedModel):
@@ -347,9 +354,12 @@ class CMSBertModel(CMSBertPreTrainedModel):
         max_length: int | None,
         batch_size: int,
     ) -> Frames | None:
-        if values is None:
-            return None
         size = getattr(self.config, f"{name}_size")
+        if values is None:
+            if not size:
+                return None
+            # Not None: the parameters of an absent modality stay in the graph, as DistributedDataParallel needs.
+            values, mask = torch.zeros(batch_size, 0, size, device=self.device), None
         if values.shape[-1] != size:
             raise ValueError(
                 f"{name} has frames of size {values.shape[-1]}, but the model was made for {name}_size={size}; "
@@ -447,13 +457,21 @@ class CMSBertModel(CMSBertPreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
 
+class HeadLinear(nn.Linear):
+    """A linear layer that starts as torch.nn.Linear does, not as BERT's do.
+
+    BERT's zero biases would project an utterance without frames to the zero vector, whose direction, and with it the
+    gradient of the contrastive loss, does not exist.
+    """
+
+
 class Projector(nn.Module):
     """q_m: Linear - ReLU - Linear (Eq. 10, 13)."""
 
     def __init__(self, input_size: int, size: int):
         super().__init__()
-        self.dense = nn.Linear(input_size, size)
-        self.out_proj = nn.Linear(size, size)
+        self.dense = HeadLinear(input_size, size)
+        self.out_proj = HeadLinear(size, size)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """u_m (B, d_m) -> z_m^(1), the output of the ReLU, and z_m, both (B, d)."""
@@ -470,8 +488,8 @@ class Fusion(nn.Module):
         self.transformer = nn.TransformerEncoderLayer(
             size, FUSION_HEADS, dim_feedforward=4 * size, dropout=config.hidden_dropout_prob, batch_first=True
         )
-        self.dense = nn.Linear(num_modalities * size, size)
-        self.out_proj = nn.Linear(size, num_labels)
+        self.dense = HeadLinear(num_modalities * size, size)
+        self.out_proj = HeadLinear(size, num_labels)
 
     def forward(self, middles: list[Tensor]) -> Tensor:
         """z_m^(1), each (B, d) -> y hat, (B, num_labels)."""
@@ -484,6 +502,7 @@ class CMSBertForSequenceClassification(CMSBertPreTrainedModel):
 
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
+        self.num_labels = config.num_labels or 1
         self.bert = CMSBertModel(config)
         dropout = config.classifier_dropout
         self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
@@ -546,6 +565,7 @@ class CMSBertCLRForSequenceClassification(CMSBertPreTrainedModel):
 
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
+        self.num_labels = config.num_labels or 1
         sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
         self.modalities = [name for name in MODALITIES if sizes[name]]
         if not self.modalities:
@@ -554,7 +574,7 @@ class CMSBertCLRForSequenceClassification(CMSBertPreTrainedModel):
         self.bert = CMSBertModel(config)
         self.linguistic_projector = Projector(config.hidden_size, projection)
         for name in self.modalities:
-            setattr(self, f"{name}_lstm", nn.LSTM(sizes[name], projection))
+            setattr(self, f"{name}_lstm", PackedLSTM(sizes[name], projection))
             setattr(self, f"{name}_projector", Projector(projection, projection))
         self.fusion = Fusion(config, 1 + len(self.modalities), self.num_labels)
         self.register_buffer("nu", torch.ones(()))
@@ -594,8 +614,8 @@ class CMSBertCLRForSequenceClassification(CMSBertPreTrainedModel):
         middles, embeds = [middle], {"linguistic": linguistic}
         for name in self.modalities:
             frames = getattr(inputs.batch, name)
-            pooled = self._pooled(name, frames, hidden, size=linguistic.shape[0])
-            middle, embeds[name] = getattr(self, f"{name}_projector")(pooled)
+            encoded = getattr(self, f"{name}_lstm")(frames.values, frames.packing)
+            middle, embeds[name] = getattr(self, f"{name}_projector")(segment_mean(encoded, frames.packing))
             middles.append(middle)
         logits = self.fusion(middles)
         task = contrastive = loss = None
@@ -625,13 +645,6 @@ class CMSBertCLRForSequenceClassification(CMSBertPreTrainedModel):
             shift_maps=None if shift_maps is None else tuple(shift_maps),
         )
         return output.to_tuple() if return_dict is False else output
-
-    def _pooled(self, name: str, frames: Frames | None, hidden: Tensor, size: int) -> Tensor:
-        """u_m, the mean of the LSTM's outputs over an utterance's frames (Eq. 11, 12); 0 without frames."""
-        module = getattr(self, f"{name}_lstm")
-        if frames is None:  # absent is the same as no valid frame
-            frames = Frames(hidden.new_zeros(0, module.input_size), uniform_packing(size, 0, hidden.device))
-        return segment_mean(lstm(module, frames.values, frames.packing), frames.packing)
 
 
 def positions(packing: Packing, total: int) -> Tensor:

@@ -69,7 +69,7 @@ def pad(packed: Tensor, packing: Packing) -> Tensor:
     """
     batch, length = packing.cu_seqlens.shape[0] - 1, packing.max_length
     if packed.shape[0] == 0:
-        return packed.new_zeros(batch, length, *packed.shape[1:])
+        return packed.sum(dim=0).expand(batch, length, *packed.shape[1:])  # zeros that keep the graph connected
     rows = packing.cu_seqlens[:-1, None] + torch.arange(length, device=packed.device)
     rows = rows.clamp(max=packed.shape[0] - 1).flatten()
     return packed.index_select(0, rows).unflatten(0, (batch, length))

@@ -251,7 +251,7 @@ def targets(labels: Tensor | None, n: int, smoothing: float | None = 0.9, thresh
         similar = labels[:, None] == labels[None]
     similar = similar & ~torch.eye(n, dtype=torch.bool, device=labels.device)
     count = similar.sum(dim=1, keepdim=True)
-    smoothed = smoothing * identity + (1 - smoothing) * similar / count.clamp(min=1)
+    smoothed = smoothing * identity + (1 - smoothing) * similar.double() / count.clamp(min=1)
     return torch.where(count > 0, smoothed, identity)
 
 

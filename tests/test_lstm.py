@@ -1,0 +1,50 @@
+"""The packed LSTM, eager and as the operator torch.compile sees, against the literal reference."""
+
+import pytest
+import torch
+
+from cmsbert_fast import reference
+from cmsbert_fast.lstm import PackedLSTM
+from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
+
+LENGTHS = [[3, 1, 5, 5], [1], [0, 4, 0, 2], [0, 0]]
+
+
+def module(dtype=torch.float64):
+    lstm = PackedLSTM(3, 4)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in lstm.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype)
+    return lstm
+
+
+def run_as_operator(lstm, frames, packing):
+    return torch.ops.cmsbert_fast.lstm(frames, packing.cu_seqlens, *lstm.parameters())[0]
+
+
+@pytest.mark.parametrize("run", [PackedLSTM.__call__, run_as_operator], ids=["eager", "operator"])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_equals_the_reference(run, lengths):
+    lstm, packing = module(), Packing(cumulative(torch.tensor(lengths)), max(lengths))
+    frames = torch.randn(sum(lengths) + 2, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(sum(lengths) + 2, 4, dtype=torch.float64)
+    inputs = [frames, *lstm.parameters()]
+
+    hidden = run(lstm, frames, packing)
+    mask = valid_positions(packing)
+    expected = reference.lstm(pad(frames, packing), mask, dict(lstm.named_parameters()))[mask]
+    torch.testing.assert_close(hidden[: sum(lengths)], expected, rtol=0, atol=1e-13)
+    assert (hidden[sum(lengths) :] == 0).all()
+
+    grads = torch.autograd.grad((hidden * weight).sum(), inputs)
+    expected_grads = torch.autograd.grad(
+        (expected * weight[: sum(lengths)]).sum() + 0 * sum(t.sum() for t in inputs), inputs
+    )
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+
+
+def test_operator_passes_opcheck():
+    lstm, packing = module(), Packing(cumulative(torch.tensor([3, 0, 2])), 3)
+    frames = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    torch.library.opcheck(torch.ops.cmsbert_fast.lstm.default, (frames, packing.cu_seqlens, *lstm.parameters()))
