@@ -94,9 +94,8 @@ def predict_corpus(
     ranks = Ranks(0, 1, find_device(device))
     model.to(ranks.device)  # type: ignore[arg-type]
     predictions = predict(model, Batches(examples, processor, model.config, ranks.device), ranks, batch_size)
-    classes = (
-        None if predictions.logits.shape[1] == 1 else [model.config.id2label[i] for i in sorted(model.config.id2label)]
-    )
+    names: dict = model.config.id2label or {}
+    classes = [names[i] for i in sorted(names)] if predictions.logits.shape[1] > 1 else None
     return predictions, classes
 
 

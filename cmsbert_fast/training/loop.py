@@ -56,12 +56,20 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers that SIGTERM or SIGINT came, so that the loop can stop between two steps."""
+    """While entered, remembers that SIGTERM or SIGINT came, so that the loop can stop between two steps."""
 
     def __init__(self) -> None:
         self.signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+            self._handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
@@ -131,7 +139,8 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
     try:
         command = parse_command(arguments, embedded_config)
         ranks = distributed.start(command.runs[0].device)
-        run_all(command, ranks, stop)
+        with stop:
+            run_all(command, ranks, stop)
     except (UsageError, DataError) as error:
         message, status = f"error: {error}", EXIT_USAGE
     except NotFinite as error:

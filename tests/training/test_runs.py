@@ -1,0 +1,187 @@
+"""Runs in processes of their own: ranks, kills, signals, NaN, torchrun."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmsbert_fast.training.loop import epoch_batches
+
+SLOW_STEPS = """
+import time, torch
+step = torch.optim.AdamW.step
+torch.optim.AdamW.step = lambda *a, **k: (time.sleep(0.05), step(*a, **k))[1]
+"""
+# The 7th step's labels are NaN. With accumulation or evaluation in between this would count them too; there is neither.
+NAN_LABELS = """
+from cmsbert_fast.training.evaluation import Batches
+load, count = Batches.load, [0]
+def broken(self, indices, labels=True):
+    inputs = load(self, indices, labels)
+    count[0] += labels
+    if count[0] == 7:
+        inputs["labels"] = inputs["labels"] * float("nan")
+    return inputs
+Batches.load = broken
+"""
+# The third checkpoint is cut in the middle by a kill.
+KILLED_WHILE_SAVING = """
+import os, signal, torch
+save, count = torch.save, [0]
+def cut(state, path):
+    save(state, path)
+    count[0] += 1
+    if count[0] == 3:
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = cut
+"""
+
+
+@pytest.fixture(scope="module")
+def base(corpus_folder: Path, bert: Path) -> list:
+    """Arguments of a run with dropout: 3 epochs of 4 steps, a checkpoint every third step and after every epoch."""
+    arguments = ["--data", corpus_folder, "--model", bert, "--epochs", 3, "--batch-size", 8, "--learning-rate", 1e-3]
+    return [*arguments, "--checkpoint-every-steps", 3]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, start_run, base) -> Callable:
+    """The run of ``base`` on so many ranks, from start to end."""
+    runs = {}
+
+    def run(ranks: int):
+        if ranks not in runs:
+            runs[ranks] = start_run(tmp_path_factory.mktemp("undisturbed"), base, ranks)
+            assert runs[ranks].wait() == [0] * ranks, runs[ranks].errors()
+        return runs[ranks]
+
+    return run
+
+
+def assert_same(run, other):
+    """Losses, validation and test results are equal to the bit."""
+    for event in ("start", "train", "valid", "test"):
+        assert run.records(event) == other.records(event)
+    ours, theirs = (next(r.folder.glob("out/*/*/predictions.csv")).read_bytes() for r in (run, other))
+    assert ours == theirs
+
+
+def test_ranks_change_rounding_only(tmp_path, start_run, corpus_folder, bert_without_dropout):
+    arguments = ["--data", corpus_folder, "--model", bert_without_dropout, "--epochs", 2, "--batch-size", 9]
+    runs = [start_run(tmp_path / str(ranks), arguments, ranks) for ranks in (1, 2, 4)]
+    assert [run.wait() for run in runs] == [[0], [0] * 2, [0] * 4], [run.errors() for run in runs]
+    one, *more = runs
+    assert len(one.records()) == 6  # batches of 9, 8 and 8 examples: no number of ranks divides them all
+    for run in more:
+        for event in ("start", "train", "valid", "test"):
+            for ours, theirs in zip(run.records(event), one.records(event), strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(("ranks", "lines"), [(1, 2), (1, 8), (2, 9)])
+def test_killed_and_resumed(tmp_path, start_run, base, undisturbed, ranks, lines):
+    start_run(tmp_path, base, ranks, before=SLOW_STEPS).kill_after(lines)
+    saved = list(tmp_path.glob("out/*/*/checkpoint.pt"))
+    assert [torch.load(path, weights_only=True)["progress"]["step"] for path in saved] in ([], [3], [4], [6], [8])
+    run = start_run(tmp_path, [*base, "--resume"], ranks)
+    assert run.wait() == [0] * ranks, run.errors()
+    assert_same(run, undisturbed(ranks))
+
+
+def test_killed_while_saving(tmp_path, start_run, base, undisturbed):
+    assert start_run(tmp_path, base, before=KILLED_WHILE_SAVING).wait() == [-signal.SIGKILL]
+    run = start_run(tmp_path, [*base, "--resume"])
+    assert run.wait() == [0], run.errors()
+    assert_same(run, undisturbed(1))
+
+
+def test_stopped_by_sigterm(tmp_path, start_run, base, undisturbed):
+    # Without --checkpoint-every-steps: what is resumed is the checkpoint that the signal asked for.
+    run = start_run(tmp_path, base[:-2], before=SLOW_STEPS)
+    run.wait_for(3)
+    os.kill(run.processes[0].pid, signal.SIGTERM)
+    assert run.wait() == [128 + signal.SIGTERM]
+    assert "--resume" in run.errors()
+    steps = len(run.records())
+    assert 0 < steps < 12
+    run = start_run(tmp_path, [*base, "--resume"])
+    assert run.wait() == [0], run.errors()
+    assert_same(run, undisturbed(1))
+
+
+def test_nan_stops_the_run(tmp_path, start_run, base, undisturbed):
+    run = start_run(tmp_path, base, before=NAN_LABELS)
+    assert run.wait() == [3]
+    message = run.errors().splitlines()[-1]
+    ids = [f"train{i}" for i in epoch_batches(25, 8, seed=0, epoch=1)[2]]
+    assert "step 7 (epoch 2)" in message
+    assert message.endswith(": " + ", ".join(ids))
+    # The checkpoint before it is good: without the NaN the run goes on from there.
+    run = start_run(tmp_path, [*base, "--resume"])
+    assert run.wait() == [0], run.errors()
+    assert_same(run, undisturbed(1))
+
+
+def test_gradients_are_averaged(tmp_path, start_code):
+    code = """
+import torch
+from cmsbert_fast.training import distributed
+ranks = distributed.start("cpu")
+used, unused, seldom = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(3))
+gradients = distributed.Gradients([used, unused, seldom], ranks, bucket_bytes=1)
+for step in range(2):
+    gradients.zero()
+    with gradients.no_sync():
+        ((ranks.rank + 1) * used).sum().backward()
+    loss = (10 * (ranks.rank + 1) * used).sum()
+    if ranks.rank:
+        loss = loss + seldom.sum()
+    loss.backward()
+    gradients.finish()
+print([p.grad.tolist() for p in (used, unused, seldom)], float(gradients.norm()))
+gradients.clip(gradients.norm(), 1.0)
+print(round(float(gradients.norm()), 4))
+"""
+    run = start_code(tmp_path, code, ranks=2)
+    assert run.wait() == [0, 0], run.errors()
+    assert run.output(0) == run.output(1)
+    averages, clipped = run.output().splitlines()
+    assert averages.startswith("[[16.5, 16.5, 16.5], [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]")
+    assert clipped == "1.0"
+
+
+TORCHRUN = """
+import os, signal, sys, torch
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+    step, count = torch.optim.AdamW.step, [0]
+    def dying(*a, **k):
+        count[0] += 1
+        if count[0] == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*a, **k)
+    torch.optim.AdamW.step = dying
+from cmsbert_fast.training.loop import main
+sys.exit(main(sys.argv[1:], embedded_config="none"))
+"""
+
+
+def torchrun(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
+    (folder / "program.py").write_text(TORCHRUN)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command += [str(folder / "program.py"), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_torchrun_restarts_and_resumes(tmp_path, base, undisturbed):
+    done = torchrun(tmp_path, *base, "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    run = undisturbed(2)
+    assert_same(type(run)([], tmp_path), run)
