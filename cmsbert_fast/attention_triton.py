@@ -187,8 +187,7 @@ class _CMSAttention(torch.autograd.Function):
         out, mean, shift, lse = torch.ops.cmsbert_fast.cms_attention_forward(*arguments)
         tensors = arguments[:18]
         ctx.options = arguments[18:]
-        ctx.short = lse.shape[1] == 0  # then z is not needed again
-        ctx.save_for_backward(*tensors, mean, shift, lse, None if ctx.short else out)
+        ctx.save_for_backward(*tensors, mean, shift, lse, out if lse.shape[1] else None)  # short: z is not needed again
         return out
 
     @staticmethod

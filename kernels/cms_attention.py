@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# The largest sequences, frame counts, frame sizes and heads that one launch serves ("short"); beyond, it takes two.
-SHORT_TOKENS, SHORT_FRAMES, SHORT_FRAME_SIZE = 128, 512, 128
+# Forward takes one launch up to these lengths, frame counts and frame sizes, and two beyond. "Short" is what fits into one
+# tile, "medium" what takes several, "long" what takes two launches.
+SHORT_TOKENS, MEDIUM_TOKENS, ONE_LAUNCH_FRAMES, ONE_LAUNCH_FRAME_SIZE = 64, 128, 512, 128
 MAX_HEAD_SIZE = 128
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -535,6 +536,53 @@ def _shifted(x, shift, o_n, m_n, s_n, s_shift, o_d, m_d):
     return b_x
 
 
+@triton.jit
+def _attend(
+    i_b, i_h, i_m, q, k, v, shift, out, lse, cu, mask, seed,
+    s_qb, s_qn, s_qh, s_kb, s_kn, s_kh, s_vb, s_vn, s_vh,
+    n_rows, length, n_heads, head_size, scale, keep_scale, threshold,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Attention of the BLOCK_M queries from ``i_m`` on over q + a, k + a, v + a; writes z and the log-sum-exp."""
+    i_start, n = _extent(cu, i_b, length)
+    i_h64 = i_h.to(tl.int64)
+    s_out = n_heads * head_size
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < head_size
+    q = _first(q, cu, i_b, i_start, s_qb, s_qn) + i_h64 * s_qh
+    k = _first(k, cu, i_b, i_start, s_kb, s_kn) + i_h64 * s_kh
+    v = _first(v, cu, i_b, i_start, s_vb, s_vn) + i_h64 * s_vh
+    if shift is not None:
+        shift = shift + i_start * s_out + i_h64 * head_size
+    o_m = i_m + tl.arange(0, BLOCK_M)
+    m_m = _valid(mask, i_b, o_m, n, length)
+    b_q = _shifted(q, shift, o_m, m_m, s_qn, s_out, o_d, m_d)  # [BLOCK_M, BLOCK_D]
+    b_z = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+    b_max = tl.full([BLOCK_M], -float("inf"), dtype=tl.float32)
+    b_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
+    for i_n in range(0, n, BLOCK_N):
+        o_n = i_n + tl.arange(0, BLOCK_N)
+        m_n = _valid(mask, i_b, o_n, n, length)
+        b_k = _shifted(k, shift, o_n, m_n, s_kn, s_out, o_d, m_d)  # [BLOCK_N, BLOCK_D]
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_M, BLOCK_N]
+        b_s = tl.where(m_n[None, :], b_s, -float("inf"))
+        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)  # no valid key so far
+        b_old = tl.exp2(b_max - b_safe)
+        b_s = tl.exp2(b_s - b_safe[:, None])
+        b_sum = b_sum * b_old + tl.sum(b_s, 1)
+        if seed is not None:
+            b_s = tl.where(_keep(tl.load(seed), i_b, i_h, o_m, o_n, threshold), b_s * keep_scale, 0.0)
+        b_v = _shifted(v, shift, o_n, m_n, s_vn, s_out, o_d, m_d)  # [BLOCK_N, BLOCK_D]
+        b_z = tl.dot(b_s.to(b_v.dtype), b_v, b_z * b_old[:, None], input_precision=PRECISION)
+        b_max = b_new
+    b_sum = tl.where(m_m, b_sum, 1.0)
+    b_z = tl.where(m_m[:, None], b_z / b_sum[:, None], 0.0)
+    _store_rows(out + i_start * s_out + i_h64 * head_size, b_z, o_m, o_m < n, s_out, o_d, m_d)
+    b_lse = tl.where(m_m, b_max + tl.log2(b_sum), 0.0)
+    tl.store(lse + i_h64 * n_rows + i_start + o_m, b_lse, mask=o_m < n)
+
+
 @triton.jit(do_not_specialize=_COUNTS)
 def attention_forward_kernel(
     q, k, v, shift, out, lse, cu, mask, seed,
@@ -547,47 +595,96 @@ def attention_forward_kernel(
     ``lse`` (H, rows) gets the log-sum-exp to base 2.
     """
     i_b, i_m, i_h = tl.program_id(0) // n_tiles, tl.program_id(0) % n_tiles * BLOCK_M, tl.program_id(1)
-    i_start, n = _extent(cu, i_b, length)
-    i_h64 = i_h.to(tl.int64)
-    s_out = n_heads * head_size
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < head_size
+    _, n = _extent(cu, i_b, length)
     if i_m < n:
-        q = _first(q, cu, i_b, i_start, s_qb, s_qn) + i_h64 * s_qh
-        k = _first(k, cu, i_b, i_start, s_kb, s_kn) + i_h64 * s_kh
-        v = _first(v, cu, i_b, i_start, s_vb, s_vn) + i_h64 * s_vh
-        if shift is not None:
-            shift = shift + i_start * s_out + i_h64 * head_size
-        o_m = i_m + tl.arange(0, BLOCK_M)
-        m_m = _valid(mask, i_b, o_m, n, length)
-        b_q = _shifted(q, shift, o_m, m_m, s_qn, s_out, o_d, m_d)  # [BLOCK_M, BLOCK_D]
-        b_z = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
-        b_max = tl.full([BLOCK_M], -float("inf"), dtype=tl.float32)
-        b_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
-        for i_n in range(0, n, BLOCK_N):
-            o_n = i_n + tl.arange(0, BLOCK_N)
-            m_n = _valid(mask, i_b, o_n, n, length)
-            b_k = _shifted(k, shift, o_n, m_n, s_kn, s_out, o_d, m_d)  # [BLOCK_N, BLOCK_D]
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_M, BLOCK_N]
-            b_s = tl.where(m_n[None, :], b_s, -float("inf"))
-            b_new = tl.maximum(b_max, tl.max(b_s, 1))
-            b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)  # no valid key so far
-            b_old = tl.exp2(b_max - b_safe)
-            b_s = tl.exp2(b_s - b_safe[:, None])
-            b_sum = b_sum * b_old + tl.sum(b_s, 1)
-            if seed is not None:
-                b_s = tl.where(_keep(tl.load(seed), i_b, i_h, o_m, o_n, threshold), b_s * keep_scale, 0.0)
-            b_v = _shifted(v, shift, o_n, m_n, s_vn, s_out, o_d, m_d)  # [BLOCK_N, BLOCK_D]
-            b_z = tl.dot(b_s.to(b_v.dtype), b_v, b_z * b_old[:, None], input_precision=PRECISION)
-            b_max = b_new
-        b_z = tl.where(m_m[:, None], b_z / b_sum[:, None], 0.0)
-        _store_rows(out + i_start * s_out + i_h64 * head_size, b_z, o_m, o_m < n, s_out, o_d, m_d)
-        b_lse = tl.where(m_m, b_max + tl.log2(b_sum), 0.0)
-        tl.store(lse + i_h64 * n_rows + i_start + o_m, b_lse, mask=o_m < n)
+        _attend(
+            i_b, i_h, i_m, q, k, v, shift, out, lse, cu, mask, seed,
+            s_qb, s_qn, s_qh, s_kb, s_kn, s_kh, s_vb, s_vn, s_vh,
+            n_rows, length, n_heads, head_size, scale, keep_scale, threshold, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
 
     if cu is not None:
         i_first, i_last = _share_of_tail(cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
-        _zero_rows(out + i_h64 * head_size, s_out, i_first, i_last, head_size, BLOCK_M, BLOCK_D)
+        s_out = n_heads * head_size
+        _zero_rows(out + i_h.to(tl.int64) * head_size, s_out, i_first, i_last, head_size, BLOCK_M, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=_COUNTS)
+def medium_forward_kernel(
+    q, k, v, shift, out, mean, lse, cu, mask, seed,
+    token_gate_v, frame_gate_v, frames_v, weight_v, cu_v, mask_v,
+    token_gate_a, frame_gate_a, frames_a, weight_a, cu_a, mask_a,
+    s_qb, s_qn, s_qh, s_kb, s_kn, s_kh, s_vb, s_vn, s_vh, s_mean,
+    s_pvb, s_pvn, s_rvb, s_rvn, s_xvb, s_xvn, s_wv,
+    s_pab, s_pan, s_rab, s_ran, s_xab, s_xan, s_wa,
+    n_batch, n_rows, length, length_v, length_a, n_heads, head_size, size_v, size_a, i_mean_a, scale,
+    keep_scale, threshold,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, HEADS: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_A: tl.constexpr,
+):  # fmt: skip
+    """Gates, mean frame, shift and attention of one sequence and HEADS heads, several tiles. Grid (B, cdiv(H, HEADS)).
+
+    A program writes the shift of its own heads and, after a barrier, reads it back tile by tile.
+    """
+    i_b, i_g = tl.program_id(0), tl.program_id(1)
+    i_start, n = _extent(cu, i_b, length)
+    s_out = n_heads * head_size
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < head_size
+    o_v = tl.arange(0, BLOCK_V)
+    o_a = tl.arange(0, BLOCK_A)
+    n_mine = tl.minimum(HEADS, n_heads - i_g * HEADS)
+    if shift is not None:
+        for i_m in range(0, n, BLOCK_M):
+            o_m = i_m + tl.arange(0, BLOCK_M)
+            m_m = _valid(mask, i_b, o_m, n, length)
+            if frames_v is not None:
+                p_p = _first(token_gate_v, cu, i_b, i_start, s_pvb, s_pvn) + o_m.to(tl.int64) * s_pvn
+                b_p = tl.load(p_p, mask=m_m, other=0.0).to(tl.float32)
+                b_mv = _mean_frame(
+                    b_p, frame_gate_v, frames_v, mask_v, cu_v, i_b, length_v, s_rvb, s_rvn, s_xvb, s_xvn, o_v,
+                    o_v < size_v, ACTIVATION, PRECISION, BLOCK_M, BLOCK_F, BLOCK_V,
+                )  # fmt: skip  # [BLOCK_M, BLOCK_V]
+                b_mv = tl.where(m_m[:, None], b_mv, 0.0)
+                if i_g == 0:
+                    _store_rows(mean + i_start * s_mean, b_mv, o_m, o_m < n, s_mean, o_v, o_v < i_mean_a)
+            if frames_a is not None:
+                p_p = _first(token_gate_a, cu, i_b, i_start, s_pab, s_pan) + o_m.to(tl.int64) * s_pan
+                b_p = tl.load(p_p, mask=m_m, other=0.0).to(tl.float32)
+                b_ma = _mean_frame(
+                    b_p, frame_gate_a, frames_a, mask_a, cu_a, i_b, length_a, s_rab, s_ran, s_xab, s_xan, o_a,
+                    o_a < size_a, ACTIVATION, PRECISION, BLOCK_M, BLOCK_F, BLOCK_A,
+                )  # fmt: skip  # [BLOCK_M, BLOCK_A]
+                b_ma = tl.where(m_m[:, None], b_ma, 0.0)
+                if i_g == 0:
+                    p_mean = mean + i_start * s_mean + i_mean_a
+                    _store_rows(p_mean, b_ma, o_m, o_m < n, s_mean, o_a, o_a < s_mean - i_mean_a)
+            for i_head in range(n_mine):
+                i_column = (i_g * HEADS + i_head).to(tl.int64) * head_size
+                b_shift = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+                if frames_v is not None:
+                    b_w = _rows(weight_v + i_column * s_wv, o_d, m_d, s_wv, o_v, o_v < size_v)  # [BLOCK_D, BLOCK_V]
+                    b_shift = tl.dot(b_mv, tl.trans(b_w), b_shift, input_precision=PRECISION)
+                if frames_a is not None:
+                    b_w = _rows(weight_a + i_column * s_wa, o_d, m_d, s_wa, o_a, o_a < size_a)  # [BLOCK_D, BLOCK_A]
+                    b_shift = tl.dot(b_ma, tl.trans(b_w), b_shift, input_precision=PRECISION)
+                _store_rows(shift + i_start * s_out + i_column, b_shift, o_m, o_m < n, s_out, o_d, m_d)
+        tl.debug_barrier()
+    for i_head in range(n_mine):
+        for i_m in range(0, n, BLOCK_M):
+            _attend(
+                i_b, i_g * HEADS + i_head, i_m, q, k, v, shift, out, lse, cu, mask, seed,
+                s_qb, s_qn, s_qh, s_kb, s_kn, s_kh, s_vb, s_vn, s_vh,
+                n_rows, length, n_heads, head_size, scale, keep_scale, threshold, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+            )  # fmt: skip
+
+    if cu is not None:
+        i_first, i_last = _share_of_tail(cu, n_batch, n_rows, i_b, n_batch)
+        if i_first < i_last:
+            i_column = i_g * HEADS * head_size
+            _zero_rows(out + i_column, s_out, i_first, i_last, n_mine * head_size, BLOCK_M, BLOCK_D)
+            if (i_g == 0) & (s_mean > 0):
+                _zero_rows(mean, s_mean, i_first, i_last, s_mean, BLOCK_M, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -859,11 +956,14 @@ class Call(NamedTuple):
         return self.query.shape[0] if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
 
     @property
-    def short(self) -> bool:
-        """Whether one launch serves this call's shape class."""
-        return self.max_length <= SHORT_TOKENS and all(
-            m.max_length <= SHORT_FRAMES and m.frames.shape[-1] <= SHORT_FRAME_SIZE for m in self.modalities
+    def shape_class(self) -> str:
+        """"short", "medium" or "long"; follows from shapes alone."""
+        one_launch = self.max_length <= MEDIUM_TOKENS and all(
+            m.max_length <= ONE_LAUNCH_FRAMES and m.frames.shape[-1] <= ONE_LAUNCH_FRAME_SIZE for m in self.modalities
         )
+        if not one_launch:
+            return "long"
+        return "short" if self.max_length <= SHORT_TOKENS else "medium"
 
     @property
     def mean_columns(self) -> tuple[int, int]:
@@ -879,8 +979,8 @@ class Saved(NamedTuple):
     """What forward keeps for backward; what a shape class does not need is empty."""
 
     mean: Tensor  # (rows, columns) m^v and m^a side by side
-    shift: Tensor  # (rows, D) a; long sequences only
-    lse: Tensor  # (H, rows) log-sum-exp to base 2; long sequences only
+    shift: Tensor  # (rows, D) a; not of short sequences
+    lse: Tensor  # (H, rows) log-sum-exp to base 2; not of short sequences
 
 
 def _round_up(n: int, multiple: int) -> int:
@@ -898,7 +998,7 @@ def empty_outputs(call: Call) -> tuple[Tensor, Saved]:
     heads, head_size = q.shape[-2:]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     mean = torch.empty((call.rows, call.mean_columns[1]), dtype=q.dtype, device=q.device)
-    long_rows = 0 if call.short else call.rows
+    long_rows = 0 if call.shape_class == "short" else call.rows
     shift_rows = long_rows if call.modalities else 0
     shift = torch.empty((shift_rows, heads * head_size), dtype=q.dtype, device=q.device)
     lse = torch.empty((heads, long_rows), dtype=torch.float32, device=q.device)
@@ -1043,7 +1143,7 @@ class _Launcher:
 
 
 def forward(call: Call) -> tuple[Tensor, Saved]:
-    """z (Eq. 1-7) and what backward needs: one launch for short sequences, else two (one without any modality).
+    """z (Eq. 1-7) and what backward needs: two launches for long sequences with a modality, else one.
 
     Args:
         call: Checked arguments; ``seed`` is (1,) int64 where ``dropout_p > 0``.
@@ -1056,10 +1156,12 @@ def forward(call: Call) -> tuple[Tensor, Saved]:
         return out.zero_(), saved
     launcher = _Launcher(call)
     outputs = {"out": out, "mean": saved.mean, "lse": saved.lse, "shift": saved.shift if call.modalities else None}
-    if call.short:
-        config = launcher.config("short_forward")
+    if call.shape_class != "long":
+        kernel = short_forward_kernel if call.shape_class == "short" else medium_forward_kernel
+        config = launcher.config(f"{call.shape_class}_forward")
         grid = (call.batch, triton.cdiv(launcher.heads, config["HEADS"]))
-        launcher.run(short_forward_kernel, grid, config, BLOCK_N=_block(call.max_length), **outputs)
+        outputs = {"BLOCK_N": _block(call.max_length)} | outputs
+        launcher.run(kernel, grid, config, **outputs)
         return out, saved
     if call.modalities:
         config = launcher.config("shift_forward")
@@ -1109,7 +1211,7 @@ def backward(
     Args:
         call: As in :func:`forward`.
         d_out: Gradient of z, any strides.
-        out: z; None where the call is short.
+        out: z; None where the call's shape class is short.
         saved: From :func:`forward`.
         frames_wanted: Whether the visual and the acoustic frames want a gradient.
     """
@@ -1131,7 +1233,7 @@ def backward(
         "dv": gradients.value,
         "d_shift": gradients.shift if call.modalities else None,
     }
-    if call.short:
+    if call.shape_class == "short":
         config = launcher.config("short_backward")
         block_n = _block(call.max_length)
         grid = (call.batch, triton.cdiv(launcher.heads, config["HEADS"]))
