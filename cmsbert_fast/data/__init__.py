@@ -103,7 +103,7 @@ def _open_pickle(path: Path, words: str | None, label: str | None) -> Source | N
 
 
 def _guarded(source: Source) -> Source:
-    """A source whose file, being a stranger's, may hold anything anywhere: what its reader did not expect is an error."""
+    """A source whose reader's surprises are the file's fault: a stranger's file may hold anything anywhere."""
     original = source.read
 
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:

@@ -54,8 +54,10 @@ def summary(corpus: Corpus) -> str:
     return "\n".join(lines)
 
 
-def draw(example: Example, file: Path) -> None:
-    """A picture of one example: its words, and its frames as maps of standardised features over time.
+def draw(example: Example, file: Path, sample: Sequence[Example]) -> None:
+    """A picture of one example: its words, and its frames as maps of features over time.
+
+    Features are standardised with the mean and standard deviation of the frames of ``sample``.
 
     Raises:
         DataError: The file cannot be written.
@@ -67,8 +69,9 @@ def draw(example: Example, file: Path) -> None:
     figure.suptitle(f"{example.id}   label {example.label}\n{' '.join(example.words)}", fontsize=9, wrap=True)
     for row, (modality, frames) in enumerate(present):
         axes = figure.add_subplot(len(present), 1, row + 1)
-        spread = frames.std(axis=0)
-        shown = (frames - frames.mean(axis=0)) / np.where(spread > 0, spread, 1)
+        others = np.concatenate([getattr(e, modality) for e in sample] or [frames])
+        spread = others.std(axis=0, dtype=np.float64)
+        shown = (frames - others.mean(axis=0, dtype=np.float64)) / np.where(spread > 0, spread, 1)
         image = axes.imshow(shown.T, aspect="auto", interpolation="nearest", cmap="coolwarm", vmin=-3, vmax=3)
         axes.set_ylabel(f"{modality} feature")
         if example.aligned:
@@ -99,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = next((e for e in examples if options.id in (None, e.id)), None)
             if chosen is None:
                 raise DataError(f"Choose another --id: there is no example {options.id!r}.")
-            draw(chosen, options.picture)
+            draw(chosen, options.picture, examples[:: max(1, len(examples) // 200)])
             print(f"drew {chosen.id} in {options.picture}")
     except DataError as error:
         print(error, file=sys.stderr)

@@ -8,7 +8,7 @@ The form is a folder:
 
 safetensors, because the project needs it anyway, its header is plain JSON and its data plain rows: any range of frames
 is a slice of a memory map, without a decoder (Arrow and HDF5 bring one) and without code (pickle). A new folder appears
-under its name only when it is complete; until then it is ``NAME.partial``, from which an interrupted conversion continues.
+under its name only when it is complete; until then it is ``NAME.partial``, from which a broken-off conversion goes on.
 """
 
 import hashlib

@@ -37,16 +37,17 @@ class CsdStream:
         self.path = path
         self.name = path.stem
         self._size = path.stat().st_size
+        self._file: h5py.File | None = None
         try:
-            self._file = h5py.File(path, "r")
-            roots = [name for name in self._file if isinstance(self._file.get(name, getlink=True), h5py.HardLink)]
-            roots = [name for name in roots if isinstance(self._file[name], h5py.Group) and "data" in self._file[name]]
+            file = self._file = h5py.File(path, "r")
+            roots = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+            roots = [name for name in roots if isinstance(file[name], h5py.Group) and "data" in file[name]]
             if len(roots) != 1:
-                raise DataError(f"{path.name} is not a computational sequence: it must hold one /<name>/data group.")
+                raise self._damaged("it must hold one group /<name>/data")
             self.root = roots[0]
-            data = self._child(self._file[self.root], "data")
+            data = self._child(file[self.root], "data")
             if not isinstance(data, h5py.Group):
-                raise DataError(f"{path.name} is damaged: /{self.root}/data must be a group.")
+                raise self._damaged(f"/{self.root}/data must be a group")
             self._data = data
             self._keys = list(data)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -66,9 +67,13 @@ class CsdStream:
         return [self.path]
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _damaged(self, what: str, cause: Exception | None = None) -> DataError:
+        """The error that says so; the file is closed, because nothing in it is trusted any more."""
+        if self._file is not None:
+            self._file.close()
         return DataError(
             f"Get {self.path.name} again, it is damaged or not what it seems: {what}"
             + (f" ({cause})." if cause else ".")

@@ -1,0 +1,95 @@
+"""Alignment equals its definition: the mean of the frames that overlap the word."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cmsbert_fast.data.align import TOLERANCE, interval_means, overlapping
+from cmsbert_fast.data.segments import word_times
+
+
+def by_definition(features: np.ndarray, intervals: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """For each word a loop over all frames."""
+    means = np.zeros((len(targets), features.shape[1]))
+    for w, (start, stop) in enumerate(targets):
+        inside = [
+            f for f, (a, b) in zip(features, intervals, strict=True) if a < stop - TOLERANCE and b > start + TOLERANCE
+        ]
+        if inside:
+            means[w] = np.mean(np.array(inside, dtype=np.float64), axis=0)
+    return means
+
+
+@pytest.mark.parametrize("kind", ["back to back", "gaps", "overlapping", "nested", "shuffled", "same start"])
+@pytest.mark.parametrize("seed", range(5))
+def test_word_averages_equal_the_definition(kind: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    n = int(random.integers(1, 200))
+    starts = np.sort(random.uniform(0, 10, n))
+    if kind == "back to back":
+        starts = np.arange(n) * 0.01
+        stops = starts + 0.01
+    elif kind == "gaps":
+        stops = starts + np.diff(np.append(starts, 11)) * 0.5
+    elif kind == "same start":
+        starts = np.repeat(starts[: (n + 1) // 2], 2)[:n]
+        stops = starts + random.uniform(0.01, 1, n)
+    elif kind == "nested":
+        stops = starts + random.uniform(0.01, 5, n)
+    else:
+        stops = starts + 0.5
+    intervals = np.stack([starts, stops], axis=1)
+    if kind == "shuffled":
+        intervals = intervals[random.permutation(n)]
+    features = random.normal(size=(n, 3)).astype(np.float32)
+    edges = np.sort(random.uniform(-1, 12, 31))
+    targets = np.concatenate([np.stack([edges[:-1], edges[1:]], axis=1), [[3, 3.0], [-5, -4], [0, 100]]])
+    expected = by_definition(features, intervals, targets)
+    np.testing.assert_allclose(interval_means(features, intervals, targets), expected, rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 10), st.floats(0, 3), st.floats(-1e6, 1e6)), max_size=20),
+    st.lists(st.tuples(st.floats(0, 10), st.floats(0, 3)), max_size=6),
+)
+def test_any_frames_and_words(frames: list[tuple[float, float, float]], words: list[tuple[float, float]]) -> None:
+    intervals = np.array([(a, a + d) for a, d, _ in frames]).reshape(-1, 2)
+    features = np.array([[x] for *_, x in frames], dtype=np.float32).reshape(-1, 1)
+    targets = np.array([(a, a + d) for a, d in words]).reshape(-1, 2)
+    expected = by_definition(features, intervals, targets)
+    np.testing.assert_allclose(interval_means(features, intervals, targets), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_one_enormous_frame_spoils_no_other_word() -> None:
+    features = np.full((100, 1), 0.125, dtype=np.float32)
+    features[3] = 1e30
+    edges = np.arange(101) * 0.1
+    intervals = np.stack([edges[:-1], edges[1:]], axis=1)
+    means = interval_means(features, intervals, np.array([[5.0, 6.0], [9.0, 10.0]]))
+    np.testing.assert_array_equal(means, 0.125)
+
+
+def test_touching_frames_do_not_overlap() -> None:
+    intervals = np.array([[0, 1], [1, 2], [2, 3.0]])
+    assert overlapping(intervals, 1, 2).tolist() == [1]
+    assert overlapping(intervals, 0.5, 2.5).tolist() == [0, 1, 2]
+    assert overlapping(intervals, 5, 6).tolist() == []
+    assert overlapping(np.zeros((0, 2)), 5, 6).tolist() == []
+
+
+def test_a_stream_with_a_frame_for_each_segment_gives_that_frame_alone() -> None:
+    # Opinion segments of CMU-MOSI overlap their neighbours.
+    intervals = np.array([[75.2, 83.7], [83.45, 87.9]])
+    assert overlapping(intervals, 83.45, 87.9).tolist() == [1]
+    assert overlapping(intervals, 75.2, 83.7).tolist() == [0]
+
+
+def test_words_without_partner_share_the_gap() -> None:
+    times = np.array([[1, 2], [2, 3], [6, 7.0]])
+    found, missing = word_times(["A", "b", "x", "y", "c"], ["a", "B", "c"], times, (0, 10))
+    assert missing == 2
+    np.testing.assert_allclose(found, [[1, 2], [2, 3], [3, 4.5], [4.5, 6], [6, 7]])
+    found, missing = word_times(["q"], [], np.zeros((0, 2)), (4, 5))
+    np.testing.assert_allclose(found, [[4, 5]])

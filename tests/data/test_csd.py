@@ -1,0 +1,293 @@
+"""``.csd`` streams: sets of them, and files that lie."""
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data.csd import CsdStream
+from cmsbert_fast.data.streams import kind_of
+
+
+def words_entry(words: list[str], start: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Words of one second each."""
+    times = start + np.arange(len(words) + 1.0)
+    return np.array([[w.encode()] for w in words], dtype="S12"), np.stack([times[:-1], times[1:]], axis=1)
+
+
+def frames_entry(random: Any, seconds: float, rate: float, width: int) -> tuple[np.ndarray, np.ndarray]:
+    n = int(seconds * rate)
+    begin = np.arange(n) / rate
+    return random.normal(size=(n, width)).astype(np.float32), np.stack([begin, begin + 1 / rate], axis=1)
+
+
+@pytest.fixture
+def mosei(files: Any) -> Any:
+    """Two videos in the layout of CMU-MOSEI: every stream at its own rate, labels of seven columns."""
+    random = files.random
+    spoken = {"vid_A": ["so", "sp", "this", "is", "really", "bad"], "-vid3": ["not", "bad", "at", "all", "folks"]}
+    files.csd("CMU_MOSEI_TimestampedWords", "words", {k: words_entry(w) for k, w in spoken.items()})
+    files.csd("CMU_MOSEI_COVAREP", "COVAREP", {k: frames_entry(random, 6, 100, 74) for k in spoken})
+    files.csd("CMU_MOSEI_VisualFacet42", "FACET 4.2", {k: frames_entry(random, 6, 30, 35) for k in spoken})
+    files.csd("CMU_MOSEI_TimestampedWordVectors", "glove_vectors", {k: frames_entry(random, 6, 1, 300) for k in spoken})
+    scores = {
+        "vid_A": (np.arange(14, dtype=np.float32).reshape(2, 7), [[0, 3], [3, 6.0]]),
+        "-vid3": (np.full((2, 7), -1.0, dtype=np.float32), [[0, 5], [8, 9.0]]),
+    }
+    files.csd("CMU_MOSEI_Labels", "All Labels", scores, compression="gzip")
+    return files
+
+
+def test_a_set_is_aligned_to_words(mosei: Any) -> None:
+    folds = mosei.folder.parent / "folds.json"
+    folds.write_text('{"train": ["vid_A"], "valid": ["-vid3"], "test": []}')
+    corpus = read_corpus(mosei.folder, folds=folds)
+    assert corpus.report.counts == {"train": 2, "valid": 1}
+    assert corpus.report.dropped == {"no word is spoken in it": 1}
+    assert (corpus.visual_size, corpus.acoustic_size) == (35, 74)
+    first, second = corpus.splits["train"]
+    assert (first.id, first.words, first.label, first.aligned) == ("vid_A[0]", ("so", "this"), 0.0, True)
+    assert (second.words, second.label) == (("is", "really", "bad"), 7.0)
+    with h5py.File(mosei.folder / "CMU_MOSEI_COVAREP.csd") as file:
+        sound = file["COVAREP/data/vid_A/features"][...]
+    np.testing.assert_allclose(first.acoustic[1], sound[200:300].mean(axis=0, dtype=float), atol=1e-6)
+    np.testing.assert_allclose(second.acoustic[0], sound[300:400].mean(axis=0, dtype=float), atol=1e-6)
+    assert read_corpus(mosei.folder, label="anger").splits["all"][1].label == 3.0
+    assert "CMU_MOSEI_TimestampedWordVectors.csd" in str(corpus.report)
+
+
+def test_a_set_that_the_sdk_aligned(files: Any) -> None:
+    random = files.random
+    keys = ["vid[0]", "vid[1]"]
+    words = {k: words_entry(["really", "good"], 10.0 * n) for n, k in enumerate(keys)}
+    files.csd("words", "words", words)
+    frames = {k: (random.normal(size=(2, 4)).astype(np.float32), words[k][1]) for k in keys}
+    files.csd("COVAREP", "COVAREP", frames)
+    files.csd("Opinion Segment Labels", "Opinion Segment Labels", {
+        k: (np.array([[1.5 - n]]), [[words[k][1][0, 0], words[k][1][-1, 1]]]) for n, k in enumerate(keys)
+    })  # fmt: skip
+    examples = read_corpus(files.folder).splits["all"]
+    assert [(e.id, e.words, e.label) for e in examples] == [
+        ("vid[0]", ("really", "good"), 1.5),
+        ("vid[1]", ("really", "good"), 0.5),
+    ]
+    for example, key in zip(examples, keys, strict=True):
+        np.testing.assert_array_equal(example.acoustic, frames[key][0])
+
+
+def test_names_say_what_a_stream_is() -> None:
+    assert {kind_of(n) for n in ("CMU_MOSI_Visual_Facet_41", "OpenFace_2", "FACET 4.2")} == {"visual"}
+    assert {kind_of(n) for n in ("CMU_MOSI_COVAREP", "openSMILE_IS09", "CMU_MOSEI_openSMILE_IS09")} == {"acoustic"}
+    assert {kind_of(n) for n in ("CMU_MOSEI_TimestampedWords", "CMU_MOSI_ModifiedTimestampedWords")} == {"words"}
+    assert {kind_of(n) for n in ("CMU_MOSEI_TimestampedWordVectors", "CMU_MOSI_TimestampedPhones")} == {"ignored"}
+    assert kind_of("CMU_MOSEI_Labels") == "labels"
+    assert kind_of("features") is None
+
+
+def test_ambiguous_and_unknown_streams_ask_for_an_assignment(mosei: Any) -> None:
+    shape = {k: frames_entry(mosei.random, 6, 10, 2) for k in ("vid_A", "-vid3")}
+    mosei.csd("CMU_MOSEI_VisualOpenFace2", "OpenFace_2", shape)
+    with pytest.raises(DataError, match="--visual"):
+        read_corpus(mosei.folder)
+    both = read_corpus(mosei.folder, visual=["Facet42", "OpenFace2"])
+    assert both.visual_size == 37
+    assert read_corpus(mosei.folder, visual="OpenFace2").visual_size == 2
+    assert read_corpus(mosei.folder, visual="none").visual_size == 0
+    with pytest.raises(DataError, match="Facet42"):
+        read_corpus(mosei.folder, visual="resnet")
+    with pytest.raises(DataError, match="several"):
+        read_corpus(mosei.folder, visual="visual")
+    mosei.csd("features", "features", shape)
+    with pytest.raises(DataError, match=r"features\.csd"):
+        read_corpus(mosei.folder, visual="OpenFace2")
+    assert read_corpus(mosei.folder, visual="OpenFace2", acoustic="features").acoustic_size == 2
+
+
+def test_sets_without_words_or_labels_say_so(files: Any) -> None:
+    files.csd("COVAREP", "COVAREP", {"v": frames_entry(files.random, 2, 10, 2)})
+    with pytest.raises(DataError, match="--words"):
+        read_corpus(files.folder)
+    files.csd("words", "words", {"v": words_entry(["a"])})
+    with pytest.raises(DataError, match="label"):
+        read_corpus(files.folder)
+
+
+# Files that lie
+
+
+def stream(path: Path, features: Any = None, intervals: Any = None) -> h5py.File:
+    file = h5py.File(path, "w")
+    group = file.create_group("COVAREP/data/v")
+    if features is not None:
+        group.create_dataset("features", data=features)
+    if intervals is not None:
+        group.create_dataset("intervals", data=intervals)
+    return file
+
+
+GOOD = np.ones((4, 2), dtype=np.float32)
+TIMES = np.array([[0, 1], [1, 2], [2, 3], [3, 4.0]])
+
+
+def refused(path: Path, key: str = "v") -> DataError:
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=path.name) as error:
+            CsdStream(path).read(key)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    return error.value
+
+
+def test_the_good_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csd"
+    stream(path, GOOD, TIMES).close()
+    track = CsdStream(path).read("v")
+    np.testing.assert_array_equal(track.features, GOOD)
+    np.testing.assert_array_equal(track.intervals, TIMES)
+
+
+def test_truncated_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.csd"
+    stream(path, np.random.default_rng(0).normal(size=(500, 20)), np.repeat(TIMES, 125, axis=0)).close()
+    data = path.read_bytes()
+    for end in np.linspace(0, len(data) - 1, 60).astype(int):
+        path.write_bytes(data[:end])
+        refused(path)
+
+
+def test_bytes_that_are_altered_end_in_an_error_or_in_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.csd"
+    stream(path, GOOD, TIMES).close()
+    data = path.read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        broken = bytearray(data)
+        for place in random.integers(0, len(data), 3):
+            broken[place] ^= int(random.integers(1, 256))
+        path.write_bytes(bytes(broken))
+        try:
+            track = CsdStream(path).read("v")
+        except DataError:
+            continue
+        assert track.features.nbytes < 100_000
+
+
+@pytest.mark.parametrize("what", ["features", "intervals", "entry", "data"])
+@pytest.mark.parametrize("kind", ["external", "soft", "loop"])
+def test_links_are_not_followed(tmp_path: Path, what: str, kind: str) -> None:
+    secret, path = tmp_path / "secret.csd", tmp_path / "a.csd"
+    stream(secret, GOOD, TIMES).close()
+    place = {"features": "/COVAREP/data/v/features", "intervals": "/COVAREP/data/v/intervals",
+             "entry": "/COVAREP/data/v", "data": "/COVAREP/data"}[what]  # fmt: skip
+    with stream(path, GOOD, TIMES) as file:
+        file.move(place, "/kept") if kind == "soft" else file.__delitem__(place)
+        links = {
+            "external": h5py.ExternalLink(str(secret), place),
+            "soft": h5py.SoftLink("/kept"),
+            "loop": h5py.SoftLink(place),
+        }
+        file[place] = links[kind]
+    refused(path)
+
+
+def test_storage_in_other_files_is_refused(tmp_path: Path) -> None:
+    secret, path = tmp_path / "secret.raw", tmp_path / "a.csd"
+    secret.write_bytes(bytes(64))
+    with stream(path, None, TIMES) as file:
+        file["COVAREP/data/v"].create_dataset("features", (4, 2), "f4", external=[(str(secret), 0, 32)])
+    refused(path)
+    other = tmp_path / "other.csd"
+    stream(other, GOOD, TIMES).close()
+    virtual = tmp_path / "b.csd"
+    with stream(virtual, None, TIMES) as file:
+        layout = h5py.VirtualLayout((4, 2), "f4")
+        layout[:] = h5py.VirtualSource(str(other), "COVAREP/data/v/features", (4, 2))
+        file["COVAREP/data/v"].create_virtual_dataset("features", layout)
+    refused(virtual)
+
+
+def test_sizes_that_the_file_does_not_hold(tmp_path: Path) -> None:
+    for name, options in {
+        "never written": {},
+        "never written, chunked": {"chunks": (1024, 64)},
+        "never written, compressed": {"chunks": (1024, 64), "compression": "gzip"},
+    }.items():
+        path = tmp_path / f"{name.replace(' ', '_')}.csd"
+        with stream(path, None, TIMES) as file:
+            file["COVAREP/data/v"].create_dataset("features", (1 << 34, 64), "f4", **options)
+        refused(path)
+
+
+@pytest.mark.parametrize(
+    ("features", "intervals"),
+    [
+        (np.ones((4, 2, 2)), TIMES),
+        (np.ones(4), TIMES),
+        (np.float32(3), TIMES),
+        (GOOD, TIMES[:3]),
+        (GOOD, TIMES[:, :1]),
+        (GOOD, TIMES * np.nan),
+        (GOOD, np.array([[b"a", b"b"]] * 4)),
+        (np.array([[b"text"]] * 4), TIMES),
+        (np.ones((4, 2), dtype=[("x", "f4")]), TIMES),
+        (np.ones((4, 2), dtype=complex), TIMES),
+        (h5py.Empty("f4"), TIMES),
+        (None, TIMES),
+        (GOOD, None),
+    ],
+)
+def test_wrong_types_and_lengths(tmp_path: Path, features: Any, intervals: Any) -> None:
+    path = tmp_path / "a.csd"
+    stream(path, features, intervals).close()
+    with pytest.raises(DataError):
+        CsdStream(path).read("v")
+
+
+def test_groups_and_data_sets_in_each_others_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.csd"
+    with stream(path, None, TIMES) as file:
+        file.create_group("COVAREP/data/v/features")
+    refused(path)
+    with stream(path, GOOD, TIMES) as file:
+        del file["COVAREP/data/v"]
+        file["COVAREP/data/v"] = GOOD
+    refused(path)
+    with h5py.File(path, "w") as file:
+        file["COVAREP/data"] = GOOD
+    refused(path)
+    with h5py.File(path, "w") as file:
+        file["a/data"], file["b/data"] = GOOD, GOOD
+    refused(path)
+    path.write_bytes(b"no HDF5 at all")
+    refused(path)
+    stream(path, GOOD, TIMES).close()
+    refused(path, "w")
+
+
+def test_references_and_strings_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.csd"
+    with stream(path, None, TIMES) as file:
+        references = file["COVAREP/data/v"].create_dataset("features", (4, 1), h5py.ref_dtype)
+        references[0, 0] = file["COVAREP"].ref
+    refused(path)
+    with stream(path, None, TIMES) as file:
+        words = file["COVAREP/data/v"].create_dataset("features", (4, 1), h5py.string_dtype())
+        words[:, 0] = "x" * 5000
+    with pytest.raises(DataError, match="1000 bytes"):
+        CsdStream(path).read_words("v")
+
+
+def test_words_may_have_any_length(tmp_path: Path) -> None:
+    path = tmp_path / "words.csd"
+    with stream(path, None, TIMES) as file:
+        words = file["COVAREP/data/v"].create_dataset("features", (4, 1), h5py.string_dtype())
+        words[:, 0] = ["naïve", "sp", "", "☃"]
+    found, times = CsdStream(path).read_words("v")
+    assert found == ["naïve", "☃"]
+    np.testing.assert_array_equal(times, TIMES[[0, 3]])

@@ -1,0 +1,588 @@
+"""The unpickler without calls: honest files are read to what they hold, hostile ones end with one error."""
+
+import builtins
+import codecs
+import collections
+import functools
+import importlib
+import io
+import operator
+import os
+import pickle
+import pickletools
+import shutil
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data import pickles as safe
+
+PROTOCOLS = range(6)
+
+
+def plain(value: Any) -> Any:
+    """Records as what they stand for."""
+    if isinstance(value, safe.Array):
+        return [plain(v) for v in value.items] if value.items is not None else value.load()
+    if isinstance(value, safe.LongText):
+        return value.load()
+    if isinstance(value, memoryview):
+        return bytes(value)
+    if isinstance(value, list | tuple):
+        return type(value)(plain(v) for v in value)
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return value
+
+
+def assert_same(found: Any, meant: Any) -> None:
+    if isinstance(meant, np.ndarray) and meant.dtype == object:
+        assert_same(found, meant.ravel().tolist())
+    elif isinstance(meant, np.ndarray):
+        assert isinstance(found, np.ndarray)
+        assert found.dtype == meant.dtype
+        assert found.shape == meant.shape
+        assert found.tobytes() == meant.tobytes()
+    elif isinstance(meant, dict):
+        assert list(found) == list(meant)
+        for key, value in meant.items():
+            assert_same(found[key], value)
+    elif isinstance(meant, list | tuple):
+        assert type(found) is type(meant)
+        assert len(found) == len(meant)
+        for a, b in zip(found, meant, strict=True):
+            assert_same(a, b)
+    else:
+        assert found == meant
+        assert isinstance(meant, np.generic) or type(found) is type(meant)
+
+
+# Honest files
+
+
+HONEST: dict[str, Any] = {
+    "numbers": [0, 1, -1, 255, 256, 65536, -(2**31), 2**40, -(2**62), 0.5, -1e300, True, False, None],
+    "text": ["", "plain", "naïve ☃ \U0001f600", "quote ' \" \\ \n \t end", "long " * 40000, "é" * 70000],
+    "bytes": [b"", b"abc", bytes(range(256)) * 3, b"x" * 100000],
+    "nested": {"a": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [[]], {}], "b": {"c": {"d": [None]}}},
+    "ordered": collections.OrderedDict([("z", 1), ("a", 2)]),
+    "default": collections.defaultdict(None, {"x": 1}),
+    "scalars": [np.float64(1.5), np.float32(0.1), np.int64(-3), np.bool_(True), np.str_("hé")],
+    "double": np.arange(6.0).reshape(2, 3),
+    "single": np.linspace(-1, 1, 4000, dtype=np.float32).reshape(40, 100),
+    "half": np.arange(5, dtype=np.float16),
+    "integers": [np.arange(8).astype(t) for t in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?")],
+    "big endian": [np.arange(4, dtype=">i4"), np.arange(4, dtype=">f8"), np.array(["ab", "c"], dtype=">U4")],
+    "fortran": np.asfortranarray(np.arange(12.0).reshape(3, 4)),
+    "axes": np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2),
+    "empty": [np.zeros(0), np.zeros((0, 5)), np.zeros((3, 0)), np.array(4.0)],
+    "unicode array": np.array(["03bSnISJMiM$_$11", "x"], dtype="<U16"),
+    "bytes array": np.array([[b"vid", b"0.5", b"1.25"]]),
+    "objects": np.array(["text", 1, 2.5, None, ["w"]], dtype=object),
+    "special": np.array([np.nan, np.inf, -np.inf, -0.0, 5e-324]),
+    "shared": (lambda a: [a, a, {"again": a}])(np.arange(3)),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_files_read_to_exactly_what_they_hold(name: str, protocol: int) -> None:
+    assert_same(plain(safe.loads(pickle.dumps(HONEST[name], protocol))), HONEST[name])
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_pure_python_pickler_is_read_too(protocol: int) -> None:
+    buffer = io.BytesIO()
+    pickle._Pickler(buffer, protocol).dump(HONEST["nested"])
+    assert_same(plain(safe.loads(buffer.getvalue())), HONEST["nested"])
+
+
+def test_an_optimised_pickle_with_gaps_in_its_memo_is_read() -> None:
+    data = pickletools.optimize(pickle.dumps(HONEST["shared"], 2))
+    assert_same(plain(safe.loads(data)), HONEST["shared"])
+
+
+def python2_array(array: np.ndarray, binary: bool) -> bytes:
+    """An array as Python 2's cPickle wrote it, protocol 2 (memo from 1, strings of bytes) or 0 (text)."""
+    raw, kind = array.tobytes(), array.dtype.str[1:].encode()
+    if binary:
+        shape = b"(" + b"".join(b"K" + bytes([n]) for n in array.shape) + b"t"
+        head = (
+            b"cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85q\x03U\x01bq\x04\x87q\x05Rq\x06"
+        )
+        dtype = b"cnumpy\ndtype\nq\x07U" + bytes([len(kind)]) + kind + b"q\x08K\x00K\x01\x87q\x09Rq\x0a"
+        dtype += b"(K\x03U\x01<q\x0bNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tq\x0cb"
+        return head + b"(K\x01" + shape + dtype + b"\x89T" + struct.pack("<I", len(raw)) + raw + b"tq\x0db"
+    shape = b"(" + b"".join(b"I%d\n" % n for n in array.shape) + b"t"
+    head = b"cnumpy.core.multiarray\n_reconstruct\np1\n(cnumpy\nndarray\np2\n(I0\ntp3\nS'b'\np4\ntp5\nRp6\n"
+    dtype = b"cnumpy\ndtype\np7\n(S'" + kind + b"'\np8\nI0\nI1\ntp9\nRp10\n(I3\nS'<'\np11\nNNNI-1\nI-1\nI0\ntp12\nb"
+    text = repr(raw)[1:].encode()  # Python 2's repr of a str is Python 3's of bytes without the b
+    return head + b"(I1\n" + shape + dtype + b"I00\nS" + text + b"\np13\ntp14\nb"
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("dtype", ["<f8", "<f4", "<i8"])
+def test_files_of_python_2(binary: bool, dtype: str) -> None:
+    array = (np.arange(12).reshape(3, 4) * 37 - 100).astype(dtype)
+    body = python2_array(array, binary)
+    data = b"\x80\x02}q\x00(U\x05trainq\x0e" + body + b"u." if binary else b"(dp0\nS'train'\np15\n" + body + b"s."
+    meant = pickle.loads(data, encoding="latin1")  # the fixture itself is what Python understands
+    np.testing.assert_array_equal(meant["train"], array)
+    assert_same(plain(safe.loads(data)), {"train": array})
+
+
+def test_return_unk_of_misa_is_a_name_that_is_never_called() -> None:
+    data = b"\x80\x02ccollections\ndefaultdict\nc__main__\nreturn_unk\n\x85R(X\x01\x00\x00\x00aK\x05u."
+    assert safe.loads(data) == {"a": 5}
+    with pytest.raises(safe.UnsafePickleError):
+        safe.loads(b"\x80\x02c__main__\nreturn_unk\n)R.")
+
+
+def test_arrays_are_views_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "big.pkl"
+    path.write_bytes(pickle.dumps({"a": np.zeros((1000, 2000))}, 4))
+    tracemalloc.start()
+    array = safe.load(path)["a"].load()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert array.shape == (1000, 2000)
+    assert peak < 200_000
+
+
+def test_a_hundred_thousand_small_arrays_take_seconds() -> None:
+    one = pickle.dumps(np.arange(8.0).reshape(2, 4), 2)[2:-1]
+    # Every array anew, as in MAG-BERT's files; memo places repeat, as honest ones never do, and do not matter.
+    data = b"\x80\x02](" + one * 20_000 + b"e."
+    begin = time.perf_counter()
+    assert len(safe.loads(data)) == 20_000
+    assert time.perf_counter() - begin < 12  # 2 s where nothing else runs: 100,000 in 10 s
+
+
+# Hostile files
+
+
+def reduce_of(function: Any, *arguments: Any) -> bytes:
+    """The pickle of an object whose unpickling calls the function."""
+
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return function, arguments
+
+    return pickle.dumps(Attack(), 2)
+
+
+def call(module: str, name: str, arguments: bytes = b")") -> bytes:
+    return b"\x80\x04c" + module.encode() + b"\n" + name.encode() + b"\n" + arguments + b"R."
+
+
+def text(value: str) -> bytes:
+    raw = value.encode()
+    return b"X" + struct.pack("<I", len(raw)) + raw
+
+
+def array_with(
+    shape: bytes = b"K\x02\x85",
+    kind: bytes = b"f8",
+    state: bytes = b"",
+    data: bytes = b"C\x10" + bytes(16),
+    order: bytes = b"<",
+) -> bytes:
+    """A protocol 3 array whose parts can be replaced."""
+    dtype = b"cnumpy\ndtype\n" + text(kind.decode()) + b"K\x00K\x01\x87R"
+    dtype += state or b"(K\x03" + text(order.decode()) + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    head = b"\x80\x03cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    return head + b"(K\x01" + shape + dtype + b"\x89" + data + b"tb."
+
+
+CANARY = "touch {}"
+MINUS, HUGE = b"J\xff\xff\xff\xff", b"J\xff\xff\xff\x7f"
+RECONSTRUCT = b"\x80\x03cnumpy.core.multiarray\n_reconstruct\n"
+CALLS: dict[str, Callable[[str], bytes]] = {
+    "os.system": lambda f: reduce_of(os.system, CANARY.format(f)),
+    "subprocess.Popen": lambda f: reduce_of(subprocess.Popen, ["touch", f]),
+    "subprocess.check_output": lambda f: reduce_of(subprocess.check_output, ["touch", f]),
+    "builtins.eval": lambda f: reduce_of(builtins.eval, f"open({f!r}, 'w')"),
+    "builtins.exec": lambda f: reduce_of(builtins.exec, f"open({f!r}, 'w')"),
+    "builtins.open": lambda f: reduce_of(builtins.open, f, "w"),
+    "builtins.__import__": lambda f: reduce_of(builtins.__import__, "antigravity"),
+    "builtins.getattr": lambda f: reduce_of(builtins.getattr, "x", "upper"),
+    "builtins.bytes with a size": lambda f: call("builtins", "bytes", b"J\xff\xff\xff\x7f\x85"),
+    "builtins.bytearray with a size": lambda f: call("builtins", "bytearray", b"J\xff\xff\xff\x7f\x85"),
+    "builtins.range to a list": lambda f: call("builtins", "list", b"cbuiltins\nrange\nJ\xff\xff\xff\x7f\x85R\x85"),
+    "importlib.import_module": lambda f: reduce_of(importlib.import_module, "antigravity"),
+    "functools.partial": lambda f: reduce_of(functools.partial, os.system, CANARY.format(f)),
+    "functools.reduce": lambda f: reduce_of(functools.reduce, operator.add, [1, 2]),
+    "operator.attrgetter": lambda f: reduce_of(operator.attrgetter, "__class__"),
+    "operator.methodcaller": lambda f: reduce_of(operator.methodcaller, "write_text", "x"),
+    "shutil.rmtree": lambda f: reduce_of(shutil.rmtree, str(Path(f).parent / "nothing")),
+    "pickle.loads nested": lambda f: reduce_of(pickle.loads, reduce_of(os.system, CANARY.format(f))),
+    "pathlib": lambda f: reduce_of(Path(f).touch),
+    "numpy runstring": lambda f: call("numpy.testing._private.utils", "runstring", text(f"open({f!r},'w')") + b"}\x86"),
+    "numpy.load": lambda f: reduce_of(np.load, f),
+    "numpy.fromfile": lambda f: reduce_of(np.fromfile, "/etc/hostname"),
+    "numpy.memmap": lambda f: reduce_of(np.memmap, f, "uint8", "w+", 0, (4,)),
+    "numpy.save through savetxt": lambda f: reduce_of(np.savetxt, f, [1.0]),
+    "numpy.zeros": lambda f: reduce_of(np.zeros, 1 << 40),
+    "numpy.ndarray called": lambda f: call(
+        "numpy", "ndarray", b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"\x85\x85"
+    ),
+    "an allowed module, fromfile": lambda f: call("numpy.core.multiarray", "fromfile", text(f) + b"\x85"),
+    "a longer name below an allowed one": lambda f: call("numpy.core.multiarray._reconstruct", "__call__"),
+    "a dotted name through STACK_GLOBAL": lambda f: (
+        b"\x80\x04"
+        + text("numpy")
+        + text("testing._private.utils.runstring")
+        + b"\x93"
+        + text(f"open({f!r},'w')")
+        + b"}\x86R."
+    ),
+    "an allowed module, another name": lambda f: call("collections", "namedtuple", text("A") + text("b") + b"\x86"),
+    "codecs.decode": lambda f: reduce_of(codecs.decode, b"x", "rot13"),
+    "_codecs.encode with another codec": lambda f: call("_codecs", "encode", text("x") + text("zip") + b"\x86"),
+    "defaultdict(os.system)": lambda f: call("collections", "defaultdict", b"cos\nsystem\n\x85"),
+    "defaultdict of an allowed name": lambda f: call("collections", "defaultdict", b"cnumpy\nndarray\n\x85"),
+    "torch storage": lambda f: call("torch.storage", "_load_from_bytes", b"C\x01x\x85"),
+    "code object": lambda f: call("types", "CodeType"),
+    "sys.setrecursionlimit": lambda f: reduce_of(sys.setrecursionlimit, 10**9),
+}
+
+FORMS: dict[str, bytes] = {
+    "INST": b"(S'true'\nios\nsystem\n.",
+    "OBJ": b"(cos\nsystem\nS'true'\no.",
+    "NEWOBJ": b"\x80\x02cnumpy\nndarray\nK\x01\x85\x81.",
+    "NEWOBJ_EX": b"\x80\x04cnumpy\nndarray\n)}\x92.",
+    "EXT1": b"\x80\x02\x82\x01.",
+    "EXT4": b"\x80\x02\x84\xff\xff\xff\x7f.",
+    "PERSID": b"Pid\n.",
+    "BINPERSID": b"Nq\x00Q.",
+    "NEXT_BUFFER": b"\x80\x05\x97.",
+    "READONLY_BUFFER": b"\x80\x05C\x01a\x98.",
+    "a set": b"\x80\x04\x8f.",
+    "memo: a place never filled": b"\x80\x04h\x07.",
+    "memo: a huge place never filled": b"\x80\x04j\xff\xff\xff\xff.",
+    "memo: a negative place": b"g-1\n.",
+    "memo: text in place of a number": b"g__import__\n.",
+    "memo: a name smuggled into REDUCE": b"\x80\x04cnumpy\ndtype\nq\x00K\x01q\x01h\x01h\x00R.",
+    "BUILD on a list": b"\x80\x04]}b.",
+    "BUILD on a name": b"\x80\x04cnumpy\nndarray\n}b.",
+    "BUILD on a dictionary": b"\x80\x04}(K\x01K\x02tb.",
+    "APPEND to a tuple": b"\x80\x04)Na.",
+    "SETITEM on a list": b"\x80\x04]K\x01K\x02s.",
+    "SETITEMS with an odd number": b"\x80\x04}(K\x01u.",
+    "a list as key": b"\x80\x04}]K\x01s.",
+    "an array as key": b"\x80\x04}" + array_with()[2:-1] + b"K\x01s.",
+    "keys that collide": b"\x80\x04}("
+    + b"".join(b"\x8a\x0c" + ((2**61 - 1) * k).to_bytes(12, "little") + b"N" for k in range(1, 500))
+    + b"u.",
+    "floats as keys": b"\x80\x04}G" + struct.pack(">d", 1.5) + b"Ns.",
+    "shape bomb": array_with(b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"\x85"),
+    "shape that overflows to the right size": array_with(
+        b"\x8a\x05" + (1 << 32).to_bytes(5, "little") + b"\x8a\x05" + (1 << 32).to_bytes(5, "little") + b"\x86"
+    ),
+    "empty array of a trillion rows": array_with(
+        b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"K\x00\x86", data=b"C\x00"
+    ),
+    "negative shape": array_with(b"J\xfe\xff\xff\xff\x85"),
+    "two negative dimensions": array_with(b"J\xff\xff\xff\xffJ\xfe\xff\xff\xff\x86"),
+    "shape of floats": array_with(b"G" + struct.pack(">d", 2.0) + b"\x85"),
+    "shape of booleans": array_with(b"\x88K\x02\x86"),
+    "shape as a list": array_with(b"](K\x02e"),
+    "nine dimensions": array_with(b"(" + b"K\x01" * 8 + b"K\x02t"),
+    "too few bytes": array_with(data=b"C\x0f" + bytes(15)),
+    "too many bytes": array_with(data=b"C\x11" + bytes(17)),
+    "text for bytes": array_with(data=text("x" * 16)),
+    "a list for bytes": array_with(data=b"]"),
+    "objects from bytes": array_with(kind=b"O8", order=b"|"),
+    "fewer objects than the shape": array_with(kind=b"O8", order=b"|", data=b"](Ne"),
+    "object scalar": call(
+        "numpy.core.multiarray",
+        "scalar",
+        b"cnumpy\ndtype\nX\x02\x00\x00\x00O8K\x00K\x01\x87RC\x08" + bytes(8) + b"\x86",
+    ),
+    "void type": array_with(kind=b"V8"),
+    "a record type": array_with(kind=b"f8,f8"),
+    "a repeated type": array_with(kind=b"(99999999,)f8"),
+    "a type of a gigabyte": array_with(kind=b"S1000000000"),
+    "a type of no bytes": array_with(
+        b"\x8a\x05" + (1 << 33).to_bytes(5, "little") + b"\x85", kind=b"U0", data=b"C\x00"
+    ),
+    "a date type": array_with(kind=b"M8[ns]"),
+    "a type by name": array_with(kind=b"object"),
+    "an unknown byte order": array_with(order=b"?"),
+    "type with fields": array_with(
+        kind=b"f8", state=b"(K\x03" + text("<") + b"N" + text("a") + b"\x85}" + 2 * MINUS + b"K\x00tb"
+    ),
+    "type of another item size": array_with(kind=b"U2", state=b"(K\x03" + text("<") + b"NNN" + HUGE + b"K\x04K\x08tb"),
+    "array filled twice": array_with()[:-1] + array_with()[array_with().index(b"(K\x01") :],
+    "_reconstruct with a shape": RECONSTRUCT + b"cnumpy\nndarray\n" + HUGE + b"\x85C\x01b\x87R.",
+    "_reconstruct of a subclass": RECONSTRUCT + b"cnumpy\ndtype\nK\x00\x85C\x01b\x87R.",
+    "_frombuffer of text": call(
+        "numpy._core.numeric", "_frombuffer", b"(" + text("x") + text("f8") + b"K\x01\x85" + text("C") + b"t"
+    ),
+    "BINBYTES8 of 2**63": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 63) + b"x.",
+    "BINUNICODE8 of 2**64 - 1": b"\x80\x04\x8d" + b"\xff" * 8 + b"x.",
+    "BYTEARRAY8 of 2**40": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.",
+    "BINSTRING of 2**32 - 1": b"\x80\x02T\xff\xff\xff\xffx.",
+    "FRAME beyond the end": b"\x80\x04\x95" + b"\xff" * 8,
+    "LONG4 with a negative size": b"\x80\x02\x8b\xff\xff\xff\xff.",
+    "LONG4 of a megabyte": b"\x80\x02\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20) + b".",
+    "LONG of a million digits": b"L" + b"9" * 1_000_000 + b"L\n.",
+    "INT of a million digits": b"I" + b"9" * 1_000_000 + b"\n.",
+    "FLOAT that is none": b"F__import__('os')\n.",
+    "STRING without quotation marks": b"S__import__\n.",
+    "STRING with a damaged escape": b"S'\\xZZ'\n.",
+    "UNICODE with a damaged escape": b"V\\uZZZZ\n.",
+    "text that is no UTF-8": b"\x80\x02X\x02\x00\x00\x00\xff\xfe.",
+    "nothing on the stack": b"\x80\x02R.",
+    "no mark": b"\x80\x02e.",
+    "a mark never closed": b"\x80\x02(N.",
+    "tuple of more than there is": b"\x80\x02N\x87.",
+    "more on the stack than one": b"\x80\x02NN.",
+    "nothing at all": b"",
+    "no end": b"\x80\x04]",
+    "only an end": b".",
+    "no pickle": b"id,text,label\n1,hello,2\n",
+    "HTML in place of a file": b"<!DOCTYPE html><html></html>",
+    "a second pickle behind the first": pickle.dumps([1]) + reduce_of(os.system, "true"),
+    "an unknown protocol": b"\x80\x09N.",
+    "an unknown operation": b"\x80\x04\xff.",
+    "names that are no text": b"\x80\x04K\x01K\x02\x93.",
+    "a name with a newline": b"\x80\x04" + text("os\nsystem") + text("system") + b"\x93.",
+}
+
+# The file pays for none of these: memory must stay in proportion.
+BOMBS: dict[str, bytes] = {
+    "two million empty lists": b"\x80\x04(" + b"]" * 2_000_000 + b"l.",
+    "two million marks": b"\x80\x04" + b"(" * 2_000_000 + b".",
+    "one string encoded again and again": b"\x80\x04"
+    + text("x" * 60_000)
+    + b"q\x000"
+    + b"c_codecs\nencode\nq\x01("
+    + (b"h\x01h\x00X\x06\x00\x00\x00latin1\x86R" * 60_000)
+    + b"l.",
+    "an OrderedDict of one list again and again": b"\x80\x04]("
+    + b"(K\x01Nt" * 20_000
+    + b"eq\x000("
+    + b"ccollections\nOrderedDict\nh\x00\x85R" * 1_000
+    + b"l.",
+}
+
+
+def test_there_are_at_least_forty_hostile_files() -> None:
+    assert len(CALLS) + len(FORMS) + len(BOMBS) >= 100
+
+
+def test_the_attack_would_work_on_pythons_own_unpickler(tmp_path: Path) -> None:
+    file = tmp_path / "pwned"
+    pickle.loads(CALLS["os.system"](str(file)))
+    assert file.exists()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_in_a_file_runs(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "pwned"
+    data = CALLS[name](str(file))
+    with pytest.raises(safe.UnsafePickleError):
+        safe.loads(data)
+    with pytest.raises(safe.UnsafePickleError):  # and not within a structure either
+        safe.loads(b"\x80\x04](" + data[2:-1] + b"e.")
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_damaged_or_strange_file_is_one_error(name: str, tmp_path: Path) -> None:
+    data = FORMS[name]
+    begin = time.perf_counter()
+    tracemalloc.start()
+    try:
+        with pytest.raises(safe.UnsafePickleError):
+            safe.loads(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(data) + 1_000_000
+    assert time.perf_counter() - begin < 2
+    path = tmp_path / "file.pkl"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"file\.pkl"):
+        read_corpus(path)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_memory_stays_in_proportion_to_the_file(name: str) -> None:
+    data = BOMBS[name]
+    tracemalloc.start()
+    try:
+        with pytest.raises(safe.UnsafePickleError):
+            safe.loads(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < safe.MEMORY_FACTOR * len(data) + safe.MEMORY_FLOOR
+
+
+def test_a_huge_memo_place_costs_nothing() -> None:
+    # The C unpickler allocates a table up to the place.
+    tracemalloc.start()
+    assert safe.loads(b"\x80\x04]r\xff\xff\xff\xff.") == []
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000
+
+
+@pytest.mark.parametrize("opening", [b"]", b"(", b"}K\x01"])
+def test_deep_nesting_neither_crashes_nor_recurses(opening: bytes) -> None:
+    closing = {b"]": b"a", b"(": b"t", b"}K\x01": b"s"}[opening]
+    depth = 200_000
+    value = safe.loads(b"\x80\x04" + opening * depth + b"N" + closing * depth + b".")
+    del value  # freeing it does not recurse in C either
+
+
+def test_deeply_nested_object_arrays() -> None:
+    head = array_with(b"K\x01\x85", kind=b"O8", order=b"|", data=b"](")[:-3]
+    depth = 10_000
+    value = safe.loads(b"\x80\x04" + head[2:] * depth + b"N" + b"etb" * depth + b".")
+    del value
+
+
+def test_an_exponential_tower_of_references_is_not_walked(tmp_path: Path) -> None:
+    path = tmp_path / "tower.pkl"
+    path.write_bytes(b"\x80\x04)q\x00" + b"h\x00h\x00\x86q\x000" * 200 + b"h\x00.")
+    with pytest.raises(DataError):
+        read_corpus(path)
+
+
+def test_a_list_that_holds_itself(tmp_path: Path) -> None:
+    path = tmp_path / "cycle.pkl"
+    path.write_bytes(b"\x80\x04}q\x00X\x05\x00\x00\x00train]q\x01h\x01as.")
+    with pytest.raises(DataError):
+        read_corpus(path)
+
+
+def test_one_array_named_a_thousand_times_is_refused(files: Any) -> None:
+    words, rows = ["a"] * 2, np.zeros((2, 200_000))
+    root = {"train": [((words, rows, rows), 0.5, f"v[{k}]") for k in range(1000)]}
+    path = files.pickle("mag.pkl", root)
+    assert path.stat().st_size < 10_000_000
+    with pytest.raises(DataError, match="many times larger"):
+        read_corpus(path)
+
+
+def test_a_nested_pickle_in_an_object_array_stays_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "pwned"
+    inner = CALLS["os.system"](str(file))
+    found = safe.loads(pickle.dumps(np.array([inner, "x"], dtype=object), 4))
+    assert plain(found) == [inner, "x"]
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_truncation_is_one_error(protocol: int, files: Any) -> None:
+    data = pickle.dumps({"train": [((["a"], np.ones((1, 2)), np.ones((1, 2))), np.ones((1, 1)), "v[0]")]}, protocol)
+    assert len(data) > 200
+    for end in range(len(data)):
+        with pytest.raises(safe.UnsafePickleError):
+            safe.loads(data[:end])
+
+
+# Fuzzing
+
+
+FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=False)
+INERT = (type(None), bool, int, float, str, bytes, memoryview, list, tuple, dict, safe.Array, safe.LongText)
+
+
+def check(data: bytes) -> None:
+    """A file is read to inert parts, or refused with one error; never anything else."""
+    try:
+        found = safe.loads(data)
+    except safe.UnsafePickleError:
+        return
+    assert isinstance(found, (*INERT, safe._Name, safe._Type))
+
+
+OPCODES = st.sampled_from([op.code.encode("latin-1") for op in pickletools.opcodes])
+
+
+@FUZZ
+@given(
+    st.lists(st.one_of(OPCODES, st.binary(max_size=6), st.sampled_from([b"numpy\n", b"dtype\n", b"\n"])), max_size=60)
+)
+def test_fuzz_operations(parts: list[bytes]) -> None:
+    check(b"".join(parts) + b".")
+
+
+@FUZZ
+@given(st.binary(max_size=300))
+def test_fuzz_bytes(data: bytes) -> None:
+    check(data)
+
+
+def _honest_files() -> list[tuple[str, bytes]]:
+    rows = np.arange(6.0).reshape(2, 3)
+    mag = {s: [((["a", "b"], rows, rows), np.ones((1, 1)), f"{s}[{k}]") for k in range(2)] for s in ("train", "dev")}
+    mmsa = {
+        s: {
+            "raw_text": np.array(["a b", "c"]),
+            "id": np.array([f"{s}$_$0", f"{s}$_$1"]),
+            "vision": np.ones((2, 3, 2)),
+            "audio": np.ones((2, 4, 2)),
+            "vision_lengths": [1, 3],
+            "audio_lengths": np.array([2, 2], dtype=np.int32),
+            "regression_labels": np.array([0.5, -1.0]),
+        }
+        for s in ("train", "test")
+    }
+    part = ("a joke", np.ones((2, 91)), np.ones((2, 81)), np.ones((2, 4)))
+    funny = {"train": [(part, part, 1, 0), (part, part, 2, 1)]}
+    return [
+        (f"{n}{p}", pickle.dumps(c, p))
+        for p in (0, 2, 4, 5)
+        for n, c in (("mag", mag), ("mmsa", mmsa), ("funny", funny))
+    ]
+
+
+HONEST_FILES = _honest_files()
+
+
+def test_the_fuzzed_files_are_read_unaltered(tmp_path: Path) -> None:
+    for name, data in HONEST_FILES:
+        path = tmp_path / f"{name}.pkl"
+        path.write_bytes(data)
+        assert sum(read_corpus(path).report.counts.values()) >= 2
+
+
+@FUZZ
+@given(
+    st.sampled_from(HONEST_FILES),
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(max_size=3), st.integers(0, 3)), max_size=4),
+)
+def test_fuzz_altered_files_through_the_readers(
+    tmp_path_factory: Any, chosen: tuple[str, bytes], edits: list[Any]
+) -> None:
+    data = bytearray(chosen[1])
+    for place, new, gone in edits:
+        at = place % (len(data) + 1)
+        data[at : at + gone] = new
+    path = tmp_path_factory.getbasetemp() / "fuzz.pkl"
+    path.write_bytes(bytes(data))
+    try:
+        corpus = read_corpus(path)
+    except DataError:
+        return
+    for examples in corpus.splits.values():
+        for example in examples:
+            assert np.isfinite(example.visual).all()
+            assert example.visual.dtype == np.float32
+            assert all(isinstance(word, str) for word in example.words)
