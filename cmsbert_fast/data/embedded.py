@@ -113,7 +113,7 @@ _PROFILES = {
 _DISTRACTORS = {"visual": ("head turn", "smile"), "acoustic": ("breath", "stress")}
 _FEATURES = {"visual": VISUAL_FEATURES, "acoustic": ACOUSTIC_FEATURES}
 # Frames per word of each modality, in tenths, lowest and highest of an utterance.
-_RATES = {"visual": (12, 18), "acoustic": (17, 25)}
+_RATES = {"visual": (6, 9), "acoustic": (12, 15)}
 _SPEAKER_NOISE = 0.2
 _LABEL_NOISE = 0.25
 
@@ -182,7 +182,7 @@ def _utterance(rng: np.random.Generator, split: str, number: int) -> Utterance:
     events: list[Event] = []
     directions, frames = {}, {}
     for modality, (low, high) in _RATES.items():
-        count = max(1, len(words) * int(rng.integers(low, high + 1)) // 10)
+        count = max(2, len(words) * int(rng.integers(low, high + 1)) // 10)
         directions[modality] = int(_pick(rng, (1, 1, 1, 1, -1, -1, -1, -1, 0)))
         own = _events(rng, modality, directions[modality], words, count)
         frames[modality] = _frames(rng, modality, count, own)
