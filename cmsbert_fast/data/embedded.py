@@ -154,7 +154,7 @@ def embedded_utterances(seed: int = 0) -> dict[str, list[Utterance]]:
 
 
 def embedded_corpus(seed: int = 0) -> Corpus:
-    """The embedded corpus: 2400 / 300 / 500 utterances of 5 to 26 words, d_v = 8, d_a = 6, the same for the same seed.
+    """The embedded corpus: 2400 / 300 / 500 utterances of 5 to 27 words, d_v = 8, d_a = 6, the same for the same seed.
 
     Only integers are drawn and only sums and products follow, so that a seed gives the same bits on every platform.
     """

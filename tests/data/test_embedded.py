@@ -66,7 +66,7 @@ def test_examples_are_as_every_reader_delivers_them(corpus: Corpus) -> None:
         assert len(e.words) < len(e.acoustic)
         assert not e.aligned
     lengths = [len(e.words) for e in examples]
-    assert (min(lengths), max(lengths)) == (5, 26)
+    assert (min(lengths), max(lengths)) == (5, 27)
 
 
 def test_labels_are_like_those_of_mosi(corpus: Corpus) -> None:
