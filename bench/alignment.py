@@ -8,7 +8,6 @@ videos of 65 hours together, 8.5 GB on disk. ``--scale 0.1`` makes a tenth of it
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -69,25 +68,43 @@ def generate(folder: Path, scale: float) -> None:
     (folder / "folds.json").write_text(json.dumps(folds))
 
 
-_OPEN = """
-import resource, sys, time
-begin = time.perf_counter()
-from cmsbert_fast.data import read_corpus
-corpus = read_corpus(sys.argv[1])
-seconds = time.perf_counter() - begin
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-total = sum(example.visual.sum() + example.acoustic.sum() for example in corpus.splits["train"])
-both = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(f"{seconds:.2f} s to open, {memory:.0f} MiB; {both:.0f} MiB after every training frame was read")
+_PEAK = """
+def peak():
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 """
 
+_CONVERT = (
+    _PEAK
+    + """
+import sys
+from cmsbert_fast.data.__main__ import main
+assert main(sys.argv[1:]) == 0
+print(f"largest resident memory {peak():.0f} MiB")
+"""
+)
 
-def measured(command: list[str]) -> tuple[float, float, str]:
-    """Seconds, largest resident memory of any child so far in MiB, and output of a command."""
+_OPEN = (
+    _PEAK
+    + """
+import sys, time
+begin = time.perf_counter()
+from cmsbert_fast.data import read_corpus
+imported = time.perf_counter()
+corpus = read_corpus(sys.argv[1])
+opened = time.perf_counter()
+print(f"open: {opened - begin:.2f} s, imports {imported - begin:.2f} s of it; largest resident memory {peak():.0f} MiB")
+total = sum(example.visual.sum() + example.acoustic.sum() for example in corpus.splits["train"])
+seconds = time.perf_counter() - opened
+print(f"reading every training frame once: {seconds:.2f} s, largest resident memory {peak():.0f} MiB")
+"""
+)
+
+
+def run(script: str, *arguments: str) -> tuple[float, str]:
+    """Seconds and output of a Python script in a process of its own."""
     begin = time.perf_counter()
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    seconds = time.perf_counter() - begin
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, result.stdout
+    result = subprocess.run([sys.executable, "-c", script, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return time.perf_counter() - begin, result.stdout.strip()
 
 
 def main() -> None:
@@ -101,11 +118,11 @@ def main() -> None:
     size = sum(file.stat().st_size for file in streams.glob("*.csd"))
     print(f"streams: {size / 1e9:.2f} GB")
     target = options.folder / "converted"
-    command = [sys.executable, "-m", "cmsbert_fast.data", "convert", str(streams), str(target)]
-    seconds, memory, output = measured([*command, "--folds", str(streams / "folds.json")])
-    print(output.strip())
-    print(f"align and convert: {seconds:.1f} s, {memory:.0f} MiB")
-    print(measured([sys.executable, "-c", _OPEN, str(target)])[2].strip())
+    folds = str(streams / "folds.json")
+    seconds, output = run(_CONVERT, "convert", str(streams), str(target), "--folds", folds)
+    print(output)
+    print(f"align and convert: {seconds:.1f} s")
+    print(run(_OPEN, str(target))[1])
 
 
 if __name__ == "__main__":

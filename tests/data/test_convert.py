@@ -1,0 +1,216 @@
+"""Converted once: exact, lazy, atomic, resumable; and what the commands say."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmsbert_fast.data import Corpus, DataError, convert, open_source, read_corpus
+from cmsbert_fast.data.__main__ import main
+from cmsbert_fast.data.source import Source
+
+
+def assert_same(found: Corpus, meant: Corpus) -> None:
+    assert found.classes == meant.classes
+    assert (found.visual_size, found.acoustic_size) == (meant.visual_size, meant.acoustic_size)
+    assert found.standardise == meant.standardise
+    assert str(found.report) == str(meant.report)
+    assert list(found.splits) == list(meant.splits)
+    for split, examples in meant.splits.items():
+        assert len(found.splits[split]) == len(examples)
+        for a, b in zip(found.splits[split], examples, strict=True):
+            assert (a.id, a.words, a.label, a.aligned) == (b.id, b.words, b.label, b.aligned)
+            assert type(a.label) is type(b.label)
+            for modality in ("visual", "acoustic"):
+                x, y = getattr(a, modality), getattr(b, modality)
+                assert x.dtype == y.dtype == np.float32
+                assert x.shape == y.shape
+                assert x.tobytes() == y.tobytes()
+
+
+def write(kind: str, files: Any) -> Path:
+    """A source of some format."""
+    if kind == "segments":
+        files.table(
+            [[f"v_{k}", s, k, k + 1, k / 3, "some words"] for k, s in enumerate(["train", "valid", "test", "train"])]
+        )
+        edges = np.arange(41) / 10
+        times = np.stack([edges[:-1], edges[1:]], axis=1)
+        files.csd("COVAREP", "COVAREP", {"v": (files.random.normal(size=(40, 5)), times)})
+        return files.folder
+    if kind == "misa":
+        for split, content in files.misa(True).items():
+            files.pickle(f"{split}.pkl", content)
+        return files.folder
+    content = {"mmsa": lambda: files.mmsa(False), "mag": files.mag, "funny": files.funny}[kind]()
+    return files.pickle(f"{kind}.pkl", content)
+
+
+@pytest.mark.parametrize("kind", ["segments", "misa", "mmsa", "mag", "funny"])
+def test_the_round_trip_is_exact(kind: str, files: Any, tmp_path: Path) -> None:
+    path = write(kind, files)
+    target = tmp_path / "converted"
+    convert.convert(open_source(path), target)
+    assert_same(read_corpus(target), read_corpus(path))
+    assert sorted(p.suffix for p in target.iterdir()) in (
+        [".json", ".jsonl", ".safetensors"],
+        [".json", ".jsonl", ".safetensors", ".safetensors"],
+    )
+
+
+def test_the_round_trip_of_real_mosi(mosi_folder: Path, tmp_path: Path) -> None:
+    source = open_source(mosi_folder)
+    convert.convert(source, tmp_path / "mosi")
+    corpus = read_corpus(mosi_folder)
+    assert_same(read_corpus(tmp_path / "mosi"), corpus)
+    manifest = json.loads((tmp_path / "mosi" / "manifest.json").read_text())
+    frames = np.concatenate([e.acoustic for e in corpus.splits["train"]]).astype(np.float64)
+    statistics = manifest["statistics"]["acoustic"]
+    np.testing.assert_allclose(statistics["mean"], frames.mean(axis=0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(statistics["std"], frames.std(axis=0), rtol=1e-9, atol=1e-12)
+    assert statistics["frames"] == len(frames)
+    assert manifest["source"]["sha256"] == convert.source_hash(source.files)
+
+
+def test_labels_that_are_unknown_and_text_of_any_kind(files: Any, tmp_path: Path) -> None:
+    path = files.folder / "table.csv"
+    path.write_text('id,text,score\na,"naïve ☃ ""quoted""",\nb,我 x,0.1\n', encoding="utf-8")
+    convert.convert(open_source(path, label="score"), tmp_path / "c")
+    assert_same(read_corpus(tmp_path / "c"), read_corpus(path, label="score"))
+
+
+def test_the_hash_sees_content_and_names(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_bytes(b"1")
+    b.write_bytes(b"2")
+    first = convert.source_hash([a, b])
+    assert first == convert.source_hash([b, a])
+    b.write_bytes(b"3")
+    assert convert.source_hash([a, b]) != first
+
+
+def test_frames_stay_on_disk(files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    corpus = read_corpus(tmp_path / "c")
+    example = corpus.splits["train"][1]
+    assert not example.visual.flags.owndata
+    assert not example.visual.flags.writeable
+    assert [e.id for e in corpus.splits["train"][1:]] == [e.id for e in list(corpus.splits["train"])[1:]]
+    assert corpus.splits["train"][-1].id == list(corpus.splits["train"])[-1].id
+    with pytest.raises(IndexError):
+        corpus.splits["train"][99]
+
+
+def interrupted(source: Source, after: int, seen: list[str]) -> Source:
+    """A source that is broken off within a group, and tells which groups were read."""
+    original = source.read
+
+    def read(group: str, report: Any) -> Iterator[Any]:
+        seen.append(group)
+        for number, item in enumerate(original(group, report)):
+            if len(seen) > after and number == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    return replace(source, read=read)
+
+
+def test_an_interrupted_conversion_continues_to_the_same_result(
+    files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "_EVERY", 0.0)
+    path = files.pickle("mosi.pkl", files.mag(6))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    convert.convert(open_source(path), whole)
+    seen: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        convert.convert(interrupted(open_source(path), 1, seen), broken)
+    assert seen == ["train", "dev"]
+    assert not broken.exists()
+    with pytest.raises(DataError):
+        read_corpus(broken)
+    seen.clear()
+    convert.convert(interrupted(open_source(path), 99, seen), broken)
+    assert seen == ["dev", "test"]  # what was complete is not read again
+    for file in ("manifest.json", "examples.jsonl", "visual.safetensors", "acoustic.safetensors"):
+        assert (broken / file).read_bytes() == (whole / file).read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_another_or_altered_source_begins_anew(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "_EVERY", 0.0)
+    path = files.pickle("mosi.pkl", files.mag(4))
+    target, seen = tmp_path / "c", []
+    for after in (1, 1):
+        with pytest.raises(KeyboardInterrupt):
+            convert.convert(interrupted(open_source(path), after, seen), target, {"visual": ("x",)})
+    assert seen == ["train", "dev", "dev"]
+    seen.clear()
+    with pytest.raises(KeyboardInterrupt):
+        convert.convert(interrupted(open_source(path), 0, seen), target, {"visual": ("y",)})
+    assert seen == ["train"]
+    files.pickle("mosi.pkl", files.mag(5))
+    convert.convert(open_source(path), target)
+    assert_same(read_corpus(target), read_corpus(path))
+
+
+def test_an_existing_target_is_left_alone(files: Any, tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    with pytest.raises(DataError, match="exists"):
+        convert.convert(open_source(write("mag", files)), tmp_path / "c")
+
+
+def test_choices_for_converted_data(files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    folds = tmp_path / "folds.json"
+    folds.write_text('{"train": ["vidtest"], "test": ["vidtrain[0]"]}')
+    corpus = read_corpus(tmp_path / "c", folds=folds, visual="none")
+    assert corpus.report.counts == {"train": 3, "test": 1}
+    assert (corpus.visual_size, corpus.splits["train"][0].visual.shape) == (0, (0, 0))
+    for wrong in ({"words": "x"}, {"label": "x"}, {"visual": "x"}, {"fold": 1}):
+        with pytest.raises(DataError):
+            read_corpus(tmp_path / "c", **wrong)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "examples.jsonl", "visual.safetensors"])
+def test_damaged_converted_data(file: str, files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    path = tmp_path / "c" / file
+    data = path.read_bytes()
+    for broken in (data[: len(data) // 2], b"", b"[]", data.replace(b'"version": 1', b'"version": 9')):
+        if broken == data:
+            continue
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="Convert"):
+            read_corpus(tmp_path / "c")
+    path.unlink()
+    with pytest.raises(DataError):
+        read_corpus(tmp_path / "c")
+
+
+def test_commands(files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write("segments", files)
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    for part in ("2 train, 1 valid, 1 test", "acoustic: 5 features, 40 frames", "2.0 words an example", "labels"):
+        assert part in said
+    assert main(["convert", str(path), str(tmp_path / "c")]) == 0
+    picture = tmp_path / "one.png"
+    assert main(["inspect", str(tmp_path / "c"), "--picture", str(picture), "--id", "v_2"]) == 0
+    assert "drew v_2" in capsys.readouterr().out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for wrong in (
+        ["inspect", str(tmp_path / "missing")],
+        ["inspect", str(path), "--visual", "nothing"],
+        ["inspect", str(path), "--picture", str(picture), "--id", "nobody"],
+        ["inspect", str(path), "--picture", str(tmp_path / "one.what")],
+        ["convert", str(path), str(tmp_path / "c")],
+    ):
+        code = main(wrong)
+        error = capsys.readouterr().err
+        assert code == 2
+        assert len(error.strip().splitlines()) == 1

@@ -1,0 +1,236 @@
+"""Tables of segments with streams beside them: real CMU-MOSI, and one's own files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmsbert_fast.data import DataError, read_corpus
+
+WORDS = "ModifiedTimestampedWords"
+
+
+def test_real_mosi(mosi_folder: Path) -> None:
+    corpus = read_corpus(mosi_folder)
+    assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
+    assert (corpus.visual_size, corpus.acoustic_size, corpus.classes) == (0, 73, None)
+    assert all(len(e.acoustic) == 1 and len(e.visual) == 0 for part in corpus.splits.values() for e in part)
+    first = corpus.splits["train"][0]
+    assert (first.id, first.label, first.aligned) == ("03bSnISJMiM_11", -0.5, False)
+    assert first.words == ("A", "LOT", "OF", "SAD", "PARTS")
+
+
+def test_real_mosi_averaged_per_word(mosi_folder: Path) -> None:
+    corpus = read_corpus(mosi_folder, words=WORDS)
+    assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
+    for examples in corpus.splits.values():
+        for example in examples:
+            assert example.aligned
+            assert example.acoustic.shape == (len(example.words), 73)
+    (missing,) = corpus.report.tallies.values()
+    assert missing < 100  # of 27,540 words; the README says that 245 segments are not cut to the word
+
+
+def test_the_standard_folds_are_the_tables_splits(mosi_folder: Path, folds_folder: Path) -> None:
+    own, standard = read_corpus(mosi_folder), read_corpus(mosi_folder, folds=folds_folder / "mosi.json")
+    for split in own.splits:
+        assert {e.id for e in own.splits[split]} == {e.id for e in standard.splits[split]}
+
+
+def test_real_mosi_from_its_streams_alone(mosi_folder: Path, folds_folder: Path, tmp_path: Path) -> None:
+    for file in mosi_folder.glob("*.csd"):
+        (tmp_path / file.name).symlink_to(file)
+    corpus = read_corpus(tmp_path, folds=folds_folder / "mosi.json")
+    assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
+    assert corpus.acoustic_size == 73
+    assert all(e.aligned and len(e.acoustic) == len(e.words) for part in corpus.splits.values() for e in part)
+
+
+@pytest.mark.parametrize("name", ["mosei.json", "pom.json"])
+def test_the_other_standard_folds_are_read(folds_folder: Path, name: str, files: Any) -> None:
+    splits = json.loads((folds_folder / name).read_text())
+    files.table([[f"{ids[0]}_1", "x", 0, 1, 0.5, "hello"] for ids in splits.values()])
+    corpus = read_corpus(files.folder, folds=folds_folder / name)
+    assert corpus.report.counts == dict.fromkeys(("train", "valid", "test"), 1)
+
+
+ROWS = [
+    ["v1_0", "train", 0.0, 2.0, 1.5, "so good"],
+    ["v1_1", "dev", 2.0, 4.0, -1.0, "so bad"],
+    ["v2_0", "test", 0.5, 1.5, 0.0, "fine"],
+]
+
+
+def test_own_files_one_a_segment(files: Any) -> None:
+    files.table(ROWS)
+    frames = {row[0]: files.random.normal(size=(3 + k, 4)) for k, row in enumerate(ROWS)}
+    (files.folder / "visual").mkdir()
+    (files.folder / "audio").mkdir()
+    for name, values in frames.items():
+        np.save(files.folder / "visual" / f"{name}.npy", values)
+        lines = ["f0,f1"] + [f"{a},{b}" for a, b in values[:, :2]]
+        (files.folder / "audio" / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    frames["v1_0"][0, 0] = np.nan
+    np.save(files.folder / "visual" / "v1_0.npy", frames["v1_0"])
+    corpus = read_corpus(files.folder)
+    assert corpus.report.counts == {"train": 1, "valid": 1, "test": 1}
+    assert (corpus.visual_size, corpus.acoustic_size) == (4, 2)
+    assert corpus.report.non_finite == {"visual": 1}
+    for examples in corpus.splits.values():
+        (example,) = examples
+        expected = np.nan_to_num(frames[example.id]).astype(np.float32)
+        np.testing.assert_array_equal(example.visual, expected)
+        if example.id != "v1_0":
+            np.testing.assert_array_equal(example.acoustic, frames[example.id][:, :2].astype(np.float32))
+
+
+def test_own_files_one_a_video(files: Any) -> None:
+    files.table(ROWS)
+    whole = {video: np.arange(80.0).reshape(40, 2) + k for k, video in enumerate(("v1", "v2"))}
+    (files.folder / "openface").mkdir()
+    (files.folder / "voice").mkdir()
+    for video, values in whole.items():
+        np.save(files.folder / "voice" / f"{video}.npy", values)
+        lines = ["frame, timestamp, success, AU01, AU02"]
+        lines += [f"{k + 1}, {k / 10}, 1, {a}, {b}" for k, (a, b) in enumerate(values)]
+        (files.folder / "openface" / f"{video}.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="voice@HZ"):
+        read_corpus(files.folder)
+    corpus = read_corpus(files.folder, acoustic="voice@10")
+    (example,) = corpus.splits["valid"]
+    np.testing.assert_array_equal(example.visual, whole["v1"][20:40])
+    np.testing.assert_array_equal(example.acoustic, whole["v1"][20:40])
+    with pytest.raises(DataError, match=r"NAME@HZ"):
+        read_corpus(files.folder, acoustic="voice@fast")
+
+
+def test_streams_of_one_modality_are_joined_on_the_first_ones_frames(files: Any) -> None:
+    files.table(ROWS[:1])
+    times = np.array([[0, 1], [1, 2], [2, 3.0]])
+    fine = np.stack([np.arange(30) / 10, np.arange(1, 31) / 10], axis=1)
+    files.csd("COVAREP", "COVAREP", {"v1": (np.array([[1], [2], [3.0]]), times)})
+    files.csd("openSMILE", "openSMILE", {"v1": (np.arange(30.0)[:, None], fine)})
+    (example,) = read_corpus(files.folder, acoustic=["COVAREP", "openSMILE"]).splits["train"]
+    np.testing.assert_allclose(example.acoustic, [[1, 4.5], [2, 14.5]])
+
+
+def test_words_of_a_stream_align_the_tables_text(files: Any) -> None:
+    files.table([["v1_0", "train", 0.0, 4.0, 1.5, "SO GOOD Yeah"]])
+    times = np.array([[0, 1], [1, 2], [2, 3], [3, 4.0]])
+    words = np.array([[b"so"], [b"sp"], [b"good"], [b"yeah"]])
+    files.csd("TimestampedWords", "words", {"v1": (words, times)})
+    files.csd(
+        "COVAREP", "COVAREP", {"v1": (np.arange(8.0)[:, None], np.stack([np.arange(8) / 2, np.arange(1, 9) / 2], 1))}
+    )
+    cut = read_corpus(files.folder).splits["train"][0]
+    assert (cut.aligned, len(cut.acoustic)) == (False, 8)
+    averaged = read_corpus(files.folder, words="TimestampedWords").splits["train"][0]
+    assert (averaged.aligned, averaged.words) == (True, ("SO", "GOOD", "Yeah"))
+    np.testing.assert_array_equal(averaged.acoustic, [[0.5], [4.5], [6.5]])
+
+
+def test_tables_of_every_kind(files: Any) -> None:
+    path = files.folder / "my data.csv"
+    path.write_text('\ufeffID;Mode;Label;Text\na;train;1;"semi; colon"\nb;test;-1;two words\n', encoding="utf-8")
+    corpus = read_corpus(path)
+    assert corpus.splits["train"][0].words == ("semi;", "colon")
+    assert corpus.report.counts == {"train": 1, "test": 1}
+    assert read_corpus(files.folder).report.counts == corpus.report.counts
+    path.write_text("id,text,mood,score\na,hello,glad,0.5\nb,hi,sad,1\nc,ho,glad,\n")
+    named = read_corpus(path, label="mood")
+    assert named.classes == ("glad", "sad")
+    assert [e.label for e in named.splits["all"]] == [0, 1, 0]
+    assert [e.label for e in read_corpus(path, label="score").splits["all"]] == [0.5, 1.0, None]
+    assert [e.label for e in read_corpus(path).splits["all"]] == [None] * 3
+    path.write_text('id\ttext\na\tsay "hi\n'.replace("\t", "\t"))
+    path.rename(path.with_suffix(".tsv"))
+    assert read_corpus(files.folder).splits["all"][0].words == ("say", '"hi')
+
+
+def test_transcripts_may_be_files(files: Any) -> None:
+    (files.folder / "segments.csv").write_text("id,split,label\na,train,1\nb,train,2\n")
+    with pytest.raises(DataError, match="text"):
+        read_corpus(files.folder)
+    (files.folder / "transcripts").mkdir()
+    (files.folder / "transcripts" / "a.txt").write_text("it was\ngood", encoding="utf-8")
+    with pytest.raises(DataError, match=r"b\.txt"):
+        read_corpus(files.folder)
+    (files.folder / "transcripts" / "b.txt").write_text("bad", encoding="utf-8")
+    assert read_corpus(files.folder).splits["train"][0].words == ("it", "was", "good")
+
+
+def test_a_column_of_folds(files: Any) -> None:
+    rows = [[f"u{k}", k % 10, 0.5 * k, "word"] for k in range(40)]
+    files.table(rows, "id\tfold\tlabel\ttext")
+    corpus = read_corpus(files.folder, fold=10)
+    parts = {split: {int(e.id[1:]) % 10 for e in examples} for split, examples in corpus.splits.items()}
+    assert parts == {"train": set(range(1, 9)), "valid": {0}, "test": {9}}
+    with pytest.raises(DataError, match="1 to 10"):
+        read_corpus(files.folder, fold=11)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "header"),
+        ("id,text\n", "only"),
+        ("name_of_it,words\na,b\n", "columns id and text"),
+        ("id,text\na,b,c\n", "line 2 has 3"),
+        ("id,text\n,b\n", "line 2"),
+        ("id,text,label\na,b,1\nc,d,good\n", "all numbers or all names"),
+        ("id,text,start,stop\na,b,soon,later\n", "seconds"),
+        ("id,text\na,b\na,c\n", "twice"),
+        ("id,text\na,\n", "no text"),
+    ],
+)
+def test_errors_in_tables_say_what_to_do(files: Any, content: str, message: str) -> None:
+    path = files.folder / "segments.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_corpus(path)
+    path.write_bytes(b"id,text\na,\xff\xfe\n")
+    with pytest.raises(DataError, match="segments"):
+        read_corpus(path)
+
+
+def test_the_label_column_must_exist(files: Any) -> None:
+    files.table(ROWS)
+    with pytest.raises(DataError, match="'mood' is not among id, split"):
+        read_corpus(files.folder, label="mood")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("v1_0.npy", b"\x93NUMPY\x01\x00"),
+        ("v1_0.npy", b"\x80\x04cos\nsystem\n."),
+        ("v1_0.csv", b"a,b\n1,x\n"),
+        ("v1_0.csv", b"a,b\n1\n"),
+        ("v1_0.csv", b"a,timestamp\n1,nan\n"),
+    ],
+)
+def test_damaged_feature_files(files: Any, name: str, content: bytes) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / name).write_bytes(content)
+    with pytest.raises(DataError, match="v1_0"):
+        read_corpus(files.folder)
+
+
+def test_feature_files_run_no_code(files: Any) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    np.save(files.folder / "audio" / "v1_0.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="object arrays"):
+        read_corpus(files.folder)
+
+
+def test_a_segment_without_frames_is_counted(files: Any) -> None:
+    files.table(ROWS[:2])
+    (files.folder / "audio").mkdir()
+    np.save(files.folder / "audio" / "v1_0.npy", np.ones((2, 3)))
+    corpus = read_corpus(files.folder)
+    assert corpus.splits["valid"][0].acoustic.shape == (0, 3)
+    assert "1 examples have no acoustic frame" in str(corpus.report)
