@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import offset_copy
 from sklearn.manifold import TSNE
 
 from cmsbert_fast.data.embedded import Event
@@ -142,18 +143,20 @@ def plot_embeddings(
 
 
 def _mark_events(ax: Axes, events: Sequence[Event]) -> None:
-    for event in events:
+    for lane, event in enumerate(sorted(events, key=lambda event: event.start)):
         left, right = event.start - 0.5, event.stop - 0.5
         for edge in (left, right):
-            ax.axvline(edge, color="red", linewidth=0.8)
-        # In axis coordinates vertically, so that the name stands above the map whatever its height.
+            ax.axvline(edge, color="cyan", linewidth=0.8, linestyle=":")
+        # Above the map, each in a lane of its own: events and the ends of their names may overlap.
+        height = 4 + 13 * lane
         ax.annotate(
             event.name,
             ((left + right) / 2, 1),
-            (0, 3),
+            (0, height + 2),
             xycoords=ax.get_xaxis_transform(),
             textcoords="offset points",
             ha="center",
-            color="red",
             fontsize="small",
         )
+        bar = offset_copy(ax.get_xaxis_transform(), ax.get_figure(root=True), y=height, units="points")
+        ax.plot([left, right], [1, 1], color="tab:blue", linewidth=2, transform=bar, clip_on=False)
