@@ -16,7 +16,6 @@ from cmsbert_fast.data.example import Example
 from cmsbert_fast.loss import task_loss
 from cmsbert_fast.processing_cmsbert import CMSBertProcessor, Encoded
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
-from cmsbert_fast.training.metrics import emotion_metrics, sentiment_metrics
 
 MODALITIES = ("linguistic", "visual", "acoustic")
 NO_FRAMES = np.zeros((0, 0), np.float32)
@@ -158,6 +157,11 @@ def losses(predictions: Predictions, config: CMSBertConfig, batch_size: int) -> 
 
 def metrics(predictions: Predictions) -> dict[str, float]:
     """Every metric of SPEC section 7: sentiment scores for one output, emotions for several."""
+    from cmsbert_fast.training.metrics import (  # slow to import, prediction needs none
+        emotion_metrics,
+        sentiment_metrics,
+    )
+
     assert predictions.labels is not None
     labels = predictions.labels.numpy()
     if predictions.logits.shape[1] == 1:

@@ -7,6 +7,7 @@ all state there is.
 
 import dataclasses
 import hashlib
+import json
 import logging
 import math
 import os
@@ -568,7 +569,9 @@ def _save_pretrained(model: Classifier, processor: CMSBertProcessor, path: Path)
 def _check_unchanged(
     saved: dict, saved_fingerprint: str, settings: TrainingSettings, corpus: Corpus, folder: Path
 ) -> None:
-    now = dataclasses.asdict(settings)
+    saved, now = (
+        json.loads(json.dumps(values)) for values in (saved, dataclasses.asdict(settings))
+    )  # lists, not tuples
     changed = [name for name in now if name not in _FREE_ON_RESUME and saved.get(name) != now[name]]
     if changed:
         name = changed[0]

@@ -22,7 +22,6 @@ from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.processing_cmsbert import CMSBertProcessor
 from cmsbert_fast.training import checkpoint
 from cmsbert_fast.training.evaluation import Batches, Predictions
-from cmsbert_fast.training.figures import plot_embeddings, plot_shift_maps
 from cmsbert_fast.training.models import Classifier
 from cmsbert_fast.training.settings import TrainingSettings
 
@@ -120,6 +119,8 @@ def write_figures(
 
     The maps are those of the test example that is predicted best among the clearly positive and negative ones.
     """
+    from cmsbert_fast.training.figures import plot_embeddings, plot_shift_maps  # slow to import, needed at the end only
+
     folder.mkdir(exist_ok=True)
     if predictions.embeddings:
         figure = plot_embeddings(

@@ -173,7 +173,16 @@ sys.exit(main(sys.argv[1:], embedded_config="none"))
 
 def torchrun(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     (folder / "program.py").write_text(TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "--max-restarts",
+        "1",
+    ]
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command += [str(folder / "program.py"), *map(str, arguments)]

@@ -1,0 +1,65 @@
+"""Checkpoints: atomic, complete, and nothing but data."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from cmsbert_fast.training import checkpoint
+from cmsbert_fast.training.settings import UsageError
+
+CPU = torch.device("cpu")
+
+
+def draw():
+    numpy = np.random.rand(), np.random.randn()  # noqa: NPY002 - the global generator is what is tested
+    return random.random(), random.gauss(0, 1), torch.rand(()).item(), *numpy
+
+
+def test_random_states_come_back(tmp_path):
+    draw()
+    checkpoint.save(tmp_path, {"random": [checkpoint.random_state(CPU)]})
+    expected = draw(), draw()
+    checkpoint.set_random_state(checkpoint.load(tmp_path)["random"][0], CPU)
+    assert (draw(), draw()) == expected
+
+
+def test_seed_decides_every_generator():
+    checkpoint.seed_everything(3)
+    first = draw()
+    checkpoint.seed_everything(3)
+    assert draw() == first
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    checkpoint.save(tmp_path, {"step": 1})
+
+    def fail(path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write_atomically(tmp_path / checkpoint.FILE_NAME, fail)
+    assert checkpoint.load(tmp_path)["step"] == 1
+    checkpoint.save(tmp_path, {"step": 2})
+    assert checkpoint.load(tmp_path)["step"] == 2
+
+
+def test_a_folder_is_replaced_file_by_file(tmp_path):
+    folder = tmp_path / "best"
+    for text in ("old", "new"):
+        checkpoint.replace_folder(folder, lambda path, text=text: (path / "weights").write_text(text))
+        assert (folder / "weights").read_text() == text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
+
+
+def test_what_cannot_be_loaded(tmp_path):
+    assert checkpoint.load(tmp_path) is None
+    path = tmp_path / checkpoint.FILE_NAME
+    path.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UsageError, match="no readable checkpoint"):
+        checkpoint.load(tmp_path)
+    torch.save({"format": checkpoint.FORMAT + 1}, path)
+    with pytest.raises(UsageError, match="another version"):
+        checkpoint.load(tmp_path)

@@ -1,0 +1,124 @@
+"""Settings: from YAML and the command line, checked before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from cmsbert_fast.training.settings import (
+    VARIANTS,
+    TrainingSettings,
+    UsageError,
+    parse_command,
+    read_yaml,
+    settings_from,
+)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+EMBEDDED = CONFIGS / "embedded.yaml"
+
+
+def test_command_line_wins_over_yaml(tmp_path):
+    config = tmp_path / "c.yaml"
+    # YAML 1.1 reads 3e-4 as text and 1 as an int.
+    config.write_text(
+        "learning_rate: 3e-4\nmax_grad_norm: 1\nepochs: 7\nvisual: facet\narchitecture: {hidden_size: 32}\n"
+    )
+    (run,) = parse_command(
+        ["--data", "x", "--config", str(config), "--epochs", "9", "--early-stopping", "none", "--acoustic", "a", "b"],
+        EMBEDDED,
+    ).runs
+    assert (run.learning_rate, run.max_grad_norm, run.epochs, run.early_stopping) == (3e-4, 1.0, 9, None)
+    assert (run.visual, run.acoustic, run.architecture) == (("facet",), ("a", "b"), {"hidden_size": 32})
+    assert isinstance(run.max_grad_norm, float)
+
+
+def test_no_argument_compares_text_with_clr_on_the_embedded_corpus():
+    runs = parse_command([], EMBEDDED).runs
+    assert [(run.data, run.model, run.variant) for run in runs] == [
+        ("embedded", None, "bert"),
+        ("embedded", None, "cmsbert-clr"),
+    ]
+    assert runs[0].architecture["hidden_size"] <= 128
+
+
+def test_other_data_starts_from_the_papers_values():
+    (run,) = parse_command(["--data", "x"], EMBEDDED).runs
+    assert run == TrainingSettings(data="x")
+
+
+def test_several_runs():
+    runs = parse_command(
+        ["--data", "x", "--variant", "bert", "cmsbert/1", "--seeds", "0", "1", "--fold", "1", "2"], EMBEDDED
+    )
+    names = [(r.fold, r.variant, r.seed) for r in runs.runs]
+    assert len(names) == 8
+    assert names[:3] == [(1, "bert", 0), (1, "bert", 1), (1, "cmsbert/1", 0)]
+
+
+@pytest.mark.parametrize("name", ["mosi", "mosei", "iemocap"])
+def test_paper_configs(name):
+    values = read_yaml(CONFIGS / f"{name}.yaml")
+    values.pop("fold", None)
+    run = settings_from(values)
+    # Section IV.C, each of its numbers.
+    assert (run.learning_rate, run.weight_decay, run.bert_weight_decay) == (1e-4, 0.1, 1e-3)
+    assert (run.epochs, run.warmup * run.epochs, run.batch_size) == (500, 50, 128)
+    assert (run.temperature, run.momentum, run.smoothing, run.threshold) == (0.1, 0.9, 0.9, 0.1)
+    assert (run.variant, run.gate_activation, run.model) == ("cmsbert-clr", "relu", "bert-base-uncased")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--variant", "gpt"], "variant is 'gpt'"),
+        (["--epochs", "many"], "epochs is 'many' but must be a whole number"),
+        (["--epochs", "2.5"], "epochs is '2.5' but must be a whole number"),
+        (["--epochs", "0"], "epochs is 0 but must be at least 1"),
+        (["--learning-rate", "nan"], "learning_rate is nan"),
+        (["--learning-rate", "none"], "learning_rate is 'none' but must be a number"),
+        (["--smoothing", "0"], "smoothing is 0.0"),
+        (["--batch-size", "1"], "batch_size is 1"),
+        (["--precision", "fp8"], "precision is 'fp8'"),
+        (["--backend", "cuda"], "backend"),
+        (["--seeds", "0", "0"], "twice"),
+        (["--seeds", "x"], "seed is 'x'"),
+        (["--lerning-rate", "1"], "nrecognized arguments: --lerning-rate"),
+        (["--architecture", "hidden_size"], "FIELD=VALUE"),
+        (["--config", "missing.yaml"], "missing.yaml cannot be read"),
+    ],
+)
+def test_users_errors(arguments, message):
+    with pytest.raises(UsageError) as error:
+        parse_command(arguments, EMBEDDED)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "did you mean 'learning_rate'?"),
+        ("epochs: yes", "epochs is True but must be a whole number"),
+        ("epochs: [1, 2]", "epochs is [1, 2] but must be a whole number"),
+        ("architecture: 3", "mapping"),
+        ("visual: 3", "visual must be a name"),
+        ("- 1", "holds no settings"),
+        ("a: [1", "no valid YAML in line"),
+    ],
+)
+def test_users_errors_in_yaml(tmp_path, text, message):
+    config = tmp_path / "c.yaml"
+    config.write_text(text)
+    with pytest.raises(UsageError) as error:
+        parse_command(["--config", str(config)], EMBEDDED)
+    assert message in str(error.value)
+
+
+def test_variants_are_the_papers():
+    assert VARIANTS["cmsbert/1"].cms_layers == (0,)
+    ablations = {name: (v.ema, v.smoothing) for name, v in VARIANTS.items() if v.contrastive}
+    assert ablations == {
+        "cmsbert-clr": (True, True),
+        "cmsbert-clr-no-ema": (False, True),
+        "cmsbert-clr-no-ls": (True, False),
+        "cmsbert-clr-no-ema-no-ls": (False, False),
+    }

@@ -1,0 +1,372 @@
+"""What a run computes and leaves behind, and what stops it before it starts."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoProcessor, BertTokenizerFast
+
+from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, reference
+from cmsbert_fast.data import read_corpus
+from cmsbert_fast.data.example import Corpus, Example, ReadReport
+from cmsbert_fast.training import checkpoint, evaluation
+from cmsbert_fast.training.distributed import Ranks, share
+from cmsbert_fast.training.evaluation import Batches, Predictions
+from cmsbert_fast.training.loop import check, epoch_batches, schedule
+from cmsbert_fast.training.models import build, is_new, parameter_groups
+from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, UsageError
+
+CPU = Ranks(0, 1, torch.device("cpu"))
+
+
+def records(out: Path, event: str) -> list[dict]:
+    lines = [json.loads(line) for line in next(out.glob("*/*/log.jsonl")).read_text().splitlines()]
+    return [line for line in lines if line.pop("event") == event]
+
+
+@pytest.fixture
+def short(corpus_folder, bert_without_dropout) -> list:
+    return ["--data", corpus_folder, "--model", bert_without_dropout, "--epochs", 2, "--batch-size", 9]
+
+
+def test_schedule():
+    factors = [schedule(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([k / 10 for k in range(1, 11)])
+    assert factors[10] == 1
+    assert np.diff(factors[10:]) == pytest.approx(-1 / 90)
+    assert factors[-1] == pytest.approx(1 / 90)
+    assert [schedule(step, 3, 0.0) for step in range(3)] == pytest.approx([1, 2 / 3, 1 / 3])
+
+
+def test_global_batches():
+    batches = epoch_batches(25, 8, seed=1, epoch=2)
+    assert [len(b) for b in batches] == [7, 6, 6, 6]  # never a tiny last one
+    assert sorted(np.concatenate(batches)) == list(range(25))
+    again, other = epoch_batches(25, 8, 1, 2), epoch_batches(25, 8, 1, 3)
+    assert all((a == b).all() for a, b in zip(batches, again, strict=True))
+    assert any((a != b).any() for a, b in zip(batches, other, strict=True))
+
+
+@pytest.mark.parametrize(("count", "world_size"), [(8, 3), (2, 4), (12, 4), (0, 2)])
+def test_shares(count, world_size):
+    shares = [range(count)[share(count, Ranks(rank, world_size, CPU.device))] for rank in range(world_size)]
+    assert [i for s in shares for i in s] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_parameter_groups(corpus_folder, bert):
+    settings = TrainingSettings(data=str(corpus_folder), model=str(bert), weight_decay=0.1, bert_weight_decay=1e-3)
+    model, _ = build(settings, read_corpus(corpus_folder))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {
+        g["name"]: ({names[id(p)] for p in g["params"]}, g["weight_decay"]) for g in parameter_groups(model, settings)
+    }
+    assert [decay for _, decay in groups.values()] == [0.1, 1e-3, 0]
+    new, bert_names, undecayed = (members for members, _ in groups.values())
+    assert len(new) + len(bert_names) + len(undecayed) == len(names)
+    attention = "bert.encoder.layer.1.attention"
+    assert {f"{attention}.self.gate_visual.weight", f"{attention}.self.shift_acoustic.weight"} <= new
+    assert {"visual_lstm.weight_hh_l0", "fusion.out_proj.weight", "linguistic_projector.dense.weight"} <= new
+    assert {f"{attention}.self.query.weight", "bert.embeddings.word_embeddings.weight"} <= bert_names
+    assert {
+        f"{attention}.output.LayerNorm.weight",
+        "visual_lstm.bias_ih_l0",
+        f"{attention}.self.gate_visual.bias",
+    } <= undecayed
+    assert "fusion.transformer.norm1.weight" in undecayed
+    assert not any(name.endswith("bias") for name in new | bert_names)
+
+
+def test_ema_follows_the_validation_losses(train, short, tmp_path):
+    assert train(*short, "--output", tmp_path, "--momentum", 0.8)[0] == 0
+    # It starts from a validation pass of the untrained model (Eq. 22) ...
+    settings = TrainingSettings(data=str(short[1]), model=str(short[3]), batch_size=9)
+    corpus = read_corpus(short[1])
+    checkpoint.seed_everything(0)
+    model, processor = build(settings, corpus)
+    predictions = evaluation.predict(
+        model, Batches(corpus.splits["valid"], processor, model.config, CPU.device), CPU, 9
+    )
+    task, contrastive = evaluation.losses(predictions, model.config, 9)
+    (start,) = records(tmp_path, "start")
+    assert start["nu"] == pytest.approx(task / contrastive, rel=1e-6)
+    # ... and moves after every epoch (Eq. 21); in between it weights the contrastive loss (Eq. 20).
+    nu = start["nu"]
+    for valid in records(tmp_path, "valid"):
+        steps = [r for r in records(tmp_path, "train") if r["epoch"] == valid["epoch"]]
+        assert len(steps) == 3
+        for step in steps:
+            assert step["nu"] == pytest.approx(nu, rel=1e-6)
+            assert step["loss"] == pytest.approx(step["task_loss"] + nu * step["contrastive_loss"], rel=1e-6)
+        nu = 0.8 * nu + 0.2 * valid["task_loss"] / valid["contrastive_loss"]
+        assert valid["nu"] == pytest.approx(nu, rel=1e-6)
+    best = CMSBertCLRForSequenceClassification.from_pretrained(next(tmp_path.glob("*/*/best")))
+    best_epoch = json.loads(next(tmp_path.glob("*/*/results.json")).read_text())["best_epoch"]
+    assert float(best.nu) == pytest.approx(records(tmp_path, "valid")[best_epoch - 1]["nu"], rel=1e-6)
+
+
+def test_validation_losses_are_means_over_samples():
+    generator = torch.Generator().manual_seed(0)
+    z = {m: torch.randn(10, 4, generator=generator, dtype=torch.float64) for m in evaluation.MODALITIES}
+    labels = torch.arange(10).float() / 5
+    logits = torch.randn(10, 1, generator=generator)
+    predictions = Predictions([str(i) for i in range(10)], logits, labels, z)
+    config = CMSBertConfig(visual_size=1, acoustic_size=1, threshold=0.3)
+    task, contrastive = evaluation.losses(predictions, config, batch_size=4)
+    assert task == pytest.approx(float(((logits[:, 0] - labels) ** 2).mean()), rel=1e-6)
+    parts = [
+        len(rows)
+        * float(reference.pairwise_contrastive_loss(*(e[rows] for e in z.values()), labels[rows], 0.1, 0.9, 0.3))
+        for rows in (torch.arange(0, 4), torch.arange(4, 8), torch.arange(8, 10))
+    ]
+    assert contrastive == pytest.approx(sum(parts) / 10, rel=1e-9)
+
+
+@pytest.mark.parametrize("variant", ["cmsbert", "cmsbert-clr"])
+def test_accumulation_changes_rounding_only(train, short, tmp_path, variant):
+    for parts in (1, 3):
+        out = tmp_path / str(parts)
+        assert (
+            train(*short, "--variant", variant, "--accumulation", parts, "--max-grad-norm", 1, "--output", out)[0] == 0
+        )
+    for event in ("train", "valid", "test"):
+        for whole, split in zip(records(tmp_path / "1", event), records(tmp_path / "3", event), strict=True):
+            assert split == pytest.approx(whole, rel=1e-5, abs=1e-5)
+
+
+def test_accumulation_over_ranks(start_run, short, train, tmp_path):
+    assert train(*short, "--output", tmp_path / "one")[0] == 0
+    run = start_run(tmp_path, [*short, "--accumulation", 3], ranks=2)  # 9 examples: 5 in 3 parts, 4 in 3 parts
+    assert run.wait() == [0, 0], run.errors()
+    for one, two in zip(records(tmp_path / "one", "train"), run.records("train"), strict=True):
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+
+
+def test_bf16_is_near_fp32(train, short, tmp_path):
+    for precision in ("fp32", "bf16"):
+        assert train(*short, "--precision", precision, "--output", tmp_path / precision)[0] == 0
+    full, half = (np.array([r["loss"] for r in records(tmp_path / p, "train")]) for p in ("fp32", "bf16"))
+    assert (full != half).all()
+    assert half == pytest.approx(full, rel=0.03)
+
+
+def test_clipping_limits_the_norm(train, short, tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def measured(self, *arguments):
+        gradients = [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.cat(gradients).norm()))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", measured)
+    assert train(*short, "--max-grad-norm", 0.5, "--output", tmp_path)[0] == 0
+    assert min(r["gradient_norm"] for r in records(tmp_path, "train")) > 0.5
+    assert norms == pytest.approx([0.5] * 6, rel=1e-4)
+
+
+def test_early_stopping_and_selection(train, short, tmp_path):
+    # Steps too small to change a weight: no epoch is better than the first.
+    status, _ = train(*short, "--epochs", 9, "--early-stopping", 2, "--learning-rate", 1e-30, "--output", tmp_path)
+    assert status == 0
+    assert len(records(tmp_path, "valid")) == 3
+    results = json.loads(next(tmp_path.glob("*/*/results.json")).read_text())
+    assert (results["best_epoch"], results["epochs"]) == (1, 3)
+
+
+def test_every_variant(train, short, tmp_path, capsys):
+    status, _ = train(*short, "--epochs", 1, "--variant", *VARIANTS, "--output", tmp_path)
+    assert status == 0
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    assert [row["variant"] for row in rows] == list(VARIANTS)
+    assert (tmp_path / "summary.md").read_text().count("\n") == 2 + len(VARIANTS)
+    saved = {v: AutoConfig.from_pretrained(tmp_path / v.replace("/", "-") / "seed-0" / "best") for v in VARIANTS}
+    assert {v: c.cms_layers for v, c in saved.items() if c.cms_layers != [0, 1]} == {"bert": [], "cmsbert/1": [0]}
+    assert [v for v, c in saved.items() if c.smoothing is None] == ["cmsbert-clr-no-ls", "cmsbert-clr-no-ema-no-ls"]
+    assert [v for v, c in saved.items() if "CLR" in c.architectures[0]] == list(VARIANTS)[3:]
+    for variant in VARIANTS:
+        run = tmp_path / variant.replace("/", "-")
+        log = [json.loads(line) for line in (run / "seed-0" / "log.jsonl").read_text().splitlines()]
+        weights = {r.get("nu") for r in log if r["event"] == "train"}
+        expected = "no-ema" in variant or not VARIANTS[variant].contrastive
+        assert (weights in ({1.0}, {None})) == expected
+        figures = {path.name for path in (run / "seed-0" / "figures").iterdir()}
+        assert ("shift_maps.png" in figures) == (variant != "bert")
+        assert ("embeddings.png" in figures) == VARIANTS[variant].contrastive
+
+
+def test_what_a_run_leaves_behind(train, short, tmp_path, corpus_folder):
+    assert train(*short, "--seeds", 0, 1, "--output", tmp_path)[0] == 0
+    corpus = read_corpus(corpus_folder)
+    results = []
+    for seed in (0, 1):
+        folder = tmp_path / "cmsbert-clr" / f"seed-{seed}"
+        result = json.loads((folder / "results.json").read_text())
+        results.append(result)
+        assert result["settings"]["seed"] == seed
+        assert {"python", "torch", "transformers", "numpy", "cmsbert_fast"} <= set(result["versions"])
+        assert result["seconds"] > 0
+        assert {"mae", "corr", "acc2_non_negative", "acc2_positive", "f1_positive", "acc7", "acc5"} <= set(
+            result["test"]
+        )
+        with open(folder / "predictions.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["id"] for row in rows] == [example.id for example in corpus.splits["test"]]
+        error = np.mean([abs(float(row["prediction"]) - float(row["label"])) for row in rows])
+        assert error == pytest.approx(result["test"]["mae"], rel=1e-5)
+        assert torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"] == 2
+        assert (folder / "figures" / "shift_maps.png").stat().st_size > 10_000
+        assert (folder / "figures" / "embeddings.png").stat().st_size > 10_000
+        assert list((folder / "tensorboard").iterdir())
+        valid = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines() if '"valid"' in line]
+        assert result["valid"]["mae"] == pytest.approx(min(record["mae"] for record in valid), rel=1e-6)
+        assert AutoProcessor.from_pretrained(folder / "best").visual_mean is not None
+    (row,) = json.loads((tmp_path / "summary.json").read_text())
+    values = [result["test"]["mae"] for result in results]
+    assert row["mean"]["mae"] == pytest.approx(np.mean(values))
+    assert row["std"]["mae"] == pytest.approx(np.std(values, ddof=1))
+    assert f"{row['mean']['mae']:.3f} ± {row['std']['mae']:.3f}" in (tmp_path / "summary.md").read_text()
+
+    # Resuming what is finished repeats nothing.
+    before = (tmp_path / "cmsbert-clr" / "seed-0" / "results.json").stat().st_mtime_ns
+    assert train(*short, "--seeds", 0, 1, "--output", tmp_path, "--resume")[0] == 0
+    assert (tmp_path / "cmsbert-clr" / "seed-0" / "results.json").stat().st_mtime_ns == before
+
+
+def test_classes(train, short, tmp_path, make_corpus):
+    folder = make_corpus(tmp_path / "emotions", label=lambda i: ("sad", "angry", "happy")[i % 3])
+    out = tmp_path / "out"
+    assert train("--data", folder, *short[2:], "--output", out)[0] == 0
+    result = json.loads(next(out.glob("*/*/results.json")).read_text())
+    assert set(result["test"]) == {"wa", "ua"}
+    with open(next(out.glob("*/*/predictions.csv")), newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [key.removeprefix("probability_") for key in rows[0] if key.startswith("probability_")]
+    assert sorted(names) == ["angry", "happy", "sad"]
+    right = [row["label"] == row["prediction"] for row in rows]
+    assert result["test"]["wa"] == pytest.approx(100 * np.mean(right))
+    for row in rows:
+        chances = {name: float(row[f"probability_{name}"]) for name in names}
+        assert sum(chances.values()) == pytest.approx(1, abs=1e-5)
+        assert max(chances, key=chances.get) == row["prediction"]
+    best = max(records(out, "valid"), key=lambda record: record["wa"])
+    assert result["best_epoch"] == best["epoch"]
+
+
+def save_config(folder: Path, config) -> Path:
+    config.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "{tmp}/missing"], "missing"),
+        (["--label", "valence"], "valence"),
+        (["--visual", "openface"], "openface"),
+        (["--model", "{tmp}/missing"], "There is no checkpoint"),
+        (["--model", "{tmp}/empty"], "There is no checkpoint"),
+        (["--model", "{tmp}/roberta"], "architecture 'roberta'"),
+        (["--model", "{tmp}/wide"], "visual stream of reviews has 3 features a frame but"),
+        (["--model", "{tmp}/classes"], "predicts 4 values but reviews asks for 1"),
+        (["--model", "{tmp}/weightless"], "weightless"),
+        (["--data", "{tmp}/single"], "1 examples in its train split"),
+        (["--data", "{tmp}/unlabelled"], "has no label"),
+        (["--max-length", "65"], "64 positions"),
+        (["--architecture", "hidden_sice=3"], "'hidden_sice'"),
+        (["--visual", "none", "--acoustic", "none"], "no visual or acoustic frames"),
+        (["--device", "cuda"], "no CUDA device"),
+        (["--output", "{tmp}/finished"], "holds a run already"),
+        (["--output", "{tmp}/empty/config.txt"], "cannot be made"),
+        (["--config", "{tmp}/missing.yaml"], "cannot be read"),
+        (["--variant", "cmsbert-2"], "cmsbert-2"),
+    ],
+)
+def test_users_errors(train, short, tmp_path, corpus_folder, make_corpus, arguments, message):
+    if "--device" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.txt").touch()
+    (tmp_path / "finished" / "bert" / "seed-0").mkdir(parents=True)
+    (tmp_path / "finished" / "bert" / "seed-0" / "log.jsonl").touch()
+    (tmp_path / "roberta").mkdir()
+    (tmp_path / "roberta" / "config.json").write_text('{"model_type": "roberta"}')
+    save_config(tmp_path / "wide", CMSBertConfig(visual_size=35, acoustic_size=2, num_labels=1))
+    save_config(tmp_path / "classes", CMSBertConfig(visual_size=3, acoustic_size=2, num_labels=4))
+    BertTokenizerFast.from_pretrained(short[3]).save_pretrained(
+        save_config(tmp_path / "weightless", CMSBertConfig(num_labels=1))
+    )
+    for name, change in (
+        ("single", lambda lines: lines[:2] + [line for line in lines if "\ttrain\t" not in line][1:]),
+        ("unlabelled", lambda lines: [*lines, "extra\ttrain\t\tgood film"]),
+    ):
+        if any(name in argument for argument in arguments):
+            table = make_corpus(tmp_path / name) / "segments.tsv"
+            table.write_text("\n".join(change(table.read_text().splitlines())) + "\n")
+    given = [argument.format(tmp=tmp_path) for argument in arguments]
+    status, errors = train(*short, "--output", tmp_path / "out", *given)
+    assert status == 2
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+    assert message in errors
+    assert not list(tmp_path.glob("out/*/*/log.jsonl"))
+
+
+def test_resuming_with_other_settings_or_data(train, short, tmp_path, make_corpus):
+    assert train(*short, "--output", tmp_path / "out")[0] == 0
+    status, errors = train(*short, "--output", tmp_path / "out", "--resume", "--learning-rate", 1)
+    assert status == 2
+    assert "learning_rate = 0.0001, not 1.0" in errors
+    other = make_corpus(tmp_path / "other", label=lambda i: str(i / 20))
+    status, errors = train("--data", other, *short[2:], "--output", tmp_path / "out", "--resume")
+    assert status == 2
+    assert "other examples" in errors
+
+
+def tiny_corpus(count: int) -> Corpus:
+    frames = np.ones((1, 3), np.float32)
+    splits = {
+        split: [Example(f"{split}{i}", ("good",), 0.5, frames, frames) for i in range(count)]
+        for split in ("train", "valid", "test")
+    }
+    return Corpus("tiny", splits, 3, 3, ReadReport("tiny"))
+
+
+def test_batches_smaller_than_the_ranks(bert):
+    settings = TrainingSettings(data="tiny", model=str(bert), batch_size=4)
+    check(settings, tiny_corpus(6), world_size=3)  # batches of 3 and 3
+    with pytest.raises(UsageError, match="smallest batch has 3 examples for 4 ranks"):
+        check(settings, tiny_corpus(6), world_size=4)
+
+
+def test_a_default_output_is_new_each_time_and_resumed_by_name(train, short, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = [*short, "--variant", "bert", "--epochs", 1]
+    status, errors = train(*short, "--resume")
+    assert status == 2
+    assert "no run of reviews" in errors
+    for _ in range(2):
+        assert train(*short)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["reviews", "reviews-2"]
+    (tmp_path / "runs" / "reviews-2" / "summary.md").unlink()
+    assert train(*short, "--resume")[0] == 0
+    assert (tmp_path / "runs" / "reviews-2" / "summary.md").exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_continuing_from_a_trained_checkpoint(train, short, tmp_path):
+    assert train(*short, "--output", tmp_path / "a")[0] == 0
+    trained = next((tmp_path / "a").glob("*/*/best"))
+    assert train(*short[:2], "--model", trained, *short[4:], "--output", tmp_path / "b")[0] == 0
+    first = records(tmp_path / "b", "start")[0]["nu"]
+    assert math.isfinite(first)
+    # The trained weights are where it starts, not new ones.
+    settings = TrainingSettings(data=str(short[1]), model=str(trained))
+    model, _ = build(settings, read_corpus(short[1]))
+    saved = CMSBertCLRForSequenceClassification.from_pretrained(trained).state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+    assert any(is_new(name) for name in saved)
