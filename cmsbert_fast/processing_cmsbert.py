@@ -1,6 +1,6 @@
 """From words and frames to model inputs: tokenizer plus frame statistics, saved beside the model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,12 +92,21 @@ class CMSBertProcessor(ProcessorMixin):
                     squares = squares + ((frames - frames.mean(axis=0)) ** 2).sum(axis=0)
                     squares = squares + delta**2 * count * len(frames) / merged
                     totals[name] = [merged, mean + delta * len(frames) / merged, squares]
-        for name, (count, mean, squares) in totals.items():
-            if count:
-                std = np.sqrt(squares / count)
-                std[std <= 1e-6 * np.maximum(np.abs(mean), 1e-6)] = 1
-                setattr(self, f"{name}_mean", mean.tolist())
-                setattr(self, f"{name}_std", std.tolist())
+        statistics = {
+            name: (mean, np.sqrt(squares / count)) for name, (count, mean, squares) in totals.items() if count
+        }
+        return self.set_statistics(statistics)
+
+    def set_statistics(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "CMSBertProcessor":
+        """Takes mean and standard deviation of every feature, by modality, as :meth:`fit` would compute them.
+
+        Returns:
+            The processor itself.
+        """
+        for name, (mean, std) in statistics.items():
+            constant = std <= 1e-6 * np.maximum(np.abs(mean), 1e-6)
+            setattr(self, f"{name}_mean", mean.tolist())
+            setattr(self, f"{name}_std", np.where(constant, 1.0, std).tolist())
         return self
 
     def encode(self, example: Example) -> Encoded:

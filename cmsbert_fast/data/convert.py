@@ -321,6 +321,11 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
                 splits[entry["split"]].append(_Line(entry, begins))
                 for modality in MODALITIES:
                     begins[modality] += entry[modality]
+        statistics = {
+            modality: (np.array(entry["mean"], dtype=np.float64), np.array(entry["std"], dtype=np.float64))
+            for modality, entry in manifest["statistics"].items()
+            if modality not in without
+        }
         found = {split: len(lines) for split, lines in splits.items()}
         if found != report.counts or any(begins[m] != report.frames.get(m, 0) for m in MODALITIES if widths[m]):
             raise ValueError("its parts do not fit one another")
@@ -341,6 +346,7 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
         report=report,
         classes=tuple(manifest["classes"]) if manifest["classes"] is not None else None,
         standardise=manifest["standardise"],
+        statistics=statistics if folds is None else None,
     )
 
 

@@ -99,6 +99,8 @@ class Corpus:
         standardise: Whether frames should be standardised per feature with training-set statistics (False where
             the source is normalised already).
         report: What the reader found.
+        statistics: Mean and standard deviation of each feature over the frames of the training split, by modality,
+            where they are known without reading the frames (converted data); else None.
     """
 
     name: str
@@ -108,3 +110,4 @@ class Corpus:
     report: ReadReport
     classes: tuple[str, ...] | None = None
     standardise: bool = True
+    statistics: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None

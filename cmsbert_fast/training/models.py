@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
@@ -17,6 +18,7 @@ from cmsbert_fast.processing_cmsbert import CMSBertProcessor
 from cmsbert_fast.training.evaluation import without_missing_modalities
 from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, UsageError
 
+LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError)
 BEST = "best"  # the folder of a run's best model
 Classifier: TypeAlias = CMSBertForSequenceClassification | CMSBertCLRForSequenceClassification
 
@@ -101,7 +103,10 @@ def build(settings: TrainingSettings, corpus: Corpus) -> tuple[Classifier, CMSBe
                 "a checkpoint whose files belong together."
             )
     processor = CMSBertProcessor(tokenizer, max_length=settings.max_length)
-    if corpus.standardise:
+    if corpus.standardise and corpus.statistics is not None:
+        sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
+        processor.set_statistics({name: values for name, values in corpus.statistics.items() if sizes[name]})
+    elif corpus.standardise:
         processor.fit(without_missing_modalities(example, config) for example in corpus.splits["train"])
     return model, processor
 
@@ -125,7 +130,7 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
     try:
         model = kinds[kind].from_pretrained(name, backend=backend, dtype=torch.float32)
         processor = CMSBertProcessor.from_pretrained(name)
-    except (OSError, RuntimeError, ValueError) as error:
+    except LOADING_ERRORS as error:
         first_line = str(error).strip().splitlines()[0]
         raise UsageError(f"{name} cannot be loaded, give an undamaged checkpoint: {first_line}") from None
     return model.eval(), processor
@@ -207,7 +212,7 @@ def _load_tokenizer(name: str) -> Any:
 def _load_weights(model_class: Any, name: str, config: CMSBertConfig) -> Classifier:
     try:
         model, report = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except LOADING_ERRORS as error:
         first_line = str(error).strip().splitlines()[0]
         raise UsageError(f"The weights of {name} cannot be loaded: {first_line}") from None
     lacking = sorted(key for key in report["missing_keys"] if not is_new(key))

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cmsbert_fast import CMSBertProcessor
 from cmsbert_fast.data import Corpus, DataError, convert, open_source, read_corpus
 from cmsbert_fast.data.__main__ import main
+from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.source import Source
 
 
@@ -73,6 +75,10 @@ def test_the_round_trip_of_real_mosi(mosi_folder: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(statistics["mean"], frames.mean(axis=0), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(statistics["std"], frames.std(axis=0), rtol=1e-9, atol=1e-12)
     assert statistics["frames"] == len(frames)
+    known = read_corpus(tmp_path / "mosi").statistics
+    assert known is not None
+    np.testing.assert_array_equal(known["acoustic"], [statistics["mean"], statistics["std"]])
+    assert read_corpus(tmp_path / "mosi", acoustic="none").statistics == {}
     assert manifest["source"]["sha256"] == convert.source_hash(source.files)
 
 
@@ -214,3 +220,14 @@ def test_commands(files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         error = capsys.readouterr().err
         assert code == 2
         assert len(error.strip().splitlines()) == 1
+
+
+def test_training_takes_the_statistics_without_reading_frames(mosi_folder: Path, tmp_path: Path) -> None:
+    convert.convert(open_source(mosi_folder), tmp_path / "c")
+    corpus = read_corpus(tmp_path / "c")
+    assert corpus.statistics is not None
+    fitted = CMSBertProcessor(embedded_tokenizer()).fit(corpus.splits["train"])
+    known = CMSBertProcessor(embedded_tokenizer()).set_statistics(corpus.statistics)
+    assert known.visual_mean is fitted.visual_mean is None
+    np.testing.assert_allclose(known.acoustic_mean, fitted.acoustic_mean, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(known.acoustic_std, fitted.acoustic_std, rtol=1e-12, atol=1e-15)

@@ -1,13 +1,16 @@
-"""How long alignment and conversion take on streams of CMU-MOSEI's size, and how much memory.
+"""How long reading CMU-MOSEI takes, and how much memory, on generated files of its size.
 
-The streams are generated: words, COVAREP at 100 Hz x 74, FACET at 30 Hz x 35, labels of about 23,000 segments in 3,227
-videos of 65 hours together, 8.5 GB on disk. ``--scale 0.1`` makes a tenth of it.
+    python bench/data.py csd FOLDER      streams: words, COVAREP at 100 Hz x 74, FACET at 30 Hz x 35, labels of about
+                                         23,000 segments in 3,227 videos of 65 hours, 8.4 GB: align, convert, open
+    python bench/data.py mmsa FOLDER     MMSA's unaligned pickle, 500 x 35 and 500 x 74 float64, 10 GB: convert, open
 
-    python bench/alignment.py FOLDER            generates FOLDER/streams, converts it, opens the result, prints a table
+``--scale 0.1`` makes a tenth of it. What is generated stays in FOLDER and is used again.
 """
 
 import argparse
 import json
+import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +24,7 @@ VIDEOS, HOURS, SEGMENTS = 3227, 65.0, 23_000
 WORDS_PER_SECOND = 2.7
 
 
-def generate(folder: Path, scale: float) -> None:
+def generate_streams(folder: Path, scale: float) -> None:
     """Write the four streams and the folds."""
     random = np.random.default_rng(0)
     videos = max(3, round(VIDEOS * scale))
@@ -68,6 +71,26 @@ def generate(folder: Path, scale: float) -> None:
     (folder / "folds.json").write_text(json.dumps(folds))
 
 
+def generate_pickle(folder: Path, scale: float) -> None:
+    """Write MMSA's unaligned MOSEI, without the BERT vectors that no reader needs."""
+    random = np.random.default_rng(0)
+    root = {}
+    for split, full in (("train", 16326), ("valid", 1871), ("test", 4659)):
+        count = max(2, round(full * scale))
+        root[split] = {
+            "raw_text": np.array([" ".join(["word"] * n) for n in random.integers(3, 60, count)]),
+            "id": np.array([f"vid{split}$_${k}" for k in range(count)]),
+            "vision": np.tile(random.normal(size=(1, 500, 35)), (count, 1, 1)),
+            "audio": np.tile(random.normal(size=(1, 500, 74)), (count, 1, 1)),
+            "vision_lengths": random.integers(20, 501, count).tolist(),
+            "audio_lengths": random.integers(20, 501, count).tolist(),
+            "regression_labels": random.uniform(-3, 3, count),
+        }
+    folder.mkdir(parents=True)
+    with (folder / "unaligned_50.pkl").open("wb") as file:
+        pickle.dump(root, file, protocol=4)
+
+
 _PEAK = """
 def peak():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -109,19 +132,21 @@ def run(script: str, *arguments: str) -> tuple[float, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("csd", "mmsa"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scale", type=float, default=1.0)
     options = parser.parse_args()
-    streams = options.folder / "streams"
-    if not streams.exists():
-        generate(streams, options.scale)
-    size = sum(file.stat().st_size for file in streams.glob("*.csd"))
-    print(f"streams: {size / 1e9:.2f} GB")
-    target = options.folder / "converted"
-    folds = str(streams / "folds.json")
-    seconds, output = run(_CONVERT, "convert", str(streams), str(target), "--folds", folds)
+    source, target = options.folder / options.kind, options.folder / f"{options.kind}-converted"
+    if not source.exists():
+        {"csd": generate_streams, "mmsa": generate_pickle}[options.kind](source, options.scale)
+    size = sum(file.stat().st_size for file in source.iterdir())
+    print(f"source: {size / 1e9:.2f} GB")
+    if target.exists():
+        shutil.rmtree(target)
+    folds = ["--folds", str(source / "folds.json")] if options.kind == "csd" else []
+    seconds, output = run(_CONVERT, "convert", str(source), str(target), *folds)
     print(output)
-    print(f"align and convert: {seconds:.1f} s")
+    print(f"read and convert: {seconds:.1f} s")
     print(run(_OPEN, str(target))[1])
 
 
