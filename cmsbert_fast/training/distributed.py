@@ -4,6 +4,7 @@ Everything here is written so that the number of ranks changes rounding only, an
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -91,16 +92,17 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def report_once(speak: Callable[[], None], patience: float = 5.0) -> None:
-    """Lets rank 0 alone speak about an error that every rank meets.
+def report_once(message: str, patience: float = 5.0) -> None:
+    """Prints to stderr, on rank 0 only if every rank meets the same error.
 
-    The other ranks wait until ``torchrun`` ends them or ``patience`` seconds are over, so that they do not make it end
-    rank 0 before it has spoken.
+    The others give rank 0 the time to speak before ``torchrun`` ends everybody, and speak if it does not end them: then
+    the error is theirs alone.
     """
-    if environment_rank() == 0:
-        speak()
-    else:
+    rank = environment_rank()
+    if rank:
         time.sleep(patience)
+        message = f"rank {rank}: {message}"
+    print(message, file=sys.stderr, flush=True)
 
 
 def share(count: int, ranks: Ranks) -> slice:

@@ -18,7 +18,6 @@ from cmsbert_fast.processing_cmsbert import CMSBertProcessor, Encoded
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
 
 MODALITIES = ("linguistic", "visual", "acoustic")
-NO_FRAMES = np.zeros((0, 0), np.float32)
 CACHE_BYTES = 2**29
 
 
@@ -83,7 +82,7 @@ class Batches:
     def _encode(self, index: int) -> Encoded:
         if index in self._encoded:
             return self._encoded[index]
-        encoded = self._processor.encode(without_missing_modalities(self._examples[index], self._config))
+        encoded = self._processor.encode(fitting(self._examples[index], self._config))
         if self._cached_bytes < CACHE_BYTES:
             self._encoded[index] = encoded
             self._cached_bytes += encoded.visual.nbytes + encoded.acoustic.nbytes
@@ -95,13 +94,13 @@ class Batches:
         return value.pin_memory().to(self._device, non_blocking=True)
 
 
-def without_missing_modalities(example: Example, config: CMSBertConfig) -> Example:
-    """The example without the frames of modalities that the model does not have."""
-    return dataclasses.replace(
-        example,
-        visual=example.visual if config.visual_size else NO_FRAMES,
-        acoustic=example.acoustic if config.acoustic_size else NO_FRAMES,
-    )
+def fitting(example: Example, config: CMSBertConfig) -> Example:
+    """The example with the model's modalities: others are left out, and one that the source lacks has no frames."""
+    frames = {}
+    for modality, size in (("visual", config.visual_size or 0), ("acoustic", config.acoustic_size or 0)):
+        own = getattr(example, modality)
+        frames[modality] = own if own.shape[1] and size else np.zeros((0, size), np.float32)
+    return dataclasses.replace(example, visual=frames["visual"], acoustic=frames["acoustic"])
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

@@ -152,7 +152,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
         return 0
     finally:
         distributed.stop()
-    distributed.report_once(lambda: print(message, file=sys.stderr, flush=True))
+    distributed.report_once(message)
     return status
 
 

@@ -15,7 +15,7 @@ from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.modeling_cmsbert import CMSBertCLRForSequenceClassification, CMSBertForSequenceClassification
 from cmsbert_fast.processing_cmsbert import CMSBertProcessor
-from cmsbert_fast.training.evaluation import without_missing_modalities
+from cmsbert_fast.training.evaluation import fitting
 from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, UsageError
 
 LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError)
@@ -107,7 +107,7 @@ def build(settings: TrainingSettings, corpus: Corpus) -> tuple[Classifier, CMSBe
         sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
         processor.set_statistics({name: values for name, values in corpus.statistics.items() if sizes[name]})
     elif corpus.standardise:
-        processor.fit(without_missing_modalities(example, config) for example in corpus.splits["train"])
+        processor.fit(fitting(example, config) for example in corpus.splits["train"])
     return model, processor
 
 

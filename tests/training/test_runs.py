@@ -128,6 +128,16 @@ def test_nan_stops_the_run(tmp_path, start_run, base, undisturbed):
     assert_same(run, undisturbed(1))
 
 
+def test_one_rank_speaks(tmp_path, start_run, base):
+    run = start_run(tmp_path, [*base, "--data", tmp_path / "missing"], ranks=2)
+    run.processes[0].join(90)
+    run.processes[1].terminate()  # as torchrun does when a rank is gone
+    assert run.wait()[0] == 2
+    assert run.errors(0).startswith("error: ")
+    assert run.errors(0).count("\n") == 1
+    assert run.errors(1) == ""
+
+
 def test_gradients_are_averaged(tmp_path, start_code):
     code = """
 import torch

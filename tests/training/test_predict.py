@@ -1,0 +1,95 @@
+"""Prediction from the command line."""
+
+import csv
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig
+
+from cmsbert_fast.predict import main
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, corpus_folder, bert) -> Path:
+    """A trained CMSBERT-CLR with what its run left behind."""
+    from cmsbert_fast.training.loop import main as train
+
+    out = tmp_path_factory.mktemp("run")
+    arguments = ["--data", corpus_folder, "--model", bert, "--epochs", 2, "--batch-size", 9, "--output", out]
+    assert train([str(a) for a in arguments], embedded_config=Path("none")) == 0
+    return out / "cmsbert-clr" / "seed-0"
+
+
+def rows(text: str) -> dict[str, float]:
+    return {row["id"]: float(row["prediction"]) for row in csv.DictReader(io.StringIO(text))}
+
+
+@pytest.fixture
+def predict(capsys):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_scores_are_those_of_the_run(predict, run_folder, corpus_folder, tmp_path):
+    expected = rows((run_folder / "predictions.csv").read_text())
+    status, out, err = predict(run_folder, corpus_folder, "--split", "test", "--batch-size", 1)
+    assert status == 0
+    assert list(rows(out)) == list(expected)
+    assert rows(out) == pytest.approx(expected, abs=1e-5)
+    assert "9 test" in err
+    file = tmp_path / "scores.csv"
+    status, out, _ = predict(run_folder / "best", corpus_folder, "--output", file)
+    assert (status, out) == (0, "")
+    every = rows(file.read_text())
+    assert len(every) == 25 + 7 + 9
+    assert {k: every[k] for k in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_labels_and_a_modality_may_be_absent(predict, run_folder, corpus_folder, tmp_path):
+    (tmp_path / "segments.csv").write_text("id,text\na,the film was good\nb,dull\n")
+    (tmp_path / "acoustic").symlink_to(corpus_folder / "acoustic")
+    status, out, _ = predict(run_folder, tmp_path, "--acoustic", "acoustic")
+    assert status == 0
+    assert list(rows(out)) == ["a", "b"]
+
+
+def test_as_a_module(run_folder, corpus_folder):
+    command = [sys.executable, "-m", "cmsbert_fast.predict", str(run_folder), str(corpus_folder), "--split", "nope"]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "no split 'nope'; choose one of train, valid, test" in done.stderr.splitlines()[-1]
+
+
+def test_users_errors(predict, run_folder, corpus_folder, make_corpus, tmp_path):
+    BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path / "bert")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_bytes((run_folder / "best" / "config.json").read_bytes())
+    (tmp_path / "damaged" / "model.safetensors").write_bytes(b"nothing")
+    wide = make_corpus(tmp_path / "wide")
+    for path in (wide / "visual").iterdir():
+        path.unlink()
+    for path in (wide / "acoustic").iterdir():
+        (wide / "visual" / path.name).write_bytes(path.read_bytes())
+    for arguments, message in [
+        ([tmp_path / "missing", corpus_folder], "There is no checkpoint"),
+        ([tmp_path / "bert", corpus_folder], "checkpoint of BertModel"),
+        ([tmp_path / "damaged", corpus_folder], "undamaged"),
+        ([run_folder, tmp_path / "missing"], "missing"),
+        ([run_folder, wide], "visual stream of wide has 2 features a frame but the model was trained with 3"),
+        ([run_folder, corpus_folder, "--batch-size", 0], "at least 1"),
+        ([run_folder, corpus_folder, "--output", tmp_path / "no" / "where.csv"], "cannot be written"),
+        ([run_folder], "arguments are required: data"),
+    ]:
+        status, out, err = predict(*arguments)
+        assert (status, out) == (2, "")
+        assert err.splitlines()[-1].startswith("error: ")
+        assert message in err
