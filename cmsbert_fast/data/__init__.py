@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .example import SPLITS, Corpus, DataError, Example, ReadReport
 from .folds import NO_FOLD, Folds, read_folds
-from .source import MODALITIES, Source, collect, no_frames, video_of
+from .source import MODALITIES, Resident, Source, collect, no_frames, video_of
 
 __all__ = ["SPLITS", "Corpus", "DataError", "Example", "ReadReport", "open_source", "read_corpus"]
 
@@ -87,7 +87,7 @@ def _open_pickle(path: Path, words: str | None, label: str | None) -> Source | N
         path = several[0]
     if not pickles.is_pickle(path):
         return None
-    root = pickles.load(path)
+    root, data = pickles.load_mapped(path)
     if mmsa.recognise(root):
         found = mmsa.mmsa_source(path, root, label)
     elif mult.recognise(root):
@@ -99,16 +99,19 @@ def _open_pickle(path: Path, words: str | None, label: str | None) -> Source | N
     else:
         return None
     found.limit = pickles.MEMORY_FACTOR * path.stat().st_size + pickles.MEMORY_FLOOR
-    return _guarded(found)
+    return _guarded(found, Resident(data))
 
 
-def _guarded(source: Source) -> Source:
+def _guarded(source: Source, resident: Resident | None = None) -> Source:
     """A source whose reader's surprises are the file's fault: a stranger's file may hold anything anywhere."""
     original = source.read
 
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         try:
-            yield from original(group, report)
+            for split, example in original(group, report):
+                yield split, example
+                if resident is not None:  # stacked arrays are of float64 mostly
+                    resident.see(2 * (example.visual.nbytes + example.acoustic.nbytes))
         except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
             what = f"{type(error).__name__}: {error!s:.200}"
             raise DataError(

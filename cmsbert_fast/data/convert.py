@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .example import Corpus, DataError, Example, ReadReport
 from .folds import NO_FOLD, Folds
-from .source import MODALITIES, Counter, Source, ordered, video_of
+from .source import MODALITIES, Counter, Resident, Source, ordered, video_of
 
 VERSION = 1
 _MANIFEST, _EXAMPLES, _JOURNAL = "manifest.json", "examples.jsonl", "journal.json"
@@ -242,7 +242,7 @@ def convert(source: Source, target: Path, asked: dict[str, Any] | None = None) -
 class Mapped(Sequence[Example]):
     """The examples of a split; frames are read from the memory map when an example is asked for."""
 
-    def __init__(self, lines: list["_Line"], frames: dict[str, np.ndarray]) -> None:
+    def __init__(self, lines: list["_Line"], frames: dict[str, "_Frames"]) -> None:
         self._lines = lines
         self._frames = frames
 
@@ -254,7 +254,7 @@ class Mapped(Sequence[Example]):
             return Mapped(self._lines[index], self._frames)
         line = self._lines[index]
         parts = {
-            modality: self._frames[modality][begin : begin + count]
+            modality: self._frames[modality].rows(begin, count)
             for modality, (begin, count) in zip(MODALITIES, line.frames, strict=True)
         }
         return Example(line.id, line.words, line.label, parts["visual"], parts["acoustic"], line.aligned)
@@ -276,18 +276,31 @@ class _Line:
         self.frames = tuple((begins[modality], entry[modality]) for modality in MODALITIES)
 
 
-def _map_frames(path: Path, width: int, count: int) -> np.ndarray:
-    """The frames of a modality as a read-only map of the file."""
-    with safe_open(path, framework="np") as tensors:
-        shape = tuple(tensors.get_slice("frames").get_shape())
-    if shape != (count, width):
-        raise ValueError(f"{path.name} holds {shape}, expected {(count, width)}")
-    with path.open("rb") as file:
-        begin = 8 + int.from_bytes(file.read(8), "little")
-        if not count:
-            return np.zeros((0, width), dtype=np.float32)
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(data, dtype="<f4", count=count * width, offset=begin).reshape(count, width)
+class _Frames:
+    """The frames of a modality, a read-only map of its file; none where it has no file."""
+
+    def __init__(self, path: Path | None = None, width: int = 0, count: int = 0) -> None:
+        self._all = np.zeros((0, width), dtype=np.float32)
+        self._resident: Resident | None = None
+        if path is None:
+            return
+        with safe_open(path, framework="np") as tensors:
+            shape = tuple(tensors.get_slice("frames").get_shape())
+        if shape != (count, width):
+            raise ValueError(f"{path.name} holds {shape}, expected {(count, width)}")
+        if count:
+            with path.open("rb") as file:
+                begin = 8 + int.from_bytes(file.read(8), "little")
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._resident = Resident(data)
+            self._all = np.frombuffer(data, dtype="<f4", count=count * width, offset=begin).reshape(count, width)
+
+    def rows(self, begin: int, count: int) -> np.ndarray:
+        """Frames ``begin`` to ``begin + count``, read from disk when they are used."""
+        found = self._all[begin : begin + count]
+        if self._resident is not None:
+            self._resident.see(found.nbytes)
+        return found
 
 
 def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str] = ()) -> Corpus:
@@ -308,9 +321,9 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
         report = ReadReport(**manifest["report"])
         widths = {modality: int(report.widths.get(modality, 0)) for modality in MODALITIES}
         frames = {
-            modality: _map_frames(path / f"{modality}.safetensors", width, report.frames.get(modality, 0))
+            modality: _Frames(path / f"{modality}.safetensors", width, report.frames.get(modality, 0))
             if width
-            else np.zeros((0, 0), dtype=np.float32)
+            else _Frames()
             for modality, width in widths.items()
         }
         splits: dict[str, list[_Line]] = {split: [] for split in report.counts}
@@ -334,7 +347,7 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
     if folds is not None:
         splits = _resplit(splits, folds, report)
     for modality in without:
-        widths[modality], frames[modality] = 0, np.zeros((0, 0), dtype=np.float32)
+        widths[modality], frames[modality] = 0, _Frames()
         for counts in (report.widths, report.frames, report.non_finite):
             counts.pop(modality, None)
         report.note(f"left out: {modality}")

@@ -584,6 +584,11 @@ def loads(data: bytes | mmap.mmap) -> Any:
 
 def load(path: str | Path) -> Any:
     """`loads` over a memory-mapped file, whose name then is part of every error."""
+    return load_mapped(path)[0]
+
+
+def load_mapped(path: str | Path) -> tuple[Any, mmap.mmap]:
+    """`load`, with the map that the arrays are views of."""
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -591,7 +596,7 @@ def load(path: str | Path) -> Any:
     except (OSError, ValueError) as error:
         raise DataError(f"Check {path.name}: it is empty or cannot be read ({error}).") from error
     try:
-        return loads(data)
+        return loads(data), data
     except UnsafePickleError as error:
         raise UnsafePickleError(f"Do not use {path.name}: {error}. Nothing in it was run.") from error
 

@@ -1,5 +1,6 @@
 """What every reader is: a description and one streaming pass over the examples."""
 
+import mmap
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,6 +127,27 @@ def frames_of(values: np.ndarray, modality: str, report: ReadReport) -> np.ndarr
 def words_of(text: str) -> tuple[str, ...]:
     """The words of a text: split at white space, and each Chinese character by itself, as BERT's tokenizer does."""
     return tuple(_SCRIPT.sub(r" \1 ", text).split())
+
+
+class Resident:
+    """Keeps the part of a memory map that counts as this process's memory small.
+
+    Pages that were read stay with the process until others need them; letting them go costs nothing while they are in
+    the system's cache.
+    """
+
+    LIMIT = 256 << 20
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._read = 0
+
+    def see(self, size: int) -> None:
+        """Count bytes that were read through the map."""
+        self._read += size
+        if self._read > self.LIMIT and hasattr(mmap, "MADV_DONTNEED"):
+            self._data.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
 
 
 def no_frames(width: int = 0) -> np.ndarray:
