@@ -49,12 +49,12 @@ class CsdStream:
             if not isinstance(data, h5py.Group):
                 raise self._damaged(f"/{self.root}/data must be a group")
             self._data = data
-            self._keys = list(data)
+            self._keys = dict.fromkeys(data)
         except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise self._damaged("it cannot be opened as HDF5", error) from error
 
     def __contains__(self, key: str) -> bool:
-        return key in self._data
+        return key in self._keys
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)

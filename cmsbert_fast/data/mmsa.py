@@ -81,7 +81,7 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None) -
         files=[path],
         groups=list(root),
         read=read,
-        notes=[f"labels: {name}"],
+        notes=[f"labels from {name}"],
         classes=classes,
     )
 

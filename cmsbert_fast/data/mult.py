@@ -112,7 +112,7 @@ def mult_source(path: Path, root: Mapping[str, Any], words: str | None = None, l
         files=[path, table],
         groups=list(root),
         read=read,
-        notes=[f"words: {table.name}"],
+        notes=[f"words from {table.name}"],
     )
 
 

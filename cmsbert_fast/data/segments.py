@@ -62,8 +62,9 @@ def _is_table(path: Path) -> bool:
         header, _ = read_table(path)
     except DataError:
         return False
-    return all(any(name in header for name in _ALIASES[role]) for role in ("id", "text")) or (
-        any(name in header for name in _ALIASES["id"]) and any((path.parent / t).is_dir() for t in _TRANSCRIPTS)
+    has_id = any(name in header for name in (*_ALIASES["id"], "clip_id"))
+    return has_id and (
+        any(name in header for name in _ALIASES["text"]) or any((path.parent / t).is_dir() for t in _TRANSCRIPTS)
     )
 
 
@@ -94,7 +95,8 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
     header, rows = read_table(table)
     at = {role: _column(header, role, table, label if role == "label" else None) for role in _ALIASES}
     transcripts = next((table.parent / name for name in _TRANSCRIPTS if (table.parent / name).is_dir()), None)
-    if at["id"] is None or (at["text"] is None and transcripts is None):
+    clip = header.index("clip_id") if "clip_id" in header and at["video"] is not None else None  # as MMSA's label.csv
+    if (at["id"] is None and clip is None) or (at["text"] is None and transcripts is None):
         raise DataError(
             f"Give {table.name} the columns id and text (and split, label; start and stop where streams are cut by "
             f"time): it has {', '.join(header)}."
@@ -109,6 +111,8 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
             return None if column is None else row[column].strip()
 
         name = cell("id") or ""
+        if at["id"] is None and clip is not None:
+            name = f"{cell('video')}$_${row[clip].strip()}"
         if not name:
             raise DataError(f"Give line {line} of {table.name} an id.")
         start, stop = cell("start"), cell("stop")
@@ -117,6 +121,8 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
         if text is None and transcripts is not None:
             file = transcripts / f"{name}.txt"
             try:
+                if file.parent != transcripts:
+                    raise OSError("an id must not name a folder")
                 text = file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"Add the transcript {transcripts.name}/{file.name} as UTF-8 text.") from error

@@ -148,11 +148,12 @@ class Assignment:
         """Say which stream serves what."""
         for role in MODALITIES:
             streams = getattr(self, role)
-            notes.append(f"{role}: {', '.join(s.name for s in streams) or 'no stream'}")
+            names = ", ".join(stream.name for stream in streams)
+            notes.append(f"{role} frames from {names}" if names else f"no {role} stream")
         if self.words is not None:
-            notes.append(f"words: {self.words.name}")
+            notes.append(f"words from {self.words.name}")
         if self.labels is not None:
-            notes.append(f"labels: {self.labels.name}")
+            notes.append(f"labels from {self.labels.name}")
         if self.ignored:
             notes.append(f"not used: {', '.join(p.name for p in self.ignored)}")
 

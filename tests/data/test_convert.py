@@ -1,6 +1,9 @@
 """Converted once: exact, lazy, atomic, resumable; and what the commands say."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +148,45 @@ def test_an_interrupted_conversion_continues_to_the_same_result(
     for file in ("manifest.json", "examples.jsonl", "visual.safetensors", "acoustic.safetensors"):
         assert (broken / file).read_bytes() == (whole / file).read_bytes()
     assert not list(tmp_path.glob("*.partial"))
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cmsbert_fast.data import convert, open_source
+convert._EVERY = 0.0
+source = open_source(sys.argv[1])
+read, seen = source.read, []
+def dying(group, report):
+    seen.append(group)
+    for item in read(group, report):
+        yield item
+        if len(seen) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+source.read = dying
+convert.convert(source, Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_conversion_continues_to_the_same_result(files: Any, tmp_path: Path) -> None:
+    random, edges = files.random, np.arange(201) / 10
+    times = np.stack([edges[:-1], edges[1:]], axis=1)
+    videos = [f"vid{k}" for k in range(5)]
+    words = np.array([[f"w{k}".encode()] for k in range(20)])
+    spoken = np.stack([np.arange(20), np.arange(1, 21)], axis=1)
+    files.csd("COVAREP", "COVAREP", {v: (random.normal(size=(200, 3)), times) for v in videos})
+    files.csd("words", "words", dict.fromkeys(videos, (words, spoken)))
+    files.csd("labels", "labels", {v: (np.ones((4, 1)), [[0, 5], [5, 10], [10, 15], [15, 20]]) for v in videos})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    convert.convert(open_source(files.folder), whole)
+    result = subprocess.run([sys.executable, "-c", _KILLED, str(files.folder), str(broken)], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert not broken.exists()
+    seen: list[str] = []
+    convert.convert(interrupted(open_source(files.folder), 99, seen), broken)
+    assert seen == videos[2:]
+    for file in whole.iterdir():
+        assert (broken / file.name).read_bytes() == file.read_bytes()
 
 
 def test_another_or_altered_source_begins_anew(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import builtins
 import codecs
 import collections
 import functools
+import gc
 import importlib
 import io
 import operator
@@ -485,6 +486,28 @@ def test_a_nested_pickle_in_an_object_array_stays_bytes(tmp_path: Path) -> None:
     found = safe.loads(pickle.dumps(np.array([inner, "x"], dtype=object), 4))
     assert plain(found) == [inner, "x"]
     assert not file.exists()
+
+
+def test_refused_files_leave_nothing_behind() -> None:
+    files = [data for data in FORMS.values() if len(data) < 10_000]
+
+    def read_all() -> None:
+        for data in files:
+            with pytest.raises(safe.UnsafePickleError):
+                safe.loads(data)
+
+    read_all()
+    gc.collect()
+    tracemalloc.start()
+    read_all()
+    gc.collect()
+    begin = tracemalloc.get_traced_memory()[0]
+    for _ in range(20):
+        read_all()
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] - begin
+    tracemalloc.stop()
+    assert grown < 50_000  # 2,000 readings: a leak of one object each would show
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

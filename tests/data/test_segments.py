@@ -149,6 +149,14 @@ def test_tables_of_every_kind(files: Any) -> None:
     assert read_corpus(files.folder).splits["all"][0].words == ("say", '"hi')
 
 
+def test_mmsas_own_table(files: Any) -> None:
+    (files.folder / "label.csv").write_text(
+        "video_id,clip_id,text,label,annotation,mode\nabc,3,HI YOU,-1.0,Negative,train\n"
+    )
+    (example,) = read_corpus(files.folder).splits["train"]
+    assert (example.id, example.words, example.label) == ("abc$_$3", ("HI", "YOU"), -1.0)
+
+
 def test_transcripts_may_be_files(files: Any) -> None:
     (files.folder / "segments.csv").write_text("id,split,label\na,train,1\nb,train,2\n")
     with pytest.raises(DataError, match="text"):
@@ -159,6 +167,10 @@ def test_transcripts_may_be_files(files: Any) -> None:
         read_corpus(files.folder)
     (files.folder / "transcripts" / "b.txt").write_text("bad", encoding="utf-8")
     assert read_corpus(files.folder).splits["train"][0].words == ("it", "was", "good")
+    (files.folder / "secret.txt").write_text("not yours")
+    (files.folder / "segments.csv").write_text("id,split,label\n../secret,train,1\n")
+    with pytest.raises(DataError, match="secret"):
+        read_corpus(files.folder)
 
 
 def test_a_column_of_folds(files: Any) -> None:
