@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 # Forward takes one launch up to these lengths, frame counts and frame sizes, and two beyond. "Short" is what fits into one
-# tile, "medium" what takes several, "long" what takes two launches.
+# tile, "medium" what takes several, "long" what takes two launches. float32 tiles are too large to be short.
 SHORT_TOKENS, MEDIUM_TOKENS, ONE_LAUNCH_FRAMES, ONE_LAUNCH_FRAME_SIZE = 64, 128, 512, 128
+SHORT_ITEM_SIZE = 2
 MAX_HEAD_SIZE = 128
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -118,6 +119,25 @@ def _share_of_tail(cu, n_batch, n_rows, i_program, n_programs):
 
 
 @triton.jit
+def _dot(b_x, b_y, b_acc, PRECISION: tl.constexpr):
+    """b_acc + x y, or x y where ``b_acc`` is None.
+
+    "split" is true float32 on NVIDIA, which has no tensor cores for it: a thread would hold its rows of x and columns of
+    y in registers along the whole inner dimension, so that is halved until it is 16.
+    """
+    if PRECISION == "split":
+        if b_x.shape[1] > 16:
+            HALF: tl.constexpr = b_x.shape[1] // 2
+            b_x0, b_x1 = tl.split(tl.permute(tl.reshape(b_x, [b_x.shape[0], 2, HALF]), (0, 2, 1)))
+            b_y0, b_y1 = tl.split(tl.permute(tl.reshape(b_y, [2, HALF, b_y.shape[1]]), (1, 2, 0)))
+            return _dot(b_x1, b_y1, _dot(b_x0, b_y0, b_acc, PRECISION), PRECISION)
+        else:
+            return tl.dot(b_x, b_y, b_acc, input_precision="ieee")
+    else:
+        return tl.dot(b_x, b_y, b_acc, input_precision=PRECISION)
+
+
+@triton.jit
 def _gate(b_s, ACTIVATION: tl.constexpr):
     """act(s)."""
     if ACTIVATION == "relu":
@@ -161,15 +181,18 @@ def _mean_frame(
         b_g = _gate(b_p[:, None] + b_r[None, :], ACTIVATION)  # [BLOCK_N, BLOCK_F]
         b_g = tl.where(m_f[None, :], b_g, 0.0)
         b_x = _rows(frames, o_f, m_f, s_xn, o_d, m_d)  # [BLOCK_F, BLOCK_D]
-        b_m = tl.dot(b_g.to(b_x.dtype), b_x, b_m, input_precision=PRECISION)
+        b_m = _dot(b_g.to(b_x.dtype), b_x, b_m, PRECISION)
     return (b_m / _count(mask, i_b, n, length, BLOCK_F)).to(frames.dtype.element_ty)
 
 
 @triton.jit
 def _keep(seed, i_b, i_h, o_q, o_k, threshold):
-    """Dropout's decisions for a tile [len(o_q), len(o_k)]: the counter is (key, query, head, sequence) position."""
-    b_k = o_k[None, :] + o_q[:, None] * 0
-    b_q = o_q[:, None] + o_k[None, :] * 0
+    """Dropout's decisions for queries ``o_q`` and keys ``o_k``, one of which is a column [M, 1], the other a row [1, N].
+
+    The counter is (key, query, head, sequence), each by its position.
+    """
+    b_k = o_k + o_q * 0
+    b_q = o_q + o_k * 0
     b_random, _, _, _ = tl.philox(seed, b_k, b_q, b_k * 0 + i_h, b_k * 0 + i_b, PHILOX_ROUNDS)
     return (b_random >> 8).to(tl.int32) >= threshold
 
@@ -233,24 +256,24 @@ def short_forward_kernel(
         b_shift = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
         if frames_v is not None:
             b_w = _rows(weight_v + i_h64 * head_size * s_wv, o_d, m_d, s_wv, o_v, o_v < size_v)  # [BLOCK_D, BLOCK_V]
-            b_shift = tl.dot(b_mv, tl.trans(b_w), b_shift, input_precision=PRECISION)
+            b_shift = _dot(b_mv, tl.trans(b_w), b_shift, PRECISION)
         if frames_a is not None:
             b_w = _rows(weight_a + i_h64 * head_size * s_wa, o_d, m_d, s_wa, o_a, o_a < size_a)  # [BLOCK_D, BLOCK_A]
-            b_shift = tl.dot(b_ma, tl.trans(b_w), b_shift, input_precision=PRECISION)
+            b_shift = _dot(b_ma, tl.trans(b_w), b_shift, PRECISION)
         b_q = _rows(q + i_h64 * s_qh, o_n, m_n, s_qn, o_d, m_d)  # [BLOCK_N, BLOCK_D]
         b_q = (b_q + b_shift).to(q.dtype.element_ty)
         b_k = _rows(k + i_h64 * s_kh, o_n, m_n, s_kn, o_d, m_d)
         b_k = (b_k + b_shift).to(k.dtype.element_ty)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_N, BLOCK_N]
+        b_s = _dot(b_q, tl.trans(b_k), None, PRECISION) * (scale * LOG2_E)  # [BLOCK_N, BLOCK_N]
         b_s = tl.where(m_n[None, :], b_s, -float("inf"))
         b_s = tl.exp2(b_s - tl.max(b_s, 1)[:, None])
         b_sum = tl.sum(b_s, 1)
         if seed is not None:
-            b_keep = _keep(tl.load(seed), i_b, i_h, o_n, o_n, threshold)
+            b_keep = _keep(tl.load(seed), i_b, i_h, o_n[:, None], o_n[None, :], threshold)
             b_s = tl.where(b_keep, b_s * keep_scale, 0.0)
         b_v = _rows(v + i_h64 * s_vh, o_n, m_n, s_vn, o_d, m_d)
         b_v = (b_v + b_shift).to(v.dtype.element_ty)
-        b_z = tl.dot(b_s.to(v.dtype.element_ty), b_v, input_precision=PRECISION) / b_sum[:, None]
+        b_z = _dot(b_s.to(v.dtype.element_ty), b_v, None, PRECISION) / b_sum[:, None]
         b_z = tl.where(m_n[:, None], b_z, 0.0)
         _store_rows(out + i_start * s_out + i_h64 * head_size, b_z, o_n, o_n < n, s_out, o_d, m_d)
 
@@ -295,32 +318,32 @@ def short_backward_kernel(
         if weight_v is not None:
             b_m = _rows(mean + i_start * s_mean, o_n, m_n, s_mean, o_v, o_v < size_v)  # [BLOCK_N, BLOCK_V]
             b_w = _rows(weight_v + i_h64 * head_size * s_wv, o_d, m_d, s_wv, o_v, o_v < size_v)  # [BLOCK_D, BLOCK_V]
-            b_shift = tl.dot(b_m, tl.trans(b_w), b_shift, input_precision=PRECISION)
+            b_shift = _dot(b_m, tl.trans(b_w), b_shift, PRECISION)
         if weight_a is not None:
             b_m = _rows(mean + i_start * s_mean + i_mean_a, o_n, m_n, s_mean, o_a, o_a < size_a)  # [BLOCK_N, BLOCK_A]
             b_w = _rows(weight_a + i_h64 * head_size * s_wa, o_d, m_d, s_wa, o_a, o_a < size_a)  # [BLOCK_D, BLOCK_A]
-            b_shift = tl.dot(b_m, tl.trans(b_w), b_shift, input_precision=PRECISION)
+            b_shift = _dot(b_m, tl.trans(b_w), b_shift, PRECISION)
         b_q = (_rows(q + i_h64 * s_qh, o_n, m_n, s_qn, o_d, m_d) + b_shift).to(q.dtype.element_ty)
         b_k = (_rows(k + i_h64 * s_kh, o_n, m_n, s_kn, o_d, m_d) + b_shift).to(k.dtype.element_ty)
         b_v = (_rows(v + i_h64 * s_vh, o_n, m_n, s_vn, o_d, m_d) + b_shift).to(v.dtype.element_ty)
         b_do = _rows(d_out + i_h64 * s_oh, o_n, m_n, s_on, o_d, m_d).to(v.dtype.element_ty)  # [BLOCK_N, BLOCK_D]
 
         # The whole row of probabilities is at hand: neither z nor the log-sum-exp need be kept from forward.
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_N, BLOCK_N]
+        b_s = _dot(b_q, tl.trans(b_k), None, PRECISION) * (scale * LOG2_E)  # [BLOCK_N, BLOCK_N]
         b_s = tl.where(m_n[None, :], b_s, -float("inf"))
         b_s = tl.exp2(b_s - tl.max(b_s, 1)[:, None])
         b_s = tl.where(m_n[:, None] & m_n[None, :], b_s / tl.sum(b_s, 1)[:, None], 0.0)
-        b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)  # [BLOCK_N, BLOCK_N]
+        b_ds = _dot(b_do, tl.trans(b_v), None, PRECISION)  # [BLOCK_N, BLOCK_N]
         if seed is not None:
-            b_keep = _keep(tl.load(seed), i_b, i_h, o_n, o_n, threshold)
+            b_keep = _keep(tl.load(seed), i_b, i_h, o_n[:, None], o_n[None, :], threshold)
             b_kept = tl.where(b_keep, b_s * keep_scale, 0.0).to(v.dtype.element_ty)
             b_ds = tl.where(b_keep, b_ds * keep_scale, 0.0)
         else:
             b_kept = b_s.to(v.dtype.element_ty)
-        b_dv = tl.dot(tl.trans(b_kept), b_do, input_precision=PRECISION)  # [BLOCK_N, BLOCK_D]
+        b_dv = _dot(tl.trans(b_kept), b_do, None, PRECISION)  # [BLOCK_N, BLOCK_D]
         b_ds = (b_s * (b_ds - tl.sum(b_s * b_ds, 1)[:, None])).to(q.dtype.element_ty)
-        b_dk = tl.dot(tl.trans(b_ds), b_q, input_precision=PRECISION) * scale
-        b_dq = tl.dot(b_ds, b_k, input_precision=PRECISION) * scale
+        b_dk = _dot(tl.trans(b_ds), b_q, None, PRECISION) * scale
+        b_dq = _dot(b_ds, b_k, None, PRECISION) * scale
 
         i_out = i_start * s_out + i_h64 * head_size
         m_row = o_n < n
@@ -363,7 +386,7 @@ def _short_gate_backward(
         o_c = i_c + tl.arange(0, BLOCK_C)
         b_da = _rows(d_shift + i_start * hidden_size, o_n, m_n, hidden_size, o_c, o_c < hidden_size)
         b_w = _rows(weight, o_c, o_c < hidden_size, s_w, o_x, m_x)  # [BLOCK_C, BLOCK_X]
-        b_dm = tl.dot(b_da, b_w, b_dm, input_precision=PRECISION)
+        b_dm = _dot(b_da, b_w, b_dm, PRECISION)
     i_start_f, n_f = _extent(cu_f, i_b, length_f)
     b_dm = (b_dm / _count(mask_f, i_b, n_f, length_f, BLOCK_F)).to(frames.dtype.element_ty)  # [BLOCK_N, BLOCK_X]
 
@@ -379,14 +402,14 @@ def _short_gate_backward(
         b_s = b_p[:, None] + b_r[None, :]  # [BLOCK_N, BLOCK_F]
         m_s = m_n[:, None] & m_f[None, :]
         b_x = _rows(frames, o_f, m_f, s_xn, o_x, m_x)  # [BLOCK_F, BLOCK_X]
-        b_u = tl.dot(b_dm, tl.trans(b_x), input_precision=PRECISION)  # [BLOCK_N, BLOCK_F]
+        b_u = _dot(b_dm, tl.trans(b_x), None, PRECISION)  # [BLOCK_N, BLOCK_F]
         b_u = tl.where(m_s, b_u * _gate_slope(b_s, ACTIVATION), 0.0)
         b_dp += tl.sum(b_u, 1)
         p_dr = d_frame_gate + i_start_f + o_f
         tl.store(p_dr, tl.sum(b_u, 0).to(d_frame_gate.dtype.element_ty), mask=o_f < n_f)
         if d_frames is not None:
             b_g = tl.where(m_s, _gate(b_s, ACTIVATION), 0.0).to(b_x.dtype)
-            b_dx = tl.dot(tl.trans(b_g), b_dm, input_precision=PRECISION)  # [BLOCK_F, BLOCK_X]
+            b_dx = _dot(tl.trans(b_g), b_dm, None, PRECISION)  # [BLOCK_F, BLOCK_X]
             _store_rows(d_frames + i_start_f * size, b_dx, o_f, o_f < n_f, size, o_x, m_x)
     tl.store(d_token_gate + i_start + o_n, b_dp.to(d_token_gate.dtype.element_ty), mask=o_n < n)
 
@@ -469,7 +492,7 @@ def _add_shift(
         o_x = i_x + tl.arange(0, BLOCK_X)
         b_m = _rows(mean, o_n, m_n, s_mean, o_x, o_x < size)  # [BLOCK_N, BLOCK_X]
         b_w = _rows(weight, o_d, m_d, s_w, o_x, o_x < size)  # [BLOCK_D, BLOCK_X]
-        b_shift = tl.dot(b_m, tl.trans(b_w), b_shift, input_precision=PRECISION)
+        b_shift = _dot(b_m, tl.trans(b_w), b_shift, PRECISION)
     return b_shift
 
 
@@ -564,7 +587,7 @@ def _attend(
         o_n = i_n + tl.arange(0, BLOCK_N)
         m_n = _valid(mask, i_b, o_n, n, length)
         b_k = _shifted(k, shift, o_n, m_n, s_kn, s_out, o_d, m_d)  # [BLOCK_N, BLOCK_D]
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_M, BLOCK_N]
+        b_s = _dot(b_q, tl.trans(b_k), None, PRECISION) * (scale * LOG2_E)  # [BLOCK_M, BLOCK_N]
         b_s = tl.where(m_n[None, :], b_s, -float("inf"))
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         b_safe = tl.where(b_new == -float("inf"), 0.0, b_new)  # no valid key so far
@@ -572,9 +595,9 @@ def _attend(
         b_s = tl.exp2(b_s - b_safe[:, None])
         b_sum = b_sum * b_old + tl.sum(b_s, 1)
         if seed is not None:
-            b_s = tl.where(_keep(tl.load(seed), i_b, i_h, o_m, o_n, threshold), b_s * keep_scale, 0.0)
+            b_s = tl.where(_keep(tl.load(seed), i_b, i_h, o_m[:, None], o_n[None, :], threshold), b_s * keep_scale, 0.0)
         b_v = _shifted(v, shift, o_n, m_n, s_vn, s_out, o_d, m_d)  # [BLOCK_N, BLOCK_D]
-        b_z = tl.dot(b_s.to(b_v.dtype), b_v, b_z * b_old[:, None], input_precision=PRECISION)
+        b_z = _dot(b_s.to(b_v.dtype), b_v, b_z * b_old[:, None], PRECISION)
         b_max = b_new
     b_sum = tl.where(m_m, b_sum, 1.0)
     b_z = tl.where(m_m[:, None], b_z / b_sum[:, None], 0.0)
@@ -664,10 +687,10 @@ def medium_forward_kernel(
                 b_shift = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
                 if frames_v is not None:
                     b_w = _rows(weight_v + i_column * s_wv, o_d, m_d, s_wv, o_v, o_v < size_v)  # [BLOCK_D, BLOCK_V]
-                    b_shift = tl.dot(b_mv, tl.trans(b_w), b_shift, input_precision=PRECISION)
+                    b_shift = _dot(b_mv, tl.trans(b_w), b_shift, PRECISION)
                 if frames_a is not None:
                     b_w = _rows(weight_a + i_column * s_wa, o_d, m_d, s_wa, o_a, o_a < size_a)  # [BLOCK_D, BLOCK_A]
-                    b_shift = tl.dot(b_ma, tl.trans(b_w), b_shift, input_precision=PRECISION)
+                    b_shift = _dot(b_ma, tl.trans(b_w), b_shift, PRECISION)
                 _store_rows(shift + i_start * s_out + i_column, b_shift, o_m, o_m < n, s_out, o_d, m_d)
         tl.debug_barrier()
     for i_head in range(n_mine):
@@ -722,14 +745,14 @@ def attention_backward_query_kernel(
             o_n = i_n + tl.arange(0, BLOCK_N)
             m_n = _valid(mask, i_b, o_n, n, length)
             b_k = _shifted(k, shift, o_n, m_n, s_kn, s_out, o_d, m_d)  # [BLOCK_N, BLOCK_D]
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_M, BLOCK_N]
+            b_s = _dot(b_q, tl.trans(b_k), None, PRECISION) * (scale * LOG2_E)  # [BLOCK_M, BLOCK_N]
             b_s = tl.where(m_m[:, None] & m_n[None, :], tl.exp2(b_s - b_lse[:, None]), 0.0)
             b_v = _shifted(v, shift, o_n, m_n, s_vn, s_out, o_d, m_d)  # [BLOCK_N, BLOCK_D]
-            b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+            b_ds = _dot(b_do, tl.trans(b_v), None, PRECISION)
             if seed is not None:
-                b_ds = tl.where(_keep(tl.load(seed), i_b, i_h, o_m, o_n, threshold), b_ds * keep_scale, 0.0)
+                b_ds = tl.where(_keep(tl.load(seed), i_b, i_h, o_m[:, None], o_n[None, :], threshold), b_ds * keep_scale, 0.0)
             b_ds = (b_s * (b_ds - b_delta[:, None])).to(b_k.dtype)
-            b_dq = tl.dot(b_ds, b_k, b_dq, input_precision=PRECISION)
+            b_dq = _dot(b_ds, b_k, b_dq, PRECISION)
         _store_rows(dq + i_out, b_dq * scale, o_m, o_m < n, s_out, o_d, m_d)
         tl.store(delta + i_lse + o_m, b_delta, mask=o_m < n)
 
@@ -774,18 +797,19 @@ def attention_backward_key_kernel(
             b_do = _rows(d_out, o_m, m_m, s_on, o_d, m_d).to(b_q.dtype)  # [BLOCK_M, BLOCK_D]
             b_lse = tl.load(lse + i_lse + o_m, mask=m_m, other=0.0)
             b_delta = tl.load(delta + i_lse + o_m, mask=m_m, other=0.0)
-            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * (scale * LOG2_E)  # [BLOCK_M, BLOCK_N]
-            b_s = tl.where(m_m[:, None] & m_n[None, :], tl.exp2(b_s - b_lse[:, None]), 0.0)
-            b_ds = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+            # Transposed, so that dv and dk take the probabilities as they come.
+            b_s = _dot(b_k, tl.trans(b_q), None, PRECISION) * (scale * LOG2_E)  # [BLOCK_N, BLOCK_M]
+            b_s = tl.where(m_n[:, None] & m_m[None, :], tl.exp2(b_s - b_lse[None, :]), 0.0)
+            b_ds = _dot(b_v, tl.trans(b_do), None, PRECISION)
             if seed is not None:
-                b_keep = _keep(tl.load(seed), i_b, i_h, o_m, o_n, threshold)
+                b_keep = _keep(tl.load(seed), i_b, i_h, o_m[None, :], o_n[:, None], threshold)
                 b_kept = tl.where(b_keep, b_s * keep_scale, 0.0).to(b_do.dtype)
                 b_ds = tl.where(b_keep, b_ds * keep_scale, 0.0)
             else:
                 b_kept = b_s.to(b_do.dtype)
-            b_dv = tl.dot(tl.trans(b_kept), b_do, b_dv, input_precision=PRECISION)
-            b_ds = (b_s * (b_ds - b_delta[:, None])).to(b_q.dtype)
-            b_dk = tl.dot(tl.trans(b_ds), b_q, b_dk, input_precision=PRECISION)
+            b_dv = _dot(b_kept, b_do, b_dv, PRECISION)
+            b_ds = (b_s * (b_ds - b_delta[None, :])).to(b_q.dtype)
+            b_dk = _dot(b_ds, b_q, b_dk, PRECISION)
         b_dk *= scale
         m_row = o_n < n
         _store_rows(dk + i_out, b_dk, o_n, m_row, s_out, o_d, m_d)
@@ -809,7 +833,7 @@ def _dot_rows(b_acc, x, y, o_m, m_m, s_x, o_n, m_n, s_y, size, PRECISION: tl.con
         o_x = i_x + tl.arange(0, BLOCK_X)
         b_x = _rows(x, o_m, m_m, s_x, o_x, o_x < size)
         b_y = _rows(y, o_n, m_n, s_y, o_x, o_x < size)
-        b_acc = tl.dot(b_x, tl.trans(b_y), b_acc, input_precision=PRECISION)
+        b_acc = _dot(b_x, tl.trans(b_y), b_acc, PRECISION)
     return b_acc
 
 
@@ -898,7 +922,7 @@ def gate_backward_frame_kernel(
                     b_g = _gate(b_r[:, None] + b_p[None, :], ACTIVATION)  # [BLOCK_F, BLOCK_N]
                     b_g = tl.where(m_f[:, None] & m_n[None, :], b_g, 0.0)
                     b_dm = _rows(d_mean_row, o_n, m_n, size, o_x, m_x)  # [BLOCK_N, BLOCK_X]
-                    b_dx = tl.dot(b_g.to(b_dm.dtype), b_dm, b_dx, input_precision=PRECISION)
+                    b_dx = _dot(b_g.to(b_dm.dtype), b_dm, b_dx, PRECISION)
                 _store_rows(d_frames + i_start_f * size, b_dx / count, o_f, o_f < n_f, size, o_x, m_x)
 
     if cu_f is not None:
@@ -963,7 +987,8 @@ class Call(NamedTuple):
         )
         if not one_launch:
             return "long"
-        return "short" if self.max_length <= SHORT_TOKENS else "medium"
+        short = self.max_length <= SHORT_TOKENS and self.query.element_size() <= SHORT_ITEM_SIZE
+        return "short" if short else "medium"
 
     @property
     def mean_columns(self) -> tuple[int, int]:
@@ -1098,8 +1123,9 @@ class _Launcher:
         self.item_size = call.query.element_size()
         self.packed = call.cu_seqlens is not None
         self.heads, self.head_size = call.query.shape[-2:]
-        tf32 = call.query.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
-        self.precision = "tf32" if tf32 else "ieee"
+        self.precision = "ieee"
+        if call.query.dtype == torch.float32 and self.device.startswith("sm_"):
+            self.precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "split"
         query, key, value = (_row_contiguous(x) for x in (call.query, call.key, call.value))
         self.arguments: dict[str, Any] = {
             "q": query,

@@ -1,0 +1,521 @@
+"""The CMS attention kernels against the float64 reference: in Triton's interpreter, or on a GPU where there is one.
+
+Without a GPU the kernels run interpreted, which needs ``TRITON_INTERPRET=1`` before Triton is imported: one test here
+runs this file again in such a process. Memory that nobody wrote is NaN throughout.
+
+Error rule: at most twice (z) or three times (gradients) the error of the same computation in plain PyTorch in the same
+dtype, plus a few units in the last place.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmsbert_fast import ModalityShift, attention_triton, cms_attention, reference
+from cmsbert_fast.packing import cumulative
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+bfloat16 = pytest.param(torch.bfloat16, marks=pytest.mark.skipif(INTERPRETED, reason="the interpreter is wrong for it"))
+DTYPES = [torch.float32, torch.float16, bfloat16]
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process already")
+def test_in_the_interpreter() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def shape_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Forces small calls into a shape class of larger ones, and float32 into the short one."""
+    kernels = attention_triton.kernels
+    limits = {"short": (64, 128), "medium": (0, 128), "long": (0, 0)}[request.param]
+    monkeypatch.setattr(kernels, "SHORT_TOKENS", limits[0])
+    monkeypatch.setattr(kernels, "MEDIUM_TOKENS", limits[1])
+    monkeypatch.setattr(kernels, "SHORT_ITEM_SIZE", 4)
+    configuration = kernels.configuration
+
+    def of_half_precision(kernel: str, device: str, item_size: int, *rest: int) -> dict[str, int]:
+        return configuration(kernel, device, 2 if kernel.startswith("short") else item_size, *rest)
+
+    monkeypatch.setattr(kernels, "configuration", of_half_precision)
+    return request.param
+
+
+all_classes = pytest.mark.parametrize("shape_class", ["short", "medium", "long"], indirect=True)
+
+
+@dataclass
+class Case:
+    """A padded call in float64 whose packed form and lower precisions are derived from it."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    visual: list[Tensor] | None  # token gate, frame gate, frames, weight, mask
+    acoustic: list[Tensor] | None
+    mask: Tensor
+    activation: str
+    d_out: Tensor
+
+    @property
+    def modalities(self) -> list[list[Tensor]]:
+        return [m for m in (self.visual, self.acoustic) if m is not None]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.query, self.key, self.value, *(x for m in self.modalities for x in m[:4])]
+
+
+def prefix_mask(lengths: list[int]) -> Tensor:
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def make_case(
+    tokens: list[int],
+    visual: list[int] | None,
+    acoustic: list[int] | None,
+    heads: int = 2,
+    head_size: int = 32,
+    sizes: tuple[int, int] = (47, 20),
+    activation: str = "relu",
+    dtype: torch.dtype = torch.float32,
+    scattered: bool = False,
+) -> Case:
+    """Random input whose values are exact in ``dtype``. ``scattered``: masks with holes instead of lengths."""
+    generator = torch.Generator().manual_seed(len(tokens) + sum(tokens))
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        x = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
+        return x.to(dtype).double()
+
+    def mask_of(lengths: list[int]) -> Tensor:
+        mask = prefix_mask(lengths)
+        return mask & (torch.rand(mask.shape, generator=generator) < 0.7) if scattered else mask
+
+    def modality(lengths: list[int] | None, size: int) -> list[Tensor] | None:
+        if lengths is None:
+            return None
+        batch, frames = len(lengths), max(lengths)
+        weight = random(heads * head_size, size, scale=size**-0.5)
+        gates = random(batch, max(tokens)), random(batch, frames)
+        return [*gates, random(batch, frames, size), weight, mask_of(lengths)]
+
+    shape = (len(tokens), max(tokens), heads, head_size)
+    qkv = [random(*shape) for _ in range(3)]
+    shifts = modality(visual, sizes[0]), modality(acoustic, sizes[1])
+    return Case(*qkv, *shifts, mask_of(tokens), activation, random(*shape))
+
+
+def literal(case: Case) -> list[Tensor]:
+    """z and every gradient in float64."""
+    leaves = [x.clone().requires_grad_() for x in case.leaves]
+    modalities = list(case.modalities)
+    rest = iter(leaves[3:])
+    shifted = [[next(rest) for _ in range(4)] + [m[4]] for m in modalities]
+    pair = [None if m is None else shifted.pop(0) for m in (case.visual, case.acoustic)]
+    z = reference.cms_attention(*leaves[:3], *pair, case.mask, case.activation)
+    return [z.detach(), *torch.autograd.grad(z, leaves, case.d_out, allow_unused=False)]
+
+
+def public(case: Case, dtype: torch.dtype, backend: str, packed: bool, tail: int = 0, **options: Any) -> list[Tensor]:
+    """z and every gradient of the public operator in ``dtype``, in padded form, float64 on the CPU.
+
+    Packed input gets ``tail`` rows that belong to no sequence. What is invalid is NaN on entry to the kernels.
+    """
+    poison = float("nan") if backend == "triton" else 0.0
+
+    def rows(x: Tensor, mask: Tensor) -> Tensor:
+        x = x.masked_fill(~mask.view(mask.shape + (1,) * (x.dim() - 2)), poison)
+        if packed:
+            x = torch.cat([x[mask], x.new_full((tail, *x.shape[2:]), poison)])
+        return x.to(DEVICE, dtype).requires_grad_()
+
+    def back(x: Tensor, mask: Tensor) -> Tensor:
+        x = x.detach().double().cpu()
+        if not packed:
+            assert (x[~mask] == 0).all()
+            return x
+        total = int(mask.sum())
+        assert x.shape[0] == total + tail
+        assert (x[total:] == 0).all()
+        out = x.new_zeros(*mask.shape, *x.shape[1:])
+        out[mask] = x[:total]
+        return out
+
+    def cu(mask: Tensor) -> dict[str, Any]:
+        return {"cu_seqlens": cumulative(mask.sum(1)).to(DEVICE), "max_length": mask.shape[1]}
+
+    qkv = [rows(x, case.mask) for x in (case.query, case.key, case.value)]
+    shifts, leaves, masks = [], [*qkv], [case.mask] * 3
+    for m in (case.visual, case.acoustic):
+        if m is None:
+            shifts.append(None)
+            continue
+        tensors = [rows(m[0], case.mask), rows(m[1], m[4]), rows(m[2], m[4]), m[3].to(DEVICE, dtype).requires_grad_()]
+        where = cu(m[4]) if packed else {"mask": m[4].to(DEVICE)}
+        shifts.append(ModalityShift(*tensors, **where))
+        leaves += tensors
+        masks += [case.mask, m[4], m[4], None]
+    if packed:
+        options |= {"cu_seqlens": cu(case.mask)["cu_seqlens"], "max_seqlen": case.mask.shape[1]}
+    else:
+        options |= {"attention_mask": case.mask.to(DEVICE)}
+    z = cms_attention(*qkv, *shifts, activation=case.activation, backend=backend, **options)
+    d_out = rows(case.d_out, case.mask).detach()
+    gradients = torch.autograd.grad(z, leaves, d_out)
+    pairs = zip([z, *gradients], [case.mask, *masks], strict=True)
+    return [x.detach().double().cpu() if mask is None else back(x, mask) for x, mask in pairs]
+
+
+def check(case: Case, dtype: torch.dtype, packed: bool = True, tail: int = 0) -> None:
+    names = ["z", "dq", "dk", "dv"]
+    for m in (n for n, x in (("v", case.visual), ("a", case.acoustic)) if x is not None):
+        names += [f"{name}_{m}" for name in ("token_gate", "frame_gate", "frames", "weight")]
+    expected = literal(case)
+    rival = public(case, dtype, "torch", packed, tail)
+    actual = public(case, dtype, "triton", packed, tail)
+    for i, (name, e, r, a) in enumerate(zip(names, expected, rival, actual, strict=True)):
+        if e.numel() == 0:
+            continue
+        # float32 sums in float32, the narrower dtypes in a wider one
+        floor = (16 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps * max(1.0, e.abs().max().item())
+        allowed = (2 if i == 0 else 3) * (r - e).abs().max().item() + floor
+        error = (a - e).abs().max().item()
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+# Lengths 1, 7, 50, 63, 64, 65, 129; sequences without frames, without tokens, a modality absent.
+GRID: dict[str, dict[str, Any]] = {
+    "short": {"tokens": [1, 7, 50, 0, 64], "visual": [5, 0, 33, 2, 65], "acoustic": [0, 7, 1, 3, 63], "heads": 3},
+    "short, sigmoid, real sizes": {
+        "tokens": [50, 3], "visual": [50, 1], "acoustic": [50, 7], "sizes": (47, 74), "activation": "sigmoid",
+    },
+    "short, wide head": {"tokens": [7], "visual": [9], "acoustic": [4], "head_size": 96, "sizes": (35, 5)},
+    "short, head 128, tanh": {"tokens": [5], "visual": [9], "acoustic": None, "head_size": 128, "activation": "tanh"},
+    "short, head 24": {"tokens": [17], "visual": None, "acoustic": [9], "head_size": 24},
+    "short, frameless batch": {"tokens": [5, 2], "visual": [0, 0], "acoustic": [3, 0]},
+    "medium": {"tokens": [65, 1, 63], "visual": [7, 5, 0], "acoustic": [1, 0, 33], "heads": 1},
+    "medium, tanh, three heads": {
+        "tokens": [66], "visual": [9], "acoustic": None, "heads": 3, "head_size": 16, "activation": "tanh",
+    },
+    "long": {"tokens": [129, 7], "visual": [5, 64], "acoustic": [0, 1], "heads": 1, "activation": "sigmoid"},
+    "long by frame size": {"tokens": [7, 20], "visual": [33, 5], "acoustic": [9, 50], "sizes": (709, 1), "heads": 1},
+    "long by frames": {"tokens": [7], "visual": [513], "acoustic": None, "sizes": (20, 20), "heads": 1},
+    "plain attention": {"tokens": [7, 33], "visual": None, "acoustic": None},
+}  # fmt: skip
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", GRID)
+def test_packed_sequences_match_the_reference(name: str, dtype: torch.dtype) -> None:
+    check(make_case(**GRID[name], dtype=dtype), dtype, tail=3)
+
+
+@runs_kernels
+@all_classes
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("absent", [None, "visual", "acoustic", "both"])
+def test_masks_with_holes(shape_class: str, absent: str | None, dtype: torch.dtype) -> None:
+    frames = {"visual": [9, 20, 0], "acoustic": [5, 1, 17]}
+    frames = {name: None if absent in (name, "both") else lengths for name, lengths in frames.items()}
+    case = make_case([20, 1, 7], **frames, head_size=16, sizes=(20, 5), scattered=True, dtype=dtype)
+    check(case, dtype, packed=False)
+
+
+@runs_kernels
+@all_classes
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+def test_shape_classes_agree_in_float32(shape_class: str, activation: str) -> None:
+    check(
+        make_case([9, 17, 0], [5, 0, 7], [33, 2, 1], heads=3, head_size=16, activation=activation),
+        torch.float32,
+        tail=40,
+    )
+
+
+@runs_kernels
+@all_classes
+def test_long_tail_of_rows_of_no_sequence(shape_class: str) -> None:
+    """More rows without a sequence than with one, as in a batch rounded up for a CUDA graph."""
+    check(make_case([3, 1], [2, 0], [1, 4], head_size=16), torch.float32, tail=200)
+
+
+@runs_kernels
+@all_classes
+def test_same_bits_twice(shape_class: str) -> None:
+    case = make_case([20, 7], [9, 20], [5, 1], head_size=16)
+    first, second = (public(case, torch.float16, "triton", True, 3) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@runs_kernels
+@pytest.mark.skipif(DEVICE == "cuda", reason="the split is chosen on NVIDIA GPUs by itself")
+def test_float32_products_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On NVIDIA GPUs true float32 products are summed in parts of 16; the interpreter takes them whole otherwise."""
+    kernels = attention_triton.kernels
+    precision = []
+
+    class Splitting(kernels._Launcher):
+        def __init__(self, call: Any):
+            super().__init__(call)
+            precision.append(self.precision)
+            self.arguments["PRECISION"] = "split"
+
+    monkeypatch.setattr(kernels, "_Launcher", Splitting)
+    check(make_case([20, 7], [33, 20], [5, 1], head_size=64), torch.float32)
+    assert precision == ["ieee", "ieee"]
+
+
+# ------------------------------------------------------------------ launches, copies, memory
+
+
+class Spy:
+    """Records launches: the kernels' names and arguments."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        kernels = attention_triton.kernels
+        self.names: list[str] = []
+        self.arguments: list[dict[str, Any]] = []
+        run = kernels._run
+
+        def record(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: dict[str, int]) -> None:
+            self.names.append(kernel.fn.__name__)
+            self.arguments.append(arguments)
+            run(kernel, grid, arguments, config)
+
+        monkeypatch.setattr(kernels, "_run", record)
+
+
+@runs_kernels
+@pytest.mark.parametrize(
+    ("tokens", "frames", "size", "forward"),
+    [
+        (64, 512, 128, ["short_forward_kernel"]),
+        (128, 20, 20, ["medium_forward_kernel"]),
+        (129, 5, 20, ["shift_forward_kernel", "attention_forward_kernel"]),
+        (5, 5, 129, ["shift_forward_kernel", "attention_forward_kernel"]),
+        (5, 513, 16, ["shift_forward_kernel", "attention_forward_kernel"]),
+    ],
+)
+def test_launches_of_forward(
+    tokens: int, frames: int, size: int, forward: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(monkeypatch)
+    case = make_case([tokens], [frames], None, heads=1, head_size=16, sizes=(size, 1))
+    visual = ModalityShift(*(x.half().to(DEVICE) for x in case.visual[:4]))
+    cms_attention(*(x.half().to(DEVICE) for x in (case.query, case.key, case.value)), visual, backend="triton")
+    assert spy.names == forward
+
+
+@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize(("tokens", "frames", "size"), [(64, 512, 128), (128, 512, 128), (4096, 16384, 768)])
+def test_memory_is_linear_in_the_sequence(tokens: int, frames: int, size: int) -> None:
+    """What forward allocates is a few times the queries, nothing of size N x N or N x N_v."""
+    kernels = attention_triton.kernels
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=torch.float16, device="meta")
+
+    m = kernels.Modality(
+        empty(1, tokens), empty(1, frames), empty(1, frames, size), empty(768, size), None, None, frames
+    )
+    qkv = [empty(1, tokens, 12, 64) for _ in range(3)]
+    out, saved = kernels.empty_outputs(kernels.Call(*qkv, m, m, None, None, tokens, "relu", 0.1, 0.0, None))
+    allocated = sum(x.numel() * x.element_size() for x in (out, *saved))
+    assert allocated <= 5 * qkv[0].numel() * 2
+    backward = kernels.empty_gradients(
+        kernels.Call(*qkv, m, m, None, None, tokens, "relu", 0.1, 0.0, None), (True, True)
+    )
+    assert backward.shift.numel() == qkv[0].numel()
+
+
+@runs_kernels
+@all_classes
+def test_strided_inputs_are_not_copied(shape_class: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q, k, v and the token gate are columns of one projection, the frames columns of a wider tensor."""
+    generator = torch.Generator().manual_seed(0)
+    projected = torch.randn(2, 9, 3 * 32 + 8, generator=generator).to(DEVICE)
+    q, k, v = projected[..., :96].unflatten(-1, (3, 2, 16)).unbind(2)
+    wide = torch.randn(2, 7, 30, generator=generator).to(DEVICE)
+    weight = torch.randn(32, 64, generator=generator).to(DEVICE)[:, 20:40]
+    visual = ModalityShift(projected[..., 96], wide[..., 25], wide[..., 3:23], weight)
+    spy = Spy(monkeypatch)
+    leaves = [x.requires_grad_() for x in (projected, wide, weight.detach())]
+    q, k, v = leaves[0][..., :96].unflatten(-1, (3, 2, 16)).unbind(2)
+    visual = ModalityShift(leaves[0][..., 96], leaves[1][..., 25], leaves[1][..., 3:23], leaves[2])
+    z = cms_attention(q, k, v, visual, backend="triton")
+    d_out = torch.randn(9, 2, 2, 16, generator=generator).to(DEVICE).transpose(0, 1)
+    actual = [z, *torch.autograd.grad(z, leaves, d_out)]
+    given = {"q": q, "k": k, "v": v, "token_gate_v": visual[0], "frame_gate_v": visual[1], "frames_v": visual[2],
+             "weight_v": leaves[2], "d_out": d_out}  # fmt: skip
+    for arguments in spy.arguments:
+        for name, tensor in given.items():
+            if name in arguments:
+                assert arguments[name].data_ptr() == tensor.data_ptr(), name
+    z = cms_attention(q, k, v, visual, backend="torch")
+    for a, e in zip(actual, [z, *torch.autograd.grad(z, leaves, d_out)], strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+
+
+@runs_kernels
+@all_classes
+@pytest.mark.skipif(DEVICE == "cuda", reason="needs memory that is only reserved, not used")
+def test_addresses_beyond_two_to_the_31(shape_class: str) -> None:
+    """Rows 2^30 elements apart: products of 32-bit numbers would wrap. Untouched pages take no memory."""
+    torch.use_deterministic_algorithms(False)  # which would touch them
+    n, stride = 4, 2**30
+    try:
+        storage = torch.empty(stride * (n - 1) + 64, dtype=torch.float16)
+    except RuntimeError:
+        pytest.skip("no address space")
+    generator = torch.Generator().manual_seed(0)
+    for packed in (False, True):
+        small = [torch.randn(n, 1, 16, generator=generator).half() for _ in range(3)]
+        far = [storage.as_strided((n, 1, 16), (stride, 16, 1), 16 * i) for i in range(3)]
+        for x, y in zip(far, small, strict=True):
+            x.copy_(y)
+        gate, frames = torch.randn(3, n, generator=generator).half(), torch.randn(n, 5, generator=generator).half()
+        far_frames = storage.as_strided((n, 5), (stride, 1), 48)
+        far_frames.copy_(frames)
+        weight = torch.randn(16, 5, generator=generator).half()
+        options: dict[str, Any] = {}
+        where: dict[str, Any] = {}
+        if packed:
+            cu = torch.tensor([0, 1, n], dtype=torch.int32)
+            options, where = {"cu_seqlens": cu, "max_seqlen": 3}, {"cu_seqlens": cu, "max_length": 3}
+
+        def run(qkv: list[Tensor], frames: Tensor, backend: str) -> Tensor:
+            tensors = [*qkv, gate[0], gate[1], frames, weight]  # noqa: B023
+            if not options:  # noqa: B023
+                tensors = [x[None] for x in tensors[:-1]] + tensors[-1:]
+            visual = ModalityShift(*tensors[3:], **where)  # noqa: B023
+            return cms_attention(*tensors[:3], visual, backend=backend, **options)  # noqa: B023
+
+        actual, expected = run(far, far_frames, "triton"), run(small, frames, "torch")
+        torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
+
+
+# ------------------------------------------------------------------ dropout
+
+
+def dropout_mask(seed: int, n: int, batch: int, heads: int, p: float, packed: bool = False) -> Tensor:
+    """Which probabilities are kept, (B, H, N, N), read off z: uniform attention over one-hot values."""
+    size = -(-n // 16) * 16
+    zeros = torch.zeros(batch, n, heads, size, device=DEVICE)
+    value = torch.eye(n, size, device=DEVICE)[None, :, None].expand(batch, n, heads, size)
+    torch.manual_seed(seed)
+    if packed:
+        cu = torch.arange(batch + 1, dtype=torch.int32, device=DEVICE) * n
+        flat = [x.flatten(0, 1) for x in (zeros, zeros, value)]
+        z = cms_attention(*flat, cu_seqlens=cu, max_seqlen=n, dropout_p=p, backend="triton").unflatten(0, (batch, n))
+    else:
+        z = cms_attention(zeros, zeros, value, dropout_p=p, backend="triton")
+    z = z[..., :n].transpose(1, 2)  # (B, H, N, N)
+    kept = z != 0
+    torch.testing.assert_close(z[kept], torch.full_like(z[kept], 1 / (n * (1 - p))))
+    return kept
+
+
+@runs_kernels
+@all_classes
+def test_dropout_rate_and_independence(shape_class: str) -> None:
+    p, n = 0.3, 32
+    kept = dropout_mask(0, n, 3, 3, p).float()
+    count = kept.numel()
+    deviation = (p * (1 - p)) ** 0.5
+    assert abs(kept.mean() - (1 - p)) < 4 * deviation / count**0.5
+    centred = (kept - (1 - p)) / deviation
+    for pairs in (
+        (centred[1:], centred[:-1]),  # sequences
+        (centred[:, 1:], centred[:, :-1]),  # heads
+        (centred[:, :, 1:], centred[:, :, :-1]),  # queries
+        (centred[..., 1:], centred[..., :-1]),  # keys
+        (centred, centred.transpose(-1, -2)),
+        (centred, dropout_mask(1, n, 3, 3, p).float() / deviation - (1 - p) / deviation),  # calls
+    ):
+        product = pairs[0] * pairs[1]
+        diagonal = 0.04 if pairs[1].shape == centred.shape else 0  # a transposed matrix shares its diagonal
+        assert abs(product.mean()) < 4 / product.numel() ** 0.5 + diagonal
+
+
+@runs_kernels
+@all_classes
+def test_dropout_does_not_depend_on_form_or_class(shape_class: str) -> None:
+    mask = dropout_mask(3, 20, 2, 2, 0.5)
+    assert torch.equal(mask, dropout_mask(3, 20, 2, 2, 0.5))
+    assert torch.equal(mask, dropout_mask(3, 20, 2, 2, 0.5, packed=True))
+    assert not torch.equal(mask, dropout_mask(4, 20, 2, 2, 0.5))
+    # the counter-based definition, whatever the tiles: the same in every shape class
+    torch.manual_seed(3)
+    assert mask.sum() == KEPT.setdefault("sum", mask.sum())
+    assert torch.equal(mask, KEPT.setdefault("mask", mask))
+
+
+KEPT: dict[str, Tensor] = {}
+
+
+@runs_kernels
+@all_classes
+def test_gradients_under_dropout(shape_class: str) -> None:
+    """Against autograd through the same computation with the mask read off above."""
+    n, heads, p = 20, 2, 0.25
+    case = make_case([n, n], [9, 5], [4, 1], heads=heads, head_size=16)
+    kept = dropout_mask(7, n, 2, heads, p).cpu()
+    leaves = [x.clone().requires_grad_() for x in case.leaves]
+    a = torch.zeros(2, n, heads * 16, dtype=torch.float64)
+    for i, m in enumerate(case.modalities):
+        gate, r, x, w = leaves[3 + 4 * i : 7 + 4 * i]
+        a = a + reference.shift(torch.relu(gate[:, :, None] + r[:, None]), x, w, m[4])
+    q, k, v = ((x + a.unflatten(-1, (heads, 16))).transpose(1, 2) for x in leaves[:3])
+    probabilities = torch.softmax(q @ k.transpose(-1, -2) * 0.25, dim=-1) * kept / (1 - p)
+    z = (probabilities @ v).transpose(1, 2)
+    expected = [z, *torch.autograd.grad(z, leaves, case.d_out)]
+    torch.manual_seed(7)
+    actual = public(case, torch.float32, "triton", packed=False, dropout_p=p)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e.detach(), rtol=1e-4, atol=1e-4)
+
+
+# ------------------------------------------------------------------ refusals
+
+
+def test_reasons_not_to_run() -> None:
+    why: Callable[..., str | None] = attention_triton.why_not
+    assert (
+        "not in torch.float64" in str(why(torch.empty(1, 1, 1, 8, dtype=torch.float64, device=DEVICE)))
+        or DEVICE == "cpu"
+    )
+    if INTERPRETED:
+        assert why(torch.empty(1, 1, 1, 128)) is None
+        assert "at most 128" in str(why(torch.empty(1, 1, 1, 129)))
+        assert "bfloat16" in str(why(torch.empty(1, 1, 1, 8, dtype=torch.bfloat16)))
+    elif DEVICE == "cpu":
+        assert "not on cpu" in str(why(torch.empty(1, 1, 1, 8))) or not attention_triton.HAS_TRITON
+        with pytest.raises(ValueError, match="use backend"):
+            cms_attention(*torch.zeros(3, 1, 1, 1, 8), backend="triton")
+    assert not attention_triton.is_available(torch.empty(1, 1, 1, 8))
