@@ -342,7 +342,7 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
         found = {split: len(lines) for split, lines in splits.items()}
         if found != report.counts or any(begins[m] != report.frames.get(m, 0) for m in MODALITIES if widths[m]):
             raise ValueError("its parts do not fit one another")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise DataError(f"Convert {path} again: it is damaged ({error}).") from error
     if folds is not None:
         splits = _resplit(splits, folds, report)

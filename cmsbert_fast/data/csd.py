@@ -19,12 +19,6 @@ _HARMLESS = {2, 3}  # shuffle, fletcher32
 _LONGEST_WORD = 1000  # bytes; variable-length strings are read a few at a time because their size is not declared
 
 
-def is_hdf5(path: Path) -> bool:
-    """Whether a file begins as HDF5 files do."""
-    with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
-
-
 class CsdStream:
     """One ``.csd`` file: the frames, words or labels of videos.
 
@@ -65,10 +59,6 @@ class CsdStream:
     @property
     def files(self) -> list[Path]:
         return [self.path]
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
 
     def _damaged(self, what: str, cause: Exception | None = None) -> DataError:
         """The error that says so; the file is closed, because nothing in it is trusted any more."""

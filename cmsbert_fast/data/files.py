@@ -60,7 +60,7 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
 def _load_npy(path: Path) -> np.ndarray:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
         raise DataError(
             f"Save {path.name} again with numpy.save (no object arrays): it cannot be read ({error})."
         ) from error
@@ -107,7 +107,7 @@ class FileStream:
 
     def __init__(self, path: Path, rate: float | None = None) -> None:
         self.path = path
-        self.name = self.root = path.name
+        self.name = path.name
         self._rate = rate
         self._files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file()}
 
@@ -123,9 +123,6 @@ class FileStream:
     @property
     def files(self) -> list[Path]:
         return list(self._files.values())
-
-    def close(self) -> None:
-        """Files are opened one at a time; nothing to do."""
 
     def read(self, key: str) -> Track:
         """The frames of one file.

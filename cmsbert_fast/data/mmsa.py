@@ -64,6 +64,9 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None) -
             if not words:
                 report.drop("it has no text")
                 continue
+            if isinstance(value, float) and not np.isfinite(value):
+                report.drop("its label is not a number")
+                continue
             frames = part.frames(number, report)
             aligned = part.aligned and all(len(f) in (0, len(words)) for f in frames.values())
             if part.aligned and not aligned:

@@ -93,7 +93,6 @@ class Assignment:
         self.acoustic = [open_stream(path, rate) for path, rate in chosen["acoustic"] or []]
         self.words = self._only("words", chosen["words"])
         self.labels = self._only("labels", chosen["labels"])
-        self.words_named = bool(asked["words"])
         used = {path for found in chosen.values() for path, _ in found or []}
         self.ignored = [path for path in self._paths if path not in used]
 
@@ -156,11 +155,6 @@ class Assignment:
             notes.append(f"labels from {self.labels.name}")
         if self.ignored:
             notes.append(f"not used: {', '.join(p.name for p in self.ignored)}")
-
-    def close(self) -> None:
-        for stream in [*self.visual, *self.acoustic, self.words, self.labels]:
-            if stream is not None:
-                stream.close()
 
 
 class Cutter:

@@ -259,6 +259,7 @@ CALLS: dict[str, Callable[[str], bytes]] = {
 }
 
 FORMS: dict[str, bytes] = {
+    "a name that is not even called": b"\x80\x04](cos\nsystem\ne.",
     "INST": b"(S'true'\nios\nsystem\n.",
     "OBJ": b"(cos\nsystem\nS'true'\no.",
     "NEWOBJ": b"\x80\x02cnumpy\nndarray\nK\x01\x85\x81.",

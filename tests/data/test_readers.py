@@ -61,6 +61,14 @@ def test_mmsa_labels_of_every_kind(files: Any) -> None:
         read_corpus(path, label="happiness")
 
 
+def test_mmsa_labels_that_are_no_number_are_dropped(files: Any) -> None:
+    root = files.mmsa(False)
+    root["test"]["regression_labels"][2] = np.nan
+    report = read_corpus(files.pickle("data.pkl", root)).report
+    assert report.counts["test"] == 3
+    assert report.dropped == {"its label is not a number": 1}
+
+
 def test_mmsa_frames_beyond_the_length_are_padding_whatever_they_hold(files: Any) -> None:
     root = files.mmsa(False)
     root["train"]["vision"][0, 4:] = np.nan
