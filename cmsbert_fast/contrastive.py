@@ -336,7 +336,8 @@ def _group_forward(
     if ring.total == 0:
         return tau.new_zeros(()), [torch.zeros_like(e) for e in embeddings], tau.new_zeros(())
     gathered_bytes = ring.ranks * ring.longest * z.shape[1] * len(embeddings) * z.element_size()
-    meet = _meet_by_gathering if gathered_bytes <= GATHER_LIMIT_BYTES else _meet_in_a_ring
+    gather = ring.ranks == 1 or gathered_bytes <= GATHER_LIMIT_BYTES
+    meet = _meet_by_gathering if gather else _meet_in_a_ring
     loss, raw, radial, own = meet(ring, engine, embeddings, labels, tau, smoothing, threshold, differentiable)
     if not differentiable:
         return loss, [torch.zeros_like(e) for e in embeddings], tau.new_zeros(())

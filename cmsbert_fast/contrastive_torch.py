@@ -63,12 +63,11 @@ def inverse_norms(embeddings: tuple[Tensor, ...]) -> Tensor:
     return torch.stack(norms).clamp_min(EPSILON).reciprocal()
 
 
-def _related(rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
-    """Whether column label j is in S_i, the diagonal not excluded: (n_rows, n_columns), bool."""
-    if not rows.is_floating_point():
-        return rows[:, None] == columns[None, :]
-    near = (rows[:, None] - columns[None, :]).abs_() <= threshold + LABEL_TOLERANCE
-    return near.logical_and_(rows.sign()[:, None] == columns.sign()[None, :])
+def spread_labels(labels: Tensor, threshold: float) -> Tensor:
+    """Moves labels of different signs apart by more than delta, so that one comparison decides S_i; classes stay."""
+    if not labels.is_floating_point():
+        return labels
+    return labels + labels.sign() * (2 * (threshold + LABEL_TOLERANCE))
 
 
 def count_related(labels: Tensor, columns: Tensor, threshold: float) -> Tensor:
@@ -78,11 +77,10 @@ def count_related(labels: Tensor, columns: Tensor, threshold: float) -> Tensor:
     same rounded comparison that the tiles make, and not by looking up y + delta: the two differ at the edge by a
     rounding, and the targets would not sum to 1 there.
     """
-    ordered = columns.sort().values
+    ordered, labels = spread_labels(columns, threshold).sort().values, spread_labels(labels, threshold)
     if not labels.is_floating_point():
         return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
     reach = threshold + LABEL_TOLERANCE
-    sign = labels.sign()
 
     def first(beyond: Callable[[Tensor], Tensor]) -> Tensor:
         low = torch.zeros_like(labels, dtype=torch.int64)
@@ -94,8 +92,9 @@ def count_related(labels: Tensor, columns: Tensor, threshold: float) -> Tensor:
             low = torch.where(stop, low, middle + 1)
         return low
 
-    start = first(lambda y: (y.sign() > sign) | (y.sign() == sign) & (labels - y <= reach) | y.isnan())
-    end = first(lambda y: ~((y.sign() < sign) | (y.sign() == sign) & (y - labels <= reach)))
+    # NaN is sorted last and is related to nothing.
+    start = first(lambda y: (labels - y <= reach) | y.isnan())
+    end = first(lambda y: ~(y - labels <= reach))
     return (end - start).clamp_min(0)
 
 
@@ -121,6 +120,9 @@ class _Rectangle:
         self.rows, self.columns, self.threshold = rows, columns, threshold
         self.dtype = rows.inverse_norm.dtype
         self.temperature = temperature.to(self.dtype)
+        self.labels = [
+            None if block.labels is None else spread_labels(block.labels, threshold) for block in (rows, columns)
+        ]
         self.diagonal_target = torch.ones_like(rows.weight).masked_fill_(rows.weight > 0, smoothing)
         self.step = max(1, CHUNK_BYTES // (self.dtype.itemsize * max(columns.rows, 1)))
 
@@ -140,9 +142,14 @@ class _Rectangle:
         return view, slice(start, start + view.shape[0])
 
     def related(self, chunk: slice) -> Tensor | None:
-        if self.rows.labels is None or self.columns.labels is None:
+        """Whether column j is in S_i."""
+        own, other = self.labels
+        if own is None or other is None:
             return None
-        mask = _related(self.rows.labels[chunk], self.columns.labels, self.threshold)
+        if own.is_floating_point():
+            mask = (own[chunk, None] - other).abs_() <= self.threshold + LABEL_TOLERANCE
+        else:
+            mask = own[chunk, None] == other
         self.diagonal(mask, chunk)[0].fill_(False)
         return mask
 

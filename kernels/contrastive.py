@@ -35,6 +35,7 @@ from cmsbert_fast.contrastive_torch import LABEL_TOLERANCE, Block, finish, pairs
 
 __all__ = ["backward", "finish", "forward", "gradients", "statistics"]
 
+HIP = 0  # in place of a compute capability
 SMALL = 1024  # rows up to which forward and backward are two launches each
 MAX_GROUPS = 16  # groups of row blocks and of column blocks; each row keeps one partial sum a group
 STRIP_BYTES = 64 * 2**20
@@ -60,12 +61,21 @@ def _stride(index, first, second, third):
 
 
 @triton.jit
+def _load_labels(p, m, reach, CLASSES: tl.constexpr):
+    """Labels, those of different signs moved apart by more than ``reach`` (as contrastive_torch.spread_labels)."""
+    y = tl.load(p, mask=m, other=0)
+    if not CLASSES:
+        y += tl.where(y > 0, 2.0 * reach, 0.0) - tl.where(y < 0, 2.0 * reach, 0.0)
+    return y
+
+
+@triton.jit
 def _related(y_i, y_j, reach, CLASSES: tl.constexpr):
     """Whether j is in S_i (Eq. 23), j = i included; false for NaN."""
     if CLASSES:
         related = y_i == y_j
     else:
-        related = (tl.abs(y_i - y_j) <= reach) & ((y_i > 0) == (y_j > 0)) & ((y_i < 0) == (y_j < 0))
+        related = tl.abs(y_i - y_j) <= reach
     return related
 
 
@@ -132,7 +142,7 @@ def _weight(p_labels, y, n, reach, smoothing, B: tl.constexpr, BL: tl.constexpr,
     count = tl.zeros([B], tl.float32)
     for start in range(0, n, BL):
         o_l = start + tl.arange(0, BL)
-        y_l = tl.load(p_labels + o_l, mask=o_l < n, other=0)
+        y_l = _load_labels(p_labels + o_l, o_l < n, reach, CLASSES)
         hit = _related(y[:, None], y_l[None, :], reach, CLASSES) & (o_l < n)[None, :]  # [B, BL]
         count += tl.sum(hit.to(tl.float32), 1)
     others = count - 1.0  # |S_i| excludes i
@@ -158,29 +168,26 @@ def _norm_kernel(p_0, p_1, p_2, stride_0, stride_1, stride_2, p_inverse, n, d, B
 def _count_kernel(p_labels, p_sorted, p_count, rows, n, reach, steps, B: tl.constexpr):
     """How many of n sorted labels are related to each label: the ends of their run, by bisection (O(n log n) in all).
 
-    Compares as the tiles do, float32 rounding included, so that targets sum to 1 at the edge too.
+    Compares as the tiles do, rounding included, so that targets sum to 1 at the edge too.
     """
     o_i = tl.program_id(0) * B + tl.arange(0, B)
     m_i = o_i < rows
-    y = tl.load(p_labels + o_i, mask=m_i, other=0.0)
-    sign = (y > 0).to(tl.int32) - (y < 0).to(tl.int32)
+    y = _load_labels(p_labels + o_i, m_i, reach, False)
     low = tl.zeros([B], tl.int32)
     high = tl.zeros([B], tl.int32) + n
     low_end = low
     high_end = high
     for _ in range(steps):
         middle = (low + high) // 2
-        y_m = tl.load(p_sorted + middle, mask=m_i & (middle < n), other=float("nan"))
-        sign_m = (y_m > 0).to(tl.int32) - (y_m < 0).to(tl.int32)
+        y_m = _load_labels(p_sorted + middle, m_i & (middle < n), reach, False)
         # Sorted, NaN comes last: at or after the first related label?
-        reached = (sign_m > sign) | ((sign_m == sign) & (y - y_m <= reach)) | (y_m != y_m)
+        reached = (y - y_m <= reach) | (y_m != y_m)
         going = low < high
-        high = tl.where(going & reached, middle, high)
         low = tl.where(going & (reached == 0), middle + 1, low)
+        high = tl.where(going & reached, middle, high)
         middle = (low_end + high_end) // 2
-        y_m = tl.load(p_sorted + middle, mask=m_i & (middle < n), other=float("nan"))
-        sign_m = (y_m > 0).to(tl.int32) - (y_m < 0).to(tl.int32)
-        inside = ((sign_m < sign) | ((sign_m == sign) & (y_m - y <= reach))) & (y_m == y_m)
+        y_m = _load_labels(p_sorted + middle, m_i & (middle < n), reach, False)
+        inside = y_m - y <= reach
         going = low_end < high_end
         low_end = tl.where(going & inside, middle + 1, low_end)
         high_end = tl.where(going & (inside == 0), middle, high_end)
@@ -246,7 +253,7 @@ def _statistics_kernel(
     p_row_sum += (pair * column_groups + i_columns).to(tl.int64) * n_rows
     p_column_max += (pair * row_groups + i_rows).to(tl.int64) * n_columns
     p_column_sum += (pair * row_groups + i_rows).to(tl.int64) * n_columns
-    tau = _temperature(temperature, LEARNED)
+    inverse_tau = 1.0 / _temperature(temperature, LEARNED)
 
     first_row = i_rows * row_blocks * BM
     last_row = tl.minimum(first_row + row_blocks * BM, n_rows)
@@ -258,14 +265,15 @@ def _statistics_kernel(
         m_i = o_i < n_rows
         w_i = tl.zeros([BM], tl.float32)
         if LABELS > 0:
-            y_i = tl.load(p_row_labels + o_i, mask=m_i, other=0)
+            y_i = _load_labels(p_row_labels + o_i, m_i, reach, LABELS == 2)
             if PREPARE:
                 w_i = _weight(p_row_labels, y_i, n_rows, reach, smoothing, BM, 64, LABELS == 2)
             else:
                 w_i = tl.load(p_row_weight + o_i, mask=m_i, other=0.0)
         if PREPARE:
             tl.store(p_row_weight + o_i, w_i, mask=m_i & (pair == 0) & (i_columns == 0))
-        own_target = tl.where(w_i > 0, smoothing, 1.0)
+        # Twice the target of the example itself, less what the comparison of its label with itself will add.
+        own = 2.0 * tl.where(w_i > 0, smoothing, 1.0) - 2.0 * w_i
         row_max = tl.full([BM], float("-inf"), tl.float32)
         row_sum = tl.zeros([BM], tl.float32)
         for column in range(first_column, last_column, BN):
@@ -285,21 +293,19 @@ def _statistics_kernel(
                 inverse_j = tl.load(
                     p_column_inverse + b.to(tl.int64) * stride_column_inverse + o_j, mask=m_j, other=0.0
                 )
-            b_s = b_s * (inverse_i[:, None] * inverse_j[None, :]) / tau  # [BM, BN]
+            b_s = b_s * (inverse_i[:, None] * inverse_j[None, :]) * inverse_tau  # [BM, BN]; 0 outside the rectangle
 
-            b_t = tl.where(o_i[:, None] + diagonal == o_j[None, :], 2.0 * own_target[:, None], 0.0)  # t_ij + t_ji
+            b_t = tl.where(o_i[:, None] + diagonal == o_j[None, :], own[:, None], 0.0)  # t_ij + t_ji
             if LABELS > 0:
-                y_j = tl.load(p_column_labels + o_j, mask=m_j, other=0)
+                y_j = _load_labels(p_column_labels + o_j, m_j, reach, LABELS == 2)
                 if PREPARE:
                     w_j = _weight(p_row_labels, y_j, n_rows, reach, smoothing, BN, 64, LABELS == 2)
                 else:
                     w_j = tl.load(p_column_weight + o_j, mask=m_j, other=0.0)
                 related = _related(y_i[:, None], y_j[None, :], reach, LABELS == 2)
-                related = related & (o_i[:, None] + diagonal != o_j[None, :])
                 b_t += tl.where(related, w_i[:, None] + w_j[None, :], 0.0)
-            m_s = m_i[:, None] & m_j[None, :]
-            attraction += tl.sum(tl.where(m_s, b_s * b_t, 0.0), 1)
-            b_s = tl.where(m_s, b_s, float("-inf"))
+            attraction += tl.sum(b_s * b_t, 1)
+            b_s += tl.where(m_i, 0.0, float("-inf"))[:, None] + tl.where(m_j, 0.0, float("-inf"))[None, :]
 
             top = tl.maximum(row_max, tl.max(b_s, 1))
             row_sum = row_sum * tl.exp(row_max - top) + tl.sum(tl.exp(b_s - top[:, None]), 1)
@@ -441,7 +447,6 @@ def _gradient_tile_kernel(
     p_b = _pointer(b, p_columns_0, p_columns_1, p_columns_2)
     stride_a = _stride(a, stride_rows_0, stride_rows_1, stride_rows_2)
     stride_b = _stride(b, stride_columns_0, stride_columns_1, stride_columns_2)
-    tau = _temperature(temperature, LEARNED)
 
     o_strip = i_row * BM + tl.arange(0, BM)
     o_i = start + o_strip
@@ -452,23 +457,22 @@ def _gradient_tile_kernel(
     inverse_i = tl.load(p_row_inverse + a.to(tl.int64) * stride_row_inverse + o_i, mask=m_i, other=0.0)
     inverse_j = tl.load(p_column_inverse + b.to(tl.int64) * stride_column_inverse + o_j, mask=m_j, other=0.0)
     b_c = b_c * (inverse_i[:, None] * inverse_j[None, :])  # [BM, BN], cosines; forward's to the bit in both roles
-    b_s = b_c / tau
+    b_s = b_c * (1.0 / _temperature(temperature, LEARNED))
     lse_i = tl.load(p_row_lse + direction.to(tl.int64) * stride_row_lse + o_i, mask=m_i, other=0.0)
     lse_j = tl.load(p_column_lse + opposite.to(tl.int64) * stride_column_lse + o_j, mask=m_j, other=0.0)
+    # Outside the rectangle G is finite and meets zeros only.
     b_g = tl.exp(b_s - lse_i[:, None]) + tl.exp(b_s - lse_j[None, :])
 
     w_i = tl.zeros([BM], tl.float32)
     if LABELS > 0:
         w_i = tl.load(p_row_weight + o_i, mask=m_i, other=0.0)
         w_j = tl.load(p_column_weight + o_j, mask=m_j, other=0.0)
-        y_i = tl.load(p_row_labels + o_i, mask=m_i, other=0)
-        y_j = tl.load(p_column_labels + o_j, mask=m_j, other=0)
+        y_i = _load_labels(p_row_labels + o_i, m_i, reach, LABELS == 2)
+        y_j = _load_labels(p_column_labels + o_j, m_j, reach, LABELS == 2)
         related = _related(y_i[:, None], y_j[None, :], reach, LABELS == 2)
-        related = related & (o_i[:, None] + diagonal != o_j[None, :])
         b_g -= tl.where(related, w_i[:, None] + w_j[None, :], 0.0)
-    own_target = tl.where(w_i > 0, smoothing, 1.0)
-    b_g -= tl.where(o_i[:, None] + diagonal == o_j[None, :], 2.0 * own_target[:, None], 0.0)
-    b_g = tl.where(m_i[:, None] & m_j[None, :], b_g, 0.0)
+    own = 2.0 * tl.where(w_i > 0, smoothing, 1.0) - 2.0 * w_i
+    b_g -= tl.where(o_i[:, None] + diagonal == o_j[None, :], own[:, None], 0.0)
 
     p_radial += (direction * tl.num_programs(0) + i_column).to(tl.int64) * strip
     tl.store(p_radial + o_strip, tl.sum(b_g * b_c, 1))
@@ -583,22 +587,49 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-def choose_tile(kernel: str, rows: int, element_size: int, hip: bool) -> Tile:
-    """The tile of "statistics", "tile" or "product" for this many rows and this element size in bytes.
+def choose_tile(kernel: str, rows: int, d: int, element_size: int, architecture: int) -> Tile:
+    """The tile of the kernels "statistics", "tile" (of G) and "product".
 
-    Keyed on the machine and a size class only, never tuned at run time; ``tests/kernels/test_contrastive_budget.py``
-    compiles every choice for every architecture and holds registers, spills and shared memory to a budget.
+    Keyed on size classes only, never tuned at run time. ``tests/kernels/test_contrastive_compile.py`` compiles the
+    choices for every architecture and holds registers, spills and shared memory to a budget.
+
+    Args:
+        rows: the longer side of the rectangle.
+        d: embedding size; unless a multiple of 16, loads cannot be wide, and large tiles would spill.
+        element_size: in bytes; float32 takes half as deep tiles in the same shared memory.
+        architecture: as :func:`_architecture` gives it.
     """
-    wide = element_size == 4  # float32: half as many elements in the same shared memory
+    half = element_size == 2
+    deep = 64 if half else 32
+    stages = 2 if architecture == HIP else 3
     if rows <= 256:
-        return Tile(32, 32, 64 if wide else 128, 4, 2) if kernel != "product" else Tile(32, 64, 64, 4, 2)
+        if kernel == "product":
+            return Tile(32, 64, 64, 4, 2)
+        if kernel == "statistics":
+            return Tile(32, 32, 128 if half else 32, 8, 2)
+        return Tile(32, 32, 2 * deep, 4, 2)
+    if d % 16 != 0:
+        return Tile(64, 64, deep, 8, 2)
     if rows <= SMALL:
-        return Tile(64, 64, 32 if wide else 64, 4, 2 if hip else 3)
-    return Tile(128, 128, 32 if wide else 64, 8, 2 if hip else 3)
+        return Tile(64, 64, deep, 8 if kernel == "statistics" else 4, stages)
+    # Warp-group products want wide tiles; elsewhere the epilogue's vectors of columns leave no registers for them.
+    wide = kernel == "product" or (half and architecture == 90)
+    return Tile(128, 128 if wide else 64, deep, 8, stages)
 
 
-def _precision() -> str:
+def _architecture(device: torch.device) -> int:
+    """Compute capability, 90 for 9.0; ``HIP`` on AMD; the oldest one in the interpreter."""
     if torch.version.hip is not None:
+        return HIP
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _precision(device: torch.device) -> str:
+    """How products of float32 are taken: to float32's precision unless PyTorch was told otherwise."""
+    if _architecture(device) == HIP:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
@@ -622,10 +653,6 @@ def _rows_contiguous(embeddings: Sequence[Tensor]) -> list[Tensor]:
 
 def _options(tile: Tile) -> dict[str, int]:
     return {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-
-
-def _is_hip() -> bool:
-    return torch.version.hip is not None
 
 
 class _Operands(NamedTuple):
@@ -673,7 +700,7 @@ def _run_statistics(
     """Launches :func:`_statistics_kernel`; returns partial (max, sum) of rows and of columns, and of the attraction."""
     given = _operands(rows, columns)
     z, modalities, d = given.rows[0], len(given.rows), given.rows[0].shape[1]
-    tile = choose_tile("statistics", given.size, z.element_size(), _is_hip())
+    tile = choose_tile("statistics", given.size, d, z.element_size(), _architecture(z.device))
     row_tiles, column_tiles = triton.cdiv(rows.rows, tile.BM), triton.cdiv(columns.rows, tile.BN)
     row_blocks = 1 if prepare else triton.cdiv(row_tiles, MAX_GROUPS)
     column_blocks = 1 if prepare else triton.cdiv(column_tiles, MAX_GROUPS)
@@ -712,7 +739,7 @@ def _run_statistics(
         LABELS=given.kind,
         LEARNED=isinstance(temperature, Tensor),
         PREPARE=prepare,
-        PRECISION=_precision(),
+        PRECISION=_precision(z.device),
         **_options(tile),
     )
     return row_partial, column_partial, attraction
@@ -808,8 +835,8 @@ def _run_gradients(
     assert columns.lse is not None
     given = _operands(rows, columns)
     z, modalities, d = given.rows[0], len(given.rows), given.rows[0].shape[1]
-    tile = choose_tile("tile", given.size, z.element_size(), _is_hip())
-    product = choose_tile("product", given.size, z.element_size(), _is_hip())
+    tile = choose_tile("tile", given.size, d, z.element_size(), _architecture(z.device))
+    product = choose_tile("product", given.size, d, z.element_size(), _architecture(z.device))
     plan = _plan(rows.rows, columns.rows, d, modalities, z.element_size(), tile, product)
     n_pairs = len(pairs(modalities))
     column_tiles = plan.width // tile.BN
@@ -827,7 +854,7 @@ def _run_gradients(
         "SCALE": 4096.0 if half else 1.0,
         "FOLD": not half,
         "LEARNED": isinstance(temperature, Tensor),
-        "PRECISION": _precision(),
+        "PRECISION": _precision(z.device),
     }
     for start in range(0, rows.rows, plan.rows):
         _gradient_tile_kernel[column_tiles, plan.rows // tile.BM, 2 * n_pairs](

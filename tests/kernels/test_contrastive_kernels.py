@@ -1,0 +1,94 @@
+"""The Triton engine of the contrastive loss: all of its tests in the interpreter, and what only an engine can show."""
+
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cmsbert_fast import contrastive_torch
+from cmsbert_fast.contrastive_torch import Block
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+runs_triton = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="runs below, in the interpreter")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
+def test_in_the_interpreter() -> None:
+    """Triton decides when it is imported: another process."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "triton", "-p", "no:cacheprovider"]
+    files = ["tests/test_contrastive.py", "tests/kernels/test_contrastive_kernels.py"]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_no_atomics() -> None:
+    """Nothing is added in an order that the machine chooses."""
+    from cmsbert_fast.kernels import contrastive as kernels
+
+    assert "atomic_" not in inspect.getsource(kernels)
+
+
+@runs_triton
+@pytest.mark.parametrize("kind", ["scores", "classes"])
+def test_triton_rectangles_equal_torch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any rows against any columns, the diagonal anywhere or nowhere: what a rank computes of the global batch."""
+    from cmsbert_fast.kernels import contrastive as kernels
+
+    monkeypatch.setattr(kernels, "MIN_STRIP", 16)
+    monkeypatch.setattr(kernels, "STRIP_BYTES", 1)
+    generator = torch.Generator().manual_seed(0)
+    z = [torch.randn(50, 24, generator=generator).to(DEVICE) for _ in range(3)]
+    labels = (torch.randint(-9, 9, (50,), generator=generator) / 10).to(DEVICE)
+    if kind == "classes":
+        labels = (labels * 3).to(torch.int32)
+    tau = torch.tensor(0.1, device=DEVICE)
+    whole = contrastive_torch.make_block(tuple(z), labels, 0.9, 0.1)
+    ours = kernels.make_block(tuple(z), labels, 0.9, 0.1)
+    torch.testing.assert_close(ours.inverse_norm, whole.inverse_norm)
+    torch.testing.assert_close(ours.weight, whole.weight)
+    row_lse, column_lse, _ = contrastive_torch.statistics(whole, whole, tau, 0.9, 0.1)
+    whole = whole.with_lse(torch.cat([row_lse, column_lse]))
+
+    def part(start: int, stop: int) -> Block:
+        return Block(
+            tuple(e[start:stop] for e in z),
+            labels[start:stop],
+            whole.inverse_norm[:, start:stop],
+            whole.weight[start:stop],
+            whole.lse[:, start:stop],
+            start,
+        )
+
+    for rows, columns in [((0, 50), (0, 50)), ((13, 34), (0, 50)), ((20, 50), (0, 23)), ((0, 9), (30, 31))]:
+        rows, columns = part(*rows), part(*columns)
+        for got, want in zip(
+            kernels.statistics(rows, columns, tau, 0.9, 0.1),
+            contrastive_torch.statistics(rows, columns, tau, 0.9, 0.1),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-4)
+        raw, radial = kernels.gradients(rows, columns, tau, 0.9, 0.1)
+        raw_wanted, radial_wanted = contrastive_torch.gradients(rows, columns, tau, 0.9, 0.1)
+        torch.testing.assert_close(torch.stack(raw), torch.stack(raw_wanted), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(radial, radial_wanted, rtol=1e-4, atol=1e-5)
+
+
+@runs_triton
+def test_triton_counts_equal_torch() -> None:
+    """Bisection finds the same members, labels exactly at the edge, NaN and infinities included."""
+    from cmsbert_fast.kernels import contrastive as kernels
+
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(60, generator=generator)
+    edge = base + torch.tensor(0.1 + contrastive_torch.LABEL_TOLERANCE)
+    special = torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf")])
+    labels = torch.cat([base, edge, torch.nextafter(edge, base + 9), (base * 5).round() / 10, special]).to(DEVICE)
+    for rows, columns in ((labels, labels), (labels[:7], labels), (labels, labels[:1])):
+        assert kernels.count_related(rows, columns, 0.1).equal(contrastive_torch.count_related(rows, columns, 0.1))

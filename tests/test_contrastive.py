@@ -1,0 +1,438 @@
+"""Pairwise contrastive loss: value and gradients against the reference in float64, on every backend this machine has.
+
+The Triton kernels run on a GPU, or slowly in Triton's interpreter (``TRITON_INTERPRET=1``), as
+``tests/kernels/test_contrastive_kernels.py`` does with these tests. Memory that nobody wrote is NaN throughout.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cmsbert_fast import contrastive_torch, pairwise_contrastive_loss, reference
+from cmsbert_fast.contrastive_torch import LABEL_TOLERANCE, count_related
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+without_triton = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+BACKENDS = ["torch", pytest.param("triton", marks=without_triton)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens at large n, at small n: several chunks, tiles, groups of tiles, strips and splits."""
+    monkeypatch.setattr(contrastive_torch, "CHUNK_BYTES", 2000)
+    if not INTERPRETED:
+        return
+    from cmsbert_fast.kernels import contrastive as kernels
+
+    def small_tile(kernel: str, *_: object) -> kernels.Tile:
+        return kernels.Tile(32, 32, 16, 4, 2) if kernel == "product" else kernels.Tile(16, 16, 32, 4, 2)
+
+    monkeypatch.setattr(kernels, "choose_tile", small_tile)
+    for name, value in {"SMALL": 0, "MAX_GROUPS": 2, "MIN_STRIP": 32, "STRIP_BYTES": 1, "PROGRAMS": 16}.items():
+        monkeypatch.setattr(kernels, name, value)
+
+
+def embeddings(
+    n: int, d: int = 7, modalities: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(n, d, generator=generator) * 3).to(DEVICE, dtype) for _ in range(modalities)]
+
+
+def score_labels(n: int, seed: int = 1) -> Tensor:
+    """Scores in steps of 0.1, as MOSI has them: many exactly delta apart, some 0."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randint(-12, 13, (n,), generator=generator) / 10).to(DEVICE)
+
+
+def compute(z: list[Tensor], temperature: float, function) -> tuple[Tensor, list[Tensor]]:
+    z = [e.detach().clone().requires_grad_() for e in z]
+    tau = torch.tensor(temperature, dtype=torch.promote_types(z[0].dtype, torch.float32), device=z[0].device)
+    tau.requires_grad_()
+    three = [*z, *[None] * (3 - len(z))]
+    loss = function(three, tau)
+    return loss.detach(), [g.detach() for g in torch.autograd.grad(loss, [*z, tau])]
+
+
+def check(
+    z: list[Tensor],
+    labels: Tensor | None,
+    backend: str,
+    *,
+    temperature: float = 0.1,
+    smoothing: float | None = 0.9,
+    threshold: float = 0.1,
+    tolerance: float = 2e-5,
+    function=pairwise_contrastive_loss,
+) -> None:
+    """Loss and gradients, also the temperature's, are the reference's in float64 to ``tolerance``, row by row."""
+    smoothing = None if labels is None else smoothing
+    loss, grads = compute(
+        z, temperature, lambda three, tau: function(*three, labels, tau, smoothing, threshold, backend=backend)
+    )
+    expected, wanted = compute(
+        [e.double() for e in z],
+        temperature,
+        lambda three, tau: reference.pairwise_contrastive_loss(*three, labels, tau, smoothing, threshold),
+    )
+    torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=tolerance)
+    assert [g.dtype for g in grads[:-1]] == [e.dtype for e in z]
+    for got, want in zip(grads[:-1], wanted[:-1], strict=True):
+        scale = want.norm(dim=1, keepdim=True)
+        scale = scale + scale.median() + 1e-4
+        torch.testing.assert_close(got / scale, want / scale, rtol=0, atol=tolerance)
+    # A sum of n^2 terms of both signs over tau^2.
+    bound = tolerance * (1 + 1 / temperature**2)
+    torch.testing.assert_close(grads[-1].double(), wanted[-1], rtol=tolerance, atol=bound)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["scores", "classes", "off"])
+@pytest.mark.parametrize(("n", "modalities"), [(1, 3), (5, 2), (37, 3)])
+def test_equals_reference(backend: str, kind: str, n: int, modalities: int) -> None:
+    labels = {"scores": score_labels(n), "classes": torch.arange(n, device=DEVICE) % 4, "off": None}[kind]
+    check(embeddings(n, modalities=modalities), labels, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["scores", "classes", "off"])
+@pytest.mark.parametrize("modalities", [2, 3])
+def test_equals_reference_over_many_tiles(many_tiles: None, backend: str, kind: str, modalities: int) -> None:
+    n = 41 if INTERPRETED else 1229
+    labels = {"scores": score_labels(n), "classes": torch.arange(n, device=DEVICE) % 4, "off": None}[kind]
+    check(embeddings(n, 20, modalities), labels, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("large", [False, True])
+def test_half_precision(request: pytest.FixtureRequest, backend: str, dtype: torch.dtype, large: bool) -> None:
+    if backend == "triton" and INTERPRETED and dtype == torch.bfloat16:
+        pytest.skip("the interpreter's bfloat16 is wrong")
+    if large:
+        request.getfixturevalue("many_tiles")
+    # Similarities are exact products summed in float32; only G and the gradients are rounded.
+    check(embeddings(33, 20, dtype=dtype), score_labels(33), backend, tolerance=8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("large", [False, True])
+def test_temperature_0_005(request: pytest.FixtureRequest, backend: str, large: bool) -> None:
+    if large:
+        request.getfixturevalue("many_tiles")
+    z = embeddings(21)
+    z[1][3], z[2][4] = z[0][3], -z[0][4]  # similarities of 200 and -200: no single shift serves exp
+    check(z, score_labels(21), backend, temperature=0.005, tolerance=5e-4)
+
+
+def test_float64_reaches_float64(many_tiles: None) -> None:
+    check(embeddings(67, dtype=torch.float64), score_labels(67), "torch", tolerance=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("labels", "threshold"),
+    [
+        ([1.0] * 9, 0.1),
+        ([0.0] * 9, 0.1),
+        ([-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0, 2.5], 0.1),
+        ([-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.4], 0.1),  # delta apart, and near 0 with other signs
+        ([-3.0, -2.9, -2.8, 2.6, 2.7, 2.8, 2.9, 3.0, 3.0], 0.1),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], 0.0),
+        ([1.0, float("nan"), 1.0, float("nan"), 1.1, 2.0, 3.0, 1.05, 0.0], 0.1),
+        ([7] * 9, 0.1),
+        (list(range(9)), 0.1),
+    ],
+)
+def test_labels(backend: str, labels: list[float], threshold: float) -> None:
+    check(embeddings(9), torch.tensor(labels, device=DEVICE), backend, threshold=threshold)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.5, 1.0])
+def test_smoothing(backend: str, smoothing: float) -> None:
+    check(embeddings(17), score_labels(17), backend, smoothing=smoothing)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("large", [False, True])
+def test_zero_norm(request: pytest.FixtureRequest, backend: str, large: bool) -> None:
+    if large:
+        request.getfixturevalue("many_tiles")
+    z = embeddings(19)
+    z[0][3] = 0
+    z[1][3] = 0
+    z[2][5] *= 1e-14  # below the clamp of the norm, above zero
+    check(z, score_labels(19), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("large", [False, True])
+def test_nan_propagates(request: pytest.FixtureRequest, backend: str, large: bool) -> None:
+    if large:
+        request.getfixturevalue("many_tiles")
+    z = embeddings(19)
+    z[1][7, 2] = float("nan")
+    loss, grads = compute(
+        z, 0.1, lambda three, tau: pairwise_contrastive_loss(*three, score_labels(19), tau, backend=backend)
+    )
+    assert loss.isnan()
+    assert all(g.isnan().all() for g in grads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_embeddings(backend: str) -> None:
+    z = [e.T.contiguous().T for e in embeddings(11)]
+    z[1] = torch.cat([z[1], z[1]], dim=1)[:, :7]
+    z[2] = z[2][:1].expand(11, 7)
+    check(z, score_labels(11), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_is_deterministic(many_tiles: None, backend: str) -> None:
+    if backend == "triton" and INTERPRETED:
+        pytest.skip("one thread says nothing")
+    n = 1229 if DEVICE == "cuda" else 67
+    runs = [
+        compute(
+            embeddings(67),
+            0.1,
+            lambda three, tau: pairwise_contrastive_loss(*three, score_labels(n), tau, backend=backend),
+        )
+        for _ in range(2)
+    ]
+    for first, second in zip([runs[0][0], *runs[0][1]], [runs[1][0], *runs[1][1]], strict=True):
+        assert first.equal(second)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_number_as_temperature(backend: str) -> None:
+    z = [e.requires_grad_() for e in embeddings(9)]
+    fixed = pairwise_contrastive_loss(*z, score_labels(9), 0.2, backend=backend)
+    tau = torch.tensor(0.2, device=DEVICE)
+    learned = pairwise_contrastive_loss(*z, score_labels(9), tau, backend=backend)
+    torch.testing.assert_close(fixed, learned)
+    for a, b in zip(torch.autograd.grad(fixed, z), torch.autograd.grad(learned, z), strict=True):
+        assert a.equal(b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_upstream_gradient(backend: str) -> None:
+    z = [e.requires_grad_() for e in embeddings(9)]
+    loss = pairwise_contrastive_loss(*z, score_labels(9), backend=backend)
+    once = torch.autograd.grad(loss, z, retain_graph=True)
+    thrice = torch.autograd.grad(3 * loss, z)
+    for a, b in zip(once, thrice, strict=True):
+        torch.testing.assert_close(3 * a, b)
+
+
+def test_one_row_gives_exactly_zero() -> None:
+    z = [e.requires_grad_() for e in embeddings(1)]
+    loss = pairwise_contrastive_loss(*z, score_labels(1))
+    loss.backward()
+    assert loss == 0
+    assert all(e.grad.abs().max() < 1e-6 for e in z)
+
+
+def test_no_rows() -> None:
+    z = [e.requires_grad_() for e in embeddings(0)]
+    loss = pairwise_contrastive_loss(*z, score_labels(0))
+    loss.backward()
+    assert loss == 0
+
+
+def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """open_clip's ClipLoss as it is defined: the mean of the two cross-entropies, labels on the diagonal."""
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    logits = logit_scale * image @ text.T
+    labels = torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_modalities_are_clip_loss(backend: str) -> None:
+    first, second, _ = (e.requires_grad_() for e in embeddings(23))
+    tau = torch.tensor(0.07, device=DEVICE, requires_grad=True)
+    ours = pairwise_contrastive_loss(first, second, None, temperature=tau, smoothing=None, backend=backend)
+    theirs = 2 * clip_loss(first, second, 1 / tau)
+    torch.testing.assert_close(ours, theirs)
+    inputs = (first, second, tau)
+    for a, b in zip(torch.autograd.grad(ours, inputs), torch.autograd.grad(theirs, inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_any_modality_may_be_absent() -> None:
+    a, b, c = embeddings(9)
+    y = score_labels(9)
+    pairs = [(a, b, None), (a, None, c), (None, b, c)]
+    total = sum(pairwise_contrastive_loss(*pair, y) for pair in pairs)
+    torch.testing.assert_close(total, pairwise_contrastive_loss(a, b, c, y))
+
+
+def test_mixed_dtypes_and_reference_backend() -> None:
+    a, b, c = embeddings(9, dtype=torch.float64)
+    wanted = pairwise_contrastive_loss(a, b, c, score_labels(9), backend="reference")
+    torch.testing.assert_close(pairwise_contrastive_loss(a, b, c, score_labels(9)), wanted)
+    mixed = pairwise_contrastive_loss(a.float(), b, c.bfloat16(), score_labels(9))
+    assert mixed.dtype == torch.float64
+    torch.testing.assert_close(mixed, wanted, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sorted_counts_agree_with_comparisons(seed: int) -> None:
+    """The run of sorted labels has as many members as pairwise comparison finds, at the edges too."""
+    generator = torch.Generator().manual_seed(seed)
+    reach = 0.1 + LABEL_TOLERANCE
+    base = torch.randn(40, generator=generator)
+    edge = [base + reach, torch.nextafter(base + reach, base), torch.nextafter(base + reach, base + 9), base.round()]
+    labels = torch.cat([base, *edge, torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf")])])
+    block = contrastive_torch.make_block((torch.ones(len(labels), 1),) * 2, labels, 0.9, 0.1)
+    rectangle = contrastive_torch._Rectangle(block, block, torch.ones(()), 0.9, 0.1)
+    related = rectangle.related(slice(0, len(labels)))
+    count = count_related(labels, labels, 0.1) - 1
+    assert count.clamp_min(0).equal(related.sum(1))
+    assert related.equal(related.T)
+
+
+def test_errors_say_what_to_do() -> None:
+    a, b, c = embeddings(4)
+    y = score_labels(4)
+    for arguments, named, words in [
+        ((a, None, None, y), {}, "at least two"),
+        ((a, b[:3], None, y), {}, r"one shape \(n, d\)"),
+        ((a[0], b[0], None, y), {}, r"one shape \(n, d\)"),
+        ((a.long(), b.long(), None, y), {}, "floating-point"),
+        ((a, b, c, None), {}, "smoothing=None"),
+        ((a, b, c, y[:3]), {}, r"shape \(4,\)"),
+        ((a, b, c, y, 0.0), {}, "positive"),
+        ((a, b, c, y, torch.ones(2)), {}, "0-dim"),
+        ((a, b, c, y, 0.1, 1.5), {}, r"\[0, 1\]"),
+        ((a, b, c, y, 0.1, 0.9, -1.0), {}, "negative"),
+        ((a, b, c, y), {"backend": "cublas"}, "choose one of"),
+        ((a.double(), b.double(), c.double(), y), {"backend": "triton"}, "float64"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            pairwise_contrastive_loss(*arguments, **named)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("learned", [False, True])
+def test_opcheck(backend: str, learned: bool) -> None:
+    z = [e.requires_grad_() for e in embeddings(5)]
+    tau = torch.tensor(0.1, device=DEVICE, requires_grad=True) if learned else None
+    labels = score_labels(5) if learned else None
+    torch.library.opcheck(
+        torch.ops.cmsbert_fast.contrastive.default, (z, labels, tau, 0.1, 0.9, 0.1, backend), atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_without_graph_break(backend: str) -> None:
+    def function(a: Tensor, b: Tensor, c: Tensor, y: Tensor, tau: Tensor) -> Tensor:
+        return 2 * pairwise_contrastive_loss(a * 1.5, b, c.sin(), y, tau, backend=backend)
+
+    inputs = [*embeddings(6), score_labels(6), torch.tensor(0.1, device=DEVICE)]
+    leaves = [t.requires_grad_() for t in (*inputs[:3], inputs[4])]
+    wanted = torch.autograd.grad(function(*inputs), leaves)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
+    for got, want in zip(torch.autograd.grad(compiled(*inputs), leaves), wanted, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+MEMORY = """
+import resource, torch
+from cmsbert_fast import contrastive_torch, pairwise_contrastive_loss
+torch.set_num_threads(1)
+contrastive_torch.CHUNK_BYTES = 2**21
+def step(n):
+    z = [torch.randn(n, 8, requires_grad=True) for _ in range(2)]
+    pairwise_contrastive_loss(*z, None, torch.randn(n), backend="torch").backward()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+step(64)
+print(step(2000), step(6000))
+"""
+
+
+def test_memory_on_cpu_is_linear() -> None:
+    """One 6000 x 6000 matrix in float32 is 137 MiB; nothing of the kind is ever alive, nor kept by autograd."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
+    root = Path(__file__).resolve().parents[1]
+    output = subprocess.run(
+        [sys.executable, "-c", MEMORY], cwd=root, env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    small, large = map(float, output.split())
+    assert large - small < 30
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("n", [128, 1500])
+def test_cuda_graph(n: int) -> None:
+    """No host synchronisation: forward and backward are captured, and replayed on other numbers give their results."""
+    z = [e.requires_grad_() for e in embeddings(n, 96, dtype=torch.bfloat16)]
+    y, tau = score_labels(n), torch.tensor(0.1, device=DEVICE, requires_grad=True)
+    inputs = (*z, tau)
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(pairwise_contrastive_loss(*z, y, tau), inputs)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        for e, new in zip(z, embeddings(n, 96, dtype=torch.bfloat16, seed=9), strict=True):
+            e.copy_(new)
+    graph.replay()
+    for got, want in zip(captured, step(), strict=True):
+        assert got.equal(want)
+
+
+@pytest.mark.cuda
+def test_memory_on_gpu_is_linear() -> None:
+    def extra(n: int) -> float:
+        z = [e.requires_grad_() for e in embeddings(n, 64, dtype=torch.bfloat16)]
+        y = score_labels(n)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        pairwise_contrastive_loss(*z, y, backend="triton").backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    extra(2048)
+    small, large = extra(32768), extra(65536)
+    assert large < 2.2 * small
+    assert large < 65536**2 / 4  # bytes
+
+
+@pytest.mark.cuda
+def test_error_is_that_of_eager_at_most() -> None:
+    """bfloat16 at the sizes that matter: no further from float64 than twice the eager composition in bfloat16."""
+    z = embeddings(128, 768, dtype=torch.bfloat16)
+    y = score_labels(128)
+    exact = compute([e.double() for e in z], 0.1, lambda t, tau: reference.pairwise_contrastive_loss(*t, y, tau))
+    eager = compute(z, 0.1, lambda t, tau: reference.pairwise_contrastive_loss(*t, y, tau))
+    ours = compute(z, 0.1, lambda t, tau: pairwise_contrastive_loss(*t, y, tau, backend="triton"))
+    assert (ours[0] - exact[0]).abs() <= (eager[0] - exact[0]).abs() + 1e-4 * exact[0]
+    for got, low, want in zip(ours[1], eager[1], exact[1], strict=True):
+        budget = torch.finfo(torch.bfloat16).eps * want.abs().max()
+        assert (got - want).abs().max() <= 2 * (low - want).abs().max() + budget

@@ -1,0 +1,194 @@
+"""The contrastive loss over process groups of 1, 2 and 4 gloo ranks: what one process with the whole batch computes.
+
+Four processes start once and go through everything; a failed assertion in any of them fails the test.
+"""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+RANKS = 4
+# Rows of each rank, by the size of the group.
+COUNTS = {1: [23], 2: [9, 14], 4: [7, 0, 11, 5]}
+
+
+class Model(nn.Module):
+    """Three linear projections, dropout and a learned temperature."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        torch.manual_seed(5)
+        self.layers = nn.ModuleList(nn.Linear(6, 8) for _ in range(3)).double()
+        self.dropout = nn.Dropout(dropout)
+        self.temperature = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (*(layer(self.dropout(x)) for layer in self.layers), self.temperature.expand(len(x)))
+
+
+def data(n: int = 23) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.randint(-12, 13, (n,), generator=generator) / 10
+    return torch.randn(n, 6, generator=generator, dtype=torch.float64), labels
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def assert_same(got: list[Tensor], wanted: list[Tensor]) -> None:
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def check_loss(group: dist.ProcessGroup, labels: Tensor | None, ring: bool, compiled: bool, dtype: torch.dtype) -> None:
+    """Value on every rank, embeddings' and temperature's gradients after averaging."""
+    from cmsbert_fast import contrastive, pairwise_contrastive_loss, reference
+
+    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    start = sum(COUNTS[ranks][:rank])
+    mine = slice(start, start + COUNTS[ranks][rank])
+    generator = torch.Generator().manual_seed(3)
+    whole = [torch.randn(23, 6, generator=generator, dtype=torch.float64).to(dtype) for _ in range(3)]
+    exact = [z.double().clone().requires_grad_() for z in whole]
+    tau = torch.tensor(0.07, dtype=torch.float64, requires_grad=True)
+    smoothing = None if labels is None else 0.9
+    expected = reference.pairwise_contrastive_loss(*exact, labels, tau, smoothing)
+    wanted = torch.autograd.grad(2 * expected, [*exact, tau])
+
+    local = [z[mine].clone().requires_grad_() for z in whole]
+    own_tau = tau.detach().clone().requires_grad_()
+
+    def function(*z: Tensor) -> Tensor:
+        y = None if labels is None else labels[mine]
+        return pairwise_contrastive_loss(*z, y, own_tau, smoothing, group=group, backend="torch")
+
+    if compiled:
+        function = torch.compile(function, fullgraph=True, backend="aot_eager")
+    loss = function(*local)
+    (2 * loss).backward()
+    tolerance = {torch.float64: 1e-10, torch.float32: 2e-5}.get(dtype, 4 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=min(tolerance, 1e-5), atol=1e-10)
+    for z, want in zip(local, wanted, strict=False):
+        assert z.grad.dtype == dtype
+        torch.testing.assert_close(z.grad.double() / ranks, want[mine], rtol=tolerance, atol=tolerance)
+    total = own_tau.grad / ranks
+    dist.all_reduce(total, group=group)
+    torch.testing.assert_close(total, wanted[-1], rtol=max(tolerance, 1e-9), atol=1e-8)
+    with torch.no_grad():
+        torch.testing.assert_close(function(*local), loss.detach())
+
+
+def check_ddp(group: dist.ProcessGroup, ring: bool) -> None:
+    """Parameters' gradients under DistributedDataParallel are those of one process with the whole batch."""
+    from cmsbert_fast import contrastive, pairwise_contrastive_loss
+
+    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    x, y = data()
+    single = Model()
+    *z, _ = single(x)
+    pairwise_contrastive_loss(*z, y, single.temperature).backward()
+    model = DistributedDataParallel(Model(), process_group=group)
+    start = sum(COUNTS[ranks][:rank])
+    mine = slice(start, start + COUNTS[ranks][rank])
+    *z, _ = model(x[mine])
+    pairwise_contrastive_loss(*z, y[mine], model.module.temperature, group=group).backward()
+    assert_same(gradients(model), gradients(single))
+
+
+def check_gradcache(group: dist.ProcessGroup) -> None:
+    """Micro-batches on every rank: still the gradient of the whole global batch, dropout included."""
+    from cmsbert_fast import contrastive, pairwise_contrastive_loss
+    from cmsbert_fast.gradcache import gradcache_backward
+
+    contrastive.GATHER_LIMIT_BYTES = 2**30
+    ranks, rank = dist.get_world_size(group), dist.get_rank(group)
+    x, y = data(24)
+    share = 24 // ranks
+    mine = slice(share * rank, share * (rank + 1))
+
+    def loss(*outputs: Tensor) -> Tensor:
+        return pairwise_contrastive_loss(*outputs[:3], y[mine], outputs[3].mean(), group=group)
+
+    def run(cached: bool) -> list[Tensor]:
+        model = DistributedDataParallel(Model(0.3), process_group=group)
+        torch.manual_seed(11 + rank)
+        parts = x[mine].split(share // 3)
+        if cached:
+            gradcache_backward(model, parts, loss, no_sync=model.no_sync)
+        else:
+            outputs = [model.module(part) for part in parts]
+            whole = [torch.cat(column) for column in zip(*outputs, strict=True)]
+            loss(*whole).backward()
+            for p in model.parameters():
+                dist.all_reduce(p.grad, group=group)
+                p.grad /= ranks
+        return gradients(model)
+
+    assert_same(run(True), run(False))
+
+
+def work(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
+    with contextlib.ExitStack() as stack:
+        stack.callback(dist.destroy_process_group)
+        torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+        alone = [dist.new_group([r]) for r in range(RANKS)][rank]
+        two = [dist.new_group([2 * i, 2 * i + 1]) for i in range(RANKS // 2)][rank // 2]
+        scores = data()[1]
+        classes = torch.arange(23) % 4
+        f64, f32 = torch.float64, torch.float32
+        for group in (alone, two, dist.group.WORLD):
+            for ring in (False, True):
+                for labels in (scores, classes, None):
+                    check_loss(group, labels, ring, False, f64)
+                check_ddp(group, ring)
+            check_gradcache(group)
+        for dtype in (f32, torch.bfloat16, torch.float16):
+            for ring in (False, True):
+                check_loss(dist.group.WORLD, scores, ring, False, dtype)
+        for group in (alone, two, dist.group.WORLD):
+            check_loss(group, scores, False, True, f64)
+        check_loss(dist.group.WORLD, scores, True, True, f64)
+
+
+def test_one_two_and_four_ranks(tmp_path: Path) -> None:
+    run: Callable[..., None] = mp.spawn
+    run(work, args=(str(tmp_path / "store"),), nprocs=RANKS)
+
+
+def test_group_of_no_rows(tmp_path: Path) -> None:
+    """All ranks empty: the loss is 0 and nothing fails."""
+    from cmsbert_fast import pairwise_contrastive_loss
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        z = [torch.zeros(0, 4, requires_grad=True) for _ in range(3)]
+        loss = torch.ops.cmsbert_fast.contrastive_group(
+            z, torch.zeros(0), None, 0.1, 0.9, 0.1, "torch", dist.group.WORLD.group_name, True
+        )[0]
+        loss.backward()
+        assert loss == 0
+        assert pairwise_contrastive_loss(*z, torch.zeros(0), group=dist.group.WORLD) == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def test_opcheck(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        z = [torch.randn(5, 4, requires_grad=True) for _ in range(3)]
+        tau = torch.tensor(0.1, requires_grad=True)
+        arguments = (z, torch.randn(5), tau, 0.0, 0.9, 0.1, "torch", dist.group.WORLD.group_name, True)
+        torch.library.opcheck(torch.ops.cmsbert_fast.contrastive_group.default, arguments)
+    finally:
+        dist.destroy_process_group()

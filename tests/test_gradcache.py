@@ -1,0 +1,133 @@
+"""Gradient accumulation with the whole batch's negatives: the gradient of all micro-batches in one graph."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cmsbert_fast import pairwise_contrastive_loss
+from cmsbert_fast.gradcache import gradcache_backward
+
+
+class Model(nn.Module):
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, 16)).double()
+        self.heads = nn.ModuleList(nn.Linear(16, 5) for _ in range(3)).double()
+
+    def forward(self, x: Tensor) -> tuple[Tensor | None, ...]:
+        hidden = self.body(x)
+        first, second, third = (head(hidden) for head in self.heads)
+        return first, second, None, third, torch.arange(len(x))  # an absent output, and one without gradient
+
+
+LABELS = torch.linspace(-1, 1, 12)
+X = torch.randn(12, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def total(first: Tensor, second: Tensor, absent: None, third: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    assert absent is None
+    assert index.shape == (12,)
+    contrastive = pairwise_contrastive_loss(first, second, None, LABELS)
+    return contrastive + third.square().mean(), contrastive
+
+
+def gradients(model: Model) -> list[Tensor]:
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def run_in_one_graph(dropout: float, sizes: list[int]) -> tuple[Tensor, list[Tensor], Tensor]:
+    model = Model(dropout)
+    torch.manual_seed(3)
+    outputs = [model(part) for part in X.split(sizes)]
+    whole = [None if column[0] is None else torch.cat(column) for column in zip(*outputs, strict=True)]
+    loss, _ = total(*whole)
+    loss.backward()
+    return loss.detach(), gradients(model), torch.rand(3)
+
+
+@pytest.mark.parametrize("sizes", [[12], [6, 6], [5, 4, 3], [1] * 12])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_equals_one_graph(sizes: list[int], dropout: float) -> None:
+    """Dropout included; the random stream afterwards is the same as well."""
+    expected, wanted, next_numbers = run_in_one_graph(dropout, sizes)
+    model = Model(dropout)
+    torch.manual_seed(3)
+    result = gradcache_backward(model, X.split(sizes), total)
+    torch.testing.assert_close(result.loss[0], expected)
+    for got, want in zip(gradients(model), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+    assert torch.rand(3).equal(next_numbers)
+    assert not any(isinstance(z, Tensor) and z.requires_grad for z in (*result.loss, *result.outputs))
+    assert result.outputs[4].equal(torch.cat([torch.arange(size) for size in sizes]))
+
+
+def test_equals_the_unaccumulated_batch() -> None:
+    _, wanted, _ = run_in_one_graph(0.0, [12])
+    model = Model(0.0)
+    gradcache_backward(model, X.split(4), total)
+    for got, want in zip(gradients(model), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+
+
+def test_plain_accumulation_is_something_else() -> None:
+    """What the helper is for: losses of micro-batches do not add up to the batch's."""
+    _, wanted, _ = run_in_one_graph(0.0, [12])
+    model = Model(0.0)
+    for part, labels in zip(X.split(4), LABELS.split(4), strict=True):
+        first, second, _, third, _ = model(part)
+        ((pairwise_contrastive_loss(first, second, None, labels) + third.square().mean()) / 3).backward()
+    assert (gradients(model)[0] - wanted[0]).abs().max() > 0.1 * wanted[0].abs().max()
+
+
+def test_adds_to_existing_gradients_scales_and_synchronises_once() -> None:
+    _, wanted, _ = run_in_one_graph(0.0, [12])
+    model = Model(0.0)
+    entered = []
+
+    @contextlib.contextmanager
+    def no_sync() -> Iterator[None]:
+        entered.append(True)
+        yield
+
+    gradcache_backward(model, X.split(4), total, no_sync=no_sync)
+    gradcache_backward(model, X.split(4), total, scale=lambda loss: 4 * loss)
+    assert len(entered) == 2
+    for got, want in zip(gradients(model), wanted, strict=True):
+        torch.testing.assert_close(got, 5 * want, rtol=1e-12, atol=1e-14)
+
+
+def test_one_micro_batch_of_activations_at_a_time() -> None:
+    """Saved activations of two micro-batches are never alive together."""
+    alive, most = 0, 0
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            nonlocal alive
+            alive -= 1
+            return grad
+
+    model = Model(0.0)
+
+    def forward(part: Tensor) -> tuple[Tensor | None, ...]:
+        first, *rest = model(part)
+        return Counted.apply(first) if first.requires_grad else first, *rest
+
+    gradcache_backward(forward, X.split(3), total)
+    assert (alive, most) == (0, 1)
+
+
+def test_no_micro_batch() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        gradcache_backward(Model(0.0), [], total)
