@@ -35,6 +35,12 @@ def test_weighted_f1_weighs_by_the_true_labels() -> None:
     assert metrics["f1_positive"] == pytest.approx(100 * (3 * f1_positive + f1_negative) / 4)
 
 
+def test_scores_are_clipped_and_then_rounded_half_to_even() -> None:
+    # Half up would make 3, 1, -2 and 0 of these; half away from zero 3, 1, -3 and -1.
+    metrics = sentiment_metrics([2.5, 0.5, -2.5, -0.5, 3.4], [2.0, 0.0, -2.0, 0.0, 3.0])
+    assert metrics["acc7"] == 100.0
+
+
 def test_zero_is_non_negative_but_not_positive() -> None:
     metrics = sentiment_metrics([0.0, 0.0, -1.0], [0.0, 2.0, -1.0])
     assert metrics["acc2_non_negative"] == 100.0
