@@ -42,7 +42,7 @@ def csd_source(
         DataError: There is no stream of words or labels, or names alone do not decide.
     """
     column = label.lower() if label is not None else MOSEI_LABELS[0]
-    known = column in MOSEI_LABELS
+    known = column in MOSEI_LABELS or column.isdecimal()
     assignment = Assignment(folder, visual, acoustic, words, None if known else label)
     if assignment.words is None:
         raise DataError(f"Name the stream of words with --words NAME: {folder.name} has none that is called so.")
@@ -73,7 +73,7 @@ def csd_source(
         if key not in spoken_in:
             report.drop(f"its video is not in {spoken_in.name}", len(scores.features))
             return
-        values = _column(scores.features, column if known else "", labels)
+        values = _column(scores.features, column if known else MOSEI_LABELS[0], labels)
         assert scores.intervals is not None
         heard, times = spoken_in.read_words(key)
         if aligned_entry and len(values) != 1:
@@ -112,9 +112,12 @@ def csd_source(
 
 
 def _column(features: np.ndarray, name: str, labels: CsdStream) -> np.ndarray:
+    """The labels of a video, from a column by number or by its name in MOSEI."""
     width = features.shape[1]
-    if width == 1:
+    if name.isdecimal() and int(name) < width:
+        return features[:, int(name)]
+    if width == 1 and name == MOSEI_LABELS[0]:
         return features[:, 0]
-    if width == len(MOSEI_LABELS) and name:
+    if width == len(MOSEI_LABELS) and name in MOSEI_LABELS:
         return features[:, MOSEI_LABELS.index(name)]
-    raise DataError(f"Use another label stream: {labels.name} has {width} columns, expected 1 or MOSEI's 7.")
+    raise DataError(f"Choose one of the {width} columns of {labels.name} by its number, --label 0 to {width - 1}.")

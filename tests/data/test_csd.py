@@ -57,6 +57,9 @@ def test_a_set_is_aligned_to_words(mosei: Any) -> None:
     np.testing.assert_allclose(first.acoustic[1], sound[200:300].mean(axis=0, dtype=float), atol=1e-6)
     np.testing.assert_allclose(second.acoustic[0], sound[300:400].mean(axis=0, dtype=float), atol=1e-6)
     assert read_corpus(mosei.folder, label="anger").splits["all"][1].label == 3.0
+    assert read_corpus(mosei.folder, label="3").splits["all"][1].label == 3.0
+    with pytest.raises(DataError, match="--label 0 to 6"):
+        read_corpus(mosei.folder, label="7")
     assert "CMU_MOSEI_TimestampedWordVectors.csd" in str(corpus.report)
 
 
