@@ -7,6 +7,7 @@ process group).
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -162,6 +163,11 @@ def _reference(linguistic, visual, acoustic, labels, temperature, smoothing, thr
     )
 
 
+def _on_device_of(z: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, whatever device its tensors are on."""
+    return torch.cuda.device(z.device) if z.is_cuda else nullcontext()
+
+
 def _engine(backend: str) -> ModuleType:
     if backend == "triton":
         from cmsbert_fast.kernels import contrastive as engine
@@ -191,7 +197,8 @@ def _temperature(z: Tensor, temperature: Tensor | None, fixed: float) -> Tensor:
 
 def _contrastive(embeddings, labels, temperature, fixed_temperature, smoothing, threshold, backend):
     if backend == "triton" and embeddings[0].shape[0] > 0:
-        return _engine(backend).forward(embeddings, labels, temperature, fixed_temperature, smoothing, threshold)
+        with _on_device_of(embeddings[0]):
+            return _engine(backend).forward(embeddings, labels, temperature, fixed_temperature, smoothing, threshold)
     block = contrastive_torch.make_block(tuple(embeddings), labels, smoothing, threshold)
     tau = _temperature(embeddings[0], temperature, fixed_temperature)
     row_lse, column_lse, attraction = contrastive_torch.statistics(block, block, tau, smoothing, threshold)
@@ -216,9 +223,19 @@ def _contrastive_backward(
 ):
     n = embeddings[0].shape[0]
     if backend == "triton" and n > 0:
-        return _engine(backend).backward(
-            grad, embeddings, labels, temperature, fixed_temperature, smoothing, threshold, lse, inverse_norm, weight
-        )
+        with _on_device_of(embeddings[0]):
+            return _engine(backend).backward(
+                grad,
+                embeddings,
+                labels,
+                temperature,
+                fixed_temperature,
+                smoothing,
+                threshold,
+                lse,
+                inverse_norm,
+                weight,
+            )
     block = Block(tuple(embeddings), labels, inverse_norm, weight, lse)
     tau = _temperature(embeddings[0], temperature, fixed_temperature)
     raw, radial = contrastive_torch.gradients(block, block, tau, smoothing, threshold)
@@ -334,13 +351,14 @@ def _group_forward(
     engine = _engine(backend)
     tau = _temperature(z, temperature, fixed_temperature)
     if ring.total == 0:
-        return tau.new_zeros(()), [torch.zeros_like(e) for e in embeddings], tau.new_zeros(())
+        return tau.new_zeros(()), [e.new_zeros(e.shape) for e in embeddings], tau.new_zeros(())
     gathered_bytes = ring.ranks * ring.longest * z.shape[1] * len(embeddings) * z.element_size()
     gather = ring.ranks == 1 or gathered_bytes <= GATHER_LIMIT_BYTES
     meet = _meet_by_gathering if gather else _meet_in_a_ring
-    loss, raw, radial, own = meet(ring, engine, embeddings, labels, tau, smoothing, threshold, differentiable)
+    with _on_device_of(z):
+        loss, raw, radial, own = meet(ring, engine, embeddings, labels, tau, smoothing, threshold, differentiable)
     if not differentiable:
-        return loss, [torch.zeros_like(e) for e in embeddings], tau.new_zeros(())
+        return loss, [e.new_zeros(e.shape) for e in embeddings], tau.new_zeros(())
     # DDP averages the gradients of the ranks; the sum is wanted.
     scale = ring.ranks / (ring.total * tau)
     # float16 would lose small gradients here, before a loss scale can reach them.

@@ -215,7 +215,7 @@ def gradients(
     assert columns.lse is not None
     work = _Rectangle(rows, columns, temperature, smoothing, threshold)
     every = directions(len(rows.embeddings))
-    raw = [torch.zeros_like(z, dtype=work.dtype) for z in rows.embeddings]
+    raw = [z.new_zeros(z.shape, dtype=work.dtype) for z in rows.embeddings]
     radial = torch.zeros_like(rows.inverse_norm)
     square = rows is columns
     if rows.rows == 0 or columns.rows == 0:

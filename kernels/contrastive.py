@@ -9,15 +9,14 @@ the row sums of one direction and the column sums of the other; backward 12, two
 each writing rows that no other program writes, so that nothing is added atomically and every bit is reproducible.
 Together 15 passes, 30 n^2 d floating-point operations.
 
-Roofline. d = 768, bfloat16, H100 (989 TFLOP/s, 3.35 TB/s): 30 n^2 d operations bound the time from below by 23 us *
-(n/1000)^2; the least traffic, embeddings read twice and gradients written, is 9 n d numbers and passes in 4 us *
-(n/1000). The backward pass also writes its tiles of G once and reads them back, 6 n^2 numbers each way, about 60
-multiply-adds a byte: bound by arithmetic from n of some hundreds on. Below that, launches count, and there are two
-forward and two backward up to ``SMALL`` rows.
+Roofline. d = 768, bfloat16, H100 (989 TFLOP/s, 3.35 TB/s): 30 n^2 d operations bound the time from below by
+23 us * (n / 1000)^2; the least traffic, embeddings read twice and gradients written, is 9 n d numbers, 4 us * (n /
+1000). The backward pass also writes its tiles of G and reads them back, 6 n^2 numbers each way: 384 multiply-adds a
+byte, where the machine balances at 148. So arithmetic is the bound, except below n of about 1000, where launches are:
+two forward and two backward up to ``SMALL`` rows.
 
-Memory beyond inputs and gradients: forward at most 16 partial sums a row and pair in each role; backward a strip of G
-of at least 256 rows by n columns for each of six directions (``STRIP_BYTES`` while that allows more rows) and float32
-partial products of one strip. All O(n).
+Memory beyond inputs and gradients: forward, at most 16 partial sums a row, pair and role; backward, a strip of G, 256
+rows (more while it fits in ``STRIP_BYTES``) by n columns by six directions, and float32 sums of one strip. All O(n).
 
 Names: ``o_`` offsets, ``m_`` masks, ``p_`` pointers, ``b_`` tiles; shapes stand beside tiles.
 """
@@ -938,7 +937,7 @@ def gradients(
     rows: Block, columns: Block, temperature: Tensor, smoothing: float, threshold: float
 ) -> tuple[list[Tensor], Tensor]:
     """As :func:`cmsbert_fast.contrastive_torch.gradients`."""
-    raw = [torch.zeros_like(z, dtype=torch.float32) for z in rows.embeddings]
+    raw = [z.new_zeros(z.shape, dtype=torch.float32) for z in rows.embeddings]
     radial = torch.zeros_like(rows.inverse_norm)
     if rows.rows == 0 or columns.rows == 0:
         return raw, radial
@@ -1009,7 +1008,7 @@ def backward(
     n = embeddings[0].shape[0]
     block = Block(tuple(embeddings), labels, inverse_norm, weight, lse)
     tau = fixed_temperature if temperature is None else temperature
-    out = [torch.empty_like(z, memory_format=torch.contiguous_format) for z in embeddings]
+    out = [z.new_empty(z.shape) for z in embeddings]
     if n <= SMALL:
         temperature_gradient = inverse_norm.new_empty(())
         for _ in _run_gradients(block, block, tau, smoothing, threshold, (out, grad, temperature_gradient)):
