@@ -77,6 +77,10 @@ def test_touching_frames_do_not_overlap() -> None:
     assert overlapping(intervals, 0.5, 2.5).tolist() == [0, 1, 2]
     assert overlapping(intervals, 5, 6).tolist() == []
     assert overlapping(np.zeros((0, 2)), 5, 6).tolist() == []
+    features = np.array([[1], [10], [100.0]])
+    for rounding in (0, 1e-7, -1e-7):  # time stamps of other files are rounded otherwise
+        targets = np.array([[1 + rounding, 2 - rounding], [1 - rounding, 2 + rounding]])
+        np.testing.assert_array_equal(interval_means(features, intervals, targets), [[10], [10]])
 
 
 def test_a_stream_with_a_frame_for_each_segment_gives_that_frame_alone() -> None:
