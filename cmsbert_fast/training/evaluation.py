@@ -118,7 +118,8 @@ def predict(model: nn.Module, batches: Batches, ranks: Ranks, batch_size: int, p
     model.eval()
     parts: dict[str, list[Tensor]] = {}
     mine = range(len(batches))[share(len(batches), ranks)]
-    for some in _chunks(mine, max(1, batch_size // ranks.world_size)):
+    # A rank without examples computes one all the same, so that it knows the shapes of what it gives none of.
+    for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
         with autocast(precision, ranks.device):
             output = model(**batches.load(some, labels=False))
         named = {"logits": output.logits, **{m: getattr(output, f"{m}_embeds", None) for m in MODALITIES}}
@@ -126,7 +127,8 @@ def predict(model: nn.Module, batches: Batches, ranks: Ranks, batch_size: int, p
             if rows is not None:
                 rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
                 parts.setdefault(name, []).append(rows)
-    joined = {name: join_shares(torch.cat(rows), len(batches), ranks).cpu() for name, rows in parts.items()}
+    own = {name: torch.cat(rows)[: len(mine)] for name, rows in parts.items()}
+    joined = {name: join_shares(rows, len(batches), ranks).cpu() for name, rows in own.items()}
     model.train(was_training)
     logits = joined.pop("logits")
     return Predictions(batches.ids(range(len(batches))), logits, batches.labels(), joined)

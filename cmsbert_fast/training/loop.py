@@ -140,20 +140,22 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
     try:
         command = parse_command(arguments, embedded_config)
         ranks = distributed.start(command.runs[0].device)
+        if ranks.device.type == "cuda":
+            distributed.compute_deterministically()
         with stop:
             run_all(command, ranks, stop)
-    except (UsageError, DataError) as error:
-        message, status = f"error: {error}", EXIT_USAGE
-    except NotFinite as error:
-        message, status = f"stopped: {error}", EXIT_NOT_FINITE
-    except Interrupted as error:
-        message, status = str(error), 128 + (stop.signal or signal.SIGTERM)
-    else:
         return 0
+    except (UsageError, DataError) as error:
+        distributed.report_once(f"error: {error}")
+        return EXIT_USAGE
+    except NotFinite as error:
+        distributed.report_once(f"stopped: {error}")
+        return EXIT_NOT_FINITE
+    except Interrupted as error:
+        distributed.report_once(str(error))
+        return 128 + (stop.signal or signal.SIGTERM)
     finally:
         distributed.stop()
-    distributed.report_once(message)
-    return status
 
 
 def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
@@ -250,6 +252,7 @@ def train(
         Interrupted: ``stop`` was requested; the checkpoint is written.
     """
     started = time.monotonic()
+    _make_folder(folder, ranks)
     state = None
     if resume:
         finished = distributed.from_main(lambda: results.read_json(folder / results.RESULTS), ranks)
@@ -259,8 +262,6 @@ def train(
         state = checkpoint.load(folder)
         if state is not None:
             _check_unchanged(state["settings"], state["fingerprint"], settings, corpus, folder)
-    if ranks.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
 
     # The model, the same on every rank; what is random after this differs between ranks.
     checkpoint.seed_everything(settings.seed)
@@ -346,60 +347,59 @@ def train(
         bar.update()
         return requests > 0
 
-    while progress.epoch < settings.epochs:
-        if settings.early_stopping is not None and progress.stalled >= settings.early_stopping:
-            break
-        order = epoch_batches(len(splits["train"]), settings.batch_size, settings.seed, progress.epoch)
-        model.train()
-        unread: _Record | None = None
-        while progress.batch < len(order):
-            indices = order[progress.batch]
-            learning_rate = settings.learning_rate * schedule(progress.step, total_steps, settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            gradients.zero()
-            losses = backward(model, splits["train"], indices, gradients, ranks, settings)
-            gradients.finish()
-            norm = gradients.norm()
-            if settings.max_grad_norm is not None:
-                gradients.clip(norm, settings.max_grad_norm)
-            optimizer.step()
-            progress.step += 1
-            progress.batch += 1
+    with bar:
+        while progress.epoch < settings.epochs:
+            if settings.early_stopping is not None and progress.stalled >= settings.early_stopping:
+                break
+            order = epoch_batches(len(splits["train"]), settings.batch_size, settings.seed, progress.epoch)
+            model.train()
+            unread: _Record | None = None
+            while progress.batch < len(order):
+                indices = order[progress.batch]
+                learning_rate = settings.learning_rate * schedule(progress.step, total_steps, settings.warmup)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate
+                gradients.zero()
+                losses = backward(model, splits["train"], indices, gradients, ranks, settings)
+                gradients.finish()
+                norm = gradients.norm()
+                if settings.max_grad_norm is not None:
+                    gradients.clip(norm, settings.max_grad_norm)
+                optimizer.step()
+                progress.step += 1
+                progress.batch += 1
 
-            stopping = unread is not None and settle(unread)
-            unread = _Record.of(progress.step, learning_rate, indices, losses, norm, stop.signal != 0, ranks)
-            due = settings.checkpoint_every_steps and progress.step % settings.checkpoint_every_steps == 0
-            if stopping or due or progress.batch == len(order):
-                stopping |= settle(unread)
-                unread = None
-                if stopping or due:
-                    save()
-            if stopping:
-                bar.close()
-                raise Interrupted(f"Stopped after step {progress.step}; the same command with --resume continues.")
+                stopping = unread is not None and settle(unread)
+                unread = _Record.of(progress.step, learning_rate, indices, losses, norm, stop.signal != 0, ranks)
+                due = settings.checkpoint_every_steps and progress.step % settings.checkpoint_every_steps == 0
+                if stopping or due or progress.batch == len(order):
+                    stopping |= settle(unread)
+                    unread = None
+                    if stopping or due:
+                        save()
+                if stopping:
+                    raise Interrupted(f"Stopped after step {progress.step}; the same command with --resume continues.")
 
-        predictions = _predict(model, splits["valid"], ranks, settings)
-        measured = evaluation.metrics(predictions)
-        task, contrastive = evaluation.losses(predictions, model.config, settings.batch_size)
-        losses_of_epoch = {"task_loss": task}
-        if nu is not None and contrastive is not None:
-            if ema:  # Eq. 21
-                nu.mul_(settings.momentum).add_((1 - settings.momentum) * _ratio(task, contrastive, nu))
-            nu_now = float(nu)
-            losses_of_epoch |= {"contrastive_loss": contrastive, "nu": nu_now}
-        progress.epoch, progress.batch = progress.epoch + 1, 0
-        progress.stalled += 1
-        score = evaluation.selection(measured)
-        if progress.best is None or score < progress.best:
-            progress.best, progress.best_epoch, progress.stalled = score, progress.epoch, 0
-            if ranks.is_main:
-                checkpoint.replace_folder(folder / BEST, lambda path: _save_pretrained(model, processor, path))
-        if log is not None:
-            log.write("valid", {"step": progress.step, "epoch": progress.epoch, **losses_of_epoch, **measured})
-        if progress.epoch % settings.checkpoint_every_epochs == 0 or progress.epoch == settings.epochs:
-            save()
-    bar.close()
+            predictions = _predict(model, splits["valid"], ranks, settings)
+            measured = evaluation.metrics(predictions)
+            task, contrastive = evaluation.losses(predictions, model.config, settings.batch_size)
+            losses_of_epoch = {"task_loss": task}
+            if nu is not None and contrastive is not None:
+                if ema:  # Eq. 21
+                    nu.mul_(settings.momentum).add_((1 - settings.momentum) * _ratio(task, contrastive, nu))
+                nu_now = float(nu)
+                losses_of_epoch |= {"contrastive_loss": contrastive, "nu": nu_now}
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+            progress.stalled += 1
+            score = evaluation.selection(measured)
+            if progress.best is None or score < progress.best:
+                progress.best, progress.best_epoch, progress.stalled = score, progress.epoch, 0
+                if ranks.is_main:
+                    checkpoint.replace_folder(folder / BEST, lambda path: _save_pretrained(model, processor, path))
+            if log is not None:
+                log.write("valid", {"step": progress.step, "epoch": progress.epoch, **losses_of_epoch, **measured})
+            if progress.epoch % settings.checkpoint_every_epochs == 0 or progress.epoch == settings.epochs:
+                save()
 
     # The best model, on the test set.
     distributed.wait_for_all(ranks)
@@ -564,6 +564,14 @@ def _ratio(task: float, contrastive: float | None, nu: Tensor) -> float:
 def _save_pretrained(model: Classifier, processor: CMSBertProcessor, path: Path) -> None:
     model.save_pretrained(path)
     processor.save_pretrained(path)
+
+
+def _make_folder(folder: Path, ranks: Ranks) -> None:
+    if ranks.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+    distributed.wait_for_all(ranks)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not to be seen on every machine; choose an --output on a disk that all share.")
 
 
 def _check_unchanged(

@@ -20,6 +20,17 @@ from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, UsageErro
 
 LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError)
 BEST = "best"  # the folder of a run's best model
+# What a checkpoint's config says about itself, its dtype, its own task and its own layers with CMS.
+_NOT_TAKEN_OVER = (
+    "architectures",
+    "model_type",
+    "torch_dtype",
+    "dtype",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "cms_layers",
+)
 Classifier: TypeAlias = CMSBertForSequenceClassification | CMSBertCLRForSequenceClassification
 
 
@@ -57,10 +68,8 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
     if settings.model is not None:
         saved = _saved_config(settings.model)
         _check_fit(settings, saved, fields, corpus)
-        for name in ("architectures", "model_type", "torch_dtype", "dtype", "_name_or_path", "cms_layers"):
+        for name in _NOT_TAKEN_OVER:
             saved.pop(name, None)
-        if settings.projection_size is None and "visual_size" not in saved:
-            saved.pop("projection_size", None)
     elif corpus.name != "embedded":
         raise UsageError(
             f"Name a pretrained checkpoint with --model to train on {corpus.name}; only the embedded corpus is small "
@@ -195,7 +204,8 @@ def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[s
                 f"with {trained}; give the stream it was trained with, or another checkpoint."
             )
     trained_labels = len(saved.get("id2label") or {}) or saved.get("num_labels", 2)
-    if trained_labels != fields["num_labels"]:
+    has_head = any(name.endswith("ForSequenceClassification") for name in saved.get("architectures") or ())
+    if has_head and trained_labels != fields["num_labels"]:
         raise UsageError(
             f"{settings.model} predicts {trained_labels} values but {corpus.name} asks for {fields['num_labels']}; "
             "give another checkpoint."

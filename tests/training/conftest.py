@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,14 +20,18 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SIZES = {"train": 25, "valid": 7, "test": 9}
 
 
-def write_corpus(folder: Path, label: Callable[[int], str] = lambda i: f"{(7 * i % 31 - 15) / 5:.1f}") -> Path:
+def write_corpus(
+    folder: Path,
+    label: Callable[[int], str] = lambda i: f"{(7 * i % 31 - 15) / 5:.1f}",
+    sizes: Mapping[str, int] = SIZES,
+) -> Path:
     """A table of segments with a visual (3 features) and an acoustic (2 features) stream."""
     rng = np.random.default_rng(0)
     for stream in ("visual", "acoustic"):
         (folder / stream).mkdir(parents=True)
     lines = ["id\tsplit\tlabel\ttext"]
     number = 0
-    for split, size in SIZES.items():
+    for split, size in sizes.items():
         for _ in range(size):
             text = " ".join(WORDS[k] for k in rng.integers(len(WORDS), size=int(rng.integers(2, 7))))
             lines.append(f"{split}{number}\t{split}\t{label(number)}\t{text}")

@@ -72,12 +72,14 @@ def assert_same(run, other):
     assert ours == theirs
 
 
-def test_ranks_change_rounding_only(tmp_path, start_run, corpus_folder, bert_without_dropout):
-    arguments = ["--data", corpus_folder, "--model", bert_without_dropout, "--epochs", 2, "--batch-size", 9]
+def test_ranks_change_rounding_only(tmp_path, start_run, make_corpus, bert_without_dropout):
+    # Batches of 9, 8 and 8 examples, which no number of ranks divides; fewer validation examples than ranks.
+    data = make_corpus(tmp_path / "data", sizes={"train": 25, "valid": 3, "test": 9})
+    arguments = ["--data", data, "--model", bert_without_dropout, "--epochs", 2, "--batch-size", 9]
     runs = [start_run(tmp_path / str(ranks), arguments, ranks) for ranks in (1, 2, 4)]
     assert [run.wait() for run in runs] == [[0], [0] * 2, [0] * 4], [run.errors() for run in runs]
     one, *more = runs
-    assert len(one.records()) == 6  # batches of 9, 8 and 8 examples: no number of ranks divides them all
+    assert len(one.records()) == 6
     for run in more:
         for event in ("start", "train", "valid", "test"):
             for ours, theirs in zip(run.records(event), one.records(event), strict=True):
@@ -204,3 +206,14 @@ def test_torchrun_restarts_and_resumes(tmp_path, base, undisturbed):
     assert done.returncode == 0, done.stderr
     run = undisturbed(2)
     assert_same(type(run)([], tmp_path), run)
+
+
+@pytest.mark.cuda
+def test_killed_and_resumed_on_a_gpu(tmp_path, start_run, base):
+    base = [*base, "--device", "cuda"]
+    whole = start_run(tmp_path / "whole", base)
+    assert whole.wait() == [0], whole.errors()
+    start_run(tmp_path / "killed", base, before=SLOW_STEPS).kill_after(8)
+    run = start_run(tmp_path / "killed", [*base, "--resume"])
+    assert run.wait() == [0], run.errors()
+    assert_same(run, whole)

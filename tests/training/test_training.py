@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from cmsbert_fast.training.distributed import Ranks, share
 from cmsbert_fast.training.evaluation import Batches, Predictions
 from cmsbert_fast.training.loop import check, epoch_batches, schedule
 from cmsbert_fast.training.models import build, is_new, parameter_groups
+from cmsbert_fast.training.results import RunLog
 from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, UsageError
 
 CPU = Ranks(0, 1, torch.device("cpu"))
@@ -296,7 +298,10 @@ def test_users_errors(train, short, tmp_path, corpus_folder, make_corpus, argume
     (tmp_path / "roberta").mkdir()
     (tmp_path / "roberta" / "config.json").write_text('{"model_type": "roberta"}')
     save_config(tmp_path / "wide", CMSBertConfig(visual_size=35, acoustic_size=2, num_labels=1))
-    save_config(tmp_path / "classes", CMSBertConfig(visual_size=3, acoustic_size=2, num_labels=4))
+    save_config(
+        tmp_path / "classes",
+        CMSBertConfig(visual_size=3, acoustic_size=2, num_labels=4, architectures=["CMSBertForSequenceClassification"]),
+    )
     BertTokenizerFast.from_pretrained(short[3]).save_pretrained(
         save_config(tmp_path / "weightless", CMSBertConfig(num_labels=1))
     )
@@ -370,3 +375,30 @@ def test_continuing_from_a_trained_checkpoint(train, short, tmp_path):
     saved = CMSBertCLRForSequenceClassification.from_pretrained(trained).state_dict()
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
     assert any(is_new(name) for name in saved)
+
+
+def test_log_and_what_a_resumed_run_keeps_of_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as where tensorboard is not installed
+    log = RunLog(tmp_path)
+    log.write("train", {"step": 1, "loss": 0.1 + 0.2})
+    kept = log.length()
+    log.write("train", {"step": 2, "loss": float("nan")})
+    log.close()
+    log = RunLog(tmp_path, kept, step=1)
+    log.write("train", {"step": 2, "loss": 1.0})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.1 + 0.2), (2, 1.0)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl"]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu(train, short, tmp_path, precision):
+    for device in ("cpu", "cuda", "cuda again"):
+        arguments = [*short, "--device", device.split()[0], "--precision", precision, "--output", tmp_path / device]
+        assert train(*arguments)[0] == 0
+    cpu, cuda, again = (records(tmp_path / device, "train") for device in ("cpu", "cuda", "cuda again"))
+    assert cuda == again
+    losses = [[record["loss"] for record in log] for log in (cpu, cuda)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "fp32" else 3e-2)
