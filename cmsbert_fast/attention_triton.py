@@ -22,6 +22,7 @@ if HAS_TRITON:
 
     from cmsbert_fast.kernels import cms_attention as kernels
 
+INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)  # fixed when the kernels are imported
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -32,18 +33,23 @@ def why_not(query: Tensor) -> str | None:
     """
     if not HAS_TRITON:
         return "Triton is not installed"
-    interpreted = bool(triton.knobs.runtime.interpret)
-    if query.device.type != "cuda" and not (interpreted and query.device.type == "cpu"):
+    if query.device.type != "cuda" and not (INTERPRETED and query.device.type == "cpu"):
         return f"its kernels run on CUDA and ROCm devices, not on {query.device.type}"
     if query.dtype not in DTYPES:
         return f"its kernels compute in float32, float16 and bfloat16, not in {query.dtype}"
-    if interpreted and query.dtype == torch.bfloat16:
+    if INTERPRETED and query.dtype == torch.bfloat16:
         return "Triton's interpreter is wrong for bfloat16"
     if query.shape[-1] > kernels.MAX_HEAD_SIZE:
         return f"its kernels take heads of at most {kernels.MAX_HEAD_SIZE}, not {query.shape[-1]}"
-    if not interpreted and torch.version.hip is None and torch.cuda.get_device_capability(query.device) < (8, 0):
+    if query.device.type == "cuda" and not _is_recent(query.device.index):
         return "its kernels need an NVIDIA GPU of compute capability 8.0 or later"
     return None
+
+
+@torch.compiler.assume_constant_result
+def _is_recent(device_index: int) -> bool:
+    """Whether the GPU has what the kernels need; below compute capability 8.0 they spill registers."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device_index) >= (8, 0)
 
 
 def is_available(query: Tensor) -> bool:

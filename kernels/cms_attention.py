@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Forward takes one launch up to these lengths, frame counts and frame sizes, and two beyond. "Short" is what fits into one
-# tile, "medium" what takes several, "long" what takes two launches. float32 tiles are too large to be short.
+# Forward takes one launch up to these lengths, frame counts and frame sizes, and two beyond. "Short" is what fits into
+# one tile, "medium" what takes several, "long" what takes two launches. float32 tiles are too large to be short.
 SHORT_TOKENS, MEDIUM_TOKENS, ONE_LAUNCH_FRAMES, ONE_LAUNCH_FRAME_SIZE = 64, 128, 512, 128
 SHORT_ITEM_SIZE = 2
 MAX_HEAD_SIZE = 128
@@ -122,8 +122,8 @@ def _share_of_tail(cu, n_batch, n_rows, i_program, n_programs):
 def _dot(b_x, b_y, b_acc, PRECISION: tl.constexpr):
     """b_acc + x y, or x y where ``b_acc`` is None.
 
-    "split" is true float32 on NVIDIA, which has no tensor cores for it: a thread would hold its rows of x and columns of
-    y in registers along the whole inner dimension, so that is halved until it is 16.
+    "split" is true float32 on NVIDIA, which has no tensor cores for it: a thread would hold its rows of x and columns
+    of y in registers along the whole inner dimension, so that is halved until it is 16.
     """
     if PRECISION == "split":
         if b_x.shape[1] > 16:
@@ -187,7 +187,7 @@ def _mean_frame(
 
 @triton.jit
 def _keep(seed, i_b, i_h, o_q, o_k, threshold):
-    """Dropout's decisions for queries ``o_q`` and keys ``o_k``, one of which is a column [M, 1], the other a row [1, N].
+    """Dropout's decisions for queries ``o_q`` and keys ``o_k``: one is a column [M, 1], the other a row [1, N].
 
     The counter is (key, query, head, sequence), each by its position.
     """
@@ -548,6 +548,7 @@ def shift_forward_kernel(
     if cu is not None:
         i_first, i_last = _share_of_tail(cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
         _zero_rows(mean, s_mean, i_first, i_last, s_mean, BLOCK_N, BLOCK_D)
+        _zero_rows(shift, hidden_size, i_first, i_last, hidden_size, BLOCK_N, BLOCK_D)
 
 
 @triton.jit
@@ -630,6 +631,7 @@ def attention_forward_kernel(
         i_first, i_last = _share_of_tail(cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
         s_out = n_heads * head_size
         _zero_rows(out + i_h.to(tl.int64) * head_size, s_out, i_first, i_last, head_size, BLOCK_M, BLOCK_D)
+        _zero_vector(lse + i_h.to(tl.int64) * n_rows, i_first, i_last, BLOCK_M)
 
 
 @triton.jit(do_not_specialize=_COUNTS)
@@ -643,7 +645,8 @@ def medium_forward_kernel(
     n_batch, n_rows, length, length_v, length_a, n_heads, head_size, size_v, size_a, i_mean_a, scale,
     keep_scale, threshold,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, HEADS: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_A: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr, BLOCK_A: tl.constexpr,
 ):  # fmt: skip
     """Gates, mean frame, shift and attention of one sequence and HEADS heads, several tiles. Grid (B, cdiv(H, HEADS)).
 
@@ -652,11 +655,10 @@ def medium_forward_kernel(
     i_b, i_g = tl.program_id(0), tl.program_id(1)
     i_start, n = _extent(cu, i_b, length)
     s_out = n_heads * head_size
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < head_size
     o_v = tl.arange(0, BLOCK_V)
     o_a = tl.arange(0, BLOCK_A)
     n_mine = tl.minimum(HEADS, n_heads - i_g * HEADS)
+    i_column = i_g.to(tl.int64) * HEADS * head_size  # of this program's heads
     if shift is not None:
         for i_m in range(0, n, BLOCK_M):
             o_m = i_m + tl.arange(0, BLOCK_M)
@@ -682,16 +684,17 @@ def medium_forward_kernel(
                 if i_g == 0:
                     p_mean = mean + i_start * s_mean + i_mean_a
                     _store_rows(p_mean, b_ma, o_m, o_m < n, s_mean, o_a, o_a < s_mean - i_mean_a)
-            for i_head in range(n_mine):
-                i_column = (i_g * HEADS + i_head).to(tl.int64) * head_size
-                b_shift = tl.zeros([BLOCK_M, BLOCK_D], dtype=tl.float32)
+            for i_c in range(0, n_mine * head_size, BLOCK_C):
+                o_c = i_c + tl.arange(0, BLOCK_C)
+                m_c = o_c < n_mine * head_size
+                b_shift = tl.zeros([BLOCK_M, BLOCK_C], dtype=tl.float32)
                 if frames_v is not None:
-                    b_w = _rows(weight_v + i_column * s_wv, o_d, m_d, s_wv, o_v, o_v < size_v)  # [BLOCK_D, BLOCK_V]
+                    b_w = _rows(weight_v + i_column * s_wv, o_c, m_c, s_wv, o_v, o_v < size_v)  # [BLOCK_C, BLOCK_V]
                     b_shift = _dot(b_mv, tl.trans(b_w), b_shift, PRECISION)
                 if frames_a is not None:
-                    b_w = _rows(weight_a + i_column * s_wa, o_d, m_d, s_wa, o_a, o_a < size_a)  # [BLOCK_D, BLOCK_A]
+                    b_w = _rows(weight_a + i_column * s_wa, o_c, m_c, s_wa, o_a, o_a < size_a)  # [BLOCK_C, BLOCK_A]
                     b_shift = _dot(b_ma, tl.trans(b_w), b_shift, PRECISION)
-                _store_rows(shift + i_start * s_out + i_column, b_shift, o_m, o_m < n, s_out, o_d, m_d)
+                _store_rows(shift + i_start * s_out + i_column, b_shift, o_m, o_m < n, s_out, o_c, m_c)
         tl.debug_barrier()
     for i_head in range(n_mine):
         for i_m in range(0, n, BLOCK_M):
@@ -704,8 +707,11 @@ def medium_forward_kernel(
     if cu is not None:
         i_first, i_last = _share_of_tail(cu, n_batch, n_rows, i_b, n_batch)
         if i_first < i_last:
-            i_column = i_g * HEADS * head_size
             _zero_rows(out + i_column, s_out, i_first, i_last, n_mine * head_size, BLOCK_M, BLOCK_D)
+            if shift is not None:
+                _zero_rows(shift + i_column, s_out, i_first, i_last, n_mine * head_size, BLOCK_M, BLOCK_D)
+            for i_head in range(n_mine):
+                _zero_vector(lse + (i_g * HEADS + i_head).to(tl.int64) * n_rows, i_first, i_last, BLOCK_M)
             if (i_g == 0) & (s_mean > 0):
                 _zero_rows(mean, s_mean, i_first, i_last, s_mean, BLOCK_M, BLOCK_D)
 
@@ -750,7 +756,9 @@ def attention_backward_query_kernel(
             b_v = _shifted(v, shift, o_n, m_n, s_vn, s_out, o_d, m_d)  # [BLOCK_N, BLOCK_D]
             b_ds = _dot(b_do, tl.trans(b_v), None, PRECISION)
             if seed is not None:
-                b_ds = tl.where(_keep(tl.load(seed), i_b, i_h, o_m[:, None], o_n[None, :], threshold), b_ds * keep_scale, 0.0)
+                b_ds = tl.where(
+                    _keep(tl.load(seed), i_b, i_h, o_m[:, None], o_n[None, :], threshold), b_ds * keep_scale, 0.0
+                )
             b_ds = (b_s * (b_ds - b_delta[:, None])).to(b_k.dtype)
             b_dq = _dot(b_ds, b_k, b_dq, PRECISION)
         _store_rows(dq + i_out, b_dq * scale, o_m, o_m < n, s_out, o_d, m_d)
@@ -981,7 +989,7 @@ class Call(NamedTuple):
 
     @property
     def shape_class(self) -> str:
-        """"short", "medium" or "long"; follows from shapes alone."""
+        """ "short", "medium" or "long"; follows from shapes alone."""
         one_launch = self.max_length <= MEDIUM_TOKENS and all(
             m.max_length <= ONE_LAUNCH_FRAMES and m.frames.shape[-1] <= ONE_LAUNCH_FRAME_SIZE for m in self.modalities
         )

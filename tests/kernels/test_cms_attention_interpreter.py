@@ -498,7 +498,7 @@ def test_gradients_under_dropout(shape_class: str) -> None:
     torch.manual_seed(7)
     actual = public(case, torch.float32, "triton", packed=False, dropout_p=p)
     for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e.detach(), rtol=1e-4, atol=1e-4)
+        assert (a - e).abs().max() <= 1e-4 * max(1.0, e.abs().max())
 
 
 # ------------------------------------------------------------------ refusals

@@ -1,0 +1,293 @@
+"""cms_attention as a registered operator: opcheck, gradcheck, torch.compile, checkpointing, autocast, DDP, CUDA graphs.
+
+The Triton operator runs on a GPU or in Triton's interpreter; without a GPU one test runs this file again with
+``TRITON_INTERPRET=1``.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from cmsbert_fast import ModalityShift, attention_triton, cms_attention
+from cmsbert_fast.attention import choose_backend
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
+BACKENDS = ["torch", pytest.param("triton", marks=runs_kernels)]
+# What torch.compile does with the graph it captured: generates kernels on a GPU, runs it as it is elsewhere.
+COMPILER = "inductor" if DEVICE == "cuda" else "aot_eager"
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process already")
+def test_in_the_interpreter() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    root = Path(__file__).resolve().parents[1]
+    result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
+
+
+@pytest.fixture(params=["short", "long"])
+def shape_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Forces small calls into the shape class of large ones."""
+    if attention_triton.HAS_TRITON and request.param == "long":
+        monkeypatch.setattr(attention_triton.kernels, "SHORT_TOKENS", 0)
+        monkeypatch.setattr(attention_triton.kernels, "MEDIUM_TOKENS", 0)
+    yield request.param
+    torch.compiler.reset()  # what was traced under the forced limits
+
+
+def inputs(
+    dtype: torch.dtype = torch.float16, packed: bool = True, seed: int = 0
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Leaves (q, k, v and eight tensors of two modalities) and the remaining arguments of :func:`run`."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype).requires_grad_()
+
+    lead, visual, acoustic = ((9,), (7,), (4,)) if packed else ((2, 5), (2, 4), (2, 3))
+    leaves = [random(*lead, 2, 4) for _ in range(3)]
+    for frames, size in ((visual, 5), (acoustic, 3)):
+        leaves += [random(*lead), random(*frames), random(*frames, size), random(8, size)]
+    if not packed:
+        return leaves, {"attention_mask": torch.tensor([[1, 1, 0, 1, 1], [0, 1, 1, 1, 0]], device=DEVICE).bool()}
+    cu = [torch.tensor(x, dtype=torch.int32, device=DEVICE) for x in ([0, 3, 8], [0, 5, 6], [0, 0, 4])]
+    return leaves, {"cu_seqlens": cu[0], "max_seqlen": 5, "cu_visual": cu[1], "cu_acoustic": cu[2]}
+
+
+def run(leaves: list[Tensor], backend: str, cu_visual: Any = None, cu_acoustic: Any = None, **options: Any) -> Tensor:
+    packed = cu_visual is not None
+    visual = ModalityShift(*leaves[3:7], cu_visual, 5 if packed else None)
+    acoustic = ModalityShift(*leaves[7:], cu_acoustic, 4 if packed else None)
+    return cms_attention(*leaves[:3], visual, acoustic, backend=backend, **options)
+
+
+def value_and_gradients(function: Any, leaves: list[Tensor]) -> list[Tensor]:
+    z = function(leaves)
+    weight = torch.linspace(-1, 1, z.numel(), device=z.device, dtype=z.dtype).view(z.shape)
+    for x in leaves:
+        x.grad = None
+    (z * weight).sum().backward()
+    return [z.detach(), *(x.grad for x in leaves)]
+
+
+def operator_arguments(packed: bool, dropout_p: float) -> tuple[Any, ...]:
+    leaves, options = inputs(packed=packed)
+    tensors = [x.detach() for x in leaves]
+    masks = (None, None)
+    cu = [options.get(name) for name in ("cu_visual", "cu_acoustic", "cu_seqlens")]
+    visual, acoustic = ((*tensors[3 + 4 * i : 7 + 4 * i], cu[i], masks[i]) for i in range(2))
+    seed = torch.tensor([7], device=DEVICE) if dropout_p else None
+    lengths = (5, 5, 4) if packed else (5, 4, 3)
+    mask = options.get("attention_mask")
+    return (*tensors[:3], *visual, *acoustic, cu[2], mask, seed, *lengths, "tanh", 0.5, dropout_p)
+
+
+@runs_kernels
+@pytest.mark.parametrize(("packed", "dropout_p"), [(True, 0.0), (False, 0.5)])
+def test_operators_pass_opcheck(shape_class: str, packed: bool, dropout_p: float) -> None:
+    arguments = operator_arguments(packed, dropout_p)
+    operators = torch.ops.cmsbert_fast
+    # Dynamic shapes are traced in the compile test: here they would only repeat it.
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    torch.library.opcheck(operators.cms_attention_forward.default, arguments, test_utils=tests)
+    out, *saved = operators.cms_attention_forward(*arguments)
+    backward = (torch.ones_like(out), out, *saved, True, False, *arguments)
+    torch.library.opcheck(operators.cms_attention_backward.default, backward, test_utils=tests)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_gradcheck_in_float64(backend: str, packed: bool) -> None:
+    leaves, options = inputs(torch.float64, packed)
+    assert torch.autograd.gradcheck(
+        lambda *x: run(list(x), backend, activation="tanh", **options), leaves, fast_mode=True
+    )
+
+
+@runs_kernels
+def test_gradients_of_triton_are_those_of_the_path_that_passes_gradcheck(shape_class: str) -> None:
+    for packed in (True, False):
+        leaves, options = inputs(torch.float32, packed)
+        expected = value_and_gradients(lambda x: run(x, "reference", **options), leaves)  # noqa: B023
+        actual = value_and_gradients(lambda x: run(x, "triton", **options), leaves)  # noqa: B023
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+
+
+@runs_kernels
+def test_only_what_is_asked_for_gets_a_gradient() -> None:
+    leaves, options = inputs()
+    for index in range(len(leaves)):
+        chosen = [x.detach().requires_grad_(i == index) for i, x in enumerate(leaves)]
+        z = run(chosen, "triton", **options)
+        z.sum().backward()
+        assert [i for i, x in enumerate(chosen) if x.grad is not None] == [index]
+        assert chosen[index].grad.shape == chosen[index].shape
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("packed", [True, False])
+def test_compiles_without_a_graph_break(backend: str, packed: bool, shape_class: str) -> None:
+    leaves, options = inputs(torch.float32, packed)
+    torch.compiler.reset()
+
+    def function(x: list[Tensor]) -> Tensor:
+        return run(x, backend, **options).sin()
+
+    expected = value_and_gradients(function, leaves)
+    actual = value_and_gradients(torch.compile(function, fullgraph=True, backend=COMPILER), leaves)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
+
+
+@runs_kernels
+def test_compiles_with_dynamic_shapes(shape_class: str) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda x, options: run(x, "triton", **options), fullgraph=True, backend=COMPILER, dynamic=True
+    )
+    for seed in range(2):
+        leaves, options = inputs(torch.float32, seed=seed)
+        if seed:
+            leaves = [x if x.shape[0] != 9 else torch.cat([x, x[:2]]).detach().requires_grad_() for x in leaves]
+        expected = value_and_gradients(lambda x: run(x, "triton", **options), leaves)  # noqa: B023
+        actual = value_and_gradients(lambda x: compiled(x, options), leaves)  # noqa: B023
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_recomputes_the_same_dropout(backend: str, reentrant: bool, shape_class: str) -> None:
+    leaves, options = inputs(torch.float32)
+
+    def function(*x: Tensor) -> Tensor:
+        return run(list(x), backend, dropout_p=0.5, **options)
+
+    torch.manual_seed(0)
+    expected = value_and_gradients(lambda x: function(*x), leaves)
+    torch.manual_seed(0)
+    actual = value_and_gradients(lambda x: checkpoint(function, *x, use_reentrant=reentrant), leaves)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+    torch.manual_seed(1)
+    assert not torch.equal(function(*leaves), expected[0])
+
+
+@runs_kernels
+def test_dropout_seed_is_drawn_from_the_device_generator() -> None:
+    leaves, options = inputs()
+    torch.manual_seed(0)
+    first, second = (run(leaves, "triton", dropout_p=0.5, **options) for _ in range(2))
+    torch.manual_seed(0)
+    assert torch.equal(first, run(leaves, "triton", dropout_p=0.5, **options))
+    assert not torch.equal(first, second)
+    before = torch.get_rng_state() if DEVICE == "cpu" else torch.cuda.get_rng_state()
+    run(leaves, "triton", **options)
+    after = torch.get_rng_state() if DEVICE == "cpu" else torch.cuda.get_rng_state()
+    assert torch.equal(before, after)  # without dropout nothing is drawn
+
+
+@runs_kernels
+def test_autocast() -> None:
+    leaves, options = inputs(torch.float32)
+    with torch.autocast(DEVICE, torch.float16):
+        z = run(leaves, "triton", **options)
+    assert z.dtype == torch.float16
+    gradients = torch.autograd.grad(z.float().sum(), leaves)
+    assert {g.dtype for g in gradients} == {torch.float32}
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        leaves, self.options = inputs(torch.float32)
+        self.leaves = torch.nn.ParameterList([x.detach() for x in leaves])
+
+    def forward(self) -> Tensor:
+        return run(list(self.leaves), "triton", **self.options)
+
+
+@runs_kernels
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    backend = "nccl" if DEVICE == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        plain = Layer().to(DEVICE)
+        wrapped = torch.nn.parallel.DistributedDataParallel(Layer().to(DEVICE))
+        plain().square().sum().backward()
+        wrapped().square().sum().backward()
+        for a, e in zip(wrapped.module.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(a.grad, e.grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+def test_cuda_graph_replay(dropout_p: float) -> None:
+    """Replay reads new inputs and draws new dropout."""
+    if INTERPRETED:
+        pytest.skip("the interpreter has no graphs")
+    leaves, options = inputs()
+
+    def step() -> list[Tensor]:
+        return value_and_gradients(lambda x: run(x, "triton", dropout_p=dropout_p, **options), leaves)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    first = [x.clone() for x in captured]
+    graph.replay()
+    assert torch.equal(first[0], captured[0]) == (dropout_p == 0)
+    if dropout_p == 0:
+        with torch.no_grad():
+            leaves[0].add_(1)
+        graph.replay()
+        replayed = [x.clone() for x in captured]
+        for a, e in zip(replayed, step(), strict=True):
+            assert torch.equal(a, e)
+
+
+@pytest.mark.cuda
+def test_auto_picks_triton_on_a_gpu() -> None:
+    assert choose_backend(torch.empty(1, 2, 64, device="cuda", dtype=torch.bfloat16)) == "triton"
+    assert choose_backend(torch.empty(1, 2, 64, device="cuda", dtype=torch.float64)) == "torch"
+
+
+@pytest.mark.cuda
+def test_compute_sanitizer() -> None:
+    """Out-of-bounds and uninitialised reads, where NVIDIA's tool is installed."""
+    import shutil
+
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        pytest.skip("compute-sanitizer is not installed")
+    test = f"{__file__}::test_gradients_of_triton_are_those_of_the_path_that_passes_gradcheck"
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    for check in ("memcheck", "racecheck"):
+        command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", test]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+        assert result.returncode == 0, result.stdout[-4000:]
+
+
+def test_auto_never_interprets() -> None:
+    assert choose_backend(torch.empty(1, 2, 64)) != "triton"
