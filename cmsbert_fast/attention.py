@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmsbert_fast import attention_torch, attention_triton, reference
+from cmsbert_fast import attention_cpu, attention_torch, attention_triton, reference
 from cmsbert_fast.backends import requested_backend
 from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
 
@@ -110,6 +110,7 @@ def cms_attention(
         "reference": _reference,
         "torch": attention_torch.cms_attention,
         "triton": attention_triton.cms_attention,
+        "cpu": attention_cpu.cms_attention,
     }[choose_backend(query, backend)]
     return run(query, key, value, visual, acoustic, packing, attention_mask, activation, scale, dropout_p)
 
@@ -123,14 +124,13 @@ def choose_backend(query: Tensor, backend: str = "auto") -> str:
     name = requested_backend(backend)
     if name in ("reference", "torch"):
         return name
-    if name == "triton":
-        reason = attention_triton.why_not(query)
-        if reason is not None:
-            raise ValueError(f'backend="triton" cannot run here: {reason}; use backend="auto" or "torch".')
-        return name
-    if name != "auto":
-        raise ValueError(f'backend="{name}" is not available for cms_attention; use backend="auto" or "torch".')
-    return "triton" if attention_triton.is_available(query) else "torch"
+    compiled = {"triton": attention_triton, "cpu": attention_cpu}
+    if name == "auto":
+        return next((name for name, backend in compiled.items() if backend.is_available(query)), "torch")
+    reason = compiled[name].why_not(query)
+    if reason is not None:
+        raise ValueError(f'backend="{name}" cannot run here: {reason}; use backend="auto" or "torch".')
+    return name
 
 
 def _reference(

@@ -1,0 +1,766 @@
+// CMS attention on the CPU (Eq. 1-7 of the paper), forward and backward, for packed sequences in float32 or bfloat16.
+//
+// Plain C interface at the end of the file: pointers in, status out. No header of PyTorch, Python or OpenMP, so that one
+// binary serves every version of them; cmsbert_fast/attention_cpu.py builds it, loads it and hands it the parallel loop
+// of the OpenMP runtime PyTorch uses (a pool of our own would fight with that one for the cores).
+//
+// Every matrix product is one register-blocked kernel, C = A B or C += A B with A of any strides and the rows of B and C
+// padded to whole vectors. All arithmetic is float32. A task owns what it writes and sums in a fixed order: results do
+// not depend on the number of threads. Queries go in blocks of QUERIES rows against all keys, so that scratch memory is
+// linear in the length; from forward to backward only the mean frames (T, K) and each row's maximum and inverse sum of the
+// softmax (H, T, 2) are kept: apart, because their log-sum-exp in float32 would lose digits where scores are large.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace {
+
+// ------------------------------------------------------------------ vectors
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, MAX_VECTORS = 4;
+#elif defined(__AVX__)
+constexpr int LANES = 8, MAX_VECTORS = 2;
+#elif defined(__ARM_NEON)
+constexpr int LANES = 4, MAX_VECTORS = 4;
+#else
+constexpr int LANES = 4, MAX_VECTORS = 2;
+#endif
+constexpr int MAX_ROWS = 6;  // with MAX_VECTORS: as many accumulators as fit into the registers
+constexpr int64_t QUERIES = 64, DEPTH = 256;
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t IntVec __attribute__((vector_size(LANES * 4)));
+typedef float UnalignedVec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+inline Vec load(const float* x) { return *reinterpret_cast<const UnalignedVec*>(x); }
+inline void store(float* x, Vec v) { *reinterpret_cast<UnalignedVec*>(x) = v; }
+inline Vec splat(float x) { return x - Vec{}; }  // 0 + x would lose the sign of -0
+inline IntVec before(int64_t n) {  // which lanes are below n
+    IntVec lanes;
+    for (int i = 0; i < LANES; ++i) lanes[i] = i;
+    return lanes < static_cast<int32_t>(std::min<int64_t>(n, LANES));
+}
+inline Vec maximum(Vec x, Vec y) { return x > y ? x : y; }
+
+template <class Op>
+inline float reduce(Vec x, Op op) {
+    float lanes[LANES];
+    std::memcpy(lanes, &x, sizeof lanes);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lanes[i] = op(lanes[i], lanes[i + half]);
+    return lanes[0];
+}
+inline float sum(Vec x) {
+    return reduce(x, [](float a, float b) { return a + b; });
+}
+inline float largest(Vec x) {
+    return reduce(x, [](float a, float b) { return a > b ? a : b; });
+}
+
+// exp(x) for x <= 88; relative error below 2 units in the last place; 0 below -87; NaN stays NaN.
+inline Vec exponential(Vec x) {
+    const Vec low = splat(-87.0f), magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    const Vec clamped = x < low ? low : x;
+    const Vec shifted = clamped * 1.44269504088896341f + magic;
+    const Vec n = shifted - magic;
+    const Vec r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+    Vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    const Vec scaled = reinterpret_cast<Vec>(reinterpret_cast<IntVec>(p) + (reinterpret_cast<IntVec>(shifted) << 23));
+    const Vec result = x < low ? Vec{} : scaled;
+    return x == x ? result : x;
+}
+
+enum Activation : int64_t { RELU, SIGMOID, TANH };
+
+inline Vec magnitude(Vec x) { return x < 0.0f ? -x : x; }
+
+inline Vec sigmoid(Vec x) {
+    const Vec e = exponential(-magnitude(x));
+    return (x < 0.0f ? e : splat(1.0f)) / (1.0f + e);
+}
+
+inline Vec tanh(Vec x) {
+    const Vec e = exponential(-2.0f * magnitude(x));
+    const Vec wide = (1.0f - e) / (1.0f + e);
+    const Vec y = x * x;  // near 0 the quotient cancels
+    Vec p = y * -5.70498872745e-3f + 2.06390887954e-2f;
+    p = p * y - 5.37397155531e-2f;
+    p = p * y + 1.33314422036e-1f;
+    p = p * y - 3.33332819422e-1f;
+    return magnitude(x) < 0.625f ? p * y * x + x : (x < 0.0f ? -wide : wide);
+}
+
+// act(s) and act'(s); that of relu is 0 at 0, as in PyTorch.
+inline void activate(int64_t activation, Vec s, Vec& gate, Vec& slope) {
+    if (activation == RELU) {
+        gate = s < 0.0f ? Vec{} : s;  // NaN stays NaN
+        slope = s > 0.0f ? splat(1.0f) : Vec{};
+    } else if (activation == SIGMOID) {
+        gate = sigmoid(s);
+        slope = gate * (1.0f - gate);
+    } else {
+        gate = tanh(s);
+        slope = 1.0f - gate * gate;
+    }
+}
+
+inline int64_t multiple(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
+inline int64_t padded(int64_t n) { return multiple(n, LANES); }
+
+// ------------------------------------------------------------------ matrix product
+
+using Block = void (*)(int64_t, const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t, bool);
+
+template <int ROWS, int VECTORS>
+void block(int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b, int64_t b_row, float* c,
+           int64_t c_row, bool add) {
+    Vec total[ROWS][VECTORS];
+    for (int i = 0; i < ROWS; ++i)
+        for (int j = 0; j < VECTORS; ++j) total[i][j] = add ? load(c + i * c_row + j * LANES) : Vec{};
+    for (int64_t k = 0; k < depth; ++k) {
+        Vec row[VECTORS];
+        for (int j = 0; j < VECTORS; ++j) row[j] = load(b + j * LANES);
+        for (int i = 0; i < ROWS; ++i) {
+            const Vec x = splat(a[i * a_row]);
+            for (int j = 0; j < VECTORS; ++j) total[i][j] += x * row[j];
+        }
+        a += a_column;
+        b += b_row;
+    }
+    for (int i = 0; i < ROWS; ++i)
+        for (int j = 0; j < VECTORS; ++j) store(c + i * c_row + j * LANES, total[i][j]);
+}
+
+template <int VECTORS>
+Block block_of(int64_t rows) {
+    static constexpr Block blocks[MAX_ROWS] = {block<1, VECTORS>, block<2, VECTORS>, block<3, VECTORS>,
+                                               block<4, VECTORS>, block<5, VECTORS>, block<6, VECTORS>};
+    return blocks[rows - 1];
+}
+
+Block block_of(int64_t rows, int64_t vectors) {
+    switch (vectors) {
+        case 1: return block_of<1>(rows);
+        case 2: return block_of<2>(rows);
+#if !defined(__AVX__) && !defined(__ARM_NEON) || defined(__AVX512F__) || defined(__ARM_NEON)
+        case 3: return block_of<MAX_VECTORS < 3 ? 1 : 3>(rows);
+#endif
+        default: return block_of<MAX_VECTORS>(rows);
+    }
+}
+
+// C (m, n) = A (m, depth) B (depth, n), or += with `add`. n must be whole vectors; B and C have unit column stride.
+void product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b,
+             int64_t b_row, float* c, int64_t c_row, bool add = false) {
+    const int64_t n_vectors = n / LANES, row_parts = (m + MAX_ROWS - 1) / MAX_ROWS;
+    const int64_t column_parts = (n_vectors + MAX_VECTORS - 1) / MAX_VECTORS;
+    int64_t k = 0;
+    do {  // at least once: an empty sum is 0
+        const int64_t part = std::min(DEPTH, depth - k);
+        for (int64_t jp = 0; jp < column_parts; ++jp) {
+            const int64_t j = n_vectors * jp / column_parts, vectors = n_vectors * (jp + 1) / column_parts - j;
+            for (int64_t ip = 0; ip < row_parts; ++ip) {
+                const int64_t i = m * ip / row_parts, rows = m * (ip + 1) / row_parts - i;
+                block_of(rows, vectors)(part, a + i * a_row + k * a_column, a_row, a_column,
+                                        b + k * b_row + j * LANES, b_row, c + i * c_row + j * LANES, c_row,
+                                        add || k > 0);
+            }
+        }
+        k += part;
+    } while (k < depth);
+}
+
+// ------------------------------------------------------------------ elements in memory
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, sizeof y);
+    return y;
+}
+inline void assign(float& y, float x) { y = x; }
+inline void assign(BFloat16& y, float x) {  // rounds to nearest, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    y.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
+}
+
+// Row of n elements -> n_padded floats, the rest 0.
+template <class T>
+inline void load_row(float* to, const T* from, int64_t n, int64_t n_padded) {
+    for (int64_t i = 0; i < n; ++i) to[i] = to_float(from[i]);
+    for (int64_t i = n; i < n_padded; ++i) to[i] = 0;
+}
+
+template <class T>
+inline void store_row(T* to, const float* from, int64_t n, float scale = 1) {
+    for (int64_t i = 0; i < n; ++i) assign(to[i], from[i] * scale);
+}
+
+// (rows, columns) -> (columns, rows padded), the rest 0.
+void transpose(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t rows, int64_t columns) {
+    typedef float Four __attribute__((vector_size(16)));
+    typedef float UnalignedFour __attribute__((vector_size(16), aligned(4), may_alias));
+    const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+    for (int64_t i = 0; i < whole_rows; i += 4)
+        for (int64_t j = 0; j < whole_columns; j += 4) {
+            const float* x = from + i * from_row + j;
+            Four r[4];
+            for (int l = 0; l < 4; ++l) r[l] = *reinterpret_cast<const UnalignedFour*>(x + l * from_row);
+            const Four a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+            const Four b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+            const Four c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+            const Four d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+            float* y = to + j * to_row + i;
+            *reinterpret_cast<UnalignedFour*>(y) = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+            *reinterpret_cast<UnalignedFour*>(y + to_row) = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+            *reinterpret_cast<UnalignedFour*>(y + 2 * to_row) = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+            *reinterpret_cast<UnalignedFour*>(y + 3 * to_row) = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+        }
+    for (int64_t j = 0; j < columns; ++j) {
+        for (int64_t i = j < whole_columns ? whole_rows : 0; i < rows; ++i) to[j * to_row + i] = from[i * from_row + j];
+        for (int64_t i = rows; i < to_row; ++i) to[j * to_row + i] = 0;
+    }
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------ the call, as attention_cpu.py lays it out
+
+extern "C" {
+
+struct Modality {  // one of Eq. 1-4; size 0 = absent
+    const void* token_gate;
+    int64_t token_gate_stride;
+    const void* frame_gate;
+    int64_t frame_gate_stride;
+    const void* frames;
+    int64_t frames_stride;
+    const void* weight;
+    int64_t weight_stride;
+    const int32_t* cu_seqlens;
+    int64_t rows, size;
+    void *d_token_gate, *d_frame_gate;
+    void *d_frames, *d_weight;  // null = not wanted
+};
+
+struct Heads {  // (T, H, d_h) with unit stride along d_h
+    const void* data;
+    int64_t row, head;
+};
+
+struct Call {
+    Heads query, key, value, d_out;
+    const int32_t* cu_seqlens;
+    int64_t batch, rows, heads, head_size;
+    double scale;
+    int64_t activation, bfloat16;
+    const int64_t* seed;  // null = no dropout
+    double dropout_p;
+    void *out, *d_query, *d_key, *d_value;  // contiguous
+    float *mean, *softmax;                  // (T, K), (H, T, 2)
+    int64_t threads;
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
+    Modality modalities[2];
+};
+}
+
+namespace {
+
+enum Status : int { DONE, BAD_CU_SEQLENS, OUT_OF_MEMORY };
+
+// Memory that a thread keeps between calls: pages need to be touched for the first time once only.
+class Scratch {
+  public:
+    ~Scratch() { std::free(data_); }
+    float* take(int64_t floats, std::atomic<int>& status) {
+        if (floats > size_) {
+            std::free(data_);
+            size_ = 0;
+            void* memory = nullptr;
+            if (posix_memalign(&memory, 64, static_cast<size_t>(floats) * sizeof(float))) memory = nullptr;
+            data_ = static_cast<float*>(memory);
+            if (data_ == nullptr) {
+                status = OUT_OF_MEMORY;
+                return nullptr;
+            }
+            size_ = floats;
+        }
+        return data_;
+    }
+    void release_above(int64_t floats) {
+        if (size_ <= floats) return;
+        std::free(data_);
+        data_ = nullptr;
+        size_ = 0;
+    }
+
+  private:
+    float* data_ = nullptr;
+    int64_t size_ = 0;
+};
+
+thread_local Scratch thread_scratch, call_scratch;
+constexpr int64_t MOST_KEPT = 4 << 20;  // 16 MiB
+
+// body(task) for every task, each once, on whichever thread is free.
+template <class Body>
+void for_each(const Call& call, int64_t tasks, int64_t at_once, const Body& body) {
+    struct Loop {
+        const Body& body;
+        int64_t tasks, at_once;
+        std::atomic<int64_t> next;
+    } loop{body, tasks, at_once, {0}};
+    const auto run = [](void* pointer) {
+        Loop& loop = *static_cast<Loop*>(pointer);
+        for (int64_t first; (first = loop.next.fetch_add(loop.at_once)) < loop.tasks;)
+            for (int64_t i = first; i < std::min(first + loop.at_once, loop.tasks); ++i) loop.body(i);
+    };
+    const int64_t threads = std::min(call.threads, (tasks + at_once - 1) / at_once);
+    if (threads > 1 && call.parallel != nullptr)
+        call.parallel(run, &loop, static_cast<unsigned>(threads), 0);
+    else
+        run(&loop);
+}
+
+// Philox 4x32, 7 rounds. Fills 4 rows of dropout's factors, 0 or 1 / (1 - p), for queries i, ..., i + 3 (i a multiple
+// of 4) and all keys; the counter is (key, query / 4, head, sequence), whatever the vector length.
+void dropout_factors(uint64_t seed, int64_t sequence, int64_t head, int64_t query, int64_t n_keys, float dropout_p,
+                     float* factors, int64_t row) {
+    const uint32_t threshold = static_cast<uint32_t>(std::lround(static_cast<double>(dropout_p) * (1 << 24)));
+    const float kept = 1.0f / (1.0f - dropout_p);
+    for (int64_t key = 0; key < n_keys; key += LANES) {
+        uint32_t c[4][LANES];
+        for (int l = 0; l < LANES; ++l) {
+            c[0][l] = static_cast<uint32_t>(key + l);
+            c[1][l] = static_cast<uint32_t>(query / 4);
+            c[2][l] = static_cast<uint32_t>(head);
+            c[3][l] = static_cast<uint32_t>(sequence);
+        }
+        uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+        for (int round = 0; round < 7; ++round) {
+            for (int l = 0; l < LANES; ++l) {
+                const uint64_t x = static_cast<uint64_t>(c[0][l]) * 0xD2511F53u;
+                const uint64_t y = static_cast<uint64_t>(c[2][l]) * 0xCD9E8D57u;
+                c[0][l] = static_cast<uint32_t>(y >> 32) ^ c[1][l] ^ k0;
+                c[2][l] = static_cast<uint32_t>(x >> 32) ^ c[3][l] ^ k1;
+                c[1][l] = static_cast<uint32_t>(y);
+                c[3][l] = static_cast<uint32_t>(x);
+            }
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
+        }
+        for (int i = 0; i < 4; ++i)
+            for (int l = 0; l < LANES; ++l) factors[i * row + key + l] = c[i][l] >> 8 >= threshold ? kept : 0.0f;
+    }
+}
+
+template <class T>
+class Attention {
+  public:
+    explicit Attention(const Call& call)
+        : call_(call),
+          head_padded_(padded(call.head_size)),
+          size_{padded_size(call.modalities[0]), padded_size(call.modalities[1])},
+          depth_(size_[0] + size_[1]),
+          status_(DONE) {
+        check(call.cu_seqlens, call.rows, longest_);
+        for (int m = 0; m < 2; ++m)
+            if (size_[m]) check(call.modalities[m].cu_seqlens, call.modalities[m].rows, most_frames_[m]);
+        // A thread's share must be worth waking it up for; results do not depend on it.
+        const double work = static_cast<double>(call.rows) * static_cast<double>(call.heads * call.head_size);
+        call_.threads = std::max<int64_t>(1, std::min(call.threads, static_cast<int64_t>(work / 4096)));
+    }
+
+    int forward() {
+        if (status_ != DONE) return status_;
+        float* transposed = call_scratch.take(call_.heads * depth_ * head_padded_, status_);
+        if (status_ != DONE) return status_;
+        mean_frames();
+        pack_weights(transposed, nullptr);
+        if (status_ != DONE) return status_;
+        for_each(call_, call_.heads * call_.batch, 4, [&](int64_t task) {
+            forward_head(task / call_.batch, task % call_.batch, transposed);
+        });
+        zero_tail(static_cast<T*>(call_.out), call_.heads * call_.head_size, call_.cu_seqlens, call_.rows);
+        return status_;
+    }
+
+    int backward() {
+        if (status_ != DONE) return status_;
+        const int64_t weights = call_.heads * depth_ * head_padded_, shifts = call_.heads * call_.rows * head_padded_;
+        float* transposed = call_scratch.take(2 * weights + (depth_ ? shifts : 0) + call_.rows * depth_, status_);
+        if (status_ != DONE) return status_;
+        float* weight = transposed + weights;
+        float* d_shift = depth_ ? weight + weights : nullptr;  // (H, T, d_h padded)
+        float* d_mean = weight + weights + shifts;             // (T, K)
+        pack_weights(transposed, weight);
+        for_each(call_, call_.heads * call_.batch, 4, [&](int64_t task) {
+            backward_head(task / call_.batch, task % call_.batch, transposed, d_shift);
+        });
+        for (void* gradient : {call_.d_query, call_.d_key, call_.d_value})
+            zero_tail(static_cast<T*>(gradient), call_.heads * call_.head_size, call_.cu_seqlens, call_.rows);
+        if (!depth_ || status_ != DONE) return status_;
+
+        const int64_t tokens = call_.cu_seqlens[call_.batch];
+        const int64_t token_blocks = (tokens + BLOCK - 1) / BLOCK;
+        const int64_t weight_blocks = (call_.head_size + BLOCK - 1) / BLOCK * call_.heads;
+        for_each(call_, token_blocks + weight_blocks, 1, [&](int64_t task) {
+            if (task < weight_blocks)
+                weight_gradient(task % call_.heads, task / call_.heads * BLOCK, tokens, d_shift);
+            else
+                mean_gradient((task - weight_blocks) * BLOCK, tokens, weight, d_shift, d_mean);
+        });
+        for_each(call_, call_.batch, 1, [&](int64_t b) { gate_gradients(b, d_mean); });
+        for (int m = 0; m < 2; ++m) {
+            if (!size_[m]) continue;
+            const Modality& modality = call_.modalities[m];
+            zero_tail(static_cast<T*>(modality.d_token_gate), 1, call_.cu_seqlens, call_.rows);
+            zero_tail(static_cast<T*>(modality.d_frame_gate), 1, modality.cu_seqlens, modality.rows);
+            if (modality.d_frames)
+                zero_tail(static_cast<T*>(modality.d_frames), modality.size, modality.cu_seqlens, modality.rows);
+        }
+        return status_;
+    }
+
+  private:
+    static constexpr int64_t BLOCK = 24;  // rows a task takes of the products over all tokens
+
+    // The columns a modality has in `mean`: the same on every CPU, because the caller allocates it.
+    static int64_t padded_size(const Modality& modality) { return multiple(modality.size, 16); }
+
+    void check(const int32_t* cu_seqlens, int64_t rows, int64_t& longest) {
+        longest = 0;
+        bool good = cu_seqlens[0] == 0 && cu_seqlens[call_.batch] <= rows;
+        for (int64_t b = 0; b < call_.batch; ++b) {
+            good = good && cu_seqlens[b] <= cu_seqlens[b + 1];
+            longest = std::max<int64_t>(longest, cu_seqlens[b + 1] - cu_seqlens[b]);
+        }
+        if (!good) status_ = BAD_CU_SEQLENS;
+    }
+
+    // Rows of no sequence.
+    void zero_tail(T* x, int64_t columns, const int32_t* cu_seqlens, int64_t rows) const {
+        const int64_t first = cu_seqlens[call_.batch];
+        std::memset(static_cast<void*>(x + first * columns), 0, (rows - first) * columns * sizeof(T));
+    }
+
+    // The shift weights with head as the first axis: `transposed` (H, K, d_h padded), `weight` (H, d_h padded, K) or
+    // null. K is the axis of the mean frames: the face's, padded, then the voice's.
+    void pack_weights(float* transposed, float* weight) {
+        if (!depth_) return;
+        for_each(call_, call_.heads, 1, [&](int64_t head) {
+            float* rows = thread_scratch.take(head_padded_ * depth_, status_);
+            if (rows == nullptr) return;
+            if (weight != nullptr) rows = weight + head * head_padded_ * depth_;
+            std::fill(rows + call_.head_size * depth_, rows + head_padded_ * depth_, 0.0f);
+            for (int m = 0; m < 2; ++m) {
+                const Modality& modality = call_.modalities[m];
+                for (int64_t d = 0; size_[m] && d < call_.head_size; ++d) {
+                    const int64_t row = head * call_.head_size + d;
+                    load_row(rows + d * depth_ + m * size_[0],
+                             static_cast<const T*>(modality.weight) + row * modality.weight_stride, modality.size,
+                             size_[m]);
+                }
+            }
+            transpose(transposed + head * depth_ * head_padded_, head_padded_, rows, depth_, head_padded_, depth_);
+        });
+    }
+
+    // The frames of a sequence, (n, size padded).
+    void load_frames(int m, int64_t first, int64_t n, float* frames) const {
+        const Modality& modality = call_.modalities[m];
+        for (int64_t j = 0; j < n; ++j)
+            load_row(frames + j * size_[m],
+                     static_cast<const T*>(modality.frames) + (first + j) * modality.frames_stride, modality.size,
+                     size_[m]);
+    }
+
+    void load_gates(const void* gates, int64_t stride, int64_t first, int64_t n, float* to) const {
+        for (int64_t i = 0; i < n; ++i) to[i] = to_float(static_cast<const T*>(gates)[(first + i) * stride]);
+        std::fill(to + n, to + padded(n), 0.0f);
+    }
+
+    // m_i = 1/N_m sum_j act(p_i + r_j) x_j for all tokens -> mean (T, K).
+    void mean_frames() {
+        if (!depth_) return;
+        const int64_t blocks = (longest_ + QUERIES - 1) / QUERIES;
+        for_each(call_, call_.batch * blocks, 1, [&](int64_t task) {
+            const int64_t b = task / blocks, start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start;
+            const int64_t first = task % blocks * QUERIES, n_tokens = std::min(QUERIES, n - first);
+            if (n_tokens <= 0) return;
+            for (int m = 0; m < 2; ++m) {
+                if (!size_[m]) continue;
+                const Modality& modality = call_.modalities[m];
+                const int64_t first_frame = modality.cu_seqlens[b];
+                const int64_t n_frames = modality.cu_seqlens[b + 1] - first_frame, width = padded(n_frames);
+                float* frames = thread_scratch.take(n_frames * size_[m] + (QUERIES + 1) * width + padded(QUERIES), status_);
+                if (frames == nullptr) return;
+                float *frame_gate = frames + n_frames * size_[m], *gates = frame_gate + width;
+                float* token_gate = gates + QUERIES * width;
+                load_frames(m, first_frame, n_frames, frames);
+                load_gates(modality.frame_gate, modality.frame_gate_stride, first_frame, n_frames, frame_gate);
+                load_gates(modality.token_gate, modality.token_gate_stride, start + first, n_tokens, token_gate);
+                const float share = 1.0f / static_cast<float>(std::max<int64_t>(n_frames, 1));
+                for (int64_t i = 0; i < n_tokens; ++i)
+                    for (int64_t j = 0; j < width; j += LANES) {
+                        Vec gate, slope;
+                        activate(call_.activation, token_gate[i] + load(frame_gate + j), gate, slope);
+                        store(gates + i * width + j, gate * share);
+                    }
+                product(n_tokens, size_[m], n_frames, gates, width, 1, frames, size_[m],
+                        call_.mean + (start + first) * depth_ + m * size_[0], depth_);
+            }
+        });
+        std::fill(call_.mean + call_.cu_seqlens[call_.batch] * depth_, call_.mean + call_.rows * depth_, 0.0f);
+    }
+
+    // x, or factor (x + a), of one head of one sequence -> (n, d_h padded).
+    void load_head(const Heads& x, int64_t head, int64_t start, int64_t n, float* to, const float* shift = nullptr,
+                   float factor = 1) const {
+        for (int64_t i = 0; i < n; ++i) {
+            float* row = to + i * head_padded_;
+            load_row(row, static_cast<const T*>(x.data) + (start + i) * x.row + head * x.head, call_.head_size,
+                     head_padded_);
+            for (int64_t d = 0; shift != nullptr && d < head_padded_; d += LANES)
+                store(row + d, (load(row + d) + load(shift + i * head_padded_ + d)) * factor);
+        }
+    }
+
+    // The tiles scale (q + a), k + a and v + a. With the scale in the queries, forward and backward see the same scores
+    // to the bit.
+    void load_tiles(int64_t head, int64_t start, int64_t n, const float* transposed, float* a, float* q, float* k,
+                    float* v) const {
+        if (depth_)
+            product(n, head_padded_, depth_, call_.mean + start * depth_, depth_, 1,
+                    transposed + head * depth_ * head_padded_, head_padded_, a, head_padded_);
+        else
+            std::fill(a, a + n * head_padded_, 0.0f);
+        load_head(call_.query, head, start, n, q, a, static_cast<float>(call_.scale));
+        load_head(call_.key, head, start, n, k, a);
+        load_head(call_.value, head, start, n, v, a);
+    }
+
+    void drop(int64_t b, int64_t head, int64_t first, int64_t n_queries, int64_t n_keys, float* factors) const {
+        if (call_.seed == nullptr) return;
+        for (int64_t i = 0; i < n_queries; i += 4)
+            dropout_factors(static_cast<uint64_t>(*call_.seed), b, head, first + i, n_keys,
+                            static_cast<float>(call_.dropout_p), factors + i * padded(n_keys), padded(n_keys));
+    }
+
+    void forward_head(int64_t head, int64_t b, const float* transposed) {
+        const int64_t start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start, width = padded(n);
+        if (n == 0) return;
+        const int64_t tile = n * head_padded_, blocked = std::min(QUERIES, multiple(n, 4));
+        float* a = thread_scratch.take(
+            4 * tile + head_padded_ * width + blocked * (2 * width + head_padded_), status_);
+        if (a == nullptr) return;
+        float *q = a + tile, *k = q + tile, *v = k + tile, *k_transposed = v + tile;
+        float *scores = k_transposed + head_padded_ * width, *factors = scores + blocked * width;
+        float* z = factors + blocked * width;
+        load_tiles(head, start, n, transposed, a, q, k, v);
+        transpose(k_transposed, width, k, head_padded_, n, call_.head_size);
+
+        for (int64_t first = 0; first < n; first += QUERIES) {
+            const int64_t n_queries = std::min(QUERIES, n - first);
+            product(n_queries, width, call_.head_size, q + first * head_padded_, head_padded_, 1, k_transposed, width,
+                    scores, width);
+            drop(b, head, first, n_queries, n, factors);
+            float inverse[QUERIES];
+            for (int64_t i = 0; i < n_queries; ++i) {
+                float* row = scores + i * width;
+                Vec peaks = splat(-INFINITY);
+                for (int64_t j = 0; j < width; j += LANES) {
+                    const Vec s = before(n - j) ? load(row + j) : splat(-INFINITY);
+                    store(row + j, s);
+                    peaks = maximum(peaks, s);
+                }
+                const float peak = largest(peaks);
+                Vec total{};
+                for (int64_t j = 0; j < width; j += LANES) {
+                    Vec p = exponential(load(row + j) - peak);
+                    total += p;
+                    if (call_.seed != nullptr) p *= load(factors + i * width + j);
+                    store(row + j, p);
+                }
+                const float norm = sum(total);
+                inverse[i] = 1.0f / norm;
+                float* of_row = call_.softmax + (head * call_.rows + start + first + i) * 2;
+                of_row[0] = peak;
+                of_row[1] = inverse[i];
+            }
+            product(n_queries, head_padded_, n, scores, width, 1, v, head_padded_, z, head_padded_);
+            for (int64_t i = 0; i < n_queries; ++i) {
+                const int64_t row = (start + first + i) * call_.heads + head;
+                store_row(static_cast<T*>(call_.out) + row * call_.head_size, z + i * head_padded_, call_.head_size,
+                          inverse[i]);
+            }
+        }
+    }
+
+    // dq, dk, dv of one head of one sequence, and da = dq + dk + dv.
+    void backward_head(int64_t head, int64_t b, const float* transposed, float* d_shift) {
+        const int64_t start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start, width = padded(n);
+        if (n == 0) return;
+        const int64_t tile = n * head_padded_, blocked = std::min(QUERIES, multiple(n, 4));
+        float* a = thread_scratch.take(8 * tile + 2 * head_padded_ * width + 3 * blocked * width, status_);
+        if (a == nullptr) return;
+        float *q = a + tile, *k = q + tile, *v = k + tile, *dz = v + tile, *dq = dz + tile, *dk = dq + tile;
+        float *dv = dk + tile, *k_transposed = dv + tile, *v_transposed = k_transposed + head_padded_ * width;
+        float *p = v_transposed + head_padded_ * width, *ds = p + blocked * width, *factors = ds + blocked * width;
+        load_tiles(head, start, n, transposed, a, q, k, v);
+        load_head(call_.d_out, head, start, n, dz);
+        transpose(k_transposed, width, k, head_padded_, n, call_.head_size);
+        transpose(v_transposed, width, v, head_padded_, n, call_.head_size);
+
+        for (int64_t first = 0; first < n; first += QUERIES) {
+            const int64_t n_queries = std::min(QUERIES, n - first);
+            const float *q_block = q + first * head_padded_, *dz_block = dz + first * head_padded_;
+            product(n_queries, width, call_.head_size, q_block, head_padded_, 1, k_transposed, width, p, width);
+            product(n_queries, width, call_.head_size, dz_block, head_padded_, 1, v_transposed, width, ds, width);
+            drop(b, head, first, n_queries, n, factors);
+            for (int64_t i = 0; i < n_queries; ++i) {
+                const float* of_row = call_.softmax + (head * call_.rows + start + first + i) * 2;
+                const float peak = of_row[0], inverse = of_row[1];
+                float *p_row = p + i * width, *ds_row = ds + i * width, *factor = factors + i * width;
+                Vec delta{};
+                for (int64_t j = 0; j < width; j += LANES) {
+                    const Vec probability = before(n - j) ? exponential(load(p_row + j) - peak) * inverse : Vec{};
+                    store(p_row + j, probability);
+                    Vec dp = load(ds_row + j);  // 0 beyond n, as v is
+                    if (call_.seed != nullptr) dp *= load(factor + j);
+                    store(ds_row + j, dp);
+                    delta += probability * dp;
+                }
+                const float total = sum(delta);
+                for (int64_t j = 0; j < width; j += LANES) {
+                    const Vec probability = load(p_row + j);
+                    store(ds_row + j, probability * (load(ds_row + j) - total));
+                    if (call_.seed != nullptr) store(p_row + j, probability * load(factor + j));
+                }
+            }
+            product(n_queries, head_padded_, n, ds, width, 1, k, head_padded_, dq + first * head_padded_, head_padded_);
+            product(n, head_padded_, n_queries, ds, 1, width, q_block, head_padded_, dk, head_padded_, first > 0);
+            product(n, head_padded_, n_queries, p, 1, width, dz_block, head_padded_, dv, head_padded_, first > 0);
+        }
+        for (int64_t i = 0; i < tile; i += LANES) store(dq + i, load(dq + i) * static_cast<float>(call_.scale));
+        for (int64_t i = 0; i < n; ++i) {
+            const int64_t row = ((start + i) * call_.heads + head) * call_.head_size;
+            store_row(static_cast<T*>(call_.d_query) + row, dq + i * head_padded_, call_.head_size);
+            store_row(static_cast<T*>(call_.d_key) + row, dk + i * head_padded_, call_.head_size);
+            store_row(static_cast<T*>(call_.d_value) + row, dv + i * head_padded_, call_.head_size);
+        }
+        if (d_shift == nullptr) return;
+        float* to = d_shift + (head * call_.rows + start) * head_padded_;
+        for (int64_t i = 0; i < tile; i += LANES) store(to + i, load(dq + i) + load(dk + i) + load(dv + i));
+    }
+
+    // dm = W^T da of a block of tokens.
+    void mean_gradient(int64_t first, int64_t tokens, const float* weight, const float* d_shift, float* d_mean) const {
+        for (int64_t head = 0; head < call_.heads; ++head)
+            product(std::min(BLOCK, tokens - first), depth_, head_padded_,
+                    d_shift + (head * call_.rows + first) * head_padded_, head_padded_, 1,
+                    weight + head * head_padded_ * depth_, depth_, d_mean + first * depth_, depth_, head > 0);
+    }
+
+    // dW = sum_i da_i m_i^T of a block of a head's rows.
+    void weight_gradient(int64_t head, int64_t first, int64_t tokens, const float* d_shift) {
+        if (!call_.modalities[0].d_weight && !call_.modalities[1].d_weight) return;
+        float* to = thread_scratch.take(BLOCK * depth_, status_);
+        if (to == nullptr) return;
+        const int64_t rows = std::min(BLOCK, call_.head_size - first);
+        product(rows, depth_, tokens, d_shift + head * call_.rows * head_padded_ + first, 1, head_padded_, call_.mean,
+                depth_, to, depth_);
+        for (int m = 0; m < 2; ++m) {
+            const Modality& modality = call_.modalities[m];
+            for (int64_t i = 0; modality.d_weight && i < rows; ++i)
+                store_row(static_cast<T*>(modality.d_weight) +
+                              (head * call_.head_size + first + i) * modality.size,
+                          to + i * depth_ + m * size_[0], modality.size);
+        }
+    }
+
+    // dp_i = sum_j dg_ij act'(p_i + r_j) with dg_ij = 1/N_m dm_i . x_j; dr_j = the same sum over i; dx_j = sum_i g_ij dm_i.
+    void gate_gradients(int64_t b, const float* d_mean) {
+        const int64_t start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start;
+        for (int m = 0; m < 2; ++m) {
+            if (!size_[m]) continue;
+            const Modality& modality = call_.modalities[m];
+            const int64_t first_frame = modality.cu_seqlens[b];
+            const int64_t n_frames = modality.cu_seqlens[b + 1] - first_frame, width = padded(n_frames);
+            float* frames = thread_scratch.take(n_frames * size_[m] + (size_[m] + 2 * QUERIES + 2) * width + padded(n),
+                                                status_);
+            if (frames == nullptr) return;
+            float *transposed = frames + n_frames * size_[m], *gates = transposed + size_[m] * width;
+            float *d_gates = gates + QUERIES * width, *frame_gate = d_gates + QUERIES * width;
+            float *d_frame_gate = frame_gate + width, *token_gate = d_frame_gate + width;
+            load_frames(m, first_frame, n_frames, frames);
+            transpose(transposed, width, frames, size_[m], n_frames, size_[m]);
+            load_gates(modality.frame_gate, modality.frame_gate_stride, first_frame, n_frames, frame_gate);
+            load_gates(modality.token_gate, modality.token_gate_stride, start, n, token_gate);
+            std::fill(d_frame_gate, d_frame_gate + width, 0.0f);
+            float* d_frames = frames;  // read for the last time above
+            std::fill(d_frames, d_frames + n_frames * size_[m], 0.0f);
+            const float share = 1.0f / static_cast<float>(std::max<int64_t>(n_frames, 1));
+            for (int64_t first = 0; first < n; first += QUERIES) {
+                const int64_t n_tokens = std::min(QUERIES, n - first);
+                const float* dm = d_mean + (start + first) * depth_ + m * size_[0];
+                product(n_tokens, width, modality.size, dm, depth_, 1, transposed, width, d_gates, width);
+                for (int64_t i = 0; i < n_tokens; ++i) {
+                    Vec total{};
+                    for (int64_t j = 0; j < width; j += LANES) {
+                        Vec gate, slope;
+                        activate(call_.activation, token_gate[first + i] + load(frame_gate + j), gate, slope);
+                        store(gates + i * width + j, gate * share);
+                        const Vec d = load(d_gates + i * width + j) * slope * share;  // 0 beyond the last frame
+                        total += d;
+                        store(d_frame_gate + j, load(d_frame_gate + j) + d);
+                    }
+                    assign(static_cast<T*>(modality.d_token_gate)[start + first + i], sum(total));
+                }
+                if (modality.d_frames)
+                    product(n_frames, size_[m], n_tokens, gates, 1, width, dm, depth_, d_frames, size_[m], true);
+            }
+            store_row(static_cast<T*>(modality.d_frame_gate) + first_frame, d_frame_gate, n_frames);
+            for (int64_t j = 0; modality.d_frames && j < n_frames; ++j)
+                store_row(static_cast<T*>(modality.d_frames) + (first_frame + j) * modality.size,
+                          d_frames + j * size_[m], modality.size);
+        }
+    }
+
+    Call call_;
+    int64_t head_padded_, size_[2], depth_;
+    int64_t longest_, most_frames_[2];
+    std::atomic<int> status_;
+};
+
+}  // namespace
+
+extern "C" {
+
+int cms_attention_forward(const Call* call) {
+    return call->bfloat16 ? Attention<BFloat16>(*call).forward() : Attention<float>(*call).forward();
+}
+
+int cms_attention_backward(const Call* call) {
+    const int status = call->bfloat16 ? Attention<BFloat16>(*call).backward() : Attention<float>(*call).backward();
+    call_scratch.release_above(MOST_KEPT);
+    return status;
+}
+}
