@@ -1,6 +1,8 @@
 """Tables of segments with streams beside them: real CMU-MOSI, and one's own files."""
 
 import json
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +239,15 @@ def test_feature_files_run_no_code(files: Any) -> None:
     np.save(files.folder / "audio" / "v1_0.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="object arrays"):
         read_corpus(files.folder)
+
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {files.folder / 'pwned'}",)
+
+    (files.folder / "audio" / "v1_0.npy").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(DataError, match="object arrays"):
+        read_corpus(files.folder)
+    assert not (files.folder / "pwned").exists()
 
 
 def test_a_segment_without_frames_is_counted(files: Any) -> None:
