@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         predictions, classes = predict_corpus(given.checkpoint, corpus, given.split, given.batch_size, given.device)
         rows = prediction_rows(predictions, classes)
         if given.output is None:
-            csv.writer(sys.stdout).writerows(rows)
+            csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         else:
             _write(given.output, rows)
     except (UsageError, DataError) as error:
@@ -112,7 +112,7 @@ def _check_width(config: CMSBertConfig, processor: CMSBertProcessor, corpus: Cor
 def _write(path: Path, rows: list[list[str]]) -> None:
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
     try:
         checkpoint.write_atomically(path, write)

@@ -86,7 +86,7 @@ def write_predictions(path: Path, predictions: Predictions, classes: Sequence[st
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(prediction_rows(predictions, classes))
+            csv.writer(file, lineterminator="\n").writerows(prediction_rows(predictions, classes))
 
     checkpoint.write_atomically(path, write)
 

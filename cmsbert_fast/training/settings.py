@@ -172,7 +172,6 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
         prog="train.py",
         description="Trains CMSBERT-CLR and its relatives. Without arguments: text-only BERT against CMSBERT-CLR on "
         "the embedded corpus. Under torchrun: on several CPUs or GPUs.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

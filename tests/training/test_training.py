@@ -259,6 +259,23 @@ def test_classes(train, short, tmp_path, make_corpus):
     assert result["best_epoch"] == best["epoch"]
 
 
+def test_folds(train, short, tmp_path):
+    folds = [
+        {split: [f"{old}{i}" for old in olds for i in range(41)] for split, olds in fold.items()}
+        for fold in (
+            {"train": ["train"], "valid": ["valid"], "test": ["test"]},
+            {"train": ["train"], "valid": ["test"], "test": ["valid"]},
+        )
+    ]
+    (tmp_path / "folds.json").write_text(json.dumps(folds))
+    assert train(*short, "--folds", tmp_path / "folds.json", "--fold", 1, 2, "--output", tmp_path / "out")[0] == 0
+    (row,) = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert row["runs"] == [{"seed": 0, "fold": 1}, {"seed": 0, "fold": 2}]
+    lines = [(tmp_path / "out" / "cmsbert-clr" / f"fold-{k}-seed-0" / "predictions.csv").read_text() for k in (1, 2)]
+    assert all(text.splitlines()[1].startswith(split) for text, split in zip(lines, ("test", "valid"), strict=True))
+    assert [text.count("\n") for text in lines] == [1 + 9, 1 + 7]
+
+
 def save_config(folder: Path, config) -> Path:
     config.save_pretrained(folder)
     return folder
