@@ -170,8 +170,9 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     assert corpus is not None
     name = corpus.name
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    resume = command.resume or restarted
-    root = distributed.from_main(lambda: output_folder(command.output, name, resume), ranks)
+    root = distributed.from_main(
+        lambda: output_folder(command.output, name, resume=command.resume, restarted=restarted), ranks
+    )
     done = []
     for settings in command.runs:
         if settings.fold != corpus_fold:
@@ -179,7 +180,7 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
         number = f"seed-{settings.seed}" if settings.fold is None else f"fold-{settings.fold}-seed-{settings.seed}"
         folder = root / settings.variant.replace("/", "-") / number
         say(f"\n{folder}", flush=True)
-        done.append(train(settings, corpus, ranks, folder, stop, resume=resume))
+        done.append(train(settings, corpus, ranks, folder, stop, resume=command.resume or restarted))
     text, rows = results.table(done)
     say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {root}")
     if ranks.is_main:
@@ -447,8 +448,10 @@ def fingerprint(corpus: Corpus) -> str:
     return digest.hexdigest()[:16]
 
 
-def output_folder(given: Path | None, name: str, resume: bool) -> Path:
+def output_folder(given: Path | None, name: str, *, resume: bool, restarted: bool = False) -> Path:
     """The folder for the runs of a command: ``given``, or a new one under ``runs`` named after the data.
+
+    Where runs are resumed, or ``torchrun`` has restarted this program, the newest of those is taken instead.
 
     Raises:
         UsageError: There is a run already, or none to resume, or the folder cannot be made.
@@ -460,12 +463,12 @@ def output_folder(given: Path | None, name: str, resume: bool) -> Path:
             if match := re.fullmatch(re.escape(name) + r"(?:-(\d+))?", path.name):
                 numbers.append(int(match.group(1) or 1) + 1)
         last = max(numbers)
-        if resume:
-            last -= 1
-        if last == 0:
+        if resume and last == 1:
             raise UsageError(f"There is no run of {name} under runs to resume; name its folder with --output.")
+        if resume or (restarted and last > 1):
+            last -= 1
         given = Path("runs") / (name if last == 1 else f"{name}-{last}")
-    elif not resume and any(given.glob("*/*/log.jsonl")):
+    elif not (resume or restarted) and any(given.glob("*/*/log.jsonl")):
         raise UsageError(f"{given} holds a run already; continue it with --resume, or choose another --output.")
     try:
         given.mkdir(parents=True, exist_ok=True)

@@ -222,9 +222,16 @@ def _load_tokenizer(name: str) -> Any:
 def _load_weights(model_class: Any, name: str, config: CMSBertConfig) -> Classifier:
     try:
         model, report = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    except RuntimeError:
+        raise UsageError(
+            f"The weights of {name} have other sizes than the model asked for; ask for the architecture and the "
+            "streams it was trained with, or give another checkpoint."
+        ) from None
     except LOADING_ERRORS as error:
         first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"The weights of {name} cannot be loaded: {first_line}") from None
+        raise UsageError(
+            f"The weights of {name} cannot be loaded, give an undamaged checkpoint: {first_line}"
+        ) from None
     lacking = sorted(key for key in report["missing_keys"] if not is_new(key))
     if lacking:
         raise UsageError(

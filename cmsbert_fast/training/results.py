@@ -44,7 +44,7 @@ class RunLog:
 
     def __init__(self, folder: Path, length: int = 0, step: int = 0):
         self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 - lives as long as the run
-        self._file.truncate(length)
+        self._file.truncate(min(length, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
         self._board = _summary_writer(folder / "tensorboard", step)
 

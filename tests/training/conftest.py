@@ -140,7 +140,9 @@ os.dup2(os.open({err!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
 """
 _MAIN = """
 {before}
+from cmsbert_fast.training import results
 from cmsbert_fast.training.loop import main
+results.write_figures = lambda *arguments: None  # slow; other tests look at them
 sys.exit(main({arguments!r}, embedded_config="none"))
 """
 
@@ -150,7 +152,9 @@ def start_code() -> Callable[..., Run]:
     """Runs code on so many ranks, in processes forked from a server that has imported everything once."""
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cmsbert_fast.training.loop", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(
+        ["cmsbert_fast.training.loop", "cmsbert_fast.training.metrics", "torch.utils.tensorboard"]
+    )
 
     def start(folder: Path, code: str, ranks: int = 1) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,11 +197,17 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def train(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str]]:
-    """Runs ``train.py ARGUMENTS`` in this process; returns exit status and what it printed on stderr."""
+def train(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Runs ``train.py ARGUMENTS`` in this process; returns exit status and what it printed on stderr.
+
+    Figures are slow and left out unless ``figures`` is set.
+    """
+    from cmsbert_fast.training import results
     from cmsbert_fast.training.loop import main
 
-    def run(*arguments: object) -> tuple[int, str]:
+    def run(*arguments: object, figures: bool = False) -> tuple[int, str]:
+        if not figures:
+            monkeypatch.setattr(results, "write_figures", lambda *arguments: None)
         capsys.readouterr()
         status = main([str(a) for a in arguments], embedded_config=CONFIGS / "embedded.yaml")
         return status, capsys.readouterr().err

@@ -181,7 +181,7 @@ def test_early_stopping_and_selection(train, short, tmp_path):
 
 
 def test_every_variant(train, short, tmp_path, capsys):
-    status, _ = train(*short, "--epochs", 1, "--variant", *VARIANTS, "--output", tmp_path)
+    status, _ = train(*short, "--epochs", 1, "--variant", *VARIANTS, "--output", tmp_path, figures=True)
     assert status == 0
     rows = json.loads((tmp_path / "summary.json").read_text())
     assert [row["variant"] for row in rows] == list(VARIANTS)
@@ -202,7 +202,7 @@ def test_every_variant(train, short, tmp_path, capsys):
 
 
 def test_what_a_run_leaves_behind(train, short, tmp_path, corpus_folder):
-    assert train(*short, "--seeds", 0, 1, "--output", tmp_path)[0] == 0
+    assert train(*short, "--seeds", 0, 1, "--output", tmp_path, figures=True)[0] == 0
     corpus = read_corpus(corpus_folder)
     results = []
     for seed in (0, 1):
@@ -293,6 +293,7 @@ def save_config(folder: Path, config) -> Path:
         (["--model", "{tmp}/wide"], "visual stream of reviews has 3 features a frame but"),
         (["--model", "{tmp}/classes"], "predicts 4 values but reviews asks for 1"),
         (["--model", "{tmp}/weightless"], "weightless"),
+        (["--architecture", "hidden_size=8"], "have other sizes than the model asked for"),
         (["--data", "{tmp}/single"], "1 examples in its train split"),
         (["--data", "{tmp}/unlabelled"], "has no label"),
         (["--max-length", "65"], "64 positions"),
