@@ -7,6 +7,7 @@ knows nothing of PyTorch, so one binary serves every version. It is compiled at 
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,13 +219,13 @@ def _outputs(query: Tensor, frames: tuple[Tensor | None, Tensor | None]) -> tupl
     return torch.empty_like(query, memory_format=torch.contiguous_format), mean, softmax
 
 
-def _gradients(wanted: list[bool], tensors: tuple[Tensor | None, ...]) -> list[Tensor]:
+def _gradients(wanted: list[bool], tensors: Sequence[Any]) -> list[Tensor]:
     """Empty gradients of query, key, value and of each modality's four tensors; of no elements where there is none."""
     result = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[:3] if x is not None]
     for m in range(2):
         for i, tensor in enumerate(tensors[3 + 5 * m : 7 + 5 * m]):
             if tensor is None or (i >= 2 and not wanted[2 * m + i - 2]):
-                result.append(tensors[0].new_empty(0))  # type: ignore[union-attr]
+                result.append(tensors[0].new_empty(0))
             else:
                 result.append(torch.empty_like(tensor, memory_format=torch.contiguous_format))
     return result

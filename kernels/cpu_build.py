@@ -3,7 +3,7 @@
 One call of the machine's C++ compiler, a few seconds, into the user's cache folder; no build system, no headers but the
 compiler's own. What can go wrong in a cache shared by processes, killed builds and several machines:
 
-* A binary's name holds the hash of its source, its flags and the CPU's features (a home folder may serve many machines),
+* A binary's name holds the hash of its source, its flags and the CPU's features (one home may serve many machines),
   and the hash of its own content: a damaged file does not fit its name and is built again.
 * It appears by ``os.replace``: nobody ever sees half of it.
 * Processes that start together wait for the first one's build by ``flock``, which the system releases when its holder
@@ -79,13 +79,19 @@ def build_and_load(folder: Path) -> ctypes.CDLL:
 
 def _native_flag_and_key() -> tuple[list[str], str]:
     """The flag for this CPU's own instructions, where its features are known, and the hash of all a binary hangs on."""
-    features = ""
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    features = _cpu_features()
     native = ["-march=native"] if features else []
     parts = [SOURCE.read_text(), *FLAGS, *native, features, platform.machine(), sys.platform, *platform.libc_ver()]
     return native, hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _cpu_features() -> str:
+    """What the system says the CPU can do; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _load_sound(folder: Path, key: str) -> ctypes.CDLL | None:
@@ -139,7 +145,7 @@ def _build(folder: Path, key: str, native: list[str]) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Holds the file's lock, or gives up waiting. The file stays: were it removed, two processes could lock two files."""
+    """Holds the file's lock, or gives up waiting. The file stays: removed, it could be locked twice under one name."""
     import fcntl  # not on Windows
 
     with path.open("w") as file:
