@@ -501,6 +501,70 @@ def test_gradients_under_dropout(shape_class: str) -> None:
         assert (a - e).abs().max() <= 1e-4 * max(1.0, e.abs().max())
 
 
+# ------------------------------------------------------------------ table and tuner
+
+
+@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
+    kernels = attention_triton.kernels
+    for row in kernels.table():
+        kernel = getattr(kernels, f"{row['kernel']}_kernel")
+        assert set(row["config"]) <= {*kernel.arg_names, "num_warps", "num_stages"}
+    longest = {"short": 64, "medium": 128}
+    for name in {row["kernel"] for row in kernels.table()}:
+        for item_size in (2, 4):
+            if item_size == 4 and name.startswith("short"):
+                continue
+            tokens = longest.get(name.split("_")[0], 1 << 20)
+            for head_size in (1, 64, 65, 128):
+                assert kernels.configuration(name, "sm_90", item_size, tokens, head_size)["num_warps"] in (4, 8)
+    with pytest.raises(LookupError, match="no row"):
+        kernels.configuration("short_forward", "sm_90", 2, 65, 64)
+
+
+@runs_kernels
+def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmsbert_fast.kernels import tune_cms_attention as tuner
+
+    kernels = attention_triton.kernels
+    monkeypatch.setattr(tuner, "CANDIDATES", {
+        "short_forward": {"HEADS": (1, 2, 3), "BLOCK_F": (16,), "num_warps": (4,), "num_stages": (1,)},
+        "short_backward": {"HEADS": (1, 2), "num_warps": (4,), "num_stages": (1,)},
+        "short_gate_backward": {"BLOCK_F": (16, 32), "BLOCK_C": (16,), "num_warps": (4,), "num_stages": (1,)},
+    })  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(DEVICE, torch.float16)
+
+    visual = kernels.Modality(random(1, 5), random(1, 3), random(1, 3, 5), random(48, 5), None, None, 3)
+    qkv = [random(1, 5, 3, 16) for _ in range(3)]
+    call = kernels.Call(*qkv, visual, None, None, None, 5, "relu", 0.25, 0.0, None)
+    used: dict[str, dict[str, int]] = {}
+    run = kernels._run
+
+    def record(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: dict[str, int]) -> None:
+        name = kernel.fn.__name__.removesuffix("_kernel")
+        used[name] = config
+        run(kernel, grid, arguments, config)
+        if name == "short_forward" and config["HEADS"] == 3:
+            arguments["out"].zero_()  # fast and wrong
+
+    def milliseconds(_: Callable[[], Any]) -> float:
+        heads = used["short_forward"]["HEADS"], used.get("short_backward", {}).get("HEADS", 1)
+        return {1: 3.0, 2: 2.0, 3: 1.0}[heads[0]] + {1: 1.0, 2: 2.0}[heads[1]]
+
+    committed = kernels.configuration
+    monkeypatch.setattr(kernels, "_run", record)
+    monkeypatch.setattr(
+        kernels,
+        "configuration",
+        lambda *key: dict(committed(*key), HEADS=1) if "forward" in key[0] else committed(*key),
+    )
+    found = tuner.tune(call, random(1, 5, 3, 16), milliseconds)
+    assert found == {"short_forward": {"HEADS": 2, "BLOCK_F": 16, "num_warps": 4, "num_stages": 1}}
+
+
 # ------------------------------------------------------------------ refusals
 
 
