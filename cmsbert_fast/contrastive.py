@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -77,6 +78,8 @@ def pairwise_contrastive_loss(
         return _reference(linguistic, visual, acoustic, labels, temperature, smoothing, threshold)
     if labels is not None and labels.dtype in (torch.bfloat16, torch.float16):
         labels = labels.float()
+    if labels is not None and labels.dtype == torch.bool:
+        labels = labels.long()
     if isinstance(temperature, Tensor):
         learned, fixed = temperature, 0.0
     else:
@@ -268,7 +271,7 @@ def _differentiate_contrastive(ctx, grad, *_):
 
 
 # torch 2.13 renamed it.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 
 # --- All ranks of a process group -------------------------------------------------------------------------------------
 
@@ -281,7 +284,7 @@ _library.define(
 class _Ring:
     """The ranks of a group, their row counts, and how blocks travel from each rank to the next."""
 
-    def __init__(self, group: dist.ProcessGroup, z: Tensor):
+    def __init__(self, group: "dist.ProcessGroup", z: Tensor):
         self.group = group
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         # On the CPU where the group can: reading the counts then does not wait for the GPU.
@@ -313,7 +316,7 @@ class _Ring:
             return out.flatten(0, 1)
         return torch.cat([rows[:count] for rows, count in zip(out, self.counts, strict=True)])
 
-    def start_pass(self, tensors: list[Tensor]) -> tuple[list[Tensor], list[dist.Work]]:
+    def start_pass(self, tensors: list[Tensor]) -> tuple[list[Tensor], "list[dist.Work]"]:
         """Sends to the next rank and receives from the one before; what arrives is there when all works are done."""
         received = [torch.empty_like(tensor) for tensor in tensors]
         following = dist.get_global_rank(self.group, (self.rank + 1) % self.ranks)

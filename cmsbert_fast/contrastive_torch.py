@@ -1,8 +1,9 @@
 """Plain-PyTorch engine of the pairwise contrastive loss: any device and dtype, chunked over rows, memory O(n).
 
 An engine works on a rectangle: the rows of one :class:`Block` against the columns of another. One process has one block
-and one square; under data parallelism every rank has its own rows and meets the columns of all. Three functions make an
-engine, and the Triton engine (``cmsbert_fast.kernels.contrastive``) has the same three:
+and one square; under data parallelism every rank has its own rows and meets the columns of all. An engine prepares
+blocks (:func:`make_block`, or :func:`inverse_norms` and :func:`count_related` where a rank does not hold all labels)
+and has three functions; the Triton engine (``cmsbert_fast.kernels.contrastive``) has the same:
 
 - :func:`statistics`: log-sum-exps of rows and columns from one similarity tile a pair, and the attraction term;
 - :func:`gradients`: the gradient with respect to the normalised rows;

@@ -1,8 +1,10 @@
 """Triton engine of the pairwise contrastive loss (Eq. 17-19, 23): NVIDIA (sm_80 and later) and AMD (CDNA) from one
 source.
 
-See :mod:`cmsbert_fast.contrastive_torch` for the mathematics, :class:`Block` and the three functions of an engine; this
-module adds :func:`forward` and :func:`backward` for one process.
+See :mod:`cmsbert_fast.contrastive_torch` for the mathematics, :class:`Block` and the functions of an engine; this
+module adds :func:`forward` and :func:`backward` for one process. |S_i| comes from sorted labels by bisection; up to
+``SMALL`` rows every program compares its labels with all instead, as sorting alone would be more launches than the
+loss.
 
 Work. A pass is n^2 d multiply-adds. With three modalities: forward 3 passes, one similarity tile a pair, which gives
 the row sums of one direction and the column sums of the other; backward 12, two recomputations and two products a pair,
@@ -32,7 +34,16 @@ from torch import Tensor
 from cmsbert_fast import contrastive_torch
 from cmsbert_fast.contrastive_torch import LABEL_TOLERANCE, Block, finish, pairs, target_weight
 
-__all__ = ["backward", "finish", "forward", "gradients", "statistics"]
+__all__ = [
+    "backward",
+    "count_related",
+    "finish",
+    "forward",
+    "gradients",
+    "inverse_norms",
+    "make_block",
+    "statistics",
+]
 
 HIP = 0  # in place of a compute capability
 SMALL = 1024  # rows up to which forward and backward are two launches each
@@ -319,7 +330,8 @@ def _statistics_kernel(
             tl.store(p_column_sum + o_j, column_sum, mask=m_j)
         tl.store(p_row_max + o_i, row_max, mask=m_i)
         tl.store(p_row_sum + o_i, row_sum, mask=m_i)
-        # The next row block reads the column sums that other threads of this program wrote.
+        # The next row block reads the column sums that other threads of this program wrote. (On AMD a barrier waits for
+        # no store, but every wave waits for all its memory operations before the barriers of the next tile's products.)
         tl.debug_barrier()
     tl.store(p_attraction + (pair * row_groups + i_rows) * column_groups + i_columns, tl.sum(attraction))
 

@@ -157,6 +157,7 @@ def test_float64_reaches_float64(many_tiles: None) -> None:
         ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9], 0.0),
         ([1.0, float("nan"), 1.0, float("nan"), 1.1, 2.0, 3.0, 1.05, 0.0], 0.1),
         ([7] * 9, 0.1),
+        ([True, False, True, True, False, True, False, False, True], 0.1),
         (list(range(9)), 0.1),
     ],
 )

@@ -4,9 +4,11 @@ Four processes start once and go through everything; a failed assertion in any o
 """
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -47,7 +49,14 @@ def assert_same(got: list[Tensor], wanted: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def check_loss(group: dist.ProcessGroup, labels: Tensor | None, ring: bool, compiled: bool, dtype: torch.dtype) -> None:
+def check_loss(
+    group: dist.ProcessGroup,
+    labels: Tensor | None,
+    ring: bool,
+    compiled: bool,
+    dtype: torch.dtype,
+    backend: str = "torch",
+) -> None:
     """Value on every rank, embeddings' and temperature's gradients after averaging."""
     from cmsbert_fast import contrastive, pairwise_contrastive_loss, reference
 
@@ -68,7 +77,7 @@ def check_loss(group: dist.ProcessGroup, labels: Tensor | None, ring: bool, comp
 
     def function(*z: Tensor) -> Tensor:
         y = None if labels is None else labels[mine]
-        return pairwise_contrastive_loss(*z, y, own_tau, smoothing, group=group, backend="torch")
+        return pairwise_contrastive_loss(*z, y, own_tau, smoothing, group=group, backend=backend)
 
     if compiled:
         function = torch.compile(function, fullgraph=True, backend="aot_eager")
@@ -164,6 +173,21 @@ def work(rank: int, store: str) -> None:
 def test_one_two_and_four_ranks(tmp_path: Path) -> None:
     run: Callable[..., None] = mp.spawn
     run(work, args=(str(tmp_path / "store"),), nprocs=RANKS)
+
+
+def work_in_the_interpreter(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.use_deterministic_algorithms(True)
+    for ring in (False, True):
+        check_loss(dist.group.WORLD, data()[1], ring, False, torch.float32, "triton")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
+def test_triton_on_two_ranks(tmp_path: Path) -> None:
+    run: Callable[..., None] = mp.spawn
+    run(work_in_the_interpreter, args=(str(tmp_path / "store"),), nprocs=2)
 
 
 def test_group_of_no_rows(tmp_path: Path) -> None:

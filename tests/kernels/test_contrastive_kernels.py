@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_in_the_interpreter() -> None:
     """Triton decides when it is imported: another process."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "triton", "-p", "no:cacheprovider"]
-    files = ["tests/test_contrastive.py", "tests/kernels/test_contrastive_kernels.py"]
+    files = ["test_contrastive.py", "test_contrastive_group.py", "kernels/test_contrastive_kernels.py"]
+    files = [f"tests/{file}" for file in files]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run([*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
