@@ -172,7 +172,7 @@ def equalise(tensors: Iterable[Tensor], ranks: Ranks) -> None:
     """Gives every rank the values that rank 0 has, in place."""
     if ranks.world_size > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor.detach(), src=0)  # autograd must not see it
 
 
 def wait_for_all(ranks: Ranks) -> None:

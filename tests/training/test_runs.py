@@ -78,6 +78,7 @@ def test_ranks_change_rounding_only(tmp_path, start_run, make_corpus, bert_witho
     arguments = ["--data", data, "--model", bert_without_dropout, "--epochs", 2, "--batch-size", 9]
     runs = [start_run(tmp_path / str(ranks), arguments, ranks) for ranks in (1, 2, 4)]
     assert [run.wait() for run in runs] == [[0], [0] * 2, [0] * 4], [run.errors() for run in runs]
+    assert not any("Warning" in run.errors(rank) for run in runs for rank in range(len(run.processes)))
     one, *more = runs
     assert len(one.records()) == 6
     for run in more:
