@@ -2,9 +2,14 @@
 
 Layout: ``/<root name>/data/<video>/features`` (n, d) and ``/intervals`` (n, 2) seconds. Nothing else is read.
 Links out of the file, soft links, virtual or external data sets and sizes that the file cannot hold are refused.
+Altered files can lead the HDF5 library itself to exhaust memory: `verify` lets another process meet them first.
 """
 
-from collections.abc import Iterator
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -16,6 +21,7 @@ from .example import DataError
 _DEFLATE_RATIO = 1100  # zlib cannot expand by more than 1032
 _COMPRESSING = {1, 4, 32000}  # gzip, szip, lzf
 _HARMLESS = {2, 3}  # shuffle, fletcher32
+_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py raises on damaged files
 _LONGEST_WORD = 1000  # bytes; variable-length strings are read a few at a time because their size is not declared
 
 
@@ -44,7 +50,7 @@ class CsdStream:
                 raise self._damaged(f"/{self.root}/data must be a group")
             self._data = data
             self._keys = dict.fromkeys(data)
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        except _ERRORS as error:
             raise self._damaged("it cannot be opened as HDF5", error) from error
 
     def __contains__(self, key: str) -> bool:
@@ -74,7 +80,8 @@ class CsdStream:
             raise self._damaged(f"{group.name}/{name} is missing or a link to elsewhere")
         return group[name]
 
-    def _array(self, group: h5py.Group, name: str) -> np.ndarray:
+    def _data_set(self, group: h5py.Group, name: str) -> h5py.Dataset:
+        """A data set that the file itself holds, of numbers or strings, of a size that it can hold."""
         data = self._child(group, name)
         where = f"{group.name}/{name}"
         if not isinstance(data, h5py.Dataset) or data.shape is None:
@@ -89,30 +96,44 @@ class CsdStream:
         ratio = _DEFLATE_RATIO if filters else 1
         if stored > self._size or declared > stored * ratio:
             raise self._damaged(f"{where} declares {declared} bytes and stores {stored}")
-        if data.dtype.kind in "fiub":
-            return data[...]
-        if data.dtype.kind == "S":
-            return data[...]
-        if data.dtype.kind == "O" and h5py.check_string_dtype(data.dtype) is not None:
-            return self._strings(data, where)
-        raise self._damaged(f"{where} has the type {data.dtype}, expected numbers or strings")
+        if data.dtype.kind not in "fiubS" and h5py.check_string_dtype(data.dtype) is None:
+            raise self._damaged(f"{where} has the type {data.dtype}, expected numbers or strings")
+        return data
 
-    def _strings(self, data: h5py.Dataset, where: str) -> np.ndarray:
+    def _array(self, data: h5py.Dataset) -> np.ndarray:
+        return self._strings(data) if data.dtype.kind == "O" else data[...]
+
+    def _strings(self, data: h5py.Dataset) -> np.ndarray:
         parts: list[np.ndarray] = []
         for begin in range(0, len(data), 16):
             part = data[begin : begin + 16]
             if any(len(word) > _LONGEST_WORD for word in part.ravel()):
-                raise self._damaged(f"{where} holds a word of more than {_LONGEST_WORD} bytes")
+                raise self._damaged(f"{data.name} holds a word of more than {_LONGEST_WORD} bytes")
             parts.append(part)
         return np.concatenate(parts) if parts else np.zeros(data.shape, dtype="S1")
 
+    def _open(self, key: str) -> tuple[h5py.Dataset, h5py.Dataset]:
+        entry = self._child(self._data, key)
+        if not isinstance(entry, h5py.Group):
+            raise self._damaged(f"{key} must be a group of features and intervals")
+        return self._data_set(entry, "features"), self._data_set(entry, "intervals")
+
+    def check(self) -> None:
+        """Look at every entry without reading its frames.
+
+        Raises:
+            DataError: One of them is damaged.
+        """
+        for key in self._keys:
+            try:
+                self._open(key)
+            except _ERRORS as error:
+                raise self._damaged(f"{key} cannot be read", error) from error
+
     def _pair(self, key: str) -> tuple[np.ndarray, np.ndarray]:
         try:
-            entry = self._child(self._data, key)
-            if not isinstance(entry, h5py.Group):
-                raise self._damaged(f"{key} must be a group of features and intervals")
-            features, intervals = self._array(entry, "features"), self._array(entry, "intervals")
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+            features, intervals = (self._array(data) for data in self._open(key))
+        except _ERRORS as error:
             raise self._damaged(f"{key} cannot be read", error) from error
         if features.ndim != 2:
             raise self._damaged(f"features of {key} have the shape {features.shape}, expected (n, d)")
@@ -146,3 +167,57 @@ class CsdStream:
         words = [w.decode("utf-8", "replace") if isinstance(w, bytes) else str(w) for w in features[:, 0].tolist()]
         kept = [k for k, word in enumerate(words) if word.strip() and word != "sp"]
         return [words[k] for k in kept], intervals[kept]
+
+
+_MEMORY = 512 << 20  # bytes that looking at a file may take
+_SECONDS = 60.0
+_REFUSED = 3  # exit status of the other process for a file that it refuses
+_SCRIPT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from cmsbert_fast.data import csd; csd.walk(sys.argv[2:])"
+)
+_verified: set[tuple[str, int, int]] = set()
+
+
+def verify(paths: Sequence[Path]) -> None:
+    """Let another process, with little memory and time, open everything that reading the files will open.
+
+    Raises:
+        DataError: It refused a file, ran out of memory or time, or crashed.
+    """
+    marks = {path: (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+    paths = [path for path in paths if marks[path] not in _verified]
+    if not paths:
+        return
+    command = [sys.executable, "-c", _SCRIPT, json.dumps(sys.path), *(str(path.absolute()) for path in paths)]
+    seconds = _SECONDS + sum(path.stat().st_size for path in paths) / 10e6
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+        status, said = result.returncode, result.stdout
+    except subprocess.TimeoutExpired as error:
+        status, said = -1, str(error.stdout or b"", "utf-8", "replace") if isinstance(error.stdout, bytes) else ""
+    if status:
+        lines = said.splitlines() or [paths[0].name]
+        if status == _REFUSED:
+            raise DataError(lines[-1])
+        raise DataError(f"Get {lines[-1]} again, it is damaged: opening it exhausts memory or time, or crashes HDF5.")
+    _verified.update(marks.values())
+
+
+def walk(paths: Sequence[str]) -> None:
+    """The other process: names each file, looks at all of it, and exits with `_REFUSED` where it is refused."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    except (ImportError, OSError):
+        pass  # no such limits on this system: time alone is limited
+    for path in paths:
+        print(Path(path).name, flush=True)
+        try:
+            CsdStream(Path(path)).check()
+        except DataError as error:
+            print(" ".join(str(error).split()), flush=True)
+            sys.exit(_REFUSED)

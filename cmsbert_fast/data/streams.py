@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .align import TOLERANCE, Track, interval_means, overlapping
-from .csd import CsdStream
+from .csd import CsdStream, verify
 from .example import DataError, ReadReport
 from .files import SUFFIXES, FileStream
 from .source import MODALITIES, frames_of
@@ -89,6 +89,7 @@ class Assignment:
                 f"Say what these streams are with --visual NAME or --acoustic NAME (or 'none'): "
                 f"{', '.join(p.name for p in unknown)}."
             )
+        verify([path for found in chosen.values() for path, _ in found or [] if path.is_file()])
         self.visual = [open_stream(path, rate) for path, rate in chosen["visual"] or []]
         self.acoustic = [open_stream(path, rate) for path, rate in chosen["acoustic"] or []]
         self.words = self._only("words", chosen["words"])

@@ -1,5 +1,9 @@
 """``.csd`` streams: sets of them, and files that lie."""
 
+import os
+import subprocess
+import sys
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -8,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from cmsbert_fast.data import DataError, read_corpus
-from cmsbert_fast.data.csd import CsdStream
+from cmsbert_fast.data import DataError, csd, read_corpus
+from cmsbert_fast.data.csd import CsdStream, verify
 from cmsbert_fast.data.streams import kind_of
 
 
@@ -164,21 +168,72 @@ def test_truncated_files(tmp_path: Path) -> None:
         refused(path)
 
 
+_ALTERED = """
+import sys, resource
+from pathlib import Path
+import numpy as np
+from cmsbert_fast.data import DataError
+from cmsbert_fast.data.csd import CsdStream
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # the library alone may ask for all there is
+path = Path(sys.argv[1])
+data, random = path.read_bytes(), np.random.default_rng(0)
+for _ in range(300):
+    broken = bytearray(data)
+    for place in random.integers(0, len(data), 3):
+        broken[place] ^= int(random.integers(1, 256))
+    path.write_bytes(bytes(broken))
+    try:
+        track = CsdStream(path).read("v")
+    except DataError:
+        continue
+    assert track.features.nbytes < 100_000
+"""
+
+
 def test_bytes_that_are_altered_end_in_an_error_or_in_numbers(tmp_path: Path) -> None:
     path = tmp_path / "a.csd"
     stream(path, GOOD, TIMES).close()
-    data = path.read_bytes()
-    random = np.random.default_rng(0)
-    for _ in range(150):
-        broken = bytearray(data)
-        for place in random.integers(0, len(data), 3):
-            broken[place] ^= int(random.integers(1, 256))
-        path.write_bytes(bytes(broken))
-        try:
-            track = CsdStream(path).read("v")
-        except DataError:
-            continue
-        assert track.features.nbytes < 100_000
+    subprocess.run([sys.executable, "-c", _ALTERED, str(path)], check=True, timeout=120)
+
+
+def endless(path: Path) -> None:
+    """A good file made to exhaust memory: the list of free blocks of a local heap leads back to its first block."""
+    stream(path, GOOD, TIMES).close()
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"HEAP\0")  # signature, version, size, offset of the first free block, address of the blocks
+    first, address = (int.from_bytes(data[heap + k : heap + k + 8], "little") for k in (16, 24))
+    data[address + first : address + first + 8] = first.to_bytes(8, "little")
+    path.write_bytes(bytes(data))
+
+
+def test_a_file_that_exhausts_the_librarys_memory_is_met_by_another_process_first(tmp_path: Path) -> None:
+    path = tmp_path / "COVAREP.csd"
+    endless(path)
+    begin = time.perf_counter()
+    with pytest.raises(DataError, match="COVAREP"):
+        verify([path])
+    assert time.perf_counter() - begin < 30
+    with pytest.raises(DataError, match="COVAREP"):
+        read_corpus(tmp_path)
+
+
+def test_files_that_crash_or_hang_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "COVAREP.csd"
+    stream(path, GOOD, TIMES).close()
+    monkeypatch.setattr(csd, "_SCRIPT", "import os, sys; print('COVAREP.csd', flush=True); os.abort()")
+    with pytest.raises(DataError, match=r"COVAREP\.csd again.*crashes"):
+        verify([path])
+    monkeypatch.setattr(csd, "_SCRIPT", "import time; print('COVAREP.csd', flush=True); time.sleep(60)")
+    monkeypatch.setattr(csd, "_SECONDS", 1.0)
+    with pytest.raises(DataError, match=r"COVAREP\.csd again.*time"):
+        verify([path])
+    monkeypatch.undo()
+    verify([path])
+    monkeypatch.setattr(csd, "_SCRIPT", "raise SystemExit(1)")
+    verify([path])  # once is enough while the file stays as it is
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(DataError):
+        verify([path])
 
 
 @pytest.mark.parametrize("what", ["features", "intervals", "entry", "data"])
