@@ -42,6 +42,10 @@ def pairwise_contrastive_loss(
     sign and differs by at most ``threshold`` (and 1e-5, labels being float32). Where S_i is empty, or ``smoothing`` is
     None, the target is the example itself.
 
+    Every similarity matrix serves both of its directions and none is stored: memory beyond inputs and gradients is
+    O(n). With three modalities forward and backward take 15 n^2 d multiply-adds on Triton, 12 on PyTorch, divided among
+    ranks; the roofline stands in ``cmsbert_fast.kernels.contrastive``. Deterministic.
+
     Args:
         linguistic, visual, acoustic: (n, d) embeddings, not normalised; any one may be None. float64 (not on Triton),
             float32, bfloat16 or float16; sums are accumulated in float32 at least.

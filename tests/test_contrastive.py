@@ -114,7 +114,7 @@ def test_equals_reference(backend: str, kind: str, n: int, modalities: int) -> N
 @pytest.mark.parametrize("kind", ["scores", "classes", "off"])
 @pytest.mark.parametrize("modalities", [2, 3])
 def test_equals_reference_over_many_tiles(many_tiles: None, backend: str, kind: str, modalities: int) -> None:
-    n = 41 if INTERPRETED else 1229
+    n = 1229 if backend == "triton" and DEVICE == "cuda" else 33  # one more than tiles hold
     labels = {"scores": score_labels(n), "classes": torch.arange(n, device=DEVICE) % 4, "off": None}[kind]
     check(embeddings(n, 20, modalities), labels, backend)
 
@@ -209,7 +209,7 @@ def test_strided_embeddings(backend: str) -> None:
 def test_is_deterministic(many_tiles: None, backend: str) -> None:
     if backend == "triton" and INTERPRETED:
         pytest.skip("one thread says nothing")
-    n = 1229 if DEVICE == "cuda" else 67
+    n = 1229 if backend == "triton" else 67
     runs = [
         compute(
             embeddings(67),
@@ -335,7 +335,7 @@ def test_errors_say_what_to_do() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("learned", [False, True])
 def test_opcheck(backend: str, learned: bool) -> None:
-    z = embeddings(5)
+    z = embeddings(5, dtype=torch.float16 if learned else torch.float32)
     z[1] = z[1].T.contiguous().T
     z = [e.requires_grad_() for e in z]
     tau = torch.tensor(0.1, device=DEVICE, requires_grad=True) if learned else None

@@ -82,6 +82,29 @@ def test_triton_rectangles_equal_torch(kind: str, monkeypatch: pytest.MonkeyPatc
 
 
 @runs_triton
+def test_triton_float16_keeps_small_probabilities() -> None:
+    """Among a million columns a probability is 1e-6, which float16 by itself holds to one digit."""
+    from cmsbert_fast.kernels import contrastive as kernels
+
+    generator = torch.Generator().manual_seed(0)
+    z = [torch.randn(40, 16, generator=generator).to(DEVICE, torch.float16) for _ in range(2)]
+    tau = torch.tensor(0.5, device=DEVICE)
+    inverse = contrastive_torch.inverse_norms(tuple(z))
+
+    def part(start: int, stop: int) -> Block:
+        lse = torch.full((2, stop - start), 14.0, device=DEVICE)
+        weight = torch.zeros(stop - start, device=DEVICE)
+        return Block(tuple(e[start:stop] for e in z), None, inverse[:, start:stop], weight, lse, start)
+
+    rows, columns = part(0, 20), part(20, 40)
+    raw, _ = kernels.gradients(rows, columns, tau, 1.0, 0.1)
+    wanted, _ = contrastive_torch.gradients(rows, columns, tau, 1.0, 0.1)
+    assert wanted[0].abs().max() < 1e-3
+    for got, want in zip(raw, wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=2e-3 * float(want.abs().max()))
+
+
+@runs_triton
 def test_triton_counts_equal_torch() -> None:
     """Bisection finds the same members, labels exactly at the edge, NaN and infinities included."""
     from cmsbert_fast.kernels import contrastive as kernels
