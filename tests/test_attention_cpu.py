@@ -302,12 +302,13 @@ def operator_arguments(dropout_p):
 
 @needs_compiler
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
-def test_operators_pass_opcheck(dropout_p):
+def test_operators_pass_opcheck(poisoned, dropout_p):
     arguments = operator_arguments(dropout_p)
     operators = torch.ops.cmsbert_fast
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(operators.cms_attention_cpu_forward.default, arguments, test_utils=tests)
     out, *saved = operators.cms_attention_cpu_forward(*arguments)
+    assert all(x.isfinite().all() for x in saved)  # also where no sequence is
     backward = (torch.ones_like(out), *saved, [True, True, False, True], *arguments)
     torch.library.opcheck(operators.cms_attention_cpu_backward.default, backward, test_utils=tests)
 

@@ -1,14 +1,14 @@
 // CMS attention on the CPU (Eq. 1-7 of the paper), forward and backward, for packed sequences in float32 or bfloat16.
 //
-// Plain C interface at the end of the file: pointers in, status out. No header of PyTorch, Python or OpenMP, so that one
-// binary serves every version of them; cmsbert_fast/attention_cpu.py builds it, loads it and hands it the parallel loop
-// of the OpenMP runtime PyTorch uses (a pool of our own would fight with that one for the cores).
+// Plain C interface at the end of the file: pointers in, status out. No header of PyTorch, Python or OpenMP, so that
+// one binary serves every version of them; cmsbert_fast/attention_cpu.py lays out the call and hands over the parallel
+// loop of the OpenMP runtime PyTorch uses (a pool of our own would fight with that one for the cores).
 //
-// Every matrix product is one register-blocked kernel, C = A B or C += A B with A of any strides and the rows of B and C
-// padded to whole vectors. All arithmetic is float32. A task owns what it writes and sums in a fixed order: results do
-// not depend on the number of threads. Queries go in blocks of QUERIES rows against all keys, so that scratch memory is
-// linear in the length; from forward to backward only the mean frames (T, K) and each row's maximum and inverse sum of the
-// softmax (H, T, 2) are kept: apart, because their log-sum-exp in float32 would lose digits where scores are large.
+// Every matrix product is one register-blocked kernel, C = A B or C += A B, with A of any strides and the rows of B and
+// C padded to whole vectors. All arithmetic is float32. A task owns what it writes and sums in a fixed order: results
+// do not depend on the number of threads. Queries go in blocks of QUERIES rows against all keys, so that scratch memory is
+// linear in the length. From forward to backward only the mean frames (T, K) and each row's maximum and inverse sum of
+// the softmax (H, T, 2) are kept: apart, as their log-sum-exp in float32 would lose digits where scores are large.
 
 #include <algorithm>
 #include <atomic>
@@ -149,14 +149,11 @@ Block block_of(int64_t rows) {
 }
 
 Block block_of(int64_t rows, int64_t vectors) {
-    switch (vectors) {
-        case 1: return block_of<1>(rows);
-        case 2: return block_of<2>(rows);
-#if !defined(__AVX__) && !defined(__ARM_NEON) || defined(__AVX512F__) || defined(__ARM_NEON)
-        case 3: return block_of<MAX_VECTORS < 3 ? 1 : 3>(rows);
-#endif
-        default: return block_of<MAX_VECTORS>(rows);
+    if constexpr (MAX_VECTORS == 4) {
+        if (vectors == 4) return block_of<4>(rows);
+        if (vectors == 3) return block_of<3>(rows);
     }
+    return vectors == 2 ? block_of<2>(rows) : block_of<1>(rows);
 }
 
 // C (m, n) = A (m, depth) B (depth, n), or += with `add`. n must be whole vectors; B and C have unit column stride.
@@ -380,9 +377,9 @@ class Attention {
           size_{padded_size(call.modalities[0]), padded_size(call.modalities[1])},
           depth_(size_[0] + size_[1]),
           status_(DONE) {
-        check(call.cu_seqlens, call.rows, longest_);
+        longest_ = checked_longest(call.cu_seqlens, call.rows);
         for (int m = 0; m < 2; ++m)
-            if (size_[m]) check(call.modalities[m].cu_seqlens, call.modalities[m].rows, most_frames_[m]);
+            if (size_[m]) checked_longest(call.modalities[m].cu_seqlens, call.modalities[m].rows);
         // A thread's share must be worth waking it up for; results do not depend on it.
         const double work = static_cast<double>(call.rows) * static_cast<double>(call.heads * call.head_size);
         call_.threads = std::max<int64_t>(1, std::min(call.threads, static_cast<int64_t>(work / 4096)));
@@ -399,6 +396,9 @@ class Attention {
             forward_head(task / call_.batch, task % call_.batch, transposed);
         });
         zero_tail(static_cast<T*>(call_.out), call_.heads * call_.head_size, call_.cu_seqlens, call_.rows);
+        zero_tail(call_.mean, depth_, call_.cu_seqlens, call_.rows);
+        for (int64_t head = 0; head < call_.heads; ++head)
+            zero_tail(call_.softmax + head * call_.rows * 2, 2, call_.cu_seqlens, call_.rows);
         return status_;
     }
 
@@ -445,20 +445,22 @@ class Attention {
     // The columns a modality has in `mean`: the same on every CPU, because the caller allocates it.
     static int64_t padded_size(const Modality& modality) { return multiple(modality.size, 16); }
 
-    void check(const int32_t* cu_seqlens, int64_t rows, int64_t& longest) {
-        longest = 0;
+    // The longest sequence; notes where sequences do not lie one after the other within the rows.
+    int64_t checked_longest(const int32_t* cu_seqlens, int64_t rows) {
+        int64_t longest = 0;
         bool good = cu_seqlens[0] == 0 && cu_seqlens[call_.batch] <= rows;
         for (int64_t b = 0; b < call_.batch; ++b) {
             good = good && cu_seqlens[b] <= cu_seqlens[b + 1];
             longest = std::max<int64_t>(longest, cu_seqlens[b + 1] - cu_seqlens[b]);
         }
         if (!good) status_ = BAD_CU_SEQLENS;
+        return longest;
     }
 
     // Rows of no sequence.
-    void zero_tail(T* x, int64_t columns, const int32_t* cu_seqlens, int64_t rows) const {
-        const int64_t first = cu_seqlens[call_.batch];
-        std::memset(static_cast<void*>(x + first * columns), 0, (rows - first) * columns * sizeof(T));
+    template <class Element>
+    void zero_tail(Element* x, int64_t columns, const int32_t* cu_seqlens, int64_t rows) const {
+        for (int64_t i = cu_seqlens[call_.batch] * columns; i < rows * columns; ++i) x[i] = Element{};
     }
 
     // The shift weights with head as the first axis: `transposed` (H, K, d_h padded), `weight` (H, d_h padded, K) or
@@ -510,7 +512,8 @@ class Attention {
                 const Modality& modality = call_.modalities[m];
                 const int64_t first_frame = modality.cu_seqlens[b];
                 const int64_t n_frames = modality.cu_seqlens[b + 1] - first_frame, width = padded(n_frames);
-                float* frames = thread_scratch.take(n_frames * size_[m] + (QUERIES + 1) * width + padded(QUERIES), status_);
+                float* frames =
+                    thread_scratch.take(n_frames * size_[m] + (QUERIES + 1) * width + padded(QUERIES), status_);
                 if (frames == nullptr) return;
                 float *frame_gate = frames + n_frames * size_[m], *gates = frame_gate + width;
                 float* token_gate = gates + QUERIES * width;
@@ -528,7 +531,6 @@ class Attention {
                         call_.mean + (start + first) * depth_ + m * size_[0], depth_);
             }
         });
-        std::fill(call_.mean + call_.cu_seqlens[call_.batch] * depth_, call_.mean + call_.rows * depth_, 0.0f);
     }
 
     // x, or factor (x + a), of one head of one sequence -> (n, d_h padded).
@@ -696,7 +698,8 @@ class Attention {
         }
     }
 
-    // dp_i = sum_j dg_ij act'(p_i + r_j) with dg_ij = 1/N_m dm_i . x_j; dr_j = the same sum over i; dx_j = sum_i g_ij dm_i.
+    // dp_i = sum_j dg_ij act'(p_i + r_j) with dg_ij = 1/N_m dm_i . x_j; dr_j = the same sum over i;
+    // dx_j = 1/N_m sum_i g_ij dm_i.
     void gate_gradients(int64_t b, const float* d_mean) {
         const int64_t start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start;
         for (int m = 0; m < 2; ++m) {
@@ -746,7 +749,7 @@ class Attention {
 
     Call call_;
     int64_t head_padded_, size_[2], depth_;
-    int64_t longest_, most_frames_[2];
+    int64_t longest_;
     std::atomic<int> status_;
 };
 
