@@ -166,6 +166,7 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
         if corpus is None or settings.fold != corpus_fold:
             corpus, corpus_fold = read(settings), settings.fold
             say(corpus.report)
+            check_data(corpus)
         check(settings, corpus, ranks.world_size)
     assert corpus is not None
     name = corpus.name
@@ -205,8 +206,8 @@ def read(settings: TrainingSettings) -> Corpus:
     )
 
 
-def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> None:
-    """Finds what would make a run fail, before any training.
+def check_data(corpus: Corpus) -> None:
+    """Finds what would make training on a corpus fail.
 
     Raises:
         UsageError: With what to do about it.
@@ -221,6 +222,14 @@ def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> None:
         unlabelled = next((example.id for example in examples if example.label is None), None)
         if unlabelled is not None:
             raise UsageError(f"Example {unlabelled!r} of the {split} split has no label; give it one or leave it out.")
+
+
+def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> None:
+    """Finds what would make a run on a corpus fail.
+
+    Raises:
+        UsageError: With what to do about it.
+    """
     count = len(corpus.splits["train"])
     smallest = count // math.ceil(count / settings.batch_size)
     if smallest < world_size:
@@ -254,15 +263,16 @@ def train(
     """
     started = time.monotonic()
     _make_folder(folder, ranks)
+    examples = fingerprint(corpus)
     state = None
     if resume:
         finished = distributed.from_main(lambda: results.read_json(folder / results.RESULTS), ranks)
         if finished is not None:
-            _check_unchanged(finished["settings"], finished["data"]["fingerprint"], settings, corpus, folder)
+            _check_unchanged(finished["settings"], finished["data"]["fingerprint"], settings, examples, folder)
             return finished
         state = checkpoint.load(folder)
         if state is not None:
-            _check_unchanged(state["settings"], state["fingerprint"], settings, corpus, folder)
+            _check_unchanged(state["settings"], state["fingerprint"], settings, examples, folder)
 
     # The model, the same on every rank; what is random after this differs between ranks.
     checkpoint.seed_everything(settings.seed)
@@ -311,7 +321,7 @@ def train(
         if log is not None:
             state = {
                 "settings": dataclasses.asdict(settings),
-                "fingerprint": fingerprint(corpus),
+                "fingerprint": examples,
                 "progress": dataclasses.asdict(progress),
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
@@ -414,7 +424,7 @@ def train(
         "epochs": progress.epoch,
         "steps": progress.step,
         "parameters": best.num_parameters(),
-        "data": {"name": corpus.name, "report": str(corpus.report), "fingerprint": fingerprint(corpus)},
+        "data": {"name": corpus.name, "report": str(corpus.report), "fingerprint": examples},
         **results.provenance(settings, ranks.world_size, _device_name(ranks.device)),
     }
     if log is not None:
@@ -577,9 +587,7 @@ def _make_folder(folder: Path, ranks: Ranks) -> None:
         raise UsageError(f"{folder} is not to be seen on every machine; choose an --output on a disk that all share.")
 
 
-def _check_unchanged(
-    saved: dict, saved_fingerprint: str, settings: TrainingSettings, corpus: Corpus, folder: Path
-) -> None:
+def _check_unchanged(saved: dict, saved_examples: str, settings: TrainingSettings, examples: str, folder: Path) -> None:
     saved, now = (
         json.loads(json.dumps(values)) for values in (saved, dataclasses.asdict(settings))
     )  # lists, not tuples
@@ -589,9 +597,9 @@ def _check_unchanged(
         raise UsageError(
             f"The run in {folder} has {name} = {saved.get(name)!r}, not {now[name]!r}; resume it with its own settings."
         )
-    if saved_fingerprint != fingerprint(corpus):
+    if saved_examples != examples:
         raise UsageError(
-            f"The run in {folder} was trained on other examples than {corpus.name} holds; resume with those."
+            f"The run in {folder} was trained on other examples than {settings.data} holds; resume it with those."
         )
 
 
