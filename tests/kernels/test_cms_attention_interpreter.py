@@ -385,39 +385,45 @@ def test_strided_inputs_are_not_copied(shape_class: str, monkeypatch: pytest.Mon
 @runs_kernels
 @all_classes
 @pytest.mark.skipif(DEVICE == "cuda", reason="needs memory that is only reserved, not used")
-def test_addresses_beyond_two_to_the_31(shape_class: str) -> None:
-    """Rows 2^30 elements apart: products of 32-bit numbers would wrap. Untouched pages take no memory."""
+@pytest.mark.parametrize("far_apart", ["packed rows", "rows", "sequences", "heads"])
+def test_addresses_beyond_two_to_the_31(shape_class: str, far_apart: str) -> None:
+    """Elements 2^30 apart: products of 32-bit numbers would wrap. Untouched pages take no memory."""
     torch.use_deterministic_algorithms(False)  # which would touch them
-    n, stride = 4, 2**30
+    stride = 2**30
     try:
-        storage = torch.empty(stride * (n - 1) + 64, dtype=torch.float16)
+        storage = torch.empty(3 * stride + 256, dtype=torch.float16)
     except RuntimeError:
         pytest.skip("no address space")
+    batch, n, heads = {"rows": (1, 4, 1), "packed rows": (1, 4, 1), "sequences": (4, 1, 1), "heads": (1, 1, 4)}[
+        far_apart
+    ]
     generator = torch.Generator().manual_seed(0)
-    for packed in (False, True):
-        small = [torch.randn(n, 1, 16, generator=generator).half() for _ in range(3)]
-        far = [storage.as_strided((n, 1, 16), (stride, 16, 1), 16 * i) for i in range(3)]
-        for x, y in zip(far, small, strict=True):
-            x.copy_(y)
-        gate, frames = torch.randn(3, n, generator=generator).half(), torch.randn(n, 5, generator=generator).half()
-        far_frames = storage.as_strided((n, 5), (stride, 1), 48)
-        far_frames.copy_(frames)
-        weight = torch.randn(16, 5, generator=generator).half()
-        options: dict[str, Any] = {}
-        where: dict[str, Any] = {}
-        if packed:
-            cu = torch.tensor([0, 1, n], dtype=torch.int32)
-            options, where = {"cu_seqlens": cu, "max_seqlen": 3}, {"cu_seqlens": cu, "max_length": 3}
 
-        def run(qkv: list[Tensor], frames: Tensor, backend: str) -> Tensor:
-            tensors = [*qkv, gate[0], gate[1], frames, weight]  # noqa: B023
-            if not options:  # noqa: B023
-                tensors = [x[None] for x in tensors[:-1]] + tensors[-1:]
-            visual = ModalityShift(*tensors[3:], **where)  # noqa: B023
-            return cms_attention(*tensors[:3], visual, backend=backend, **options)  # noqa: B023
+    def pair(i: int, *shape: int) -> tuple[Tensor, Tensor]:
+        """The same numbers close together and far apart."""
+        near = torch.randn(*shape, generator=generator).half()
+        strides = [stride if size == 4 else 1 if j == near.dim() - 1 else 16 for j, size in enumerate(shape)]
+        far = storage.as_strided(shape, strides, 32 * i)
+        far.copy_(near)
+        return near.requires_grad_(), far.detach().requires_grad_()
 
-        actual, expected = run(far, far_frames, "triton"), run(small, frames, "torch")
-        torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-2)
+    pairs = [pair(i, batch, n, heads, 16) for i in range(3)] + [pair(3, batch, n, 5)]
+    gates = torch.randn(2, batch, n, generator=generator).half()
+    weight = torch.randn(16 * heads, 5, generator=generator).half()
+
+    def run(tensors: list[Tensor], backend: str) -> list[Tensor]:
+        *qkv, frames = tensors
+        if far_apart == "packed rows":
+            cu = torch.tensor([0, 3, 4], dtype=torch.int32)  # the second sequence begins beyond 2^31
+            visual = ModalityShift(gates[0, 0], gates[1, 0], frames[0], weight, cu, 3)
+            z = cms_attention(*(x[0] for x in qkv), visual, backend=backend, cu_seqlens=cu, max_seqlen=3)
+        else:
+            z = cms_attention(*qkv, ModalityShift(*gates, frames, weight), backend=backend)
+        return [z, *torch.autograd.grad(z.float().square().sum(), tensors)]
+
+    expected, actual = run([x for x, _ in pairs], "torch"), run([x for _, x in pairs], "triton")
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=2e-2, atol=2e-2)
 
 
 # ------------------------------------------------------------------ dropout
