@@ -6,9 +6,9 @@
 //
 // Every matrix product is one register-blocked kernel, C = A B or C += A B, with A of any strides and the rows of B and
 // C padded to whole vectors. All arithmetic is float32. A task owns what it writes and sums in a fixed order: results
-// do not depend on the number of threads. Queries go in blocks of QUERIES rows against all keys, so that scratch memory is
-// linear in the length. From forward to backward only the mean frames (T, K) and each row's maximum and inverse sum of
-// the softmax (H, T, 2) are kept: apart, as their log-sum-exp in float32 would lose digits where scores are large.
+// do not depend on the number of threads. Queries go in blocks of QUERIES rows against all keys, so that scratch memory
+// is linear in the length. From forward to backward only the mean frames (T, K) and each row's maximum and inverse sum
+// of the softmax (H, T, 2) are kept: apart, as their log-sum-exp in float32 would lose digits where scores are large.
 
 #include <algorithm>
 #include <atomic>
