@@ -77,12 +77,15 @@ def test_embeddings_group_what_points_the_same_way() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat([0, 1], 20)
     directions = np.eye(6)[groups] + 0.01 * rng.normal(size=(40, 6))
-    lengths = rng.uniform(0.1, 10, size=(40, 1))  # must not matter
-    figure = plot_embeddings({"linguistic": directions * lengths}, groups, classes=["sad", "happy"])
+    figure = plot_embeddings({"linguistic": directions}, groups, classes=["sad", "happy"])
     ax = figure.axes[0]
     xy = np.asarray(ax.collections[0].get_offsets())
     within = max(np.linalg.norm(xy[groups == g] - xy[groups == g].mean(0), axis=1).mean() for g in (0, 1))
     assert np.linalg.norm(xy[:20].mean(0) - xy[20:].mean(0)) > 2 * within
+    # Only directions count; powers of two leave no rounding behind.
+    lengths = 2.0 ** rng.integers(-4, 5, size=(40, 1))
+    again = plot_embeddings({"linguistic": directions * lengths}, groups, classes=["sad", "happy"])
+    np.testing.assert_array_equal(xy, np.asarray(again.axes[0].collections[0].get_offsets()))
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["linguistic", "sad", "happy"]
 
 
