@@ -138,7 +138,8 @@ def _call(*arguments: Any) -> "kernels.Call":
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out, saved = kernels.forward(_call(*arguments))
+    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
+        out, saved = kernels.forward(_call(*arguments))
     return out, *saved
 
 
@@ -162,7 +163,8 @@ def _backward(
     *arguments: Any,
 ) -> list[Tensor]:
     saved = kernels.Saved(mean, shift, lse)
-    return _flat(kernels.backward(_call(*arguments), d_out, out, saved, (wanted_v, wanted_a)))
+    with torch.cuda.device_of(d_out):
+        return _flat(kernels.backward(_call(*arguments), d_out, out, saved, (wanted_v, wanted_a)))
 
 
 def _backward_fake(

@@ -1193,7 +1193,8 @@ class _Launcher:
         self.heads, self.head_size = call.query.shape[-2:]
         self.precision = "ieee"
         if call.query.dtype == torch.float32 and self.device.startswith("sm_"):
-            self.precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "split"
+            # Unlike allow_tf32 this can be read whichever of PyTorch's two interfaces the user set it with.
+            self.precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "split"
         query, key, value = (_row_contiguous(x) for x in (call.query, call.key, call.value))
         self.arguments: dict[str, Any] = {
             "q": query,

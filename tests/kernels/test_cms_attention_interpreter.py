@@ -528,6 +528,27 @@ def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
         kernels.configuration("short_forward", "sm_90", 2, 65, 64)
 
 
+@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+def test_tf32_only_where_the_user_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = attention_triton.kernels
+    monkeypatch.setattr(kernels, "device_class", lambda device: "sm_90")
+
+    def precision(dtype: torch.dtype = torch.float32) -> str:
+        x = torch.zeros(1, 2, 1, 16, dtype=dtype)
+        return kernels._Launcher(kernels.Call(x, x, x, None, None, None, None, 2, "relu", 1.0, 0.0, None)).precision
+
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        assert precision() == "split"
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert precision() == "tf32"
+        assert precision(torch.bfloat16) == "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert precision() == "split"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 @runs_kernels
 def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     from cmsbert_fast.kernels import tune_cms_attention as tuner
