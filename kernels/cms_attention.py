@@ -239,8 +239,7 @@ def _mean_frame(
         m_f = _valid(mask, i_b, o_f, n, length)
         b_r = tl.load(frame_gate + o_f.to(tl.int64) * s_gn, mask=m_f, other=0.0).to(tl.float32)  # [BLOCK_F]
         b_g = _gate(b_p[:, None] + b_r[None, :], ACTIVATION)  # [BLOCK_N, BLOCK_F]
-        b_g = tl.where(m_f[None, :], b_g, 0.0)
-        b_x = _rows(frames, o_f, m_f, s_xn, o_d, m_d)  # [BLOCK_F, BLOCK_D]
+        b_x = _rows(frames, o_f, m_f, s_xn, o_d, m_d)  # [BLOCK_F, BLOCK_D], 0 where the frame does not count
         b_m = _dot(b_g.to(b_x.dtype), b_x, b_m, PRECISION)
     return (b_m / _count(mask, i_b, n, length, BLOCK_F)).to(frames.dtype.element_ty)
 
