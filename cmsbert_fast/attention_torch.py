@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
+from cmsbert_fast.reference import ACTIVATIONS
 
 if TYPE_CHECKING:
     from cmsbert_fast.attention import ModalityShift
-
-_ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
 def cms_attention(
@@ -36,7 +35,7 @@ def cms_attention(
     """
     rows, heads = query.shape[0], query.shape[-2:]
     shifts = [
-        F.linear(_mean_frame(modality, activation, packing, rows), modality.weight)
+        F.linear(_mean_frame(modality, activation, packing, attention_mask, rows), modality.weight)
         for modality in (visual, acoustic)
         if modality is not None
     ]
@@ -50,7 +49,8 @@ def cms_attention(
     bias = None
     if mask is not None:
         invalid = ~mask[:, :, None, None]
-        key, value = key.masked_fill(invalid, 0), value.masked_fill(invalid, 0)  # padding may hold anything, NaN too
+        # Padding may hold anything, NaN too, and must not reach the gradients either.
+        query, key, value = (x.masked_fill(invalid, 0) for x in (query, key, value))
         # Half the lowest number, not -inf: a sequence without tokens must not turn into NaN, nor float16 overflow.
         lowest = torch.finfo(query.dtype).min / 2
         bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)[:, None, None]
@@ -67,7 +67,9 @@ def cms_attention(
     return z if mask is None else z.masked_fill(invalid, 0)
 
 
-def _mean_frame(modality: "ModalityShift", activation: str, packing: Packing | None, rows: int) -> Tensor:
+def _mean_frame(
+    modality: "ModalityShift", activation: str, packing: Packing | None, attention_mask: Tensor | None, rows: int
+) -> Tensor:
     """m_i = 1/N_m sum_j act(p_i + r_j) V_j in the form of the tokens: (rows, d_m) packed, (B, N, d_m) padded."""
     token_gate, frame_gate, frames, mask = modality.token_gate, modality.frame_gate, modality.frames, modality.mask
     if packing is not None:
@@ -75,11 +77,13 @@ def _mean_frame(modality: "ModalityShift", activation: str, packing: Packing | N
         token_gate = pad(token_gate, packing)
         frame_gate, frames = pad(frame_gate, frame_packing), pad(frames, frame_packing)
         mask = valid_positions(frame_packing)
-    gates = _ACTIVATIONS[activation](token_gate[:, :, None] + frame_gate[:, None])  # (B, N, N_m)
+    elif attention_mask is not None:
+        token_gate = token_gate.masked_fill(~attention_mask, 0)
     if mask is None:
-        mean = gates @ frames / max(frames.shape[1], 1)
+        count = token_gate.new_full((1,), max(frames.shape[1], 1))
     else:
-        frames = frames.masked_fill(~mask[..., None], 0)
-        count = mask.sum(dim=1).clamp(min=1).to(gates.dtype)
-        mean = gates.masked_fill(~mask[:, None], 0) @ frames / count[:, None, None]
+        count = mask.sum(dim=1).clamp(min=1).to(token_gate.dtype)
+        frame_gate, frames = frame_gate.masked_fill(~mask, 0), frames.masked_fill(~mask[..., None], 0)
+    gates = ACTIVATIONS[activation](token_gate[:, :, None] + frame_gate[:, None])  # (B, N, N_m)
+    mean = gates @ frames / count[:, None, None]
     return mean if packing is None else unpad(mean, packing, rows)

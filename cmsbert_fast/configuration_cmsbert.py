@@ -1,5 +1,6 @@
 """Configuration of CMSBERT and CMSBERT-CLR, in Hugging Face form."""
 
+import dataclasses
 import os
 from typing import Any
 
@@ -8,6 +9,7 @@ from transformers import AutoConfig, BertConfig
 from cmsbert_fast import reference
 from cmsbert_fast.backends import BACKENDS
 
+MODALITIES = ("visual", "acoustic")  # the non-verbal ones
 FUSION_HEADS = 2  # heads of the Transformer layer that fuses the modalities (section III.C, after MISA)
 
 
@@ -56,9 +58,9 @@ class CMSBertConfig(BertConfig):
         self._check()
 
     def _check(self) -> None:
-        for name in ("visual_size", "acoustic_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is negative; give the size of a frame, 0 for none.")
+        for name in MODALITIES:
+            if (size := getattr(self, f"{name}_size")) < 0:
+                raise ValueError(f"{name}_size={size} is negative; give the size of a frame, 0 for none.")
         if self.gate_activation not in reference.ACTIVATIONS:
             known = ", ".join(reference.ACTIVATIONS)
             raise ValueError(f"gate_activation={self.gate_activation!r} is unknown; choose one of {known}.")
@@ -100,6 +102,19 @@ class CMSBertConfig(BertConfig):
                 f"{pretrained_model_name_or_path} is a {model_type} checkpoint; CMSBERT starts from a bert checkpoint."
             )
         return fields | {"model_type": cls.model_type}, rest
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds the configuration of saved fields, ``kwargs`` (those of ``from_pretrained``) over them.
+
+        Hugging Face would set such ``kwargs`` after construction, when the fields have been checked and completed.
+        """
+        own = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
+        everywhere = list(range(config_dict.get("num_hidden_layers", 0)))
+        if "num_hidden_layers" in given and config_dict.get("cms_layers") == everywhere:
+            given.setdefault("cms_layers", None)  # in all layers stays in all layers
+        return super().from_dict({**config_dict, **given}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields to save: all but ``backend``, which belongs to the machine."""

@@ -16,7 +16,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 from transformers.utils import ModelOutput
 
 from cmsbert_fast.attention import ModalityShift, cms_attention
-from cmsbert_fast.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
+from cmsbert_fast.configuration_cmsbert import FUSION_HEADS, MODALITIES, CMSBertConfig
 from cmsbert_fast.contrastive import pairwise_contrastive_loss
 from cmsbert_fast.loss import task_loss, total_loss
 from cmsbert_fast.lstm import PackedLSTM
@@ -30,8 +30,6 @@ from cmsbert_fast.packing import (
     valid_positions,
 )
 from cmsbert_fast.reference import ACTIVATIONS
-
-MODALITIES = ("visual", "acoustic")
 
 
 class Frames(NamedTuple):
@@ -372,6 +370,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
                     f"Packed {name} of shape (F, {size}) needs cu_seq_lens_{name} and max_length_{name}; "
                     f"padded {name} has shape (B, N, {size})."
                 )
+            if mask is not None:
+                raise ValueError(f"{name}_mask belongs to padded {name}; with cu_seq_lens_{name} leave it out.")
             packing = Packing(cu_seqlens, max_length)
         elif mask is None:
             packing = uniform_packing(values.shape[0], values.shape[1], values.device)
@@ -674,4 +674,7 @@ def _distributed() -> bool:
 
 
 AutoModel.register(CMSBertConfig, CMSBertModel)
-AutoModelForSequenceClassification.register(CMSBertConfig, CMSBertCLRForSequenceClassification)
+# Of several classes Hugging Face takes the one that the checkpoint names; the first for one that names none.
+AutoModelForSequenceClassification.register(
+    CMSBertConfig, (CMSBertCLRForSequenceClassification, CMSBertForSequenceClassification)
+)

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
-from cmsbert_fast.configuration_cmsbert import CMSBertConfig
+from cmsbert_fast.configuration_cmsbert import MODALITIES, CMSBertConfig
 from cmsbert_fast.data.example import Example
 from cmsbert_fast.packing import cumulative
-
-MODALITIES = ("visual", "acoustic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,34 +190,49 @@ class CMSBertProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        words: Sequence[str] | Sequence[Sequence[str]] | str,
+        words: str | Sequence[str] | Sequence[Sequence[str]],
         visual: np.ndarray | Sequence[np.ndarray] | None = None,
         acoustic: np.ndarray | Sequence[np.ndarray] | None = None,
+        aligned: bool = False,
         packed: bool = False,
     ) -> dict[str, Tensor | int]:
-        """Model inputs for one utterance or a batch of them.
+        """Model inputs for one utterance or a batch of them. Values that are not finite become 0, as in training.
 
         Args:
-            words: One utterance as a text or a list of words, or a list of such utterances (lists of words).
+            words: One utterance, as a text or as its words; or a batch, as texts or as lists of words. A list of single
+                words is one utterance, unless the frames come as a list.
             visual, acoustic: (N_m, d_m) for one utterance, a list of them for a batch; None = absent.
+            aligned: Whether frame k belongs to word k; a text that is cut then loses its frames too.
             packed: Packed or padded.
 
         Raises:
-            ValueError: the numbers of utterances differ.
+            ValueError: the numbers of utterances differ, or frames are not of shape (N_m, d_m).
         """
-        single = isinstance(words, str) or not words or isinstance(words[0], str)
-        utterances: Sequence = [words.split() if isinstance(words, str) else words] if single else words
-        arrays = {}
+        batch = not isinstance(words, str) and (
+            any(not isinstance(text, str) or len(text.split()) > 1 for text in words)
+            or any(isinstance(frames, (list, tuple)) for frames in (visual, acoustic))
+        )
+        texts: Sequence = words if batch else [words]
+        utterances = [tuple(text.split() if isinstance(text, str) else text) for text in texts]
+        arrays: dict[str, list[np.ndarray]] = {}
         for name, values in (("visual", visual), ("acoustic", acoustic)):
             size = len(getattr(self, f"{name}_mean") or ())
-            listed = [values] if single and values is not None else values
-            arrays[name] = [np.zeros((0, size), np.float32)] * len(utterances) if listed is None else listed
+            if values is None:
+                arrays[name] = [np.zeros((0, size), np.float32)] * len(utterances)
+                continue
+            arrays[name] = [np.asarray(frames) for frames in (values if batch else [values])]
             if len(arrays[name]) != len(utterances):
                 raise ValueError(
                     f"{name} holds {len(arrays[name])} utterances but words {len(utterances)}; give one each."
                 )
+            for frames in arrays[name]:
+                if frames.ndim != 2:
+                    raise ValueError(
+                        f"{name} has an utterance of shape {frames.shape}; give (frames, features), a list for a batch."
+                    )
+            arrays[name] = [np.where(np.isfinite(frames), frames, 0) for frames in arrays[name]]
         examples = [
-            Example(str(k), tuple(text), None, np.asarray(v), np.asarray(a))
+            Example(str(k), text, None, v, a, aligned)
             for k, (text, v, a) in enumerate(zip(utterances, arrays["visual"], arrays["acoustic"], strict=True))
         ]
         return self.collate([self.encode(example) for example in examples], packed=packed)

@@ -91,12 +91,12 @@ def attention(
     """
     a = a.unflatten(-1, query.shape[-2:])
     q, k, v = ((x + a).transpose(1, 2) for x in (query, key, value))  # (B, H, N, d_h)
+    if attention_mask is not None:  # what lies in padding must not matter, NaN included
+        q, k, v = (x.masked_fill(~attention_mask[:, None, :, None], 0) for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (5)
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask[:, None, None], torch.finfo(scores.dtype).min)
     probabilities = F.dropout(torch.softmax(scores, dim=-1), dropout_p)  # (6)
-    if attention_mask is not None:
-        v = v.masked_fill(~attention_mask[:, None, :, None], 0)
     z = (probabilities @ v).transpose(1, 2)  # (7)
     return z if attention_mask is None else z.masked_fill(~attention_mask[:, :, None, None], 0)
 
@@ -128,6 +128,10 @@ def cms_attention(
     for modality in (visual, acoustic):
         if modality is not None:
             token_gate, frame_gate, frames, weight, mask = modality
+            if attention_mask is not None:
+                token_gate = token_gate.masked_fill(~attention_mask, 0)
+            if mask is not None:
+                frame_gate = frame_gate.masked_fill(~mask, 0)
             gates = ACTIVATIONS[activation](token_gate[:, :, None] + frame_gate[:, None])
             a = a + shift(gates, frames, weight, mask)
     return attention(query, key, value, a, attention_mask, scale, dropout_p)

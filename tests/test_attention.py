@@ -107,6 +107,34 @@ def test_packed_equals_each_sequence_alone(backend, case, activation):
         torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
 
 
+def test_what_lies_in_padding_reaches_no_gradient():
+    mask, frame_mask = torch.tensor([[True, True, False]]), torch.tensor([[True, False]])
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 3, 2, 4)] * 3 + [(1, 3), (1, 2), (1, 2, 5), (8, 5)]
+    clean = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    masks = [mask] * 4 + [frame_mask] * 2
+
+    def gradients(tensors, backend):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        z = cms_attention(
+            *leaves[:3],
+            ModalityShift(*leaves[3:], mask=frame_mask),
+            attention_mask=mask,
+            activation="tanh",
+            backend=backend,
+        )
+        return torch.autograd.grad(z.square().sum(), leaves)
+
+    poisoned = [
+        tensor.masked_fill(~valid.view(*valid.shape, *[1] * (tensor.dim() - 2)), torch.nan)
+        for tensor, valid in zip(clean, masks, strict=False)
+    ] + clean[6:]
+    expected = gradients(clean, "reference")
+    for backend in ("reference", "torch"):
+        for grad, expected_grad in zip(gradients(poisoned, backend), expected, strict=True):
+            torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 def test_padded_equals_packed_whatever_lies_in_the_padding(backend):
     qkv, shifts, packing = packed_case([5, 3, 0, 7], [4, 0, 2, 3], [2, 9, 3, 1])

@@ -113,6 +113,9 @@ def test_from_pretrained_reports_only_the_new_weights_and_initialises_them(tmp_p
     assert not report["unexpected_keys"]
     assert not report["mismatched_keys"]
     assert model.nu == 1
+    for name, bound in (("visual_lstm.weight_hh_l0", 0.25), ("acoustic_projector.dense.bias", 0.25)):
+        values = model.get_parameter(name).abs()
+        assert 0.5 * bound < values.max() <= bound, name  # uniform in +-1 / sqrt(16), as torch's own modules start
     attention = model.bert.encoder.layer[1].attention.self
     assert attention.shift_visual.weight.std().item() == pytest.approx(0.02, rel=0.4)
     assert (attention.gate_visual.bias == 0).all()
@@ -125,6 +128,35 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
     with pytest.raises(ValueError, match="is a roberta checkpoint; CMSBERT starts from a bert checkpoint"):
         CMSBertModel.from_pretrained(tmp_path)
+
+
+def test_an_utterance_without_frames_has_a_direction_from_the_start(batch):
+    torch.manual_seed(0)
+    model = CMSBertCLRForSequenceClassification(config()).double()
+    output = model(**batch, labels=torch.tensor([1.0, 1.05, -2.0, 0.0], dtype=torch.float64))
+    output.loss.backward()
+    assert output.visual_embeds[2].norm() > 0.1  # its visual_mask is all 0
+    assert max(p.grad.abs().max() for p in model.parameters()) < 100
+
+
+def test_settings_given_to_from_pretrained_are_checked_and_completed(tmp_path):
+    CMSBertModel(config()).save_pretrained(tmp_path)
+    assert CMSBertModel.from_pretrained(tmp_path, num_hidden_layers=1).config.cms_layers == [0]
+    for message, fields in {
+        "gate_activation='gelu' is unknown": dict(gate_activation="gelu"),
+        r"cms_layers names \[99\]": dict(cms_layers=[99]),
+        "projection_size=3 cannot be split": dict(projection_size=3),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            CMSBertModel.from_pretrained(tmp_path, **fields)
+
+
+def test_auto_class_loads_the_class_that_was_saved(tmp_path, batch):
+    model = lively(CMSBertForSequenceClassification(config()))
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert isinstance(loaded, CMSBertForSequenceClassification)
+    torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("num_labels", [1, 2, 4])
@@ -422,6 +454,7 @@ def test_wrong_inputs_are_named(batch):
         "leave it out": flat | dict(attention_mask=batch["attention_mask"]),
         r"shape \(1, T\) and max_length_q": {n: t for n, t in flat.items() if n != "max_length_q"},
         "needs cu_seq_lens_visual": {n: t for n, t in flat.items() if n != "cu_seq_lens_visual"},
+        "visual_mask belongs to padded visual": flat | dict(visual_mask=batch["visual_mask"]),
         "in self-attention they are the same": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"][:-1]),
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -110,8 +110,20 @@ def test_call_takes_text_words_or_a_batch(tokenizer):
     many = processor([["the"], ["film", "was"]], visual=[frames.visual, frames.visual[:2]])
     assert many["visual_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
     assert many["acoustic"].shape == (2, 0, 2)
+    texts = processor(["the film", "was great"], visual=[frames.visual, frames.visual[:2]])
+    assert texts["input_ids"].tolist() == [[2, 5, 6, 3], [2, 7, 8, 3]]
+    assert processor(["the", "film"], visual=[frames.visual, frames.visual])["input_ids"].shape == (2, 3)
     with pytest.raises(ValueError, match="visual holds 1 utterances but words 2"):
         processor([["the"], ["film"]], visual=[frames.visual])
+    with pytest.raises(ValueError, match=r"shape \(4,\)"):
+        processor("the film", visual=frames.visual[0])
+
+
+def test_call_treats_frames_as_training_does(tokenizer):
+    processor = CMSBertProcessor(tokenizer, max_length=4)
+    frames = np.array([[1, np.nan], [-np.inf, 2], [3, 3]], np.float32)
+    inputs = processor("the film was", visual=frames, aligned=True)
+    assert inputs["visual"].tolist() == [[[1, 0], [0, 2]]]
 
 
 def test_round_trip_beside_the_model(tokenizer, tmp_path):
