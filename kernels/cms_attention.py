@@ -13,11 +13,13 @@ every sum lies within one program, in a fixed order.
 
 Launches. By the longest sequence a call is
 
-* short (64 tokens, 16-bit): forward is one launch, a program serving one sequence and HEADS heads in single tiles.
-  Backward is two: attention for (sequence, heads), recomputing a and the probabilities, then the gates for (sequence,
-  modality), where one program sees all tokens and all frames. Neither z nor the log-sum-exp is kept; only m is.
-* medium (128 tokens; any float32 up to there): forward is one launch over several tiles. The shift goes through
-  memory: each program writes a for its own heads, passes a barrier and reads it back. Backward as for long ones.
+* short (64 tokens, 16-bit, a modality): forward is one launch, a program serving one sequence and HEADS heads in
+  single tiles. Backward is two: attention for (sequence, heads), recomputing a and the probabilities, then the gates
+  for (sequence, modality), where one program sees all tokens and all frames. Neither z nor the log-sum-exp is kept;
+  only m is.
+* medium (128 tokens; float32 and plain attention up to there): forward is one launch over several tiles. The shift
+  goes through memory: each program writes a for its own heads, passes a barrier and reads it back. Backward as for
+  long ones.
 * long (anything else; 4,096 tokens, 16,384 frames, frame size 768 and more): forward is two launches, m and a for
   tiles of tokens, then attention that adds a to every tile of q, k and v it loads. Backward: queries, keys, and for
   each modality tokens and frames. m, a and the log-sum-exp are kept: O(N D).
@@ -1054,8 +1056,9 @@ class Call(NamedTuple):
         )
         if not one_launch:
             return "long"
-        short = self.max_length <= SHORT_TOKENS and self.query.element_size() <= SHORT_ITEM_SIZE
-        return "short" if short else "medium"
+        one_tile = self.max_length <= SHORT_TOKENS and self.query.element_size() <= SHORT_ITEM_SIZE
+        # Without a modality single tiles save nothing, and spill registers on sm_80.
+        return "short" if one_tile and self.modalities else "medium"
 
     @property
     def mean_columns(self) -> tuple[int, int]:

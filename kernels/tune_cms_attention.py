@@ -164,7 +164,9 @@ def main() -> None:
         replaced = {tuple(row[name] for name in key) for row in rows}
         kept = [row for row in kernels.table() if tuple(row[name] for name in key) not in replaced]
         # The first row that fits is taken: narrow rows before wide ones.
-        table = sorted(kept + rows, key=lambda row: (row["item_size"], row["tokens"], row["head_size"]))
+        table = sorted(
+            kept + rows, key=lambda row: [row[x] for x in ("item_size", "kernel", "tokens", "head_size", "device")]
+        )
         text = ",\n".join(json.dumps(row) for row in table)
         Path(kernels.__file__).with_name("cms_attention_table.json").write_text(f'{{"rows": [\n{text}\n]}}\n')
 

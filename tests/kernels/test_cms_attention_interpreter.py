@@ -430,7 +430,7 @@ def test_addresses_beyond_two_to_the_31(shape_class: str, far_apart: str) -> Non
 
 
 def dropout_mask(seed: int, n: int, batch: int, heads: int, p: float, packed: bool = False) -> Tensor:
-    """Which probabilities are kept, (B, H, N, N), read off z: uniform attention over one-hot values."""
+    """Which probabilities are kept, (B, H, N, N), read off z: uniform attention over one-hot values, and no shift."""
     size = -(-n // 16) * 16
     zeros = torch.zeros(batch, n, heads, size, device=DEVICE)
     value = torch.eye(n, size, device=DEVICE)[None, :, None].expand(batch, n, heads, size)
@@ -438,9 +438,15 @@ def dropout_mask(seed: int, n: int, batch: int, heads: int, p: float, packed: bo
     if packed:
         cu = torch.arange(batch + 1, dtype=torch.int32, device=DEVICE) * n
         flat = [x.flatten(0, 1) for x in (zeros, zeros, value)]
-        z = cms_attention(*flat, cu_seqlens=cu, max_seqlen=n, dropout_p=p, backend="triton").unflatten(0, (batch, n))
+        gate = zeros[:, :, 0, 0].flatten()
+        visual = ModalityShift(gate, gate, gate[:, None], torch.zeros(heads * size, 1, device=DEVICE), cu, n)
+        z = cms_attention(*flat, visual, cu_seqlens=cu, max_seqlen=n, dropout_p=p, backend="triton").unflatten(
+            0, (batch, n)
+        )
     else:
-        z = cms_attention(zeros, zeros, value, dropout_p=p, backend="triton")
+        gate = zeros[:, :, 0, 0]
+        visual = ModalityShift(gate, gate, gate[..., None], torch.zeros(heads * size, 1, device=DEVICE))
+        z = cms_attention(zeros, zeros, value, visual, dropout_p=p, backend="triton")
     z = z[..., :n].transpose(1, 2)  # (B, H, N, N)
     kept = z != 0
     torch.testing.assert_close(z[kept], torch.full_like(z[kept], 1 / (n * (1 - p))))
