@@ -33,7 +33,9 @@ def overlapping(intervals: np.ndarray, start: float, stop: float) -> np.ndarray:
     return found[np.argsort(intervals[found, 0], kind="stable")]
 
 
-def interval_means(features: np.ndarray, intervals: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def interval_means(
+    features: np.ndarray, intervals: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The mean over each target interval of the frames that overlap it; 0 where there is none.
 
     Args:
@@ -42,28 +44,67 @@ def interval_means(features: np.ndarray, intervals: np.ndarray, targets: np.ndar
         targets: (m, 2) start and stop of each word.
 
     Returns:
-        float64 (m, d).
+        The means, float64 (m, d), and how many frames each is the mean of, int64 (m,).
     """
-    means = np.zeros((len(targets), features.shape[1]))
+    means, counts = np.zeros((len(targets), features.shape[1])), np.zeros(len(targets), dtype=np.int64)
     if not len(intervals) or not len(targets):
-        return means
+        return means, counts
     order = np.argsort(intervals[:, 0], kind="stable")
     starts, stops = intervals[order, 0], intervals[order, 1]
-    if (np.diff(stops) < 0).any():  # frames within frames: two sorted searches do not bound them
-        for k, (start, stop) in enumerate(targets):
-            inside = (intervals[:, 0] < stop - TOLERANCE) & (intervals[:, 1] > start + TOLERANCE)
-            if inside.any():
-                means[k] = features[inside].mean(axis=0, dtype=np.float64)
-        return means
-    first = np.searchsorted(stops, targets[:, 0] + TOLERANCE, side="right")
     last = np.searchsorted(starts, targets[:, 1] - TOLERANCE, side="left")
+    if (np.diff(stops) < 0).any():  # frames within frames: two sorted searches do not bound them
+        return _nested_means(features, order, stops, targets[:, 0] + TOLERANCE, last)
+    first = np.searchsorted(stops, targets[:, 0] + TOLERANCE, side="right")
     some = np.flatnonzero(last > first)
     if not len(some):
-        return means
+        return means, counts
     # Sums of neighbouring frames only: one running total over the video would lose digits after one large value.
     low, high = int(first[some].min()), int(last[some].max())
     values = np.zeros((high - low + 1, features.shape[1]))
     values[:-1] = features[order[low:high]]
     bounds = np.stack([first[some], last[some]], axis=1).ravel() - low
-    means[some] = np.add.reduceat(values, bounds, axis=0)[::2] / (last - first)[some, None]
-    return means
+    counts[some] = (last - first)[some]
+    means[some] = np.add.reduceat(values, bounds, axis=0)[::2] / counts[some, None]
+    return means, counts
+
+
+_COLUMNS = 16  # features at a time: bounds the copies of a long video
+
+
+def _nested_means(
+    features: np.ndarray, order: np.ndarray, stops: np.ndarray, after: np.ndarray, last: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and number of the frames before ``last`` (in order of starts) that stop later than ``after``.
+
+    A merge-sort tree, O((n + m) log n) however the frames nest: the first ``last`` frames fall into blocks whose sizes
+    are powers of two, and in a block sorted by stops the wanted frames are the end. Only they are added up.
+    """
+    n, m = len(stops), len(after)
+    by_stop = np.argsort(stops, kind="stable")
+    size = 1 << int(n).bit_length()
+    rank = np.zeros(size, dtype=np.int64)  # 0: no frame
+    rank[by_stop] = np.arange(1, n + 1)
+    least = np.searchsorted(stops[by_stop], after, side="right") + 1  # the lowest rank that stops later
+    source = np.zeros(size, dtype=np.int64)
+    source[:n] = order
+    sums, counts = np.zeros((m, features.shape[1])), np.zeros(m, dtype=np.int64)
+    width = 1
+    while width <= n:
+        words = np.flatnonzero(last & width)
+        if len(words):
+            block = last[words] // (2 * width) * 2
+            blocks = np.arange(size) // width
+            sorted_ = np.lexsort((rank, blocks))
+            keys = blocks * (n + 2) + rank[sorted_]
+            begin = np.searchsorted(keys, block * (n + 2) + least[words], side="left")
+            end = (block + 1) * width
+            some = begin < end
+            words, begin = words[some], begin[some]
+            counts[words] += end[some] - begin
+            for column in range(0, features.shape[1], _COLUMNS):
+                columns = slice(column, column + _COLUMNS)
+                values = features[source[sorted_], columns].astype(np.float64)
+                tails = values.reshape(-1, width, values.shape[1])[:, ::-1].cumsum(axis=1)[:, ::-1]
+                sums[words, columns] += tails.reshape(values.shape)[begin]
+        width *= 2
+    return sums / np.maximum(counts, 1)[:, None], counts

@@ -61,28 +61,32 @@ def csd_source(
         notes.append("no folds were given: all examples are in one split; give the standard folds with --folds FILE")
     cutters = {m: Cutter(getattr(assignment, m), m) for m in MODALITIES}
     widths = {m: cutter.width for m, cutter in cutters.items()}
+    last = next(reversed(list(labels)), None)
 
     def read(key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         aligned_entry = _ENTRY.fullmatch(key) is not None
         video = video_of(key) if aligned_entry else key
-        split = ALL if chosen is None else chosen.split_of(key, video)
         scores = labels.read(key)
-        if split is None:
-            report.drop(NO_FOLD, len(scores.features))
-            return
+        names = [key if aligned_entry else f"{key}[{number}]" for number in range(len(scores.features))]
+        splits = [ALL if chosen is None else chosen.split_of(name, video) for name in names]
+        if None in splits:
+            report.drop(NO_FOLD, splits.count(None))
+            if splits.count(None) == len(splits):
+                return
         if key not in spoken_in:
-            report.drop(f"its video is not in {spoken_in.name}", len(scores.features))
+            report.drop(f"its video is not in {spoken_in.name}", len(splits) - splits.count(None))
             return
         values = _column(scores.features, column if known else MOSEI_LABELS[0], labels)
         assert scores.intervals is not None
         heard, times = spoken_in.read_words(key)
         if aligned_entry and len(values) != 1:
             raise DataError(f"Repair {labels.name}: {key} is one segment but has {len(values)} labels.")
-        for number, (value, (start, stop)) in enumerate(zip(values, scores.intervals, strict=True)):
+        for name, split, value, (start, stop) in zip(names, splits, values, scores.intervals, strict=True):
+            if split is None:
+                continue
             if aligned_entry:
-                name, spoken, spans = key, heard, times
+                spoken, spans = heard, times
             else:
-                name = f"{key}[{number}]"
                 spoken, spans = words_within(heard, times, float(start), float(stop))
             if not spoken:
                 report.drop("no word is spoken in it")
@@ -92,13 +96,15 @@ def csd_source(
                 continue
             frames: dict[str, np.ndarray] = {}
             for modality, cutter in cutters.items():
-                found = cutter.average(key, key, spans, report)
+                found = cutter.average(key, video, (float(start), float(stop)), spans, report)
                 if found is None and widths[modality]:
                     report.tally(f"examples have no {modality} frame", 1)
                 frames[modality] = no_frames(widths[modality]) if found is None else found
             yield split, Example(name, tuple(spoken), float(value), aligned=True, **frames)
         for cutter in cutters.values():
             cutter.forget()
+            if key == last:
+                cutter.finish(report)
 
     return Source(
         name=folder.resolve().name,

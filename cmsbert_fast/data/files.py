@@ -109,6 +109,7 @@ class FileStream:
         self.path = path
         self.name = path.name
         self._rate = rate
+        self.left_out: set[str] = set()
         self._files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file()}
 
     def __contains__(self, key: str) -> bool:

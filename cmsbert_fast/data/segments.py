@@ -43,6 +43,7 @@ class Segment:
     label: float | str | None
     text: str
     fold: str = ""
+    has_video: bool = False  # whether the table names the video
 
 
 def find_table(path: Path) -> Path | None:
@@ -136,6 +137,7 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
                 label=_label(cell("label")),
                 text=text or "",
                 fold=cell("fold") or "",
+                has_video=bool(cell("video")),
             )
         )
     if not segments:
@@ -231,7 +233,7 @@ def segment_source(
         groups.setdefault(segment.video, []).append(segment)
     cutters = {m: Cutter(getattr(assignment, m), m) for m in MODALITIES}
     widths = {m: cutter.width for m, cutter in cutters.items()}
-    first = next(iter(groups), None)
+    first, last = next(iter(groups), None), next(reversed(groups), None)
 
     def read(video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         if video == first:
@@ -257,12 +259,15 @@ def segment_source(
                 told = told or assignment.words.read_words(video)
                 times, missing = word_times(spoken, *words_within(*told, *segment.span), segment.span)
                 report.tally("words are not in the word stream; their times were interpolated", missing)
+            # An id without a number is called a video's only because there is nothing to cut off.
+            alone = segment.id == video and len(groups[video]) == 1 and not segment.has_video
+            recording = None if alone else video
             frames: dict[str, np.ndarray] = {}
             for modality, cutter in cutters.items():
                 if times is not None:
-                    found = cutter.average(segment.id, video, times, report)
+                    found = cutter.average(segment.id, recording, segment.span, times, report)
                 else:
-                    found = cutter.cut(segment.id, video, segment.span, report)
+                    found = cutter.cut(segment.id, recording, segment.span, report)
                 if widths[modality] and (found is None or not len(found)):
                     report.tally(f"examples have no {modality} frame", 1)
                 frames[modality] = no_frames(widths[modality]) if found is None else found
@@ -270,6 +275,8 @@ def segment_source(
             yield split, Example(segment.id, spoken, value, aligned=times is not None, **frames)
         for cutter in cutters.values():
             cutter.forget()
+            if video == last:
+                cutter.finish(report)
 
     return Source(
         name=table.parent.resolve().name,

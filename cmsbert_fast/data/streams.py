@@ -173,42 +173,67 @@ class Cutter:
     def _track(self, number: int, key: str, report: ReadReport) -> Track:
         held = self._held.get(number)
         if held is None or held[0] != key:
-            track = self._streams[number].read(key)
+            stream = self._streams[number]
+            track = stream.read(key)
             width = self._widths.setdefault(number, track.features.shape[1])
             if track.features.shape[1] != width:
-                name = self._streams[number].name
-                raise DataError(f"Repair {name}: {key} has {track.features.shape[1]} features, others have {width}.")
+                raise DataError(
+                    f"Repair {stream.name}: {key} has {track.features.shape[1]} features, others have {width}."
+                )
+            if isinstance(stream, FileStream) and stream.left_out:
+                report.note(f"{stream.name}: no features are the columns {', '.join(sorted(stream.left_out))}")
             # Replaced and counted once for the whole video, before anything is averaged.
             clean = frames_of(track.features, self._modality, report)
             held = (key, Track(clean, track.intervals))
             self._held[number] = held
         return held[1]
 
-    def _key(self, number: int, segment: str, video: str) -> str | None:
+    def _find(
+        self, number: int, segment: str, video: str | None, span: tuple[float, float] | None, report: ReadReport
+    ) -> tuple[Track, bool] | None:
+        """The track that holds a segment, on the video's clock, and whether it holds nothing else."""
         stream = self._streams[number]
-        return segment if segment in stream else video if video in stream else None
+        if segment in stream and segment != video and (video is not None or isinstance(stream, FileStream)):
+            track = self._track(number, segment, report)
+            # A file of one's own begins when its segment does; the times of a .csd are the video's throughout.
+            if isinstance(stream, FileStream) and track.intervals is not None and span is not None:
+                track = Track(track.features, track.intervals + span[0])
+            return track, True
+        key = video or segment
+        return (self._track(number, key, report), span is None and segment == key) if key in stream else None
 
     def _frames(
-        self, number: int, segment: str, video: str, span: tuple[float, float] | None, report: ReadReport
+        self, number: int, segment: str, video: str | None, span: tuple[float, float] | None, report: ReadReport
     ) -> Track | None:
-        key = self._key(number, segment, video)
-        if key is None:
+        found = self._find(number, segment, video, span, report)
+        if found is None:
             return None
-        track = self._track(number, key, report)
-        if key == segment and (key != video or span is None):
+        track, own = found
+        if own:
             return track
         if track.intervals is None:
             raise DataError(
                 f"Give the frames of {self._streams[number].name} times (a timestamp column, or the rate as "
-                f"{self._streams[number].name}@HZ): the file of {key} holds a whole video."
+                f"{self._streams[number].name}@HZ): the file of {video or segment} holds a whole video."
             )
         if span is None:
-            raise DataError(f"Give the table columns start and stop: frames of {key} must be cut per segment.")
-        found = overlapping(track.intervals, *span)
-        return Track(track.features[found], track.intervals[found])
+            raise DataError(
+                f"Give the table columns start and stop: frames of {video or segment} must be cut per segment."
+            )
+        inside = overlapping(track.intervals, *span)
+        return Track(track.features[inside], track.intervals[inside])
 
-    def cut(self, segment: str, video: str, span: tuple[float, float] | None, report: ReadReport) -> np.ndarray | None:
-        """The frames of a segment, float32 (n, d); None where no stream knows the segment or its video."""
+    def cut(
+        self, segment: str, video: str | None, span: tuple[float, float] | None, report: ReadReport
+    ) -> np.ndarray | None:
+        """The frames of a segment, float32 (n, d); None where no stream knows the segment or its video.
+
+        Args:
+            segment: Its id.
+            video: Its video; None where the segment is a recording by itself, whose files hold nothing else.
+            span: Start and stop in the video, in seconds.
+            report: Counts what is altered or missing.
+        """
         tracks = [self._frames(k, segment, video, span, report) for k in range(len(self._streams))]
         if not tracks or tracks[0] is None:
             return None
@@ -225,21 +250,57 @@ class Cutter:
                     )
                 parts.append(track.features)
             else:
-                parts.append(interval_means(track.features, track.intervals, tracks[0].intervals).astype(np.float32))
+                means, _ = interval_means(track.features, track.intervals, tracks[0].intervals)
+                parts.append(means.astype(np.float32))
         return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
-    def average(self, segment: str, video: str, times: np.ndarray, report: ReadReport) -> np.ndarray | None:
-        """One frame a word, float32 (words, d): the mean of the frames that overlap it, 0 where there is none."""
+    def average(
+        self,
+        segment: str,
+        video: str | None,
+        span: tuple[float, float] | None,
+        times: np.ndarray,
+        report: ReadReport,
+    ) -> np.ndarray | None:
+        """One frame a word, float32 (words, d): the mean of the frames that overlap it, 0 where there is none.
+
+        Args: as `cut`; ``times`` (words, 2) are seconds in the video. Words without a frame are counted.
+        """
         parts: list[np.ndarray] = []
+        bare = np.zeros(len(times), dtype=bool)
         for number in range(len(self._streams)):
-            key = self._key(number, segment, video)
-            if key is None:
+            found = self._find(number, segment, video, span, report)
+            if found is None:
                 return None
-            track = self._track(number, key, report)
+            track, _ = found
             if track.intervals is None:
                 raise DataError(f"Give the frames of {self._streams[number].name} times: they are averaged per word.")
-            parts.append(interval_means(track.features, track.intervals, times).astype(np.float32))
-        return np.concatenate(parts, axis=1) if parts else None
+            means, counts = interval_means(track.features, track.intervals, times)
+            parts.append(means.astype(np.float32))
+            bare |= counts == 0
+        if not parts:
+            return None
+        report.tally(self._bare, int(bare.sum()))
+        return np.concatenate(parts, axis=1)
+
+    @property
+    def _bare(self) -> str:
+        return f"words have no {self._modality} frame; theirs are zeros"
+
+    def finish(self, report: ReadReport) -> None:
+        """Look back when all examples are read.
+
+        Raises:
+            DataError: Not one of them has a frame, although there are streams.
+        """
+        if not self.width or not report.counts:
+            return
+        if report.frames.get(self._modality, 0) == report.tallies.get(self._bare, 0):
+            names = ", ".join(stream.name for stream in self._streams)
+            raise DataError(
+                f"Name the files or entries of {names} by ids or videos of the table and give both the same clock, or "
+                f"leave the stream out with --{self._modality} none: no example has a frame of it."
+            )
 
     def forget(self) -> None:
         """Let go of the last video."""

@@ -1,5 +1,7 @@
 """Alignment equals its definition: the mean of the frames that overlap the word."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -46,7 +48,10 @@ def test_word_averages_equal_the_definition(kind: str, seed: int) -> None:
     edges = np.sort(random.uniform(-1, 12, 31))
     targets = np.concatenate([np.stack([edges[:-1], edges[1:]], axis=1), [[3, 3.0], [-5, -4], [0, 100]]])
     expected = by_definition(features, intervals, targets)
-    np.testing.assert_allclose(interval_means(features, intervals, targets), expected, rtol=1e-12, atol=1e-12)
+    means, counts = interval_means(features, intervals, targets)
+    np.testing.assert_allclose(means, expected, rtol=1e-12, atol=1e-12)
+    inside = (intervals[:, 0] < targets[:, 1:] - TOLERANCE) & (intervals[:, 1] > targets[:, :1] + TOLERANCE)
+    np.testing.assert_array_equal(counts, inside.sum(axis=1))
 
 
 @settings(max_examples=100, deadline=None)
@@ -59,7 +64,7 @@ def test_any_frames_and_words(frames: list[tuple[float, float, float]], words: l
     features = np.array([[x] for *_, x in frames], dtype=np.float32).reshape(-1, 1)
     targets = np.array([(a, a + d) for a, d in words]).reshape(-1, 2)
     expected = by_definition(features, intervals, targets)
-    np.testing.assert_allclose(interval_means(features, intervals, targets), expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(interval_means(features, intervals, targets)[0], expected, rtol=1e-9, atol=1e-9)
 
 
 def test_one_enormous_frame_spoils_no_other_word() -> None:
@@ -67,8 +72,23 @@ def test_one_enormous_frame_spoils_no_other_word() -> None:
     features[3] = 1e30
     edges = np.arange(101) * 0.1
     intervals = np.stack([edges[:-1], edges[1:]], axis=1)
-    means = interval_means(features, intervals, np.array([[5.0, 6.0], [9.0, 10.0]]))
-    np.testing.assert_array_equal(means, 0.125)
+    for stop in (0.4, 0.1):  # the second time that one frame is out of order
+        intervals[3, 1] = stop
+        means, _ = interval_means(features, intervals, np.array([[5.0, 6.0], [9.0, 10.0]]))
+        np.testing.assert_array_equal(means, 0.125)
+
+
+def test_one_stop_out_of_order_costs_little() -> None:
+    n, m = 100_000, 20_000
+    starts, words = np.arange(n) * 0.01, np.arange(m) * 0.05
+    intervals, targets = np.stack([starts, starts + 0.01], 1), np.stack([words, words + 0.05], 1)
+    intervals[0, 1] = 1e9  # one frame that never ends overlaps every word
+    features = np.ones((n, 2), dtype=np.float32)
+    begin = time.perf_counter()
+    means, counts = interval_means(features, intervals, targets)
+    assert time.perf_counter() - begin < 3  # 20,000 looks at 100,000 frames take ten times as long
+    np.testing.assert_array_equal(means, 1)
+    np.testing.assert_array_equal(counts, np.where(words == 0, 5, 6))
 
 
 def test_touching_frames_do_not_overlap() -> None:
@@ -80,7 +100,7 @@ def test_touching_frames_do_not_overlap() -> None:
     features = np.array([[1], [10], [100.0]])
     for rounding in (0, 1e-7, -1e-7):  # time stamps of other files are rounded otherwise
         targets = np.array([[1 + rounding, 2 - rounding], [1 - rounding, 2 + rounding]])
-        np.testing.assert_array_equal(interval_means(features, intervals, targets), [[10], [10]])
+        np.testing.assert_array_equal(interval_means(features, intervals, targets)[0], [[10], [10]])
 
 
 def test_a_stream_with_a_frame_for_each_segment_gives_that_frame_alone() -> None:

@@ -67,6 +67,17 @@ def test_a_set_is_aligned_to_words(mosei: Any) -> None:
     assert "CMU_MOSEI_TimestampedWordVectors.csd" in str(corpus.report)
 
 
+def test_folds_may_name_utterances(mosei: Any) -> None:
+    folds = mosei.folder.parent / "folds.json"
+    folds.write_text('{"train": ["vid_A[0]"], "test": ["vid_A[1]"]}')
+    corpus = read_corpus(mosei.folder, folds=folds)
+    assert {split: [e.id for e in part] for split, part in corpus.splits.items()} == {
+        "train": ["vid_A[0]"],
+        "test": ["vid_A[1]"],
+    }
+    assert corpus.report.dropped == {"the folds name neither it nor its video": 2}
+
+
 def test_a_set_that_the_sdk_aligned(files: Any) -> None:
     random = files.random
     keys = ["vid[0]", "vid[1]"]

@@ -31,7 +31,7 @@ def test_real_mosi_averaged_per_word(mosi_folder: Path) -> None:
         for example in examples:
             assert example.aligned
             assert example.acoustic.shape == (len(example.words), 73)
-    (missing,) = corpus.report.tallies.values()
+    missing = corpus.report.tallies["words are not in the word stream; their times were interpolated"]
     assert missing < 100  # of 27,540 words; the README says that 245 segments are not cut to the word
 
 
@@ -257,3 +257,58 @@ def test_a_segment_without_frames_is_counted(files: Any) -> None:
     corpus = read_corpus(files.folder)
     assert corpus.splits["valid"][0].acoustic.shape == (0, 3)
     assert "1 examples have no acoustic frame" in str(corpus.report)
+
+
+def test_files_of_an_utterance_begin_with_it(files: Any) -> None:
+    files.table([["t_0", "train", 0, 2, 1, "so good"], ["t_1", "train", 60, 62, 1, "so good"]])
+    words = np.array([[b"so"], [b"good"]] * 2)
+    files.csd("words", "words", {"t": (words, [[0, 1], [1, 2], [60, 61], [61, 62]])})
+    files.csd("COVAREP", "COVAREP", {"t": (np.array([[3.0], [4.0]]), [[0, 61], [61, 100]])})
+    (files.folder / "audio").mkdir()
+    for k in (0, 1):
+        np.save(files.folder / "audio" / f"t_{k}.npy", np.arange(20.0)[:, None])
+    for example in read_corpus(files.folder, words="words", acoustic="audio@10").splits["train"]:
+        np.testing.assert_array_equal(example.acoustic, [[4.5], [14.5]])
+    # Cut, and joined with a stream that runs through the video.
+    second = read_corpus(files.folder, acoustic=["audio@10", "COVAREP"]).splits["train"][1]
+    np.testing.assert_array_equal(second.acoustic[:, 1], [3.0] * 10 + [4.0] * 10)
+
+
+def test_words_without_a_frame_are_counted(files: Any) -> None:
+    files.table([["t_0", "train", 0, 4, 1, "a b c d"]])
+    files.csd("words", "words", {"t": (np.array([[b"a"], [b"b"], [b"c"], [b"d"]]), [[k, k + 1] for k in range(4)])})
+    times = np.arange(10)[:, None] / 10 + [0, 0.1]
+    files.csd("COVAREP", "COVAREP", {"t": (np.ones((10, 2)), times)})
+    corpus = read_corpus(files.folder, words="words")
+    np.testing.assert_array_equal(corpus.splits["train"][0].acoustic[:, 0], [1, 0, 0, 0])
+    assert "3 words have no acoustic frame; theirs are zeros" in str(corpus.report)
+    files.csd("COVAREP", "COVAREP", {"t": (np.ones((10, 2)), times + 100)})
+    with pytest.raises(DataError, match="COVAREP"):
+        read_corpus(files.folder, words="words")
+
+
+def test_what_a_file_named_by_an_id_without_number_holds(files: Any) -> None:
+    rows = [["clipA", "train", 10, 12, 1, "so good"], ["clipB", "train", 30, 32, 1, "so bad"]]
+    (files.folder / "audio").mkdir()
+    for name in ("clipA", "clipB"):
+        np.save(files.folder / "audio" / f"{name}.npy", np.arange(400.0)[:, None])
+
+    def read(**options: Any) -> list[int]:
+        return [int(e.acoustic[0, 0]) for e in read_corpus(files.folder, **options).splits["train"]]
+
+    files.table(rows)  # nothing else is of the same video: the files are the utterances' own
+    assert read() == read(acoustic="audio@10") == [0, 0]
+    files.table([[*row, row[0]] for row in rows], "id\tsplit\tstart\tstop\tlabel\ttext\tvideo")
+    assert read(acoustic="audio@10") == [100, 300]
+    files.table([*rows, ["clipA_1", "train", 20, 21, 1, "yes"]])
+    assert read(acoustic="audio@10") == [100, 200, 0]
+
+
+@pytest.mark.parametrize("start", [0, 1000])
+def test_a_stream_that_no_example_meets_is_refused(files: Any, start: int) -> None:
+    files.table([["t_0", "train", start, start + 2, 1, "so good"]])
+    (files.folder / "audio").mkdir()
+    np.save(files.folder / "audio" / f"{'t' if start else 'another'}.npy", np.ones((20, 2)))
+    with pytest.raises(DataError, match="audio by ids"):
+        read_corpus(files.folder, acoustic="audio@10")
+    assert read_corpus(files.folder, acoustic="none").acoustic_size == 0
