@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.transforms import offset_copy
 from sklearn.manifold import TSNE
 
 from cmsbert_fast.data.embedded import Event
+from cmsbert_fast.training.evaluation import MODALITIES
 
-MODALITIES = ("linguistic", "visual", "acoustic")
 _MARKERS = {"linguistic": "^", "visual": "o", "acoustic": "*"}
 _PANELS_PER_ROW = 3
 
@@ -71,6 +72,7 @@ def plot_shift_maps(
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set_yticks(range(len(tokens)), tokens if i == 0 else [])
             _mark_events(ax, [event for event in events if event.modality == modality])
+    _print_as_written(figure)
     return figure
 
 
@@ -139,7 +141,17 @@ def plot_embeddings(
     ax.set_yticks([])
     if title:
         ax.set_title(title)
+    _print_as_written(figure)
     return figure
+
+
+def _print_as_written(figure: Figure) -> None:
+    # Transcripts and names may hold a "$", which would begin a formula.
+    for text in figure.findobj(Text):
+        if text.get_wrap():  # wrapping parses formulas all the same
+            text.set_text(text.get_text().replace("$", r"\$"))
+        else:
+            text.set_parse_math(False)
 
 
 def _mark_events(ax: Axes, events: Sequence[Event]) -> None:

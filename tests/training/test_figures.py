@@ -89,6 +89,15 @@ def test_embeddings_group_what_points_the_same_way() -> None:
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["linguistic", "sad", "happy"]
 
 
+def test_dollars_are_no_formulas(tmp_path: Path) -> None:
+    text = r"$\frac{1 a$"
+    figure = plot_shift_maps([(gates(2), gates(3))], [text, "$", "$x^", "]"], title=text)
+    figure.savefig(tmp_path / "maps.png")
+    figure = plot_embeddings({"linguistic": np.eye(4)}, np.array([0, 1, 0, 1]), classes=[text, "$^$"], title=text)
+    figure.savefig(tmp_path / "embeddings.png")
+    assert [label.get_text() for label in figure.axes[0].get_legend().get_texts()] == ["linguistic", text, "$^$"]
+
+
 def test_embeddings_draw_a_repeatable_sample_of_many() -> None:
     z, labels = np.random.default_rng(0).normal(size=(50, 4)), np.arange(50.0)
     offsets = [
