@@ -1,6 +1,7 @@
 """The processes of a run: started, handed their share of every batch, and brought back to one result.
 
-Everything here is written so that the number of ranks changes rounding only, and that a run repeats itself to the bit.
+Everything here is written so that the number of ranks changes rounding only, up to dropout, whose masks differ, and
+that a run with the same number of ranks repeats itself to the bit.
 """
 
 import os

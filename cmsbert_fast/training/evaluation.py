@@ -150,7 +150,14 @@ def losses(predictions: Predictions, config: CMSBertConfig, batch_size: int) -> 
         rows = slice(some.start, some.stop)
         linguistic, visual, acoustic = (z[m][rows] if m in z else None for m in MODALITIES)
         loss = pairwise_contrastive_loss(
-            linguistic, visual, acoustic, labels[rows], config.temperature, config.smoothing, config.threshold
+            linguistic,
+            visual,
+            acoustic,
+            labels[rows],
+            config.temperature,
+            config.smoothing,
+            config.threshold,
+            backend="torch",  # predictions are on the CPU, whatever CMSBERT_BACKEND asks for
         )
         total += float(loss) * len(some)
     return task, total / n
