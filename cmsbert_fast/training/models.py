@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer
@@ -45,7 +46,6 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
         "visual_size": corpus.visual_size if variant.multimodal else 0,
         "acoustic_size": corpus.acoustic_size if variant.multimodal else 0,
         "num_labels": len(corpus.classes) if corpus.classes else 1,
-        "gate_activation": settings.gate_activation,
         "temperature": settings.temperature,
         "smoothing": settings.smoothing if variant.smoothing else None,
         "threshold": settings.threshold,
@@ -59,18 +59,16 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
     if corpus.classes:
         fields["id2label"] = dict(enumerate(corpus.classes))
         fields["label2id"] = {name: i for i, name in enumerate(corpus.classes)}
-    if settings.projection_size is not None:
-        fields["projection_size"] = settings.projection_size
-    unknown = [name for name in settings.architecture if not hasattr(CMSBertConfig(), name)]
-    if unknown:
-        raise UsageError(f"architecture names {unknown[0]!r}, which is no field of BertConfig; see its documentation.")
+    for name in ("projection_size", "gate_activation"):
+        if getattr(settings, name) is not None:
+            fields[name] = getattr(settings, name)
     saved: dict[str, Any] = {}
     if settings.model is not None:
         saved = _saved_config(settings.model)
         _check_fit(settings, saved, fields, corpus)
         for name in _NOT_TAKEN_OVER:
             saved.pop(name, None)
-    elif corpus.name != "embedded":
+    elif not settings.embedded:
         raise UsageError(
             f"Name a pretrained checkpoint with --model to train on {corpus.name}; only the embedded corpus is small "
             "enough to start without one."
@@ -81,8 +79,9 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
         config = CMSBertConfig(**{**saved, **fields, **settings.architecture})
         layers = range(config.num_hidden_layers) if variant.cms_layers is None else variant.cms_layers
         config.cms_layers = list(layers) if variant.multimodal else []
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"The architecture is not possible: {error}") from None
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"The architecture is not possible: {reason}") from None
     if settings.max_length > config.max_position_embeddings:
         raise UsageError(
             f"max_length is {settings.max_length} but the model has {config.max_position_embeddings} positions; "
@@ -98,11 +97,30 @@ def build(settings: TrainingSettings, corpus: Corpus) -> tuple[Classifier, CMSBe
         UsageError: The checkpoint is missing, of another architecture or does not fit the data.
     """
     config = build_config(settings, corpus)
+    model, tokenizer = load(settings, config)
+    processor = CMSBertProcessor(tokenizer, max_length=settings.max_length)
+    if corpus.standardise and corpus.statistics is not None:
+        sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
+        processor.set_statistics({name: values for name, values in corpus.statistics.items() if sizes[name]})
+    elif corpus.standardise:
+        processor.fit(fitting(example, config) for example in corpus.splits["train"])
+    return model, processor
+
+
+def load(settings: TrainingSettings, config: CMSBertConfig) -> tuple[Classifier, Any]:
+    """The model of :func:`build_config`'s configuration, from its checkpoint or newly initialised, and its tokenizer.
+
+    Raises:
+        UsageError: The checkpoint is damaged, incomplete or of other sizes, or no model can be built.
+    """
     contrastive = VARIANTS[settings.variant].contrastive
     model_class = CMSBertCLRForSequenceClassification if contrastive else CMSBertForSequenceClassification
     if settings.model is None:
         tokenizer = embedded_tokenizer()
-        model: Classifier = model_class(config)
+        try:
+            model: Classifier = model_class(config)
+        except (ValueError, KeyError) as error:
+            raise UsageError(f"The architecture is not possible: {error}") from None
     else:
         tokenizer = _load_tokenizer(settings.model)
         model = _load_weights(model_class, settings.model, config)
@@ -111,13 +129,7 @@ def build(settings: TrainingSettings, corpus: Corpus) -> tuple[Classifier, CMSBe
                 f"The tokenizer of {settings.model} has {len(tokenizer)} pieces, its model {config.vocab_size}; give "
                 "a checkpoint whose files belong together."
             )
-    processor = CMSBertProcessor(tokenizer, max_length=settings.max_length)
-    if corpus.standardise and corpus.statistics is not None:
-        sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
-        processor.set_statistics({name: values for name, values in corpus.statistics.items() if sizes[name]})
-    elif corpus.standardise:
-        processor.fit(fitting(example, config) for example in corpus.splits["train"])
-    return model, processor
+    return model, tokenizer
 
 
 def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, CMSBertProcessor]:
@@ -222,6 +234,8 @@ def _load_tokenizer(name: str) -> Any:
 def _load_weights(model_class: Any, name: str, config: CMSBertConfig) -> Classifier:
     try:
         model, report = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    except KeyError as error:  # hidden_act
+        raise UsageError(f"The architecture is not possible: {error} is unknown.") from None
     except RuntimeError:
         raise UsageError(
             f"The weights of {name} have other sizes than the model asked for; ask for the architecture and the "

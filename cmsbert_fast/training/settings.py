@@ -51,6 +51,21 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
+# What --architecture may change; the other fields of BertConfig follow from the data, the tokenizer or the variant.
+ARCHITECTURE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "initializer_range",
+    "layer_norm_eps",
+)
 RUN_AXES = ("fold", "variant", "seed")  # several values of these are several runs
 
 
@@ -95,7 +110,9 @@ class TrainingSettings:
     smoothing: float = _setting(0.9, "beta of Eq. 23, the target of the true pair")
     threshold: float = _setting(0.1, "delta of Eq. 23, how far labels of similar examples may differ")
     momentum: float = _setting(0.9, "alpha of Eq. 21")
-    gate_activation: str = _setting("relu", "activation of the gates of Eq. 1-2: relu, sigmoid or tanh")
+    gate_activation: str | None = _setting(
+        None, "activation of the gates of Eq. 1-2: relu, sigmoid or tanh; none: the checkpoint's own, relu for BERT"
+    )
     projection_size: int | None = _setting(None, "size d of the common space; none: the encoder's hidden size")
     max_length: int = _setting(50, "most word pieces of an utterance; longer ones are cut at a word")
     architecture: dict[str, Any] = dataclasses.field(
@@ -110,7 +127,11 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         _check_choice("variant", self.variant, VARIANTS)
-        _check_choice("gate_activation", self.gate_activation, ("relu", "sigmoid", "tanh"))
+        if self.gate_activation is not None:
+            _check_choice("gate_activation", self.gate_activation, ("relu", "sigmoid", "tanh"))
+        for name in self.architecture:
+            if name not in ARCHITECTURE:
+                raise UsageError(f"architecture names {name!r}; it may change {', '.join(ARCHITECTURE)}.")
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))
         _check_choice("precision", self.precision, ("fp32", "bf16"))
         try:
@@ -130,6 +151,11 @@ class TrainingSettings:
         for name in ("warmup", "momentum"):
             self._check(name, lambda v: 0 <= v <= 1, "between 0 and 1")
         self._check("smoothing", lambda v: 0 < v <= 1, "greater than 0 and at most 1")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the data are the embedded corpus; a folder of that name is given as ``./embedded``."""
+        return self.data == "embedded"
 
     def _check(self, name: str, valid: Callable[[Any], bool], rule: str) -> None:
         value = getattr(self, name)
@@ -163,7 +189,7 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
     """Reads the command line of ``train.py``.
 
     Values come from the command line, else from the YAML file of ``--config``, else from ``embedded_config`` where the
-    embedded corpus is trained on, else from :class:`TrainingSettings`.
+    embedded corpus is trained on, else from :class:`TrainingSettings`; so too each field of ``architecture``.
 
     Raises:
         UsageError: An unknown name, a value of the wrong type or outside its range, a file that cannot be read.
@@ -205,7 +231,13 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
 
     if config is None and given.get("data", "embedded") == "embedded":
         config = embedded_config
-    values = {**(read_yaml(config) if config else {}), **given}
+    values = read_yaml(config) if config else {}
+    if "architecture" in given and "architecture" in values:
+        given["architecture"] = {
+            **_converted("architecture", values["architecture"], dict[str, Any]),
+            **given["architecture"],
+        }
+    values |= given
     axes = [_listed(values.pop(axis, TrainingSettings.__dataclass_fields__[axis].default)) for axis in RUN_AXES]
     runs = [settings_from({**values, **dict(zip(RUN_AXES, run, strict=True))}) for run in itertools.product(*axes)]
     if any(run in runs[:i] for i, run in enumerate(runs)):
@@ -278,7 +310,12 @@ def _assignments(name: str, pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, text = pair.partition("=")
         if not equals:
             raise UsageError(f"--{name} takes FIELD=VALUE, not {pair!r}.")
-        values[key] = yaml.safe_load(text)
+        try:
+            values[key] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UsageError(
+                f"--{name} takes FIELD=VALUE, and {text!r} is no value; write a number or a name."
+            ) from None
     return values
 
 

@@ -32,6 +32,16 @@ def test_command_line_wins_over_yaml(tmp_path):
     assert isinstance(run.max_grad_norm, float)
 
 
+def test_architecture_on_the_command_line_changes_single_fields(tmp_path):
+    arguments = ["--architecture", "hidden_size=32", "hidden_act=relu"]
+    run = parse_command(arguments, EMBEDDED).runs[0]
+    assert run.architecture == read_yaml(EMBEDDED)["architecture"] | {"hidden_size": 32, "hidden_act": "relu"}
+    config = tmp_path / "c.yaml"
+    config.write_text("architecture: 3\n")
+    with pytest.raises(UsageError, match="mapping"):
+        parse_command([*arguments, "--config", str(config)], EMBEDDED)
+
+
 def test_no_argument_compares_text_with_clr_on_the_embedded_corpus():
     runs = parse_command([], EMBEDDED).runs
     assert [(run.data, run.model, run.variant) for run in runs] == [
@@ -64,7 +74,7 @@ def test_paper_configs(name):
     assert (run.learning_rate, run.weight_decay, run.bert_weight_decay) == (1e-4, 0.1, 1e-3)
     assert (run.epochs, run.warmup * run.epochs, run.batch_size) == (500, 50, 128)
     assert (run.temperature, run.momentum, run.smoothing, run.threshold) == (0.1, 0.9, 0.9, 0.1)
-    assert (run.variant, run.gate_activation, run.model) == ("cmsbert-clr", "relu", "bert-base-uncased")
+    assert (run.variant, run.gate_activation, run.model) == ("cmsbert-clr", None, "bert-base-uncased")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +94,12 @@ def test_paper_configs(name):
         (["--seeds", "x"], "seed is 'x'"),
         (["--lerning-rate", "1"], "nrecognized arguments: --lerning-rate"),
         (["--architecture", "hidden_size"], "FIELD=VALUE"),
+        (["--architecture", "hidden_act=[1"], "'[1' is no value"),
+        *(
+            (["--architecture", f"{name}=3"], f"architecture names {name!r}; it may change hidden_size")
+            for name in ("hidden_sice", "to_dict", "num_labels", "visual_size", "vocab_size", "is_decoder", "backend")
+        ),
+        (["--gate-activation", "gelu"], "gate_activation is 'gelu'"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
     ],
 )
