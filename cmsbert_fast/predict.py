@@ -12,11 +12,10 @@ from cmsbert_fast.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, DataError
 from cmsbert_fast.processing_cmsbert import CMSBertProcessor
-from cmsbert_fast.training import checkpoint
 from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.evaluation import Batches, Predictions, predict
 from cmsbert_fast.training.models import load_trained
-from cmsbert_fast.training.results import prediction_rows
+from cmsbert_fast.training.results import prediction_rows, write_csv
 from cmsbert_fast.training.settings import Parser, UsageError
 
 
@@ -58,7 +57,12 @@ def main(arguments: Sequence[str]) -> int:
         if given.output is None:
             csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         else:
-            _write(given.output, rows)
+            try:
+                write_csv(given.output, rows)
+            except OSError as error:
+                raise UsageError(
+                    f"{given.output} cannot be written ({error.strerror}); choose another --output."
+                ) from None
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -107,17 +111,6 @@ def _check_width(config: CMSBertConfig, processor: CMSBertProcessor, corpus: Cor
                 f"The {modality} stream of {corpus.name} has {given} features a frame but the model was trained with "
                 f"{trained}; give the stream it was trained with."
             )
-
-
-def _write(path: Path, rows: list[list[str]]) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-
-    try:
-        checkpoint.write_atomically(path, write)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror}); choose another --output.") from None
 
 
 if __name__ == "__main__":

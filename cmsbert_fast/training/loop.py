@@ -19,6 +19,7 @@ import types
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ from cmsbert_fast.processing_cmsbert import CMSBertProcessor
 from cmsbert_fast.training import checkpoint, distributed, evaluation, results
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.evaluation import Batches, Predictions
-from cmsbert_fast.training.models import BEST, Classifier, build, build_config, load_trained, parameter_groups
+from cmsbert_fast.training.models import BEST, Classifier, build, build_config, load, load_trained, parameter_groups
 from cmsbert_fast.training.settings import VARIANTS, Command, TrainingSettings, UsageError, parse_command
 
 EXIT_USAGE = 2
 EXIT_NOT_FINITE = 3
+FINGERPRINT_BYTES = 2**28  # hashed within a second
 # Settings that a resumed run may change: they decide where and how fast it computes, not what. The data's place may
 # change too; that it holds the same examples is checked.
 _FREE_ON_RESUME = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_every_steps")
@@ -161,32 +163,45 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
 def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     """Does every run of a command, after checking all of them, and prints the table of their test metrics."""
     say = print if ranks.is_main else _silent
-    corpus, corpus_fold = None, None
+    corpora: dict[int | None, Corpus] = {}  # by fold
+    checked = set()
     for settings in command.runs:
-        if corpus is None or settings.fold != corpus_fold:
-            corpus, corpus_fold = read(settings), settings.fold
-            say(corpus.report)
-            check_data(corpus)
-        check(settings, corpus, ranks.world_size)
-    assert corpus is not None
-    name = corpus.name
+        if settings.fold not in corpora:
+            corpora[settings.fold] = read(settings)
+            say(corpora[settings.fold].report)
+            check_data(corpora[settings.fold])
+        corpus = corpora[settings.fold]
+        # Runs that differ in neither would load the same model to the same end.
+        if (settings.variant, settings.fold) not in checked:
+            check(settings, corpus, ranks.world_size)
+            checked.add((settings.variant, settings.fold))
+    name = corpora[command.runs[0].fold].name
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     root = distributed.from_main(
         lambda: output_folder(command.output, name, resume=command.resume, restarted=restarted), ranks
     )
+    resume = command.resume or restarted
+    if resume:
+        fingerprints = {fold: fingerprint(corpus) for fold, corpus in corpora.items()}
+        for settings in command.runs:
+            folder, examples = root / run_name(settings), fingerprints[settings.fold]
+            distributed.from_main(partial(check_resumable, settings, examples, folder), ranks)
     done = []
     for settings in command.runs:
-        if settings.fold != corpus_fold:
-            corpus, corpus_fold = read(settings), settings.fold
-        number = f"seed-{settings.seed}" if settings.fold is None else f"fold-{settings.fold}-seed-{settings.seed}"
-        folder = root / settings.variant.replace("/", "-") / number
+        folder = root / run_name(settings)
         say(f"\n{folder}", flush=True)
-        done.append(train(settings, corpus, ranks, folder, stop, resume=command.resume or restarted))
+        done.append(train(settings, corpora[settings.fold], ranks, folder, stop, resume=resume))
     text, rows = results.table(done)
     say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {root}")
     if ranks.is_main:
         results.write_json(root / "summary.json", rows)
         checkpoint.write_atomically(root / "summary.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def run_name(settings: TrainingSettings) -> Path:
+    """The folder of a run below that of its command."""
+    number = f"seed-{settings.seed}" if settings.fold is None else f"fold-{settings.fold}-seed-{settings.seed}"
+    return Path(settings.variant.replace("/", "-")) / number
 
 
 def read(settings: TrainingSettings) -> Corpus:
@@ -237,7 +252,23 @@ def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> None:
             f"The smallest batch has {smallest} examples for {world_size} ranks; use fewer ranks or a "
             "larger --batch-size."
         )
-    build_config(settings, corpus)
+    # Loaded once in vain: a checkpoint that does not fit must not be found after hours of other runs.
+    load(settings, build_config(settings, corpus))
+
+
+def check_resumable(settings: TrainingSettings, examples: str, folder: Path) -> None:
+    """Finds what would make resuming the run in ``folder`` fail; ``examples`` is the data's :func:`fingerprint`.
+
+    Raises:
+        UsageError: Its checkpoint is damaged, or it was another run.
+    """
+    finished = results.read_json(folder / results.RESULTS)
+    if finished is not None:
+        _check_unchanged(finished["settings"], finished["data"]["fingerprint"], settings, examples, folder)
+    else:
+        state = checkpoint.load(folder)
+        if state is not None:
+            _check_unchanged(state["settings"], state["fingerprint"], settings, examples, folder)
 
 
 def train(
@@ -426,14 +457,16 @@ def train(
         "parameters": best.num_parameters(),
         "data": {"name": corpus.name, "report": str(corpus.report), "fingerprint": examples},
         **results.provenance(settings, ranks.world_size, _device_name(ranks.device)),
+        "seconds": earlier_seconds + time.monotonic() - started,
     }
+    outcome = distributed.from_main(lambda: outcome, ranks)
     if log is not None:
         results.write_predictions(folder / "predictions.csv", tested, corpus.classes)
-        results.write_figures(folder / "figures", best, processor, corpus, tested)
         log.write("test", {"step": progress.step, "epoch": progress.best_epoch, **outcome["test"]})
         log.close()
-        outcome["seconds"] = earlier_seconds + time.monotonic() - started
         results.write_json(folder / results.RESULTS, outcome)
+        # Last: what they fail on must not cost the results.
+        results.write_figures(folder / "figures", best, processor, corpus, tested, settings.embedded)
     return outcome
 
 
@@ -450,11 +483,20 @@ def schedule(step: int, total_steps: int, warmup: float) -> float:
 
 
 def fingerprint(corpus: Corpus) -> str:
-    """A hash of the ids and labels of the training and validation examples, in order."""
-    digest = hashlib.sha256()
-    for split in ("train", "valid"):
-        for example in corpus.splits[split]:
-            digest.update(f"{example.id}\t{example.label}\n".encode())
+    """A hash of the examples of all splits, in order: ids, labels, words, numbers of frames, and the frames.
+
+    Of more than ``FINGERPRINT_BYTES`` of frames, those of evenly spaced examples are read, about so many bytes.
+    """
+    examples = [(split, example) for split in SPLITS for example in corpus.splits[split]]
+    total = sum(example.visual.nbytes + example.acoustic.nbytes for _, example in examples)
+    stride = max(1, math.ceil(total / FINGERPRINT_BYTES))
+    digest = hashlib.sha256(json.dumps([corpus.visual_size, corpus.acoustic_size]).encode())
+    for i, (split, e) in enumerate(examples):
+        line = [split, e.id, str(e.label), e.words, len(e.visual), len(e.acoustic), e.aligned]
+        digest.update(json.dumps(line).encode())
+        if i % stride == 0:
+            digest.update(np.ascontiguousarray(e.visual, np.float32).data)
+            digest.update(np.ascontiguousarray(e.acoustic, np.float32).data)
     return digest.hexdigest()[:16]
 
 
@@ -501,6 +543,7 @@ def backward(
         Task loss and contrastive loss (0 without one), 0-dim; their averages over the ranks are the batch's losses.
     """
     mine = indices[distributed.share(len(indices), ranks)]
+    assert len(mine), "check() lets no batch be smaller than the number of ranks"
     parts = np.array_split(mine, min(settings.accumulation, len(mine)))
     if len(parts) > 1 and isinstance(model, CMSBertCLRForSequenceClassification):
         return _backward_cached(model, batches, parts, len(indices), gradients, ranks, settings)
@@ -562,7 +605,8 @@ def _backward_cached(
 
 def _predict(model: Classifier, batches: Batches, ranks: Ranks, settings: TrainingSettings) -> Predictions:
     predictions = evaluation.predict(model, batches, ranks, settings.batch_size, settings.precision)
-    wrong = ~predictions.logits.isfinite().all(dim=1)
+    values = torch.cat([predictions.logits, *predictions.embeddings.values()], dim=1)
+    wrong = ~values.isfinite().all(dim=1)
     if wrong.any():
         ids = ", ".join(predictions.ids[i] for i in wrong.nonzero()[:, 0].tolist())
         raise NotFinite(f"the predictions for these examples are not finite; lower --learning-rate: {ids}")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -39,13 +40,16 @@ class RunLog:
     Args:
         folder: The folder of the run.
         length: Bytes of ``log.jsonl`` to keep (from :meth:`length` at the checkpoint).
-        step: The step to continue from; TensorBoard hides what was logged after it.
+        step: The step to continue from; TensorBoard hides what was logged after it. Where nothing is kept, its
+            earlier files are removed.
     """
 
     def __init__(self, folder: Path, length: int = 0, step: int = 0):
         self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 - lives as long as the run
         self._file.truncate(min(length, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
+        if self._file.tell() == 0:
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
         self._board = _summary_writer(folder / "tensorboard", step)
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
@@ -83,10 +87,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_predictions(path: Path, predictions: Predictions, classes: Sequence[str] | None) -> None:
     """Writes ``predictions.csv``, what :func:`prediction_rows` returns."""
+    write_csv(path, prediction_rows(predictions, classes))
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Writes a table atomically."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(prediction_rows(predictions, classes))
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
     checkpoint.write_atomically(path, write)
 
@@ -113,11 +122,17 @@ def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> 
 
 
 def write_figures(
-    folder: Path, model: Classifier, processor: CMSBertProcessor, corpus: Corpus, predictions: Predictions
+    folder: Path,
+    model: Classifier,
+    processor: CMSBertProcessor,
+    corpus: Corpus,
+    predictions: Predictions,
+    embedded: bool = False,
 ) -> None:
     """Writes ``shift_maps.png`` (Fig. 1) and ``embeddings.png`` (Fig. 3), where the model has maps and embeddings.
 
-    The maps are those of the test example that is predicted best among the clearly positive and negative ones.
+    The maps are those of the test example that is predicted best among the clearly positive and negative ones; with
+    ``embedded``, which says that ``corpus`` is the embedded one, the events that it was made from are marked.
     """
     from cmsbert_fast.training.figures import plot_embeddings, plot_shift_maps  # slow to import, needed at the end only
 
@@ -142,7 +157,7 @@ def write_figures(
     if not any(m is not None and m.size for layer in maps for m in layer):
         return  # this example has no frame
     pieces = processor.tokenizer.convert_ids_to_tokens(batches.load([0])["input_ids"][0].tolist())
-    events = embedded_utterances()["test"][index].events if corpus.name == "embedded" else ()
+    events = embedded_utterances()["test"][index].events if embedded else ()
     title = f"{example.id}: {' '.join(example.words)}"
     if corpus.classes is None:
         title += f"\nlabel {example.label:.1f}, predicted {predictions.logits[index, 0]:.1f}"

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -152,9 +153,10 @@ def start_code() -> Callable[..., Run]:
     """Runs code on so many ranks, in processes forked from a server that has imported everything once."""
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["cmsbert_fast.training.loop", "cmsbert_fast.training.metrics", "torch.utils.tensorboard"]
-    )
+    modules = ["cmsbert_fast.training.loop", "cmsbert_fast.training.metrics"]
+    if find_spec("tensorboard"):
+        modules.append("torch.utils.tensorboard")
+    context.set_forkserver_preload(modules)
 
     def start(folder: Path, code: str, ranks: int = 1) -> Run:
         folder.mkdir(parents=True, exist_ok=True)

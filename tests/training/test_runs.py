@@ -1,5 +1,6 @@
 """Runs in processes of their own: ranks, kills, signals, NaN, torchrun."""
 
+import json
 import os
 import signal
 import subprocess
@@ -41,6 +42,17 @@ def cut(state, path):
         os.kill(os.getpid(), signal.SIGKILL)
 torch.save = cut
 """
+# Prints what train() returns.
+RETURNED = """
+import json
+from cmsbert_fast.training import loop
+train = loop.train
+def telling(*arguments, **options):
+    result = train(*arguments, **options)
+    print("returned", json.dumps(result))
+    return result
+loop.train = telling
+"""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +69,7 @@ def undisturbed(tmp_path_factory, start_run, base) -> Callable:
 
     def run(ranks: int):
         if ranks not in runs:
-            runs[ranks] = start_run(tmp_path_factory.mktemp("undisturbed"), base, ranks)
+            runs[ranks] = start_run(tmp_path_factory.mktemp("undisturbed"), base, ranks, before=RETURNED)
             assert runs[ranks].wait() == [0] * ranks, runs[ranks].errors()
         return runs[ranks]
 
@@ -85,6 +97,17 @@ def test_ranks_change_rounding_only(tmp_path, start_run, make_corpus, bert_witho
         for event in ("start", "train", "valid", "test"):
             for ours, theirs in zip(run.records(event), one.records(event), strict=True):
                 assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+def test_every_rank_returns_the_results(undisturbed):
+    run = undisturbed(2)
+    first, second = (
+        json.loads(line.removeprefix("returned "))
+        for line in (run.output(0) + run.output(1)).splitlines()
+        if line.startswith("returned ")
+    )
+    assert first == second == json.loads(next(run.folder.glob("out/*/*/results.json")).read_text())
+    assert first["seconds"] > 0
 
 
 @pytest.mark.parametrize(("ranks", "lines"), [(1, 2), (1, 8), (2, 9)])
