@@ -1,6 +1,7 @@
 """Data: every file this field has on disk, read safely into one form (see ``docs/data.md``)."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def open_source(
     label: str | None = None,
     folds: str | Path | None = None,
     fold: int | None = None,
+    labels: bool = True,
 ) -> Source:
     """Recognise a source from its content, without reading its examples. Arguments and errors as in `read_corpus`."""
     from . import csdset, segments
@@ -42,19 +44,25 @@ def open_source(
             raise DataError(f"Check the path of the data: {path} does not exist.")
         table = segments.find_table(path)
         if table is not None:
-            return segments.segment_source(
+            found = segments.segment_source(
                 table, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold
             )
+            found.by_video = True
+            return found if labels else _unlabelled(found)
         if csdset.recognise(path):
-            return csdset.csd_source(
+            found = csdset.csd_source(
                 path, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold
             )
-        found = _open_pickle(path, words, label)
+            found.by_video = True
+            return found if labels else _unlabelled(found)
+        pickled = _open_pickle(path, words, label, labels)
     except OSError as error:
         raise DataError(f"Make {path} readable: {error}.") from error
-    if found is None:
+    if pickled is None:
         raise DataError(f"Give data in a form that can be read; {path} is none of: " + "; ".join(KNOWN_FORMATS) + ".")
-    return _without(_with_folds(found, _folds(folds, fold)), _left_out(found.format, visual, acoustic))
+    if not labels:
+        pickled = _unlabelled(pickled)
+    return _without(_with_folds(pickled, _folds(folds, fold)), _left_out(pickled.format, visual, acoustic))
 
 
 def _left_out(format: str, visual: str | Sequence[str], acoustic: str | Sequence[str]) -> list[str]:
@@ -73,52 +81,74 @@ def _folds(folds: str | Path | None, fold: int | None) -> Folds | None:
     return read_folds(folds, fold)
 
 
-def _open_pickle(path: Path, words: str | None, label: str | None) -> Source | None:
+def _open_pickle(path: Path, words: str | None, label: str | None, labels: bool) -> Source | None:
     from . import funny, mag, misa, mmsa, mult, pickles
 
-    if (files := misa.find(path)) and misa.recognise(pickles.load(files["train"])):
-        return _guarded(misa.misa_source(path, files, label))
-    if path.is_dir():
-        several = sorted(p for p in path.iterdir() if p.is_file() and pickles.is_pickle(p))
-        if len(several) > 1:
-            raise DataError(f"Choose one of the files of {path}: {', '.join(p.name for p in several)}.")
-        if not several:
+    with _blaming(path.name, "one of the known formats"):
+        if (files := misa.find(path)) and misa.recognise(pickles.load(files["train"])):
+            return _guarded(misa.misa_source(path, files, label, labels))
+        if path.is_dir():
+            several = sorted(p for p in path.iterdir() if p.is_file() and pickles.is_pickle(p))
+            if len(several) > 1:
+                raise DataError(f"Choose one of the files of {path}: {', '.join(p.name for p in several)}.")
+            if not several:
+                return None
+            path = several[0]
+        if not pickles.is_pickle(path):
             return None
-        path = several[0]
-    if not pickles.is_pickle(path):
-        return None
-    root, data = pickles.load_mapped(path)
-    if mmsa.recognise(root):
-        found = mmsa.mmsa_source(path, root, label)
-    elif mult.recognise(root):
-        found = mult.mult_source(path, root, words, label)
-    elif funny.recognise(root):
-        found = funny.funny_source(path, root, label)
-    elif mag.recognise(root):
-        found = mag.mag_source(path, root, label)
-    else:
-        return None
-    found.limit = pickles.MEMORY_FACTOR * path.stat().st_size + pickles.MEMORY_FLOOR
-    return _guarded(found, Resident(data))
+        root, data = pickles.load_mapped(path)
+        if mmsa.recognise(root):
+            found = mmsa.mmsa_source(path, root, label, labels)
+        elif mult.recognise(root):
+            found = mult.mult_source(path, root, words, label, labels)
+        elif funny.recognise(root):
+            found = funny.funny_source(path, root, label, labels)
+        elif mag.recognise(root):
+            found = mag.mag_source(path, root, label, labels)
+        else:
+            return None
+        found.limit = pickles.MEMORY_FACTOR * path.stat().st_size + pickles.MEMORY_FLOOR
+        return _guarded(found, Resident(data))
+
+
+@contextmanager
+def _blaming(name: str, expected: str) -> Iterator[None]:
+    """Turns a reader's surprises into the file's fault: a stranger's file may hold anything anywhere."""
+    try:
+        yield
+    except (MemoryError, RecursionError) as error:
+        raise DataError(f"Do not use {name}: its parts are nested too deeply or are too large.") from error
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error!s:.200}"
+        raise DataError(f"Do not use {name}: it is not built as {expected} files are ({what}).") from error
 
 
 def _guarded(source: Source, resident: Resident | None = None) -> Source:
-    """A source whose reader's surprises are the file's fault: a stranger's file may hold anything anywhere."""
+    """A source whose reader raises nothing but `DataError`."""
     original = source.read
 
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        try:
-            for split, example in original(group, report):
-                yield split, example
-                if resident is not None:  # stacked arrays are of float64 mostly
-                    resident.see(2 * (example.visual.nbytes + example.acoustic.nbytes))
-        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-            what = f"{type(error).__name__}: {error!s:.200}"
-            raise DataError(
-                f"Do not use {source.path.name}: it is not built as {source.format} files are ({what})."
-            ) from error
+        examples = original(group, report)
+        while True:
+            with _blaming(source.path.name, source.format):
+                found = next(examples, None)
+            if found is None:
+                return
+            yield found
+            if resident is not None:  # stacked arrays are of float64 mostly
+                resident.see(2 * (found[1].visual.nbytes + found[1].acoustic.nbytes))
 
     return replace(source, read=read)
+
+
+def _unlabelled(source: Source) -> Source:
+    """A source whose examples have no labels."""
+    original = source.read
+
+    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        return ((split, replace(example, label=None)) for split, example in original(group, report))
+
+    return replace(source, read=read, classes=None)
 
 
 def _with_folds(source: Source, chosen: Folds | None) -> Source:
@@ -128,12 +158,15 @@ def _with_folds(source: Source, chosen: Folds | None) -> Source:
     original = source.read
 
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        before = dict(report.non_finite)
         for _, example in original(group, report):
             split = chosen.split_of(example.id, video_of(example.id))
             if split is None:
                 report.drop(NO_FOLD)
+                report.non_finite = before  # what is left out was not altered
             else:
                 yield split, example
+            before = dict(report.non_finite)
 
     return replace(source, read=read)
 
@@ -163,6 +196,7 @@ def read_corpus(
     label: str | None = None,
     folds: str | Path | None = None,
     fold: int | None = None,
+    labels: bool = True,
 ) -> Corpus:
     """Read a corpus; its format is recognised from its content.
 
@@ -178,6 +212,7 @@ def read_corpus(
         folds: A JSON file of video (or utterance) ids by split; replaces the source's own splits. IEMOCAP: also
             "speaker" (leave one of the ten speakers out) or "random".
         fold: Which fold, counted from 1, where there are several (of IEMOCAP, of a table's column "fold").
+        labels: False, for prediction: labels are None, need not be there, and no example is dropped for lack of one.
 
     Returns:
         The corpus in memory (memory-mapped where the source was converted). ``corpus.report`` says what was found and
@@ -190,14 +225,20 @@ def read_corpus(
     if str(source) == "embedded":
         from .embedded import embedded_corpus
 
-        return embedded_corpus(seed=0)
+        corpus = embedded_corpus(seed=0)
+        if labels:
+            return corpus
+        bare = {split: [replace(e, label=None) for e in examples] for split, examples in corpus.splits.items()}
+        return replace(corpus, splits=bare, classes=None)
     from . import convert
 
     if convert.is_converted(Path(source)):
         if words is not None or label is not None:
             raise DataError(f"Leave out --words and --label: they were settled when {source} was converted.")
         without = _left_out("converted", visual, acoustic)
-        return convert.open_converted(Path(source), _folds(folds, fold), without)
+        return convert.open_converted(Path(source), _folds(folds, fold), without, labels)
     return collect(
-        open_source(source, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold)
+        open_source(
+            source, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
+        )
     )

@@ -2,7 +2,8 @@
 
 The form is a folder:
     manifest.json           version, format, splits, widths, counts, statistics, and the SHA-256 of the source
-    examples.jsonl          a line an example: id, split, words, label, frames of each modality
+    examples.jsonl          a line an example: id, split, words, label, frames of each modality; its video where the id
+                            does not tell it, and how many of its values were not finite, where there were some
     visual.safetensors      all frames of a modality, float32 (frames, d), in the order of the lines
     acoustic.safetensors
 
@@ -11,11 +12,11 @@ is a slice of a memory map, without a decoder (Arrow and HDF5 bring one) and wit
 under its name only when it is complete; until then it is ``NAME.partial``, from which a broken-off conversion goes on.
 """
 
+import fcntl
 import hashlib
 import json
 import mmap
 import os
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -32,6 +33,8 @@ from .source import MODALITIES, Counter, Resident, Source, ordered, video_of
 
 VERSION = 1
 _MANIFEST, _EXAMPLES, _JOURNAL = "manifest.json", "examples.jsonl", "journal.json"
+_DRAFT = _JOURNAL + ".new"
+_OURS = {_MANIFEST, _EXAMPLES, _JOURNAL, _DRAFT, *(f"{modality}.safetensors" for modality in MODALITIES)}
 _HEADER = 512  # bytes of a safetensors header; JSON may be padded with spaces
 _EVERY = 5.0  # seconds between two marks from which a conversion can continue
 
@@ -100,12 +103,23 @@ class _Writer:
         self.done = 0
         # Cheap and enough to tell another or an altered source from the one that was begun.
         self._source = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files] + [asked]
+        self._before: dict[str, int] = {}
+        self.files: dict[str, IO[bytes]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        folder = self.folder
         journal = self._journal()
         sizes = journal["sizes"] if journal else {}
         if journal is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-        self.files: dict[str, IO[bytes]] = {}
+            _clear(folder)
+            self._note({})  # from here on the folder is known to be ours
         for name in (*MODALITIES, _EXAMPLES):
             path = folder / (name if name == _EXAMPLES else f"{name}.safetensors")
             path.touch()
@@ -113,15 +127,13 @@ class _Writer:
             begin = 0 if name == _EXAMPLES else 8 + _HEADER
             file.truncate(max(begin, sizes.get(name, begin)))
             file.seek(0, os.SEEK_END)
-        if journal is not None:
+        if journal is not None and journal["done"]:
             self._restore(journal)
 
     def _journal(self) -> dict[str, Any] | None:
-        try:
-            journal = json.loads((self.folder / _JOURNAL).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return journal if journal.get("version") == VERSION and journal.get("source") == self._source else None
+        journal = _read_journal(self.folder)
+        known = journal is not None and journal["version"] == VERSION and journal["source"] == self._source
+        return journal if known else None
 
     def _restore(self, journal: dict[str, Any]) -> None:
         self.done = journal["done"]
@@ -132,11 +144,18 @@ class _Writer:
             self.counter.ids = {json.loads(line)["id"] for line in lines}
         if self.counter.left is not None:
             self.counter.left = journal["left"]
+        self._before = dict(self.report.non_finite)
 
-    def write(self, split: str, example: Example) -> None:
+    def write(self, split: str, example: Example, video: str | None) -> None:
         self.counter.see(split, example)
+        altered = {m: n - self._before.get(m, 0) for m, n in self.report.non_finite.items()}
+        self._before = dict(self.report.non_finite)
         line: dict[str, Any] = {"id": example.id, "split": split, "label": example.label, "words": example.words}
         line |= {"aligned": example.aligned}
+        if video is not None and video != video_of(example.id):
+            line["video"] = video
+        if any(altered.values()):
+            line["non_finite"] = altered
         for modality in MODALITIES:
             frames = np.ascontiguousarray(getattr(example, modality), dtype="<f4")
             line[modality] = len(frames)
@@ -150,17 +169,20 @@ class _Writer:
         for file in self.files.values():
             file.flush()
             os.fsync(file.fileno())
+        self._note({name: file.tell() for name, file in self.files.items()})
+
+    def _note(self, sizes: dict[str, int]) -> None:
         journal = {
             "version": VERSION,
             "source": self._source,
             "done": self.done,
-            "sizes": {name: file.tell() for name, file in self.files.items()},
+            "sizes": sizes,
             "report": asdict(self.report),
             "moments": {modality: moments.state() for modality, moments in self.moments.items()},
             "left": self.counter.left,
         }
-        draft = self.folder / (_JOURNAL + ".new")
-        draft.write_text(json.dumps(journal), encoding="utf-8")
+        draft = self.folder / _DRAFT
+        _write_synced(draft, json.dumps(journal))
         draft.replace(self.folder / _JOURNAL)
 
     def finish(self, source: Source) -> None:
@@ -192,12 +214,67 @@ class _Writer:
                 "sha256": source_hash(source.files),
             },
         }
-        (self.folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        (self.folder / _JOURNAL).unlink(missing_ok=True)
+        _write_synced(self.folder / _MANIFEST, json.dumps(manifest, indent=1))
+        _sync(self.folder)
 
     def close(self) -> None:
         for file in self.files.values():
             file.close()
+        os.close(self._lock)  # and with it the lock goes
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder outlast a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _lock(folder: Path) -> int:
+    """A handle of a folder, held by this process alone until it is closed."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(handle), os.stat(folder)):  # another process finished and renamed it
+            raise BlockingIOError
+    except BaseException as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError | FileNotFoundError):
+            raise DataError(f"Wait: another conversion writes {folder}.") from error
+        raise
+    return handle
+
+
+def _read_journal(folder: Path) -> dict[str, Any] | None:
+    """The journal of a conversion that was broken off; None where there is none of ours."""
+    try:
+        journal = json.loads((folder / _JOURNAL).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    needed = {"version", "source", "done", "sizes", "report", "moments", "left"}
+    return journal if isinstance(journal, dict) and needed <= journal.keys() else None
+
+
+def _clear(folder: Path) -> None:
+    """Empty a folder in which a conversion was broken off.
+
+    Raises:
+        DataError: It holds what no conversion wrote.
+    """
+    names = {path.name for path in folder.iterdir()}
+    if not (names <= {_DRAFT} or (names <= _OURS and _read_journal(folder) is not None)):
+        raise DataError(f"Move {folder} away or choose another target: it holds files that no conversion wrote.")
+    for name in sorted(names - {_JOURNAL}) + sorted(names & {_JOURNAL}):  # the proof that it is ours goes last
+        (folder / name).unlink()
 
 
 def convert(source: Source, target: Path, asked: dict[str, Any] | None = None) -> ReadReport:
@@ -209,13 +286,22 @@ def convert(source: Source, target: Path, asked: dict[str, Any] | None = None) -
         asked: The choices that ``source`` was opened with: a conversion with others begins anew.
 
     Raises:
-        DataError: The target exists, or the source cannot be read.
+        DataError: The target exists or cannot be written, another process converts to it, or the source cannot be read.
     """
+    try:
+        return _convert(source, target, asked)
+    except OSError as error:
+        raise DataError(f"Choose another folder than {target} or make room there: {error}.") from error
+
+
+def _convert(source: Source, target: Path, asked: dict[str, Any] | None) -> ReadReport:
     if target.exists():
         raise DataError(f"Choose another folder or remove this one: {target} exists.")
     partial = target.with_name(target.name + ".partial")
     writer = _Writer(partial, source, json.loads(json.dumps(asked or {}, default=str)))
     try:
+        if target.exists():  # by a conversion that was faster
+            raise DataError(f"Choose another folder or remove this one: {target} exists.")
         marked = time.monotonic()
         groups = tqdm(
             source.groups[writer.done :],
@@ -227,15 +313,18 @@ def convert(source: Source, target: Path, asked: dict[str, Any] | None = None) -
         )
         for group in groups:
             for split, example in source.read(group, writer.report):
-                writer.write(split, example)
+                writer.write(split, example, group if source.by_video else None)
             writer.done += 1
             if time.monotonic() - marked > _EVERY:
                 writer.mark()
                 marked = time.monotonic()
         writer.finish(source)
+        partial.rename(target)
+        (target / _JOURNAL).unlink(missing_ok=True)
+        _sync(target)
+        _sync(target.parent)
     finally:
         writer.close()
-    partial.rename(target)
     return writer.report
 
 
@@ -264,16 +353,79 @@ class Mapped(Sequence[Example]):
 
 
 class _Line:
-    """One line of ``examples.jsonl``."""
+    """One line of ``examples.jsonl``.
 
-    __slots__ = ("aligned", "frames", "id", "label", "words")
+    Raises:
+        ValueError: It is not of the form that `convert` writes.
+    """
 
-    def __init__(self, entry: dict[str, Any], begins: dict[str, int]) -> None:
-        self.id: str = entry["id"]
-        self.words = tuple(entry["words"])
+    __slots__ = ("aligned", "frames", "id", "label", "non_finite", "video", "words")
+
+    def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None) -> None:
+        self.id: str = _typed(entry["id"], str)
+        self.words = tuple(_typed(word, str) for word in _typed(entry["words"], list))
         self.label: float | int | None = entry["label"]
-        self.aligned: bool = entry["aligned"]
-        self.frames = tuple((begins[modality], entry[modality]) for modality in MODALITIES)
+        if self.label is not None and classes is None:
+            _typed(self.label, int, float)
+        elif self.label is not None and not 0 <= _typed(self.label, int) < (classes or 0):
+            raise ValueError(f"a label is {self.label}, but there are {classes} classes")
+        self.aligned: bool = entry["aligned"] is True
+        self.frames = tuple((begins[modality], _count(entry[modality])) for modality in MODALITIES)
+        self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
+        self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
+
+
+def _typed(value: Any, *types: type) -> Any:
+    if type(value) not in types:
+        raise ValueError(f"expected {types[0].__name__}, found {type(value).__name__}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if _typed(value, int) < 0:
+        raise ValueError(f"a number is {value}, less than 0")
+    return value
+
+
+def _counts(value: Any) -> dict[str, int]:
+    return {key: _count(number) for key, number in _typed(value, dict).items()}
+
+
+def _report(entry: dict[str, Any]) -> ReadReport:
+    """The report of a manifest, whatever a stranger wrote into it.
+
+    Raises:
+        ValueError: Its parts are of another type.
+    """
+    report = ReadReport(**_typed(entry, dict))
+    _typed(report.source, str)
+    for note in _typed(report.notes, list):
+        _typed(note, str)
+    for counts in (report.counts, report.non_finite, report.dropped, report.widths, report.frames, report.tallies):
+        _counts(counts)
+    if not set(MODALITIES) >= report.widths.keys() >= report.frames.keys():
+        raise ValueError("it has widths of what is no modality")
+    return report
+
+
+def _statistics(entry: Any, widths: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard deviation by modality, where the training split has frames."""
+    found = {}
+    for modality, values in _typed(entry, dict).items():
+        if not _count(values["frames"]):
+            continue
+        rows = []
+        for name in ("mean", "std"):
+            for value in _typed(values[name], list):
+                _typed(value, float, int)
+            row = np.array(values[name], dtype=np.float64)
+            if row.shape != (widths[modality],) or not np.isfinite(row).all():
+                raise ValueError(f"the {name} of {modality} is not {widths[modality]} numbers")
+            rows.append(row)
+        if (rows[1] < 0).any():
+            raise ValueError(f"a standard deviation of {modality} is negative")
+        found[modality] = (rows[0], rows[1])
+    return found
 
 
 class _Frames:
@@ -285,9 +437,12 @@ class _Frames:
         if path is None:
             return
         with safe_open(path, framework="np") as tensors:
-            shape = tuple(tensors.get_slice("frames").get_shape())
-        if shape != (count, width):
-            raise ValueError(f"{path.name} holds {shape}, expected {(count, width)}")
+            if list(tensors.keys()) != ["frames"]:
+                raise ValueError(f"{path.name} does not hold frames alone")
+            part = tensors.get_slice("frames")
+            shape, kind = tuple(part.get_shape()), part.get_dtype()
+        if shape != (count, width) or kind != "F32":
+            raise ValueError(f"{path.name} holds {shape} of {kind}, expected {(count, width)} of F32")
         if count:
             with path.open("rb") as file:
                 begin = 8 + int.from_bytes(file.read(8), "little")
@@ -303,22 +458,27 @@ class _Frames:
         return found
 
 
-def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str] = ()) -> Corpus:
+def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str] = (), labels: bool = True) -> Corpus:
     """A converted corpus; frames stay on disk until they are asked for.
 
     Args:
         path: The folder that `convert` wrote.
         folds: Splits in place of its own.
         without: Modalities to leave out.
+        labels: False: labels are None.
 
     Raises:
-        DataError: The folder is damaged or of another version.
+        DataError: The folder is damaged or of another version, or the folds name none of its examples.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
             raise DataError(f"Convert {path} again: it has version {manifest['version']}, this is version {VERSION}.")
-        report = ReadReport(**manifest["report"])
+        name, standardise = _typed(manifest["name"], str), _typed(manifest["standardise"], bool)
+        classes = manifest["classes"]
+        if classes is not None:
+            classes = tuple(_typed(one, str) for one in _typed(classes, list))
+        report = _report(manifest["report"])
         widths = {modality: int(report.widths.get(modality, 0)) for modality in MODALITIES}
         frames = {
             modality: _Frames(path / f"{modality}.safetensors", width, report.frames.get(modality, 0))
@@ -331,46 +491,60 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
         with (path / _EXAMPLES).open(encoding="utf-8") as lines:
             for text in lines:
                 entry = json.loads(text)
-                splits[entry["split"]].append(_Line(entry, begins))
+                line = _Line(entry, begins, None if classes is None else len(classes))
+                if not labels:
+                    line.label = None
+                splits[entry["split"]].append(line)
                 for modality in MODALITIES:
                     begins[modality] += entry[modality]
-        statistics = {
-            modality: (np.array(entry["mean"], dtype=np.float64), np.array(entry["std"], dtype=np.float64))
-            for modality, entry in manifest["statistics"].items()
-            if modality not in without
-        }
-        found = {split: len(lines) for split, lines in splits.items()}
-        if found != report.counts or any(begins[m] != report.frames.get(m, 0) for m in MODALITIES if widths[m]):
+        known = _statistics(manifest["statistics"], widths)
+        statistics = {modality: found for modality, found in known.items() if modality not in without}
+        counted = {split: len(lines) for split, lines in splits.items()}
+        if counted != report.counts or any(begins[m] != report.frames.get(m, 0) for m in MODALITIES if widths[m]):
             raise ValueError("its parts do not fit one another")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise DataError(f"Convert {path} again: it is damaged ({error}).") from error
+    except (
+        *(AttributeError, IndexError, KeyError, MemoryError, OSError, OverflowError, RecursionError),
+        *(SafetensorError, TypeError, ValueError),
+    ) as error:
+        what = f"{type(error).__name__}: {error!s:.200}"
+        raise DataError(f"Convert {path} again: it is damaged ({what}).") from error
     if folds is not None:
-        splits = _resplit(splits, folds, report)
+        splits = _resplit(path, splits, folds, report)
     for modality in without:
         widths[modality], frames[modality] = 0, _Frames()
         for counts in (report.widths, report.frames, report.non_finite):
             counts.pop(modality, None)
         report.note(f"left out: {modality}")
     return Corpus(
-        name=manifest["name"],
+        name=name,
         splits={split: Mapped(lines, frames) for split, lines in splits.items()},
         visual_size=widths["visual"],
         acoustic_size=widths["acoustic"],
         report=report,
-        classes=tuple(manifest["classes"]) if manifest["classes"] is not None else None,
-        standardise=manifest["standardise"],
+        classes=classes if labels else None,
+        standardise=standardise,
         statistics=statistics if folds is None else None,
     )
 
 
-def _resplit(splits: dict[str, list[_Line]], folds: Folds, report: ReadReport) -> dict[str, list[_Line]]:
+def _resplit(path: Path, splits: dict[str, list[_Line]], folds: Folds, report: ReadReport) -> dict[str, list[_Line]]:
     again: dict[str, list[_Line]] = {}
     for lines in splits.values():
         for line in lines:
-            split = folds.split_of(line.id, video_of(line.id))
+            split = folds.split_of(line.id, line.video)
             if split is None:
                 report.drop(NO_FOLD)
             else:
                 again.setdefault(split, []).append(line)
+    if not again:
+        raise DataError(f"Choose other folds: they name none of the examples of {path}.")
     report.counts = ordered({split: len(lines) for split, lines in again.items()})
+    kept = [line for lines in again.values() for line in lines]
+    for k, modality in enumerate(MODALITIES):
+        if modality in report.frames:
+            report.frames[modality] = sum(line.frames[k][1] for line in kept)
+        altered = sum(line.non_finite.get(modality, 0) for line in kept if line.non_finite)
+        report.non_finite.pop(modality, None)
+        if altered:
+            report.non_finite[modality] = altered
     return {split: again[split] for split in report.counts}

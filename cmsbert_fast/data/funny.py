@@ -28,8 +28,8 @@ def recognise(root: Any) -> bool:
     )
 
 
-def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None) -> Source:
-    """The punchlines of an UR-FUNNY file."""
+def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
+    """The punchlines of an UR-FUNNY file; ``labels=False``: without their labels."""
     if label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
 
@@ -43,12 +43,12 @@ def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None) 
             words, visual, acoustic, _ = item[0]
             if isinstance(words, str | bytes | memoryview | pickles.LongText):
                 words = pickles.text_of(words).split()
-            value = score_of(item[-1], where)
+            value = score_of(item[-1], where) if labels else None
             if value not in (None, 0.0, 1.0):
                 raise DataError(f"Repair {where}: its label is {value}, expected 0 or 1.")
             name = _name(item[2]) if len(item) > 3 else f"{split}[{number}]"
             chosen = None if value is None else int(value)
-            yield from one(split_name(split), name, words, visual, acoustic, chosen, report, where)
+            yield from one(split_name(split), name, words, visual, acoustic, chosen, report, where, labels)
 
     return Source(
         name=path.stem,

@@ -13,6 +13,8 @@ from . import pickles
 from .example import DataError, Example, ReadReport
 from .source import Source, frames_of, no_frames, split_name
 
+_COLUMNS = 64  # of a label, at most
+
 
 def recognise(root: Any) -> bool:
     """Whether a pickle's content is MAG-BERT's."""
@@ -33,8 +35,8 @@ def recognise(root: Any) -> bool:
     )
 
 
-def mag_source(path: Path, root: Mapping[str, Any], label: str | None = None) -> Source:
-    """The examples of a MAG-BERT file."""
+def mag_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
+    """The examples of a MAG-BERT file; ``labels=False``: without their labels."""
     if label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
 
@@ -42,7 +44,8 @@ def mag_source(path: Path, root: Mapping[str, Any], label: str | None = None) ->
         for number, item in enumerate(root[split]):
             where = f"{split}[{number}] of {path.name}"
             (words, visual, acoustic), value, segment = unpack(item, (3,), where)
-            yield from one(split_name(split), segment, words, visual, acoustic, score_of(value, where), report, where)
+            score = score_of(value, where) if labels else None
+            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, labels)
 
     return Source(name=path.stem, format="MAG-BERT", path=path, files=[path], groups=list(root), read=read)
 
@@ -61,16 +64,23 @@ def unpack(item: Any, inner: tuple[int, ...], where: str) -> tuple[Any, Any, Any
     return features, value, segment
 
 
-def score_of(value: Any, where: str, column: int = 0) -> float | None:
+def score_of(value: Any, where: str, column: int | None = None) -> float | None:
     """A label, given as a number or as an array of one row; None where it is NaN.
 
+    Args:
+        value: The label.
+        where: Its example, for errors.
+        column: Which of several it is; None: there is but one.
+
     Raises:
-        DataError: It is no number, or has no such column.
+        DataError: It is no number, has no such column, or has several and none was chosen.
     """
-    flat = pickles.array_of(value).ravel()
-    if not column < flat.size or flat.dtype.kind not in "fiu":
-        raise DataError(f"Choose another --label: the label of {where} has {flat.size} columns.")
-    score = float(flat[column])
+    flat = pickles.few_of(value, _COLUMNS)
+    if flat is None or flat.dtype.kind not in "fiu" or not (flat.size == 1 if column is None else column < flat.size):
+        size = f"{flat.size} columns" if flat is not None else "too many columns"
+        chosen = "one number" if column is None else f"a number in column {column}"
+        raise DataError(f"Choose another file or --label: the label of {where} is not {chosen}, it has {size}.")
+    score = float(flat[column or 0])
     return score if np.isfinite(score) else None
 
 
@@ -83,13 +93,14 @@ def one(
     value: float | int | None,
     report: ReadReport,
     where: str,
+    labels: bool = True,
 ) -> Iterator[tuple[str, Example]]:
-    """An example of words and arrays (frames, d), unless it has no words or no label."""
-    spoken = tuple(text_word(word) for word in pickles.items_of(words))
+    """An example of words and arrays (frames, d), unless it has no words, or no label though ``labels`` are wanted."""
+    spoken = tuple(pickles.texts_of(pickles.items_of(words)))
     if not spoken:
         report.drop("it has no text")
         return
-    if value is None:
+    if labels and value is None:
         report.drop("its label is not a number")
         return
     frames = {"visual": rows_of(visual, where), "acoustic": rows_of(acoustic, where)}
@@ -98,10 +109,6 @@ def one(
         report.tally("examples have not as many frames as words, and count as not aligned", 1)
     cleaned = {m: frames_of(rows, m, report) if rows.size else no_frames(rows.shape[1]) for m, rows in frames.items()}
     yield split, Example(pickles.text_of(segment), spoken, value, aligned=aligned, **cleaned)
-
-
-def text_word(word: Any) -> str:
-    return pickles.text_of(word) if not isinstance(word, int | float) else str(word)
 
 
 def rows_of(value: Any, where: str) -> np.ndarray:

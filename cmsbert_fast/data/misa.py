@@ -20,18 +20,23 @@ _FILES = {"train": ("train.pkl",), "valid": ("dev.pkl", "valid.pkl", "val.pkl"),
 
 
 def find(path: Path) -> dict[str, Path]:
-    """The files of the splits at a path: the folder, or one of its files; empty where ``train.pkl`` is missing."""
+    """The files of the splits at a path: the folder, or one of its files; empty where ``train.pkl`` is missing.
+
+    Raises:
+        DataError: Several files may be one split.
+    """
     folder = path if path.is_dir() else path.parent
     names = {name for several in _FILES.values() for name in several}
     if path.is_file() and path.name not in names:
         return {}
-    found = {}
-    for split, several in _FILES.items():
-        for name in several:
-            if (folder / name).is_file():
-                found[split] = folder / name
-                break
-    return found if "train" in found else {}
+    present = {split: [folder / n for n in several if (folder / n).is_file()] for split, several in _FILES.items()}
+    if not present["train"]:
+        return {}
+    for split, several_files in present.items():
+        if len(several_files) > 1:
+            names_found = ", ".join(file.name for file in several_files)
+            raise DataError(f"Keep one of {names_found} in {folder}: each may be its {split} split.")
+    return {split: files[0] for split, files in present.items() if files}
 
 
 def recognise(root: Any) -> bool:
@@ -41,13 +46,15 @@ def recognise(root: Any) -> bool:
     return isinstance(root[0][0], tuple | list) and len(root[0][0]) in (4, 6)
 
 
-def misa_source(path: Path, files: dict[str, Path], label: str | None = None) -> Source:
+def misa_source(path: Path, files: dict[str, Path], label: str | None = None, labels: bool = True) -> Source:
     """The examples of MISA's three files. ``label`` is a column of MOSEI's labels, by name or number.
+
+    ``labels=False``: without their labels.
 
     Raises:
         DataError: There is no such label.
     """
-    column = 0
+    column: int | None = None
     if label is not None:
         if label.lower() not in MOSEI_LABELS and not label.isdecimal():
             raise DataError(f"Choose the label among {', '.join(MOSEI_LABELS)} or by its number: {label!r} is none.")
@@ -65,8 +72,8 @@ def misa_source(path: Path, files: dict[str, Path], label: str | None = None) ->
                 visual, acoustic = (
                     _cut(rows, length, where) for rows, length in zip((visual, acoustic), features[4:], strict=True)
                 )
-            score = score_of(value, where, column)
-            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where)
+            score = score_of(value, where, column) if labels else None
+            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, labels)
 
     return Source(
         name=(path if path.is_dir() else path.parent).resolve().name,
@@ -81,7 +88,7 @@ def misa_source(path: Path, files: dict[str, Path], label: str | None = None) ->
 
 def _cut(value: Any, length: Any, where: str) -> np.ndarray:
     rows = rows_of(value, where)
-    count = pickles.array_of(length).ravel()
-    if count.size != 1 or count.dtype.kind not in "fiu" or not 0 <= count[0] <= len(rows):
+    count = pickles.few_of(length, 1)
+    if count is None or count.size != 1 or count.dtype.kind not in "fiu" or not 0 <= count[0] <= len(rows):
         raise DataError(f"Repair {where}: its length does not fit its {len(rows)} frames.")
     return rows[: int(count[0])]

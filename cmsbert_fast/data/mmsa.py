@@ -24,12 +24,13 @@ def recognise(root: Any) -> bool:
     return (
         isinstance(root, dict)
         and bool(root)
+        and all(isinstance(split, str) for split in root)
         and all(isinstance(part, dict) and "raw_text" in part and "id" in part for part in root.values())
     )
 
 
-def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None) -> Source:
-    """The examples of an MMSA file.
+def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
+    """The examples of an MMSA file; ``labels=False``: without labels, whether or not it has some.
 
     Raises:
         DataError: Its arrays do not fit one another, or there is no such label.
@@ -38,19 +39,27 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None) -
     classes: tuple[str, ...] | None = None
     values: dict[str, list[Any]] = {}
     for split, part in root.items():
+        if not labels:
+            values[split] = [None] * len(pickles.items_of(part["id"]))
+            continue
         if name not in part:
-            known = ", ".join(sorted(key for key in part if "label" in key or key == "annotations"))
+            keys = (key for key in part if isinstance(key, str))
+            known = ", ".join(sorted(key for key in keys if "label" in key or key == "annotations"))
             raise DataError(f"Choose a label that {path.name} has with --label: {name!r} is none of {known}.")
         values[split] = pickles.items_of(part[name])
-    if name == "classification_labels":
+    if labels and name == "classification_labels":
         classes = _SENTIMENTS
     elif any(isinstance(value, str) for column in values.values() for value in column):
         classes = class_names([value for column in values.values() for value in column], path.name)
     index = {name: k for k, name in enumerate(classes or ())}
 
-    def label_of(value: Any) -> float | int:
+    def label_of(value: Any) -> float | int | None:
+        if not labels:
+            return None
         if isinstance(value, str):
             return index[value]
+        if not isinstance(value, int | float):  # and is not shown: a stranger's object may be of any size
+            raise DataError(f"Choose another label than {name}: it holds a {type(value).__name__}, not a number.")
         if classes is None:
             return float(value)
         if value not in range(len(classes)):
@@ -84,7 +93,7 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None) -
         files=[path],
         groups=list(root),
         read=read,
-        notes=[f"labels from {name}"],
+        notes=[f"labels from {name}"] if labels else [],
         classes=classes,
     )
 
@@ -151,11 +160,9 @@ class _Part:
 
     def _token_range(self, number: int) -> tuple[int, int]:
         """Where the frames of an aligned example lie: after [CLS], before [SEP] and padding."""
-        arrays = [array[number] for array in self._arrays.values()]
-        end = max(1, _last_row(arrays))
-        if self._mask is not None:
-            end = max(1, min(end, int(np.count_nonzero(self._mask[number])) - 1))
-        return 1, end
+        if self._mask is not None:  # frames of zeros before its end are frames
+            return 1, max(1, int(np.count_nonzero(self._mask[number])) - 1)
+        return 1, max(1, _last_row([array[number] for array in self._arrays.values()]))
 
 
 def _last_row(arrays: list[np.ndarray]) -> int:

@@ -4,6 +4,7 @@ The text is GloVe vectors only. A BERT model needs words: they are taken from a 
 time, which is what MulT's ids are.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def recognise(root: Any) -> bool:
         isinstance(root, dict)
         and bool(root)
         and all(
-            isinstance(part, dict) and {"vision", "audio", "labels", "id"} <= part.keys() and "raw_text" not in part
+            isinstance(part, dict) and {"vision", "audio", "id"} <= part.keys() and "raw_text" not in part
             for part in root.values()
         )
     )
@@ -58,8 +59,10 @@ class _Words:
         return None if found is None else (found.id, found.text)
 
 
-def mult_source(path: Path, root: Mapping[str, Any], words: str | None = None, label: str | None = None) -> Source:
-    """The examples of a MulT file, with words from the table ``words``.
+def mult_source(
+    path: Path, root: Mapping[str, Any], words: str | None = None, label: str | None = None, labels: bool = True
+) -> Source:
+    """The examples of a MulT file, with words from the table ``words``; ``labels=False``: without their labels.
 
     Raises:
         DataError: No table of words is named, or the arrays do not fit one another.
@@ -79,7 +82,10 @@ def mult_source(path: Path, root: Mapping[str, Any], words: str | None = None, l
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         part = root[split]
         arrays = {modality: pickles.array_of(part[key]) for modality, key in _MODALITY.items()}
-        scores, ids = pickles.array_of(part["labels"]), _ids(part["id"])
+        ids = _ids(part["id"])
+        if labels and "labels" not in part:
+            raise DataError(f"Use a MulT file with labels: {split} of {path.name} has none.")
+        scores = pickles.array_of(part["labels"]) if labels else np.full(len(ids), np.nan)
         sizes = {"labels": len(scores), "id": len(ids), **{key: len(array) for key, array in arrays.items()}}
         if len(set(sizes.values())) != 1 or any(a.ndim != 3 or a.dtype.kind not in "fiu" for a in arrays.values()):
             raise DataError(f"Repair {path.name}: the arrays of {split} do not fit one another ({sizes}).")
@@ -94,7 +100,7 @@ def mult_source(path: Path, root: Mapping[str, Any], words: str | None = None, l
                 continue
             spoken = words_of(found[1])
             value = float(scores[number, 0])
-            if not spoken or not np.isfinite(value):
+            if not spoken or (labels and not np.isfinite(value)):
                 report.drop("it has no text or no label")
                 continue
             begins = {modality: _first_row(array[number]) for modality, array in arrays.items()}
@@ -103,7 +109,7 @@ def mult_source(path: Path, root: Mapping[str, Any], words: str | None = None, l
             frames = {m: frames_of(arrays[m][number, begins[m] :], m, report) for m in arrays}
             aligned = same_clock and all(len(f) == len(spoken) for f in frames.values())
             frames = {m: f if len(f) else no_frames(f.shape[1]) for m, f in frames.items()}
-            yield split_name(split), Example(found[0], spoken, value, aligned=aligned, **frames)
+            yield split_name(split), Example(found[0], spoken, value if labels else None, aligned=aligned, **frames)
 
     return Source(
         name=path.stem,
@@ -117,8 +123,15 @@ def mult_source(path: Path, root: Mapping[str, Any], words: str | None = None, l
 
 
 def _ids(value: Any) -> list[list[str]]:
-    """The parts of every id: one, or video, start and stop."""
+    """The parts of every id: one, or video, start and stop.
+
+    Raises:
+        DataError: An id has more parts.
+    """
     rows: list[Any]
+    wrong = DataError("Use a MulT file whose ids are names, or video, start and stop: these have more parts.")
+    if isinstance(value, pickles.Array) and math.prod(value.shape[1:]) > 3:
+        raise wrong
     if isinstance(value, pickles.Array) and value.items is None and len(value.shape) > 1:
         rows = value.load().reshape(len(value), -1).tolist()
     elif isinstance(value, pickles.Array) and value.items is not None and len(value.shape) == 2:
@@ -126,7 +139,10 @@ def _ids(value: Any) -> list[list[str]]:
         rows = [value.items[k : k + width] for k in range(0, len(value.items), width)] if width else []
     else:
         rows = [item if isinstance(item, list | tuple) else [item] for item in pickles.items_of(value)]
-    return [[str(p) if isinstance(p, int | float) else pickles.text_of(p) for p in row] or [""] for row in rows]
+    if any(len(row) > 3 for row in rows):
+        raise wrong
+    flat = iter(pickles.texts_of([part for row in rows for part in row]))
+    return [[next(flat) for _ in row] or [""] for row in rows]
 
 
 def _first_row(rows: np.ndarray) -> int:

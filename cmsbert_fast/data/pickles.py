@@ -20,7 +20,7 @@ import mmap
 import re
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,12 @@ class _Type:
 class LongText:
     """Text that is still in the file, UTF-8; ``encoded`` once ``_codecs.encode(text, 'latin1')`` makes it bytes."""
 
-    __slots__ = ("encoded", "view")
+    __slots__ = ("_text", "encoded", "view")
 
     def __init__(self, view: memoryview, encoded: bool = False) -> None:
         self.view = view
         self.encoded = encoded
+        self._text: str | None = None
 
     def __len__(self) -> int:
         return len(self.view)
@@ -103,6 +104,18 @@ class LongText:
     def load(self) -> str | bytes:
         text = str(self.view, "utf-8", "surrogatepass")
         return text.encode("latin-1") if self.encoded else text
+
+    def text(self) -> str:
+        """The text, decoded once: a file may refer to it any number of times.
+
+        Raises:
+            DataError: It is encoded bytes.
+        """
+        if self.encoded:
+            raise DataError("Expected text, found bytes.")
+        if self._text is None:
+            self._text = str(self.view, "utf-8", "surrogatepass")
+        return self._text
 
 
 class Array:
@@ -295,6 +308,8 @@ class _Machine:
 
     def remember(self, place: int) -> None:
         value = self.stack[-1]
+        if place < 0:
+            raise UnsafePickleError("it defines a reference with a negative number")
         memo = self.memo
         if place < len(memo):
             memo[place] = value
@@ -616,8 +631,8 @@ def text_of(value: Any) -> str:
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, LongText) and not value.encoded:
-        return str(value.load())
+    if isinstance(value, LongText):
+        return value.text()
     if isinstance(value, bytes | memoryview):
         raw = bytes(value)
         try:
@@ -625,6 +640,35 @@ def text_of(value: Any) -> str:
         except UnicodeDecodeError:
             return raw.decode("latin-1")
     raise DataError(f"Expected text, found {type(value).__name__}.")
+
+
+def texts_of(values: Iterable[Any]) -> list[str]:
+    """Strings and numbers as text; what occurs several times is decoded once, and is one object in the result.
+
+    Raises:
+        DataError: One of them is neither.
+    """
+    known: dict[int, str] = {}
+    result = []
+    for value in values:  # a list or tuple, which keeps its parts alive: their identities stay theirs
+        if isinstance(value, str):
+            result.append(value)
+            continue
+        text = known.get(id(value))
+        if text is None:
+            text = known[id(value)] = str(value) if isinstance(value, int | float) else text_of(value)
+        result.append(text)
+    return result
+
+
+def few_of(value: Any, limit: int) -> np.ndarray | None:
+    """`array_of`, flat, for what may have few elements only; None where it has more: they are not looked at.
+
+    Raises:
+        DataError: It is no array of numbers.
+    """
+    shape = value.shape if isinstance(value, Array) else (len(value),) if isinstance(value, list | tuple) else ()
+    return array_of(value).ravel() if math.prod(shape) <= limit else None
 
 
 def array_of(value: Any) -> np.ndarray:

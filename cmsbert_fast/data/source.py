@@ -57,6 +57,7 @@ class Source:
     classes: tuple[str, ...] | None = None
     standardise: bool = True
     limit: int | None = None
+    by_video: bool = False  # whether a group is a video
 
     def new_report(self) -> ReadReport:
         return ReadReport(source=f"{self.path.name or self.path} ({self.format})", notes=list(self.notes))
@@ -79,11 +80,11 @@ class Counter:
     def see(self, split: str, example: Example) -> None:
         report = self.report
         if self.left is not None:
-            self.left -= example.visual.nbytes + example.acoustic.nbytes + 8 * len(example.words)
+            self.left -= example.visual.nbytes + example.acoustic.nbytes + _text_size(example)
             if self.left < 0:
                 raise DataError("Do not use this file: its examples together are many times larger than it is.")
         if example.id in self.ids:
-            raise DataError(f"Give every example its own id: {example.id!r} occurs twice.")
+            raise DataError(f"Give every example its own id: {example.id[:200]!r} occurs twice.")
         self.ids.add(example.id)
         report.counts[split] = report.counts.get(split, 0) + 1
         for modality in MODALITIES:
@@ -105,6 +106,11 @@ class Counter:
             reasons = "; ".join(f"{n} dropped: {reason}" for reason, n in self.report.dropped.items())
             raise DataError(f"No example could be read from {self.report.source}{': ' + reasons if reasons else '.'}")
         self.report.counts = ordered(counts)
+
+
+def _text_size(example: Example) -> int:
+    """Bytes that the id and words of an example take, in memory or as JSON, whichever is more."""
+    return sum(56 + len(s) * (1 if s.isascii() and s.isprintable() else 6) for s in (example.id, *example.words))
 
 
 def ordered(counts: dict[str, int]) -> dict[str, int]:

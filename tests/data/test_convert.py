@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from cmsbert_fast import CMSBertProcessor
 from cmsbert_fast.data import Corpus, DataError, convert, open_source, read_corpus
@@ -273,3 +274,163 @@ def test_training_takes_the_statistics_without_reading_frames(mosi_folder: Path,
     assert known.visual_mean is fitted.visual_mean is None
     np.testing.assert_allclose(known.acoustic_mean, fitted.acoustic_mean, rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(known.acoustic_std, fitted.acoustic_std, rtol=1e-12, atol=1e-15)
+
+
+def test_folds_by_video_on_converted_data(files: Any, tmp_path: Path) -> None:
+    """As on the source itself: videos, frames and altered values of what the folds name."""
+    files.table([["aa", "v1", 1, "so good"], ["bb", "v2", 1, "so bad"]], "id\tvideo\tlabel\ttext")
+    (files.folder / "audio").mkdir()
+    for name, value in (("aa", 1.0), ("bb", np.nan)):
+        np.save(files.folder / "audio" / f"{name}.npy", np.full((5, 2), value))
+    folds = tmp_path / "folds.json"
+    convert.convert(open_source(files.folder), tmp_path / "c")
+    for content in ({"train": ["v1"], "test": ["v2"]}, {"train": ["v1"]}, {"test": ["v2"]}):
+        folds.write_text(json.dumps(content))
+        found, meant = (read_corpus(path, folds=folds).report for path in (tmp_path / "c", files.folder))
+        assert (found.counts, found.frames, found.non_finite) == (meant.counts, meant.frames, meant.non_finite)
+        assert found.frames == {"acoustic": 5 * sum(found.counts.values())}
+    folds.write_text('{"train": ["nothing"]}')
+    with pytest.raises(DataError, match="none of the examples"):
+        read_corpus(tmp_path / "c", folds=folds)
+
+
+def test_converted_data_without_labels(files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("funny", files)), tmp_path / "c")
+    corpus = read_corpus(tmp_path / "c", labels=False)
+    assert corpus.classes is None
+    assert {e.label for e in corpus.splits["train"]} == {None}
+
+
+MANIFESTS: list[tuple[tuple[str, ...], Any]] = [
+    (("report", "widths"), [1]),
+    (("report", "widths", "visual"), float("inf")),
+    (("report", "widths", "visual"), -4),
+    (("report", "widths", "smell"), 4),
+    (("report", "counts"), 3),
+    (("report", "notes"), [1]),
+    (("report", "source"), None),
+    (("report", "tallies"), {"x": "y"}),
+    (("report", "non_finite"), None),
+    (("report", "surprise"), 1),
+    (("statistics",), [1]),
+    (("statistics", "visual"), 1),
+    (("statistics", "visual", "mean"), [1.0]),
+    (("statistics", "visual", "mean"), [float("nan")] * 4),
+    (("statistics", "visual", "std"), [-1.0] * 4),
+    (("statistics", "visual", "std"), ["1"] * 4),
+    (("classes",), 3),
+    (("classes",), [1]),
+    (("name",), None),
+    (("standardise",), "yes"),
+    (("version",), [1]),
+]
+
+
+@pytest.mark.parametrize(("keys", "value"), MANIFESTS)
+def test_a_strangers_manifest(keys: tuple[str, ...], value: Any, files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    path = tmp_path / "c" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    part = manifest
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="Convert"):
+        read_corpus(tmp_path / "c")
+
+
+LINES = [
+    {"words": "hi"},
+    {"words": [1, {}]},
+    {"label": "x"},
+    {"label": True},
+    {"label": [1]},
+    {"id": [1]},
+    {"visual": 1.0},
+    {"split": ["train"]},
+    {"video": 3},
+    {"non_finite": {"visual": "many"}},
+]
+
+
+@pytest.mark.parametrize("line", [*LINES, None, [1], 5])
+def test_a_strangers_lines(line: Any, files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    path = tmp_path / "c" / "examples.jsonl"
+    entries = [json.loads(text) for text in path.read_text().splitlines()]
+    entries[0] = entries[0] | line if isinstance(line, dict) else line
+    path.write_text("\n".join(map(json.dumps, entries)) + "\n")
+    with pytest.raises(DataError, match="Convert"):
+        read_corpus(tmp_path / "c")
+
+
+def test_a_strangers_numbers_of_frames_and_classes(files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("funny", files)), tmp_path / "c")
+    path = tmp_path / "c" / "examples.jsonl"
+    entries = [json.loads(text) for text in path.read_text().splitlines()]
+    for changes in (({"label": 2}, {}), ({"label": 0.0}, {}), ({"visual": -5}, {"visual": 13})):
+        altered = [a | b for a, b in zip(entries, changes, strict=False)] + entries[2:]
+        path.write_text("\n".join(map(json.dumps, altered)) + "\n")
+        with pytest.raises(DataError, match="Convert"):
+            read_corpus(tmp_path / "c")
+
+
+@pytest.mark.parametrize("kind", ["type", "another"])
+def test_a_strangers_tensors(kind: str, files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    path = tmp_path / "c" / "visual.safetensors"
+    frames = load_file(path)["frames"]
+    others = {"a": np.ones((3, 3), dtype=np.float32)} if kind == "another" else {}
+    save_file({"frames": frames.astype(np.float64 if kind == "type" else np.float32), **others}, path)
+    with pytest.raises(DataError, match="F32" if kind == "type" else "alone"):
+        read_corpus(tmp_path / "c")
+
+
+def test_a_folder_of_the_users_is_left_alone(files: Any, tmp_path: Path) -> None:
+    source, partial = open_source(write("mag", files)), tmp_path / "c.partial"
+    partial.mkdir()
+    for name in ("thesis.txt", "examples.jsonl"):
+        (partial / name).write_text("mine")
+        with pytest.raises(DataError, match="no conversion wrote"):
+            convert.convert(source, tmp_path / "c")
+        assert (partial / name).read_text() == "mine"
+        assert len(list(partial.iterdir())) == 1
+        (partial / name).unlink()
+    convert.convert(source, tmp_path / "c")  # an empty one is used
+
+
+def test_a_users_file_among_those_of_a_broken_off_conversion_is_kept(files: Any, tmp_path: Path) -> None:
+    path, seen = write("mag", files), []
+    with pytest.raises(KeyboardInterrupt):
+        convert.convert(interrupted(open_source(path), 0, seen), tmp_path / "c")
+    note = tmp_path / "c.partial" / "note.txt"
+    note.write_text("mine")
+    with pytest.raises(DataError, match="no conversion wrote"):
+        convert.convert(open_source(path), tmp_path / "c", {"visual": ("other",)})
+    note.unlink()
+    convert.convert(open_source(path), tmp_path / "c", {"visual": ("other",)})
+    assert_same(read_corpus(tmp_path / "c"), read_corpus(path))
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(files: Any, tmp_path: Path) -> None:
+    source = open_source(write("mag", files))
+    (tmp_path / "c.partial").write_text("a file")
+    (tmp_path / "folder").write_text("a file")
+    (tmp_path / "d.partial").symlink_to(files.folder)
+    for target in ("c", "folder/c", "d"):
+        with pytest.raises(DataError, match="Choose another folder"):
+            convert.convert(source, tmp_path / target)
+
+
+def test_two_conversions_do_not_share_a_folder(files: Any, tmp_path: Path) -> None:
+    path = write("mag", files)
+    outer, read = open_source(path), open_source(path).read
+
+    def reading(group: str, report: Any) -> Iterator[Any]:
+        with pytest.raises(DataError, match="another conversion"):
+            convert.convert(open_source(path), tmp_path / "c")
+        return read(group, report)
+
+    convert.convert(replace(outer, read=reading), tmp_path / "c")
+    assert_same(read_corpus(tmp_path / "c"), read_corpus(path))

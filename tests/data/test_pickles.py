@@ -26,7 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data import DataError, convert, mag, open_source, read_corpus
 from cmsbert_fast.data import pickles as safe
 
 PROTOCOLS = range(6)
@@ -481,6 +481,90 @@ def test_one_array_named_a_thousand_times_is_refused(files: Any) -> None:
         read_corpus(path)
 
 
+def _peak(path: Path) -> int:
+    """The most bytes that a refused reading held, in Python's own allocations."""
+    tracemalloc.start()
+    with pytest.raises(DataError):
+        read_corpus(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+LIMIT = 4 * (safe.MEMORY_FLOOR + (1 << 20) * safe.MEMORY_FACTOR) // 3
+
+
+@pytest.mark.parametrize("kind", ["text", "bytes"])
+def test_a_long_word_named_a_thousand_times_is_decoded_once(kind: str, tmp_path: Path) -> None:
+    word: Any = "z" * 70_000 if kind == "text" else b"z" * 70_000
+    rows = np.ones((1, 2))
+    path = tmp_path / "mag.pkl"
+    path.write_bytes(pickle.dumps({"train": [(([word] * 6000, rows, rows), 0.5, "v[0]")]}, 4))
+    assert path.stat().st_size < 100_000
+    assert _peak(path) < LIMIT
+
+
+def test_words_and_ids_are_charged_their_size(tmp_path: Path) -> None:
+    path, count = tmp_path / "mmsa.pkl", 5000
+    root = {"raw_text": [" " + "z" * 60_000] * count, "id": [f"v_{k}" for k in range(count)]}
+    path.write_bytes(pickle.dumps({"train": root | {"regression_labels": [0.5] * count}}, 4))
+    assert _peak(path) < LIMIT
+    with pytest.raises(DataError, match="many times larger"):  # and what convert writes is as bounded
+        convert.convert(open_source(path), tmp_path / "c")
+    assert sum(p.stat().st_size for p in (tmp_path / "c.partial").iterdir()) < LIMIT
+
+
+def test_a_label_that_is_an_object_is_refused_without_showing_it(tmp_path: Path) -> None:
+    tower: Any = ()
+    for _ in range(40):
+        tower = (tower, tower)
+    for label in (tower, [[]], {}, b"1"):
+        path = tmp_path / "mmsa.pkl"
+        part = {"raw_text": ["a"], "id": ["v"], "classification_labels": [label], "regression_labels": [label]}
+        path.write_bytes(pickle.dumps({"train": part}, 4))
+        for name in ("classification_labels", "regression_labels"):
+            with pytest.raises(DataError, match=f"holds a {type(label).__name__}"):
+                read_corpus(path, label=name)
+
+
+def test_a_shared_list_of_labels_is_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, rows = [0.5] * 2000, np.ones((1, 2))
+    path = tmp_path / "mag.pkl"
+    path.write_bytes(pickle.dumps({"train": [((["a"], rows, rows), labels, "v")]}, 4))
+    with pytest.raises(DataError, match="too many columns"):
+        read_corpus(path)
+    monkeypatch.setattr(safe, "array_of", lambda value: pytest.fail("it was looked through"))
+    assert safe.few_of(labels, 64) is None
+
+
+def test_keys_that_are_numbers_are_an_error_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mmsa.pkl"
+    path.write_bytes(pickle.dumps({"train": {"raw_text": ["a"], "id": ["v"], 5: 1}}, 4))
+    with pytest.raises(DataError, match="regression_labels"):
+        read_corpus(path)
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError, TypeError, KeyError])
+def test_what_recognition_and_readers_raise_is_an_error_of_the_file(
+    error: type, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise error
+
+    path = files.pickle("mag.pkl", files.mag())
+    for name in ("recognise", "mag_source", "one"):
+        with monkeypatch.context() as patch:
+            patch.setattr(mag, name, fail)
+            with pytest.raises(DataError, match="Do not use"):
+                read_corpus(path)
+
+
+@pytest.mark.parametrize("place", [b"-1", b"-9"])
+def test_negative_references_are_refused(place: bytes) -> None:
+    with pytest.raises(safe.UnsafePickleError, match="negative"):
+        safe.loads(b"K\x01p0\n0K\x02p" + place + b"\n.")
+
+
 def test_a_nested_pickle_in_an_object_array_stays_bytes(tmp_path: Path) -> None:
     file = tmp_path / "pwned"
     inner = CALLS["os.system"](str(file))
@@ -610,3 +694,52 @@ def test_fuzz_altered_files_through_the_readers(
             assert np.isfinite(example.visual).all()
             assert example.visual.dtype == np.float32
             assert all(isinstance(word, str) for word in example.words)
+
+
+KEYS = st.sampled_from(
+    ["train", "dev", "raw_text", "id", "vision", "audio", "vision_lengths", "text_bert", "labels", "regression_labels"]
+) | st.integers(0, 1)
+LEAVES = st.one_of(
+    st.none(),
+    st.integers(-2, 3),
+    st.sampled_from([0.5, float("nan"), "a b", "", "v_0", b"x", 1 << 70]),
+    st.sampled_from(
+        [np.ones((1, 2)), np.ones((1, 3, 2)), np.ones(1), np.float64(2), np.array(["a"]), np.zeros((0, 2))]
+    ),
+    st.sampled_from([np.array([None, "x"], dtype=object), np.array(3), np.ones((1, 3, 3), dtype=np.int64)]),
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.lists(inner, max_size=4).map(tuple), st.dictionaries(KEYS, inner, max_size=6)
+    ),
+    max_leaves=25,
+)
+FEATURES = st.tuples(TREES, TREES, TREES) | st.tuples(TREES, TREES, TREES, TREES)
+ROOTS = st.one_of(
+    st.dictionaries(KEYS, TREES, min_size=1, max_size=3),
+    st.fixed_dictionaries({"raw_text": TREES, "id": TREES}, optional={"vision": TREES, "regression_labels": TREES}).map(
+        lambda part: {"train": part}
+    ),
+    st.fixed_dictionaries({"vision": TREES, "audio": TREES, "labels": TREES, "id": TREES}).map(lambda p: {"train": p}),
+    st.lists(st.tuples(FEATURES, TREES, TREES), min_size=1, max_size=2).map(lambda items: {"train": items}),
+    st.lists(st.tuples(FEATURES, FEATURES, TREES, TREES), min_size=1, max_size=2).map(lambda items: {"dev": items}),
+)
+
+
+@FUZZ
+@given(ROOTS, st.sampled_from(["fuzz2.pkl", "train.pkl"]), st.booleans(), st.sampled_from([None, "id", "2", "labels"]))
+def test_fuzz_structures_through_the_readers(
+    tmp_path_factory: Any, root: Any, name: str, labels: bool, label: str | None
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "structures"
+    folder.mkdir(exist_ok=True)
+    table = folder / "words.tsv"
+    table.write_text("id\ttext\nv_0\thello\n")
+    path = folder / name
+    path.write_bytes(pickle.dumps(root["train"] if name == "train.pkl" and "train" in root else root, 4))
+    try:
+        corpus = read_corpus(path, label=label, labels=labels, words=str(table))
+    except DataError:
+        return
+    assert all(labels or e.label is None for examples in corpus.splits.values() for e in examples)

@@ -84,7 +84,7 @@ def test_mmsa_aligned_to_word_pieces_is_not_called_aligned_to_words(files: Any) 
     root["train"]["vision"][0, 4:8] = 1.5
     corpus = read_corpus(files.pickle("data.pkl", root))
     assert not corpus.splits["train"][0].aligned
-    assert len(corpus.splits["train"][0].visual) == 7
+    assert len(corpus.splits["train"][0].visual) == 8  # all between [CLS] and [SEP], the last one of zeros too
     assert corpus.splits["train"][1].aligned
 
 
@@ -296,3 +296,87 @@ def test_examples_without_text_or_label_are_dropped_and_counted(files: Any) -> N
     assert report.counts == {"train": 1}
     assert sorted(report.dropped.values()) == [1, 1]
     assert "dropped 1: it has no text" in str(report)
+
+
+def test_mmsa_trailing_frames_of_zeros_are_frames_where_a_mask_tells_the_length(files: Any) -> None:
+    root = files.mmsa(True)
+    for key in ("vision", "audio"):
+        root["train"][key][0, 3] = 0  # "it was good": the face was not found during the last word
+    corpus = read_corpus(files.pickle("data.pkl", root))
+    example = corpus.splits["train"][0]
+    assert (example.aligned, len(example.visual), len(example.acoustic)) == (True, 3, 3)
+    assert not example.visual[2].any()
+
+
+def test_several_columns_of_labels_need_a_choice(files: Any) -> None:
+    rows = np.ones((1, 2))
+    path = files.pickle("mag.pkl", {"train": [((["a"], rows, rows), np.arange(7.0)[None], "v[0]")]})
+    with pytest.raises(DataError, match="7 columns"):
+        read_corpus(path)
+    for split, content in files.misa(columns=7).items():
+        files.pickle(f"{split}.pkl", content)
+    with pytest.raises(DataError, match="7 columns"):
+        read_corpus(files.folder)
+
+
+def test_ids_of_mult_have_three_parts_at_most(files: Any) -> None:
+    table = files.table([["train_0", "train", 0, 1, 0, "yes"]])
+    for wrong in (np.array([["v", "0", "1", "2"]] * 3), [["v", "0", "1", "2"]] * 3):
+        root = files.mult()
+        root["train"]["id"] = wrong
+        with pytest.raises(DataError, match="more parts"):
+            read_corpus(files.pickle("data.pkl", root), words=str(table))
+
+
+def test_two_files_for_one_split_of_misa_are_refused(files: Any) -> None:
+    for split, content in files.misa().items():
+        files.pickle(f"{split}.pkl", content)
+    files.pickle("valid.pkl", files.misa()["dev"])
+    with pytest.raises(DataError, match=r"dev\.pkl, valid\.pkl"):
+        read_corpus(files.folder)
+
+
+@pytest.mark.parametrize("kind", ["mmsa", "mag", "misa", "mult", "funny", "table"])
+def test_data_without_labels_can_be_read_for_prediction(kind: str, files: Any) -> None:
+    """What has no label, or NaN, is refused or dropped for training, and all there for prediction."""
+    rows, words, count = np.ones((2, 3)), None, 1
+    path = files.folder / "data.pkl"
+    if kind == "mmsa":
+        files.pickle("data.pkl", {"test": {"raw_text": ["a b"], "id": ["v_0"], "vision": rows[None]}})
+    elif kind == "mag":
+        files.pickle("data.pkl", {"test": [((["a", "b"], rows, rows), np.nan, "v_0")]})
+    elif kind == "misa":
+        for name in ("train", "test"):
+            files.pickle(f"{name}.pkl", [(([0, 1], rows, rows, ["a", "b"]), None, f"{name}_0")])
+        path, count = files.folder, 2
+    elif kind == "mult":
+        root = files.mult()
+        for part in root.values():
+            del part["labels"]
+        files.pickle("data.pkl", root)
+        words = str(files.table([["vid0_0", "train", 0, 1.5, 0, "yes"]]))
+    elif kind == "funny":
+        part = ("a joke", np.ones((2, 91)), np.ones((2, 81)), np.ones((2, 4)))
+        files.pickle("data.pkl", {"test": [(part, part, 1, None)]})
+    else:
+        path = files.table([["v_0", "test", 0, 1, 0.5, "a b"]])
+    if kind != "table":
+        with pytest.raises(DataError):
+            read_corpus(path, words=words)
+    corpus = read_corpus(path, words=words, labels=False)
+    assert sum(corpus.report.counts.values()) == count
+    assert [e.label for examples in corpus.splits.values() for e in examples] == [None] * count
+    assert not corpus.report.dropped or kind == "mult"
+    assert corpus.classes is None
+
+
+def test_the_embedded_corpus_without_labels() -> None:
+    corpus = read_corpus("embedded", labels=False)
+    assert {e.label for examples in corpus.splits.values() for e in examples} == {None}
+
+
+def test_values_of_examples_that_the_folds_leave_out_are_not_counted(files: Any) -> None:
+    path, folds = files.pickle("data.pkl", files.mmsa(False)), files.folder.parent / "folds.json"
+    folds.write_text(json.dumps({"train": ["vidtrain$_$1", "vidtrain$_$2"]}))
+    assert read_corpus(path).report.non_finite
+    assert read_corpus(path, folds=folds).report.non_finite == {}
