@@ -33,9 +33,7 @@ def overlapping(intervals: np.ndarray, start: float, stop: float) -> np.ndarray:
     return found[np.argsort(intervals[found, 0], kind="stable")]
 
 
-def interval_means(
-    features: np.ndarray, intervals: np.ndarray, targets: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def interval_means(features: np.ndarray, intervals: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean over each target interval of the frames that overlap it; 0 where there is none.
 
     Args:

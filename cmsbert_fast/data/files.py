@@ -6,6 +6,7 @@ then has a column ``timestamp`` (seconds, or ``start`` and ``stop``), an npy the
 
 import csv
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from .align import Track
 from .example import DataError
 
 SUFFIXES = (".npy", ".csv", ".tsv")
+START = ("start", "start_time", "begin")
+STOP = ("stop", "end", "end_time", "stop_time")
 _POINT = ("timestamp", "frametime", "time")
 _BOOKKEEPING = ("frame", "face_id", "name", "confidence", "success", "id")  # OpenFace's and openSMILE's own columns
 
@@ -23,7 +26,7 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     """Header (lower case, stripped) and rows of a csv or tsv file; the delimiter is the header's most frequent one.
 
     Raises:
-        DataError: The file is empty or not text.
+        DataError: The file is empty or not text, or a quotation mark is not closed.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -37,9 +40,15 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     plain = delimiter == "\t" and '"' not in head
 
     def parse(lines: Iterable[str]) -> Any:
-        return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
+        # Strict: a cell whose quotation mark nobody closes would hold the rest of the file.
+        return csv.reader(
+            lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
+        )
 
-    header = next(parse([head]))
+    try:
+        header = next(parse([head]))
+    except csv.Error as error:
+        raise DataError(f"Repair the header of {path.name}: it cannot be read ({error}).") from error
 
     def rows() -> Iterator[list[str]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -59,58 +68,96 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
+        with path.open("rb") as file:  # numpy.load would open archives and pickles too
+            if file.read(6) != b"\x93NUMPY":
+                raise ValueError("it is no .npy file")
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
+    except Exception as error:  # numpy reads the header with Python's own parser, which raises many kinds
         raise DataError(
-            f"Save {path.name} again with numpy.save (no object arrays): it cannot be read ({error})."
+            f"Save {path.name} again with numpy.save (no object arrays): it cannot be read "
+            f"({type(error).__name__}: {str(error)[:200]})."
         ) from error
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         raise DataError(f"Save {path.name} again as an array of numbers.")
     if values.ndim == 1:
         values = values[None]
-    if values.ndim != 2:
+    if values.ndim != 2 or not values.shape[1]:
         raise DataError(f"Save {path.name} as (frames, features): it has the shape {values.shape}.")
     return values
 
 
-def _load_csv(path: Path) -> Track:
+def _frame_of(header: list[str]) -> bool:
+    """Whether the first line of a csv is a frame: all numbers, but not 0, 1, 2, ..., the names that pandas gives."""
+    try:
+        _ = [float(name) for name in header]
+    except ValueError:
+        return False
+    return len(header) == 1 or header != [str(k) for k in range(len(header))]
+
+
+def _load_csv(path: Path) -> tuple[Track, set[str]]:
+    """The frames of a csv, and the names of the columns that are neither features nor times."""
     header, rows = read_table(path)
-    columns = [k for k, name in enumerate(header) if name not in (*_BOOKKEEPING, *_POINT, "start", "stop")]
+    first = 2
+    if _frame_of(header):
+        rows, header, first = chain([header], rows), [""] * len(header), 1
+    columns = [k for k, name in enumerate(header) if name not in (*_BOOKKEEPING, *_POINT, *START, *STOP)]
+    if not columns:
+        raise DataError(f"Give {path.name} a column of features: it has only {', '.join(header)}.")
     timed = next((header.index(name) for name in _POINT if name in header), None)
-    bounds = [header.index(name) for name in ("start", "stop") if name in header]
+    bounds = [header.index(name) for names in (START, STOP) for name in names if name in header]
+    if len(bounds) not in (0, 2) or (bounds and header[bounds[1]] in START) or (bounds and header[bounds[0]] in STOP):
+        raise DataError(f"Give {path.name} both columns start and stop, or neither.")
     numbers: list[list[float]] = []
     times: list[list[float]] = []
     try:
         for row in rows:
+            if len(row) != len(header):
+                line = len(numbers) + first
+                raise DataError(f"Give every line of {path.name} {len(header)} cells: line {line} has {len(row)}.")
             numbers.append([float(row[k]) for k in columns])
             if len(bounds) == 2:
                 times.append([float(row[k]) for k in bounds])
             elif timed is not None:
                 times.append([float(row[timed])])
-    except (ValueError, IndexError) as error:
-        line = len(numbers) + 2
+    except ValueError as error:
+        line = len(times if bounds or timed is not None else numbers) + first
         raise DataError(f"Fill every cell of {path.name} with a number: line {line} has not ({error}).") from error
     features = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(columns))
+    left_out = {name for name in header if name in _BOOKKEEPING}
     if not times:
-        return Track(features, None)
+        return Track(features, None), left_out
     marks = np.array(times, dtype=np.float64)
     if not np.isfinite(marks).all():
         raise DataError(f"Give every frame of {path.name} a finite time.")
     if marks.shape[1] == 2:
-        return Track(features, marks)
+        return Track(features, marks), left_out
     step = float(np.median(np.diff(marks[:, 0]))) if len(marks) > 1 else 0.0
-    return Track(features, np.concatenate([marks, np.append(marks[1:], marks[-1:] + step, axis=0)], axis=1))
+    stops = np.append(marks[1:], marks[-1:] + step, axis=0)
+    return Track(features, np.concatenate([marks, stops], axis=1)), left_out
 
 
 class FileStream:
-    """A folder of feature files, one per segment or per video."""
+    """A folder of feature files, one per segment or per video.
+
+    Attributes:
+        name: The folder's name.
+        left_out: Names of columns, of the csv files read so far, that are neither features nor times.
+
+    Raises:
+        DataError: Two files have one name, but for the suffix.
+    """
 
     def __init__(self, path: Path, rate: float | None = None) -> None:
         self.path = path
         self.name = path.name
         self._rate = rate
         self.left_out: set[str] = set()
-        self._files = {p.stem: p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file()}
+        self._files: dict[str, Path] = {}
+        for file in sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()):
+            other = self._files.setdefault(file.stem, file)
+            if other is not file:
+                raise DataError(f"Keep one of {other.name} and {file.name} in {path.name}: both are of {file.stem}.")
 
     def __contains__(self, key: str) -> bool:
         return key in self._files
@@ -133,7 +180,9 @@ class FileStream:
         """
         path = self._files[key]
         if path.suffix.lower() != ".npy":
-            return _load_csv(path)
+            track, left_out = _load_csv(path)
+            self.left_out |= left_out
+            return track
         values = _load_npy(path)
         if self._rate is None:
             return Track(values, None)

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import iemocap
 from .example import DataError, Example, ReadReport
-from .files import read_table
+from .files import START, STOP, read_table
 from .folds import NO_FOLD, read_folds, rotation
 from .source import MODALITIES, Source, no_frames, split_name, video_of, words_of
 from .streams import Assignment, Cutter, words_within
@@ -24,8 +24,8 @@ _ALIASES = {
     "id": ("id", "segment_id", "utterance_id", "name"),
     "video": ("video", "video_id"),
     "split": ("split", "mode", "partition"),
-    "start": ("start", "start_time", "begin"),
-    "stop": ("stop", "end", "end_time", "stop_time"),
+    "start": START,
+    "stop": STOP,
     "label": ("label", "sentiment", "emotion"),
     "text": ("text", "transcript", "sentence"),
     "fold": ("fold",),
@@ -94,6 +94,9 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
         DataError: A needed column is missing, or a cell cannot be read.
     """
     header, rows = read_table(table)
+    twice = next((name for k, name in enumerate(header) if name and name in header[:k]), None)
+    if twice is not None:
+        raise DataError(f"Give every column of {table.name} its own name: {twice!r} occurs twice.")
     at = {role: _column(header, role, table, label if role == "label" else None) for role in _ALIASES}
     transcripts = next((table.parent / name for name in _TRANSCRIPTS if (table.parent / name).is_dir()), None)
     clip = header.index("clip_id") if "clip_id" in header and at["video"] is not None else None  # as MMSA's label.csv
@@ -118,6 +121,8 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
             raise DataError(f"Give line {line} of {table.name} an id.")
         start, stop = cell("start"), cell("stop")
         span = (_time(start, table, line), _time(stop, table, line)) if start and stop else None
+        if span is not None and span[1] < span[0]:
+            raise DataError(f"Let no segment stop before it starts: line {line} of {table.name} has {start} to {stop}.")
         text = cell("text")
         if text is None and transcripts is not None:
             file = transcripts / f"{name}.txt"
@@ -134,7 +139,7 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
                 video=cell("video") or video_of(name),
                 split=split_name(split) if split else ALL,
                 span=span,
-                label=_label(cell("label")),
+                label=_label(cell("label"), table, line),
                 text=text or "",
                 fold=cell("fold") or "",
                 has_video=bool(cell("video")),
@@ -145,13 +150,16 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
     return segments
 
 
-def _label(value: str | None) -> float | str | None:
-    if value is None or value == "" or value.lower() == "nan":
+def _label(value: str | None, table: Path, line: int) -> float | str | None:
+    if value is None or value == "":
         return None
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
         return value
+    if not math.isfinite(number):
+        raise DataError(f"Leave unknown labels empty: line {line} of {table.name} has {value!r}.")
+    return number
 
 
 def class_names(labels: Sequence[float | str | None], where: str) -> tuple[str, ...] | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,11 @@ def test_a_column_of_folds(files: Any) -> None:
         ("id,text,start,stop\na,b,soon,later\n", "seconds"),
         ("id,text\na,b\na,c\n", "twice"),
         ("id,text\na,\n", "no text"),
+        ("id,text,label\na,b,1\nc,d,inf\n", "line 3"),
+        ("id,text,label\na,b,NaN\n", "line 2"),
+        ("id,split,split,text\na,train,test,b\n", "'split' occurs twice"),
+        ("id,text,start,end\na,b,5,2\n", "line 2 of segments.csv has 5 to 2"),
+        ('id,text\na,b\nc,"d\ne,f\n', "beyond line"),
     ],
 )
 def test_errors_in_tables_say_what_to_do(files: Any, content: str, message: str) -> None:
@@ -215,6 +221,10 @@ def test_the_label_column_must_exist(files: Any) -> None:
         read_corpus(files.folder, label="mood")
 
 
+def npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(64)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -223,6 +233,21 @@ def test_the_label_column_must_exist(files: Any) -> None:
         ("v1_0.csv", b"a,b\n1,x\n"),
         ("v1_0.csv", b"a,b\n1\n"),
         ("v1_0.csv", b"a,timestamp\n1,nan\n"),
+        ("v1_0.csv", b"a,b\n1,2,3\n"),
+        ("v1_0.csv", b"1,2\n1,2,3\n"),
+        ("v1_0.csv", b'"a,b\n1,2\n3,4\n'),
+        ("v1_0.csv", b"a" * 200_000 + b"\n1\n"),
+        ("v1_0.csv", b"frame,name\n1,2\n"),
+        ("v1_0.csv", b"a,start\n1,2\n"),
+        ("v1_0.npy", npy("{'descr':'<f4','fortran_order':False,'shape':(1099511627776,0)}")),
+        ("v1_0.npy", npy("{'descr':'<f4','fortran_order':False,'shape':(1099511627776,4)}")),
+        ("v1_0.npy", npy("{'descr':'<f4','fortran_order':False,'shape':(-1,2)}")),
+        ("v1_0.npy", npy("{'descr': (")),
+        ("v1_0.npy", npy("(" * 9000)),
+        ("v1_0.npy", npy("-" * 9000 + "1")),
+        ("v1_0.npy", npy(" {'descr'\n   :'<f4'\n x")),
+        ("v1_0.npy", npy("{'descr':['a'],'fortran_order':False,'shape':(1,1)}")),
+        ("v1_0.npy", b"PK\x03\x04" + bytes(100)),
     ],
 )
 def test_damaged_feature_files(files: Any, name: str, content: bytes) -> None:
@@ -230,6 +255,49 @@ def test_damaged_feature_files(files: Any, name: str, content: bytes) -> None:
     (files.folder / "audio").mkdir()
     (files.folder / "audio" / name).write_bytes(content)
     with pytest.raises(DataError, match="v1_0"):
+        read_corpus(files.folder)
+
+
+def test_an_archive_is_no_npy(files: Any) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    with (files.folder / "audio" / "v1_0.npy").open("wb") as file:
+        np.savez(file, np.ones((2, 2)))
+    with pytest.raises(DataError, match=r"no \.npy file"):
+        read_corpus(files.folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "frames"),
+    [
+        ("0.5,1\n1,2\n", [[0.5, 1], [1, 2]]),
+        ("0.5,1\n", [[0.5, 1]]),
+        ("0,1,2\n3,4,5\n", [[3, 4, 5]]),  # pandas's names
+        ("7\n8\n", [[7], [8]]),
+    ],
+)
+def test_a_csv_without_header_loses_no_frame(files: Any, content: str, frames: list[list[float]]) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / "v1_0.csv").write_text(content)
+    np.testing.assert_array_equal(read_corpus(files.folder).splits["train"][0].acoustic, frames)
+
+
+def test_columns_of_a_csv(files: Any) -> None:
+    files.table(ROWS[:2])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / "v1.csv").write_text("frame,begin,end,confidence,x\n1,0,2,0.9,5\n2,2,4,0.9,6\n")
+    corpus = read_corpus(files.folder)
+    assert [corpus.splits[split][0].acoustic.tolist() for split in ("train", "valid")] == [[[5.0]], [[6.0]]]
+    assert "audio: no features are the columns confidence, frame" in str(corpus.report)
+
+
+def test_two_files_of_one_utterance_are_refused(files: Any) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / "v1_0.csv").write_text("a\n1\n")
+    np.save(files.folder / "audio" / "v1_0.npy", np.ones((1, 1)))
+    with pytest.raises(DataError, match=r"v1_0\.csv and v1_0\.npy"):
         read_corpus(files.folder)
 
 
