@@ -6,6 +6,7 @@ Altered files can lead the HDF5 library itself to exhaust memory: `verify` lets 
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from .align import Track
 from .example import DataError
 
 _DEFLATE_RATIO = 1100  # zlib cannot expand by more than 1032
+_RATIO, _FLOOR = 64, 64 << 20  # all that a file declares, in file sizes and bytes: streams of zeros deflate well
+_STRING_CHUNK = 1 << 20  # bytes: what HDF5 keeps of a data set that is read piece by piece
+_POINTER, _STRING = 16, 56  # bytes of a string: in a data set, which points to its text; empty in memory
 _COMPRESSING = {1, 4, 32000}  # gzip, szip, lzf
 _HARMLESS = {2, 3}  # shuffle, fletcher32
 _ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py raises on damaged files
@@ -37,6 +41,7 @@ class CsdStream:
         self.path = path
         self.name = path.stem
         self._size = path.stat().st_size
+        self._most = _RATIO * self._size + _FLOOR
         self._file: h5py.File | None = None
         try:
             file = self._file = h5py.File(path, "r")
@@ -96,6 +101,11 @@ class CsdStream:
         ratio = _DEFLATE_RATIO if filters else 1
         if stored > self._size or declared > stored * ratio:
             raise self._damaged(f"{where} declares {declared} bytes and stores {stored}")
+        strings = data.dtype.kind == "O"
+        itemsize = _POINTER if strings else data.dtype.itemsize
+        declared, chunk = data.size * itemsize, math.prod(data.chunks or ()) * itemsize
+        if declared > self._most or chunk > (_STRING_CHUNK if strings else self._most):
+            raise self._damaged(f"{where} declares {declared} bytes in chunks of {chunk}, too many for its file")
         if data.dtype.kind not in "fiubS" and h5py.check_string_dtype(data.dtype) is None:
             raise self._damaged(f"{where} has the type {data.dtype}, expected numbers or strings")
         return data
@@ -105,10 +115,14 @@ class CsdStream:
 
     def _strings(self, data: h5py.Dataset) -> np.ndarray:
         parts: list[np.ndarray] = []
+        left = self._most
         for begin in range(0, len(data), 16):
             part = data[begin : begin + 16]
             if any(len(word) > _LONGEST_WORD for word in part.ravel()):
                 raise self._damaged(f"{data.name} holds a word of more than {_LONGEST_WORD} bytes")
+            left -= sum(len(word) + _STRING for word in part.ravel())
+            if left < 0:
+                raise self._damaged(f"the words of {data.name} are many times larger than the file")
             parts.append(part)
         return np.concatenate(parts) if parts else np.zeros(data.shape, dtype="S1")
 
@@ -116,7 +130,12 @@ class CsdStream:
         entry = self._child(self._data, key)
         if not isinstance(entry, h5py.Group):
             raise self._damaged(f"{key} must be a group of features and intervals")
-        return self._data_set(entry, "features"), self._data_set(entry, "intervals")
+        features, intervals = self._data_set(entry, "features"), self._data_set(entry, "intervals")
+        if features.ndim != 2 or (features.dtype.kind == "O" and features.shape[1] != 1):
+            raise self._damaged(f"features of {key} have the shape {features.shape}, expected (n, d), or (n, 1) words")
+        if intervals.shape != (len(features), 2) or intervals.dtype.kind not in "fiu":
+            raise self._damaged(f"{key} has {len(features)} frames but intervals of shape {intervals.shape}")
+        return features, intervals
 
     def check(self) -> None:
         """Look at every entry without reading its frames.
@@ -124,9 +143,12 @@ class CsdStream:
         Raises:
             DataError: One of them is damaged.
         """
+        declared = 0
         for key in self._keys:
             try:
-                self._open(key)
+                declared += sum(data.size * data.dtype.itemsize for data in self._open(key))
+                if declared > self._most:
+                    raise self._damaged("it declares many times more than it stores")
             except _ERRORS as error:
                 raise self._damaged(f"{key} cannot be read", error) from error
 
@@ -135,10 +157,6 @@ class CsdStream:
             features, intervals = (self._array(data) for data in self._open(key))
         except _ERRORS as error:
             raise self._damaged(f"{key} cannot be read", error) from error
-        if features.ndim != 2:
-            raise self._damaged(f"features of {key} have the shape {features.shape}, expected (n, d)")
-        if intervals.shape != (len(features), 2) or intervals.dtype.kind not in "fiu":
-            raise self._damaged(f"{key} has {len(features)} frames but intervals of shape {intervals.shape}")
         intervals = intervals.astype(np.float64)
         if not np.isfinite(intervals).all():
             raise self._damaged(f"{key} has intervals that are not finite")

@@ -293,6 +293,40 @@ def test_sizes_that_the_file_does_not_hold(tmp_path: Path) -> None:
         refused(path)
 
 
+@pytest.mark.parametrize("kind", ["deflated", "chunk", "many", "words", "words in chunks", "wide"])
+def test_what_deflates_beyond_reason_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path, n = tmp_path / "a.csd", 40_000
+    monkeypatch.setattr(csd, "_RATIO", 1)  # small files show it too
+    monkeypatch.setattr(csd, "_FLOOR", 2 << 20)
+    times = np.zeros((n, 2), dtype=np.float32)
+    with h5py.File(path, "w") as file:
+        group, deflated = file.create_group("COVAREP/data/v"), dict(compression="gzip", compression_opts=9)
+        if kind == "chunk":
+            group.create_dataset("features", (4, 1), "f4", maxshape=(None, 1), chunks=(1 << 22, 1), **deflated)[...] = 1
+            group.create_dataset("intervals", data=TIMES)
+        elif kind == "wide":
+            group.create_dataset("features", (1, n), h5py.string_dtype(), chunks=(1, n), **deflated)[0, 0] = "a"
+            group.create_dataset("intervals", data=TIMES[:1])
+        elif kind.startswith("words"):
+            rows = n // 40 if kind == "words" else n * 2
+            words = group.create_dataset("features", (n * 2, 1), h5py.string_dtype(), chunks=(rows, 1), **deflated)
+            words[:] = np.full((n * 2, 1), "", dtype=object)
+            group.create_dataset("intervals", data=np.zeros((n * 2, 2), dtype="i1"), **deflated)
+        else:
+            for key in ("v",) if kind == "deflated" else [f"v{k}" for k in range(40)]:
+                part = file.require_group(f"COVAREP/data/{key}")
+                rows = n if kind == "deflated" else n // 40
+                part.create_dataset("features", data=np.zeros((rows, 100), dtype=np.float32), **deflated)
+                part.create_dataset("intervals", data=times[:rows], **deflated)
+            if kind == "many":
+                del file["COVAREP/data/v"]
+    said = {"many": "many times more", "words": "many times larger", "wide": "shape"}.get(kind, "too many")
+    with pytest.raises(DataError, match=said):
+        CsdStream(path).check() if kind == "many" else CsdStream(path)._pair("v")
+
+
 @pytest.mark.parametrize(
     ("features", "intervals"),
     [
