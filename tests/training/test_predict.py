@@ -54,7 +54,8 @@ def test_scores_are_those_of_the_run(predict, run_folder, corpus_folder, tmp_pat
 
 def test_labels_and_a_modality_may_be_absent(predict, run_folder, corpus_folder, tmp_path):
     (tmp_path / "segments.csv").write_text("id,text\na,the film was good\nb,dull\n")
-    (tmp_path / "acoustic").symlink_to(corpus_folder / "acoustic")
+    (tmp_path / "acoustic").mkdir()
+    (tmp_path / "acoustic" / "a.npy").symlink_to(corpus_folder / "acoustic" / "train0.npy")
     status, out, _ = predict(run_folder, tmp_path, "--acoustic", "acoustic")
     assert status == 0
     assert list(rows(out)) == ["a", "b"]
