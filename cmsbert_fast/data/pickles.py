@@ -187,6 +187,8 @@ class Array:
         if len(data) != math.prod(self.shape) * self.dtype.itemsize:
             raise UnsafePickleError(f"an array of shape {self.shape} holds {len(data)} bytes")
         flat = np.frombuffer(data, dtype=self.dtype) if len(data) else np.zeros(0, dtype=self.dtype)
+        if self.dtype.kind == "U" and flat.size and flat.view(self.dtype.byteorder + "u4").max() > sys.maxunicode:
+            raise UnsafePickleError("a string in an array holds what is no character")  # numpy would make it a str
         if self._axes is not None:
             return flat.reshape(self._stored).transpose(self._axes)
         return flat.reshape(self.shape, order="F" if self._fortran else "C")

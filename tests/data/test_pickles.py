@@ -559,6 +559,14 @@ def test_what_recognition_and_readers_raise_is_an_error_of_the_file(
                 read_corpus(path)
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_characters_beyond_unicode_are_refused(order: str) -> None:
+    array = np.array([0x10FFFF, 0x110000], dtype=f"{order}u4").view(f"{order}U1")
+    assert safe.loads(pickle.dumps(array[:1], 4)).load().tolist() == ["\U0010ffff"]
+    with pytest.raises(safe.UnsafePickleError, match="no character"):
+        safe.loads(pickle.dumps(array, 4)).load()
+
+
 @pytest.mark.parametrize("place", [b"-1", b"-9"])
 def test_negative_references_are_refused(place: bytes) -> None:
     with pytest.raises(safe.UnsafePickleError, match="negative"):
