@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
             words=given.words,
             folds=given.folds,
             fold=given.fold,
+            labels=False,
         )
         print(corpus.report, file=sys.stderr)
         predictions, classes = predict_corpus(given.checkpoint, corpus, given.split, given.batch_size, given.device)
