@@ -76,7 +76,8 @@ def cms_attention(
     Args:
         query, key, value: X W + b before the shift, split into heads.
         visual, acoustic: What each modality adds; None = absent.
-        cu_seqlens: (B + 1,) int32, packed form only. Rows from ``cu_seqlens[-1]`` on belong to no sequence.
+        cu_seqlens: (B + 1,) int32, packed form only: starts at 0 and never falls. Its values are not checked on a GPU,
+            where that would wait for the device. Rows from ``cu_seqlens[-1]`` on belong to no sequence.
         max_seqlen: The longest sequence's length, or any larger number; packed form only.
         attention_mask: (B, N) bool, True = valid, any pattern; padded form only. None = all valid.
         activation: "relu", "sigmoid" or "tanh" (sigma of Eq. 1 and 2).
@@ -240,10 +241,10 @@ def _check(
 def _check_modality(name: str, modality: ModalityShift, query: Tensor, cu_seqlens: Tensor | None) -> None:
     lead = query.shape[:-2]
     hidden = query.shape[-2] * query.shape[-1]
-    if modality.frames.dim() != len(lead) + 1:
+    if modality.frames.dim() != len(lead) + 1 or not modality.frames.shape[-1]:
         raise ValueError(
             f"{name}.frames has shape {tuple(modality.frames.shape)}; give (F, d_m) with packed tokens, (B, N_m, d_m) "
-            "with padded ones."
+            "with padded ones, d_m >= 1; an absent modality is None."
         )
     expected = {
         "token_gate": tuple(lead),
@@ -284,6 +285,8 @@ def _check_cu_seqlens(
         raise ValueError(
             f"{name} is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; give int32 of shape (B + 1,), B >= 1."
         )
+    if not cu_seqlens.is_contiguous():
+        raise ValueError(f"{name} has stride {cu_seqlens.stride(0)}; give {name}.contiguous().")
     if cu_seqlens.device != device:
         raise ValueError(f"{name} is on {cu_seqlens.device} but query is on {device}; move them to one device.")
 
