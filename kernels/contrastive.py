@@ -467,11 +467,10 @@ def _gradient_tile_kernel(
     b_c, _, _ = _products(p_a, p_b, stride_a, stride_b, o_i, o_j, m_i, m_j, d, BM, BN, BK, EVEN, False, PRECISION)
     inverse_i = tl.load(p_row_inverse + a.to(tl.int64) * stride_row_inverse + o_i, mask=m_i, other=0.0)
     inverse_j = tl.load(p_column_inverse + b.to(tl.int64) * stride_column_inverse + o_j, mask=m_j, other=0.0)
-    b_c = b_c * (inverse_i[:, None] * inverse_j[None, :])  # [BM, BN], cosines; forward's to the bit in both roles
+    b_c = b_c * (inverse_i[:, None] * inverse_j[None, :])  # [BM, BN], cosines
     b_s = b_c * (1.0 / _temperature(temperature, LEARNED))
     lse_i = tl.load(p_row_lse + direction.to(tl.int64) * stride_row_lse + o_i, mask=m_i, other=0.0)
     lse_j = tl.load(p_column_lse + opposite.to(tl.int64) * stride_column_lse + o_j, mask=m_j, other=0.0)
-    # Outside the rectangle G is finite and meets zeros only.
     b_g = tl.exp(b_s - lse_i[:, None]) + tl.exp(b_s - lse_j[None, :])
 
     w_i = tl.zeros([BM], tl.float32)
@@ -484,6 +483,8 @@ def _gradient_tile_kernel(
         b_g -= tl.where(related, w_i[:, None] + w_j[None, :], 0.0)
     own = 2.0 * tl.where(w_i > 0, smoothing, 1.0) - 2.0 * w_i
     b_g -= tl.where(o_i[:, None] + diagonal == o_j[None, :], own[:, None], 0.0)
+    # Outside the rectangle the similarity is 0, whose exponential overflows where every true one is far below.
+    b_g = tl.where(m_i[:, None] & m_j[None, :], b_g, 0.0)
 
     p_radial += (direction * tl.num_programs(0) + i_column).to(tl.int64) * strip
     tl.store(p_radial + o_strip, tl.sum(b_g * b_c, 1))
@@ -642,7 +643,8 @@ def _precision(device: torch.device) -> str:
     """How products of float32 are taken: to float32's precision unless PyTorch was told otherwise."""
     if _architecture(device) == HIP:
         return "ieee"
-    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    # Unlike get_float32_matmul_precision this can be read whichever of PyTorch's two interfaces the user set it with.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 def _labels(labels: Tensor | None) -> tuple[Tensor | None, int]:

@@ -141,6 +141,22 @@ def test_temperature_0_005(request: pytest.FixtureRequest, backend: str, large: 
     check(z, score_labels(21), backend, temperature=0.005, tolerance=5e-4)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "temperature"), [(torch.float16, 0.1), (torch.float32, 0.005)], ids=str)
+@pytest.mark.parametrize("large", [False, True])
+def test_opposed_modalities(
+    request: pytest.FixtureRequest, backend: str, dtype: torch.dtype, temperature: float, large: bool
+) -> None:
+    """Every similarity far below 0, where exp(-log-sum-exp) overflows: what tiles hold beyond the batch stays out."""
+    if large:
+        request.getfixturevalue("many_tiles")
+    n = 20
+    centre = 3 * torch.randn(1, 16, generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    z = [(0.3 * e + sign * centre).to(dtype) for e, sign in zip(embeddings(n, 16, 2), (1, -1), strict=True)]
+    tolerance = 8 * torch.finfo(dtype).eps if dtype == torch.float16 else 2e-3
+    check(z, score_labels(n), backend, temperature=temperature, tolerance=tolerance)
+
+
 def test_float64_reaches_float64(many_tiles: None) -> None:
     check(embeddings(67, dtype=torch.float64), score_labels(67), "torch", tolerance=1e-12)
 

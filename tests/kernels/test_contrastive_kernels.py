@@ -36,6 +36,19 @@ def test_no_atomics() -> None:
     assert "atomic_" not in inspect.getsource(kernels)
 
 
+def test_tf32_only_where_the_user_allows_it() -> None:
+    """Whichever of PyTorch's interfaces says so: having used both, its own getter raises."""
+    from cmsbert_fast.kernels import contrastive as kernels
+
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        for chosen, wanted in (("ieee", "tf32x3"), ("tf32", "tf32"), ("ieee", "tf32x3")):
+            torch.backends.cuda.matmul.fp32_precision = chosen
+            assert kernels._precision(torch.device("cpu")) == wanted
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
 @runs_triton
 @pytest.mark.parametrize("kind", ["scores", "classes"])
 def test_triton_rectangles_equal_torch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
