@@ -326,6 +326,8 @@ def _statistics_kernel(
             column_sum = tl.load(p_column_sum + o_j, mask=seen, other=0.0)
             top = tl.maximum(column_max, tl.max(b_s, 0))
             column_sum = column_sum * tl.exp(column_max - top) + tl.sum(tl.exp(b_s - top[None, :]), 0)
+            # Threads that hold the same column must all have read before one of them writes.
+            tl.debug_barrier()
             tl.store(p_column_max + o_j, top, mask=m_j)
             tl.store(p_column_sum + o_j, column_sum, mask=m_j)
         tl.store(p_row_max + o_i, row_max, mask=m_i)
