@@ -32,16 +32,16 @@ class GradCacheResult(NamedTuple):
 
 
 class _RandomState:
-    """The state of the generators that dropout draws from: the CPU's and the current GPU's."""
+    """The state of the generators that dropout draws from: the CPU's and every GPU's, for a model may span several."""
 
     def __init__(self) -> None:
         self.cpu = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
+            torch.cuda.set_rng_state_all(self.cuda)
 
 
 def gradcache_backward(
@@ -76,7 +76,7 @@ def gradcache_backward(
         The (unscaled) loss and the outputs of the whole batch, detached.
 
     Raises:
-        ValueError: no micro-batch.
+        ValueError: no micro-batch, or an output that only some of them have.
     """
     if not micro_batches:
         raise ValueError("gradcache_backward needs at least one micro-batch.")
@@ -92,7 +92,16 @@ def gradcache_backward(
         for micro_batch in micro_batches:
             states.append(_RandomState())
             kept.append(forward(micro_batch))
-    whole = [None if column[0] is None else torch.cat(column) for column in zip(*kept, strict=True)]
+    columns = list(zip(*kept, strict=True))
+    for i, column in enumerate(columns):
+        absent = sum(z is None for z in column)
+        if 0 < absent < len(column):
+            raise ValueError(
+                f"Output {i} of forward is None in {absent} of {len(column)} micro-batches; return a tensor in all of "
+                "them (of no rows where there are none), or None in all."
+            )
+    whole = [None if column[0] is None else torch.cat(column) for column in columns]
+    del columns
     sizes = [next(z.shape[0] for z in outputs if z is not None) for outputs in kept]
     del kept
     leaves = [z.requires_grad_() for z in whole if z is not None and z.is_floating_point()]

@@ -136,3 +136,30 @@ def test_one_micro_batch_of_activations_at_a_time() -> None:
 def test_no_micro_batch() -> None:
     with pytest.raises(ValueError, match="at least one"):
         gradcache_backward(Model(0.0), [], total)
+
+
+@pytest.mark.parametrize("first_has_it", [False, True])
+def test_output_that_some_micro_batches_lack(first_has_it: bool) -> None:
+    def forward(part: Tensor) -> tuple[Tensor | None, ...]:
+        first, second, _, third, index = Model(0.0)(part)
+        return first, second if (len(part) == 4) == first_has_it else None, third, index
+
+    with pytest.raises(ValueError, match="Output 1 of forward is None in 1 of 2"):
+        gradcache_backward(forward, X.split([4, 8]), total)
+
+
+@pytest.mark.cuda
+def test_random_numbers_of_every_gpu() -> None:
+    """Both passes see the same dropout on every device, not only the current one's."""
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    seen: list[Tensor] = []
+
+    def forward(part: Tensor) -> tuple[Tensor]:
+        noise = torch.stack([torch.rand(3, dtype=torch.float64, device=device).cpu() for device in devices])
+        seen.append(noise)
+        return ((part[:, :3] * weight * noise.sum(0)),)
+
+    gradcache_backward(forward, X.split(4), lambda z: z.square().sum())
+    for first, second in zip(seen[:3], seen[3:], strict=True):
+        assert first.equal(second)
