@@ -5,7 +5,6 @@ registered operators ``cmsbert_fast::contrastive`` (one process) and ``cmsbert_f
 process group).
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -16,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cmsbert_fast import contrastive_torch
+from cmsbert_fast.attention_triton import HAS_TRITON, INTERPRETED
 from cmsbert_fast.backends import requested_backend
 from cmsbert_fast.contrastive_torch import Block
 
@@ -136,14 +136,16 @@ def _validate(
 
 def _triton_reason(z: Tensor) -> str | None:
     """Why the Triton kernels cannot take this embedding, or None if they can."""
+    if not HAS_TRITON:
+        return "Triton is not installed"
     if z.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"the Triton kernels take float32, bfloat16 and float16, not {z.dtype}"
     if z.device.type == "cuda":
         if torch.version.hip is None and torch.cuda.get_device_capability(z.device) < (8, 0):
             return "the Triton kernels need an NVIDIA GPU of compute capability 8.0 or later"
         return None
-    if z.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return None
+    if z.device.type == "cpu" and INTERPRETED:
+        return "Triton's interpreter is wrong for bfloat16" if z.dtype == torch.bfloat16 else None
     return f"the Triton kernels run on a GPU, but the embeddings are on {z.device}"
 
 
@@ -286,17 +288,22 @@ _library.define(
 
 
 class _Ring:
-    """The ranks of a group, their row counts, and how blocks travel from each rank to the next."""
+    """The ranks of a group, their row counts, and how blocks travel from each rank to the next.
 
-    def __init__(self, group: "dist.ProcessGroup", z: Tensor):
+    ``differentiable``: whether any rank needs gradients. All must then take part in the exchange of the backward pass,
+    also one whose own rows need none (it may have none).
+    """
+
+    def __init__(self, group: "dist.ProcessGroup", z: Tensor, differentiable: bool):
         self.group = group
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         # On the CPU where the group can: reading the counts then does not wait for the GPU.
         devices = [device.type for device in group._device_types]
         device = torch.device("cpu") if "cpu" in devices else z.device
-        counts = torch.zeros(self.ranks, dtype=torch.int64, device=device)
-        _all_gather(counts, torch.full((1,), z.shape[0], device=device), group=group)
-        self.counts: list[int] = counts.tolist()
+        gathered = torch.zeros(2 * self.ranks, dtype=torch.int64, device=device)
+        _all_gather(gathered, torch.tensor([z.shape[0], int(differentiable)], device=device), group=group)
+        numbers: list[int] = gathered.tolist()
+        self.counts, self.differentiable = numbers[::2], any(numbers[1::2])
         self.total, self.longest = sum(self.counts), max(self.counts)
 
     def offset(self, rank: int) -> int:
@@ -354,7 +361,8 @@ def _group_forward(
     embeddings, labels, temperature, fixed_temperature, smoothing, threshold, backend, group, differentiable
 ):
     z = embeddings[0]
-    ring = _Ring(dist.distributed_c10d._resolve_process_group(group), z)
+    ring = _Ring(dist.distributed_c10d._resolve_process_group(group), z, differentiable)
+    differentiable = ring.differentiable
     engine = _engine(backend)
     tau = _temperature(z, temperature, fixed_temperature)
     if ring.total == 0:

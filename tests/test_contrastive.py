@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cmsbert_fast import contrastive_torch, pairwise_contrastive_loss, reference
+from cmsbert_fast import contrastive, contrastive_torch, pairwise_contrastive_loss, reference
 from cmsbert_fast.contrastive_torch import LABEL_TOLERANCE, count_related
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -34,7 +34,11 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens at large n, at small n: several chunks, tiles, groups of tiles, strips and splits."""
+    """What happens at large n, at small n: several chunks, tiles, groups of tiles, strips and splits.
+
+    Tiles are compiled for a GPU as they are: tests take ``size(n)`` rows there, more than ``SMALL`` and than
+    ``MAX_GROUPS`` tiles hold.
+    """
     monkeypatch.setattr(contrastive_torch, "CHUNK_BYTES", 2000)
     if not INTERPRETED:
         return
@@ -46,6 +50,11 @@ def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "choose_tile", small_tile)
     for name, value in {"SMALL": 0, "MAX_GROUPS": 2, "MIN_STRIP": 32, "STRIP_BYTES": 1, "PROGRAMS": 16}.items():
         monkeypatch.setattr(kernels, name, value)
+
+
+def size(n: int, backend: str, large: bool = True) -> int:
+    """Rows of a test that ``many_tiles`` makes a large one: ``n``, but on a GPU what is large there."""
+    return 1229 if large and backend == "triton" and DEVICE == "cuda" else n
 
 
 def embeddings(
@@ -112,11 +121,13 @@ def test_equals_reference(backend: str, kind: str, n: int, modalities: int) -> N
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["scores", "classes", "off"])
-@pytest.mark.parametrize("modalities", [2, 3])
-def test_equals_reference_over_many_tiles(many_tiles: None, backend: str, kind: str, modalities: int) -> None:
-    n = 1229 if backend == "triton" and DEVICE == "cuda" else 33  # one more than tiles hold
+@pytest.mark.parametrize(("modalities", "d"), [(2, 20), (3, 20), (3, 32), (3, 100)])
+def test_equals_reference_over_many_tiles(many_tiles: None, backend: str, kind: str, modalities: int, d: int) -> None:
+    if d != 20 and DEVICE == "cpu":
+        pytest.skip("d decides the tiles on a GPU")
+    n = size(33, backend)  # one more than tiles hold
     labels = {"scores": score_labels(n), "classes": torch.arange(n, device=DEVICE) % 4, "off": None}[kind]
-    check(embeddings(n, 20, modalities), labels, backend)
+    check(embeddings(n, d, modalities), labels, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -128,7 +139,8 @@ def test_half_precision(request: pytest.FixtureRequest, backend: str, dtype: tor
     if large:
         request.getfixturevalue("many_tiles")
     # Similarities are exact products summed in float32; only G and the gradients are rounded.
-    check(embeddings(33, 20, dtype=dtype), score_labels(33), backend, tolerance=8 * torch.finfo(dtype).eps)
+    n, d = size(33, backend, large), 32 if DEVICE == "cuda" else 20
+    check(embeddings(n, d, dtype=dtype), score_labels(n), backend, tolerance=8 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -136,9 +148,10 @@ def test_half_precision(request: pytest.FixtureRequest, backend: str, dtype: tor
 def test_temperature_0_005(request: pytest.FixtureRequest, backend: str, large: bool) -> None:
     if large:
         request.getfixturevalue("many_tiles")
-    z = embeddings(21)
+    n = size(21, backend, large)
+    z = embeddings(n)
     z[1][3], z[2][4] = z[0][3], -z[0][4]  # similarities of 200 and -200: no single shift serves exp
-    check(z, score_labels(21), backend, temperature=0.005, tolerance=5e-4)
+    check(z, score_labels(n), backend, temperature=0.005, tolerance=5e-4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -150,7 +163,7 @@ def test_opposed_modalities(
     """Every similarity far below 0, where exp(-log-sum-exp) overflows: what tiles hold beyond the batch stays out."""
     if large:
         request.getfixturevalue("many_tiles")
-    n = 20
+    n = size(20, backend, large)
     centre = 3 * torch.randn(1, 16, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     z = [(0.3 * e + sign * centre).to(dtype) for e, sign in zip(embeddings(n, 16, 2), (1, -1), strict=True)]
     tolerance = 8 * torch.finfo(dtype).eps if dtype == torch.float16 else 2e-3
@@ -192,11 +205,12 @@ def test_smoothing(backend: str, smoothing: float) -> None:
 def test_zero_norm(request: pytest.FixtureRequest, backend: str, large: bool) -> None:
     if large:
         request.getfixturevalue("many_tiles")
-    z = embeddings(19)
+    n = size(19, backend, large)
+    z = embeddings(n, 32 if DEVICE == "cuda" else 7)
     z[0][3] = 0
     z[1][3] = 0
     z[2][5] *= 1e-14  # below the clamp of the norm, above zero
-    check(z, score_labels(19), backend)
+    check(z, score_labels(n), backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -204,10 +218,11 @@ def test_zero_norm(request: pytest.FixtureRequest, backend: str, large: bool) ->
 def test_nan_propagates(request: pytest.FixtureRequest, backend: str, large: bool) -> None:
     if large:
         request.getfixturevalue("many_tiles")
-    z = embeddings(19)
+    n = size(19, backend, large)
+    z = embeddings(n, 32 if DEVICE == "cuda" else 7)
     z[1][7, 2] = float("nan")
     loss, grads = compute(
-        z, 0.1, lambda three, tau: pairwise_contrastive_loss(*three, score_labels(19), tau, backend=backend)
+        z, 0.1, lambda three, tau: pairwise_contrastive_loss(*three, score_labels(n), tau, backend=backend)
     )
     assert loss.isnan()
     assert all(g.isnan().all() for g in grads)
@@ -225,10 +240,10 @@ def test_strided_embeddings(backend: str) -> None:
 def test_is_deterministic(many_tiles: None, backend: str) -> None:
     if backend == "triton" and INTERPRETED:
         pytest.skip("one thread says nothing")
-    n = 1229 if backend == "triton" else 67
+    n = size(67, backend)
     runs = [
         compute(
-            embeddings(67),
+            embeddings(n, 32),
             0.1,
             lambda three, tau: pairwise_contrastive_loss(*three, score_labels(n), tau, backend=backend),
         )
@@ -346,6 +361,21 @@ def test_errors_say_what_to_do() -> None:
     ]:
         with pytest.raises(ValueError, match=words):
             pairwise_contrastive_loss(*arguments, **named)
+
+
+def test_triton_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrastive, "HAS_TRITON", False)
+    z, y = embeddings(4), score_labels(4)
+    with pytest.raises(ValueError, match="not installed"):
+        pairwise_contrastive_loss(*z, y, backend="triton")
+    wanted = pairwise_contrastive_loss(*z, y, backend="torch")
+    assert pairwise_contrastive_loss(*z, y).equal(wanted)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
+def test_triton_refuses_bfloat16_in_the_interpreter() -> None:
+    with pytest.raises(ValueError, match="wrong for bfloat16"):
+        pairwise_contrastive_loss(*embeddings(4, dtype=torch.bfloat16), score_labels(4), backend="triton")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -4,6 +4,7 @@ Four processes start once and go through everything; a failed assertion in any o
 """
 
 import contextlib
+import datetime
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,39 @@ def work(rank: int, store: str) -> None:
 def test_one_two_and_four_ranks(tmp_path: Path) -> None:
     run: Callable[..., None] = mp.spawn
     run(work, args=(str(tmp_path / "store"),), nprocs=RANKS)
+
+
+def work_without_gradients_on_one_rank(rank: int, store: str) -> None:
+    from cmsbert_fast import contrastive, pairwise_contrastive_loss
+
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
+    contrastive.GATHER_LIMIT_BYTES = 0
+    x, y = data()
+    model = Model()
+    if rank == 0:
+        *z, _ = model(x)
+        loss = pairwise_contrastive_loss(*z, y, model.temperature, group=dist.group.WORLD)
+        (loss / 2).backward()
+        single = Model()
+        *z, _ = single(x)
+        expected = pairwise_contrastive_loss(*z, y, single.temperature)
+        expected.backward()
+        torch.testing.assert_close(loss, expected)
+        assert_same(gradients(model), gradients(single))
+    else:
+        nothing = [torch.zeros(0, 8, dtype=torch.float64)] * 3
+        tau = model.temperature.detach()
+        loss = pairwise_contrastive_loss(*nothing, torch.zeros(0), tau, group=dist.group.WORLD)
+        assert not loss.requires_grad
+    dist.destroy_process_group()
+
+
+def test_a_rank_may_need_no_gradients(tmp_path: Path) -> None:
+    """A rank without rows gives plain zeros: it still passes the others' blocks on in the backward exchange."""
+    run: Callable[..., None] = mp.spawn
+    run(work_without_gradients_on_one_rank, args=(str(tmp_path / "store"),), nprocs=2)
 
 
 def work_in_the_interpreter(rank: int, store: str) -> None:
