@@ -203,7 +203,7 @@ def _dot(b_x, b_y, b_acc, PRECISION: tl.constexpr):
 def _gate(b_s, ACTIVATION: tl.constexpr):
     """act(s)."""
     if ACTIVATION == "relu":
-        return tl.maximum(b_s, 0.0)
+        return tl.where(b_s < 0, 0.0, b_s)  # unlike a maximum, keeps NaN on a GPU
     elif ACTIVATION == "sigmoid":
         return 1.0 / (1.0 + tl.exp2(b_s * -LOG2_E))
     else:
