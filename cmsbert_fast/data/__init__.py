@@ -51,10 +51,10 @@ def open_source(
             return found if labels else _unlabelled(found)
         if csdset.recognise(path):
             found = csdset.csd_source(
-                path, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold
+                path, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
             )
             found.by_video = True
-            return found if labels else _unlabelled(found)
+            return found
         pickled = _open_pickle(path, words, label, labels)
     except OSError as error:
         raise DataError(f"Make {path} readable: {error}.") from error

@@ -1,7 +1,8 @@
 """A folder of ``.csd`` files as the CMU-MultimodalSDK downloads them: labels, words, and streams of frames.
 
 A segment is an interval of the label stream; its words and, averaged per word, its frames are cut by time. In sets that
-the SDK aligned, the entries are segments already (``video[3]``).
+the SDK aligned, the entries are segments already (``video[3]``). For prediction there may be no label stream: then
+every entry of the word stream is one utterance.
 """
 
 import re
@@ -35,8 +36,11 @@ def csd_source(
     label: str | None = None,
     folds: str | Path | None = None,
     fold: int | None = None,
+    labels: bool = True,
 ) -> Source:
     """A set of ``.csd`` streams; frames are averaged per word.
+
+    ``labels=False``: without labels. A label stream then only says where segments lie, and need not be there.
 
     Raises:
         DataError: There is no stream of words or labels, or names alone do not decide.
@@ -46,12 +50,12 @@ def csd_source(
     assignment = Assignment(folder, visual, acoustic, words, None if known else label)
     if assignment.words is None:
         raise DataError(f"Name the stream of words with --words NAME: {folder.name} has none that is called so.")
-    if assignment.labels is None:
+    spoken_in, cut_by = assignment.words, assignment.labels
+    if labels and cut_by is None:
         raise DataError(
             f"Add the label stream (.csd), or a table segments.tsv (id, split, start, stop, label, text), to "
             f"{folder.name}."
         )
-    spoken_in, labels = assignment.words, assignment.labels
     chosen = read_folds(folds, fold) if folds is not None else None
     if fold is not None and folds is None:
         raise DataError("Give the folds as a JSON file with --folds FILE.")
@@ -61,13 +65,25 @@ def csd_source(
         notes.append("no folds were given: all examples are in one split; give the standard folds with --folds FILE")
     cutters = {m: Cutter(getattr(assignment, m), m) for m in MODALITIES}
     widths = {m: cutter.width for m, cutter in cutters.items()}
-    last = next(reversed(list(labels)), None)
+    groups = list(spoken_in if cut_by is None else cut_by)
+    if cut_by is None:
+        notes.append(
+            f"no label stream: every entry of {spoken_in.name} is one utterance; to cut it, add a table segments.tsv "
+            "(id, start, stop, text)"
+        )
+    elif not labels:
+        more = [key for key in spoken_in if key not in cut_by]
+        groups += (segments := [key for key in more if _ENTRY.fullmatch(key)])
+        if videos := len(more) - len(segments):
+            notes.append(f"{videos} entries of {spoken_in.name} are left out: no segment of theirs is in {cut_by.name}")
 
-    def read(key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+    def examples(key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        scores = cut_by.read(key) if cut_by is not None and key in cut_by else None
         aligned_entry = _ENTRY.fullmatch(key) is not None
+        whole = aligned_entry or scores is None
         video = video_of(key) if aligned_entry else key
-        scores = labels.read(key)
-        names = [key if aligned_entry else f"{key}[{number}]" for number in range(len(scores.features))]
+        count = 1 if scores is None else len(scores.features)
+        names = [key if whole else f"{key}[{number}]" for number in range(count)]
         splits = [ALL if chosen is None else chosen.split_of(name, video) for name in names]
         if None in splits:
             report.drop(NO_FOLD, splits.count(None))
@@ -76,22 +92,26 @@ def csd_source(
         if key not in spoken_in:
             report.drop(f"its video is not in {spoken_in.name}", len(splits) - splits.count(None))
             return
-        values = _column(scores.features, column if known else MOSEI_LABELS[0], labels)
-        assert scores.intervals is not None
         heard, times = spoken_in.read_words(key)
-        if aligned_entry and len(values) != 1:
-            raise DataError(f"Repair {labels.name}: {key} is one segment but has {len(values)} labels.")
-        for name, split, value, (start, stop) in zip(names, splits, values, scores.intervals, strict=True):
+        intervals, values = np.array([[times.min(initial=np.inf), times.max(initial=-np.inf)]]), np.full(count, np.nan)
+        if scores is not None and cut_by is not None:
+            assert scores.intervals is not None
+            intervals = scores.intervals
+            if aligned_entry and count != 1:
+                raise DataError(f"Repair {cut_by.name}: {key} is one segment but has {count} labels.")
+            if labels:
+                values = _column(scores.features, column if known else MOSEI_LABELS[0], cut_by)
+        for name, split, value, (start, stop) in zip(names, splits, values, intervals, strict=True):
             if split is None:
                 continue
-            if aligned_entry:
+            if whole:
                 spoken, spans = heard, times
             else:
                 spoken, spans = words_within(heard, times, float(start), float(stop))
             if not spoken:
                 report.drop("no word is spoken in it")
                 continue
-            if not np.isfinite(value):
+            if labels and not np.isfinite(value):
                 report.drop("its label is not a number")
                 continue
             frames: dict[str, np.ndarray] = {}
@@ -100,10 +120,13 @@ def csd_source(
                 if found is None and widths[modality]:
                     report.tally(f"examples have no {modality} frame", 1)
                 frames[modality] = no_frames(widths[modality]) if found is None else found
-            yield split, Example(name, tuple(spoken), float(value), aligned=True, **frames)
+            yield split, Example(name, tuple(spoken), float(value) if labels else None, aligned=True, **frames)
+
+    def read(key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        yield from examples(key, report)
         for cutter in cutters.values():
             cutter.forget()
-            if key == last:
+            if key == groups[-1]:
                 cutter.finish(report)
 
     return Source(
@@ -111,7 +134,7 @@ def csd_source(
         format="CMU-MultimodalSDK streams",
         path=folder,
         files=assignment.files,
-        groups=list(labels),
+        groups=groups,
         read=read,
         notes=notes,
     )

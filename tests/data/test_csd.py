@@ -134,6 +134,54 @@ def test_sets_without_words_or_labels_say_so(files: Any) -> None:
         read_corpus(files.folder)
 
 
+def test_prediction_needs_no_label_stream(files: Any) -> None:
+    """Every entry of the words is an utterance then, whether the SDK aligned the set or it is one's own."""
+    spoken = {"vid[0]": words_entry(["sp", "really", "good"], 10.0), "talk": words_entry(["not", "bad"]),
+              "mute": words_entry(["sp"])}  # fmt: skip
+    files.csd("words", "words", spoken)
+    files.csd("COVAREP", "COVAREP", {"talk": frames_entry(files.random, 2, 10, 3)})
+    with pytest.raises(DataError, match="Add the label stream"):
+        read_corpus(files.folder)
+    corpus = read_corpus(files.folder, labels=False)
+    found = {e.id: e for e in corpus.splits["all"]}
+    assert {k: (e.words, e.label) for k, e in found.items()} == {
+        "talk": (("not", "bad"), None),
+        "vid[0]": (("really", "good"), None),
+    }
+    with h5py.File(files.folder / "COVAREP.csd") as file:
+        sound = file["COVAREP/data/talk/features"][...]
+    np.testing.assert_allclose(found["talk"].acoustic, sound.reshape(2, 10, 3).mean(axis=1), atol=1e-6)
+    assert "every entry of words is one utterance" in str(corpus.report)
+    assert corpus.report.dropped == {"no word is spoken in it": 1}
+
+
+def test_prediction_reads_segments_but_no_values_from_a_label_stream(mosei: Any) -> None:
+    mosei.csd("CMU_MOSEI_Labels", "All Labels", {"vid_A": (np.full((2, 3), np.nan), [[0, 3], [3, 6.0]])})
+    corpus = read_corpus(mosei.folder, labels=False)
+    assert [(e.id, e.words, e.label) for e in corpus.splits["all"]] == [
+        ("vid_A[0]", ("so", "this"), None),
+        ("vid_A[1]", ("is", "really", "bad"), None),
+    ]
+    assert not corpus.report.dropped
+    assert "1 entries of CMU_MOSEI_TimestampedWords are left out" in str(corpus.report)
+
+
+def test_prediction_reads_aligned_segments_that_have_no_label(files: Any) -> None:
+    files.csd("words", "words", {f"vid[{n}]": words_entry(["really", "good"]) for n in range(3)})
+    files.csd("labels", "labels", {"vid[1]": (np.ones((1, 1)), [[0, 2.0]])})
+    assert {e.id for e in read_corpus(files.folder, labels=False).splits["all"]} == {"vid[0]", "vid[1]", "vid[2]"}
+    assert [e.id for e in read_corpus(files.folder).splits["all"]] == ["vid[1]"]
+
+
+def test_a_stream_without_frames_is_told_although_the_last_entry_is_left_out(mosei: Any) -> None:
+    mosei.csd("CMU_MOSEI_COVAREP", "COVAREP", {"other": frames_entry(mosei.random, 6, 100, 74)})
+    folds = mosei.folder.parent / "folds.json"
+    for video in ("vid_A", "-vid3"):
+        folds.write_text(f'{{"train": ["{video}"]}}')
+        with pytest.raises(DataError, match="no example has a frame"):
+            read_corpus(mosei.folder, folds=folds)
+
+
 # Files that lie
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from transformers import BertConfig
 
@@ -59,6 +61,32 @@ def test_labels_and_a_modality_may_be_absent(predict, run_folder, corpus_folder,
     status, out, _ = predict(run_folder, tmp_path, "--acoustic", "acoustic")
     assert status == 0
     assert list(rows(out)) == ["a", "b"]
+
+
+def test_a_csd_set_without_labels(predict, run_folder, tmp_path):
+    def write(name: str, entries: dict[str, np.ndarray]) -> None:
+        with h5py.File(tmp_path / f"{name}.csd", "w") as file:
+            for key, values in entries.items():
+                file[f"{name}/data/{key}/features"] = values
+                file[f"{name}/data/{key}/intervals"] = np.arange(len(values))[:, None] + [0.0, 1.0]
+
+    random = np.random.default_rng(0)
+    write("words", {"a": np.array([[b"the"], [b"film"], [b"was"], [b"good"]]), "b": np.array([[b"dull"]])})
+    for name, width in (("FACET", 3), ("COVAREP", 2)):
+        write(name, {key: random.normal(size=(4, width)) for key in "ab"})
+    status, out, _ = predict(run_folder, tmp_path)
+    assert status == 0
+    assert list(rows(out)) == ["a", "b"]
+    # Where several streams of labels would do, --label says which one cuts the segments.
+    for name, count in (("sentiment labels", 2), ("emotion labels", 3)):
+        write(name, {"a": np.full((count, 1), np.nan)})
+    status, _, err = predict(run_folder, tmp_path)
+    assert status == 2
+    assert "--label NAME" in err
+    for name, count in (("sentiment labels", 2), ("emotion labels", 3)):
+        status, out, _ = predict(run_folder, tmp_path, "--label", name)
+        assert status == 0
+        assert list(rows(out)) == [f"a[{k}]" for k in range(count)]
 
 
 def test_as_a_module(run_folder, corpus_folder):
