@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--acoustic", nargs="+", default=(), metavar="NAME", help="acoustic streams of the data")
     parser.add_argument("--words", metavar="NAME", help="stream of words with times; frames are averaged per word")
     parser.add_argument(
-        "--label", metavar="NAME", help="column or stream of the labels, as in training; a .csd stream's times cut segments"
+        "--label", metavar="NAME", help="column or stream of labels, as in training; .csd segments are its times"
     )
     parser.add_argument("--folds", metavar="FILE", help="JSON file of ids by split")
     parser.add_argument("--fold", type=int, metavar="N", help="which fold, where the file holds several")

@@ -65,7 +65,7 @@ def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write(temporary)
-    for path in temporary.rglob("*"):
+    for path in (*temporary.rglob("*"), temporary):
         _sync(path)
     if not folder.exists():
         os.replace(temporary, folder)

@@ -151,6 +151,15 @@ def test_an_interrupted_conversion_continues_to_the_same_result(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_what_is_converted_outlasts_a_loss_of_power(
+    files: Any, tmp_path: Path, disk: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "_EVERY", 0.0)
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    assert disk.holds(tmp_path / "c")
+    assert disk.knows_name(tmp_path / "c")
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cmsbert_fast.training import checkpoint
+from cmsbert_fast.training import checkpoint, results
 from cmsbert_fast.training.settings import UsageError
 
 CPU = torch.device("cpu")
@@ -52,6 +52,27 @@ def test_a_folder_is_replaced_file_by_file(tmp_path):
         checkpoint.replace_folder(folder, lambda path, text=text: (path / "weights").write_text(text))
         assert (folder / "weights").read_text() == text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
+
+
+def test_what_has_its_name_outlasts_a_loss_of_power(tmp_path, disk):
+    for step in range(2):
+        checkpoint.save(tmp_path, {"step": step})
+        path = tmp_path / checkpoint.FILE_NAME
+        assert disk.holds(path)
+        assert disk.knows_name(path)
+    for text in ("old", "new"):
+        checkpoint.replace_folder(tmp_path / "best", lambda path, text=text: (path / "weights").write_text(text))
+        assert disk.holds(tmp_path / "best")
+        assert disk.knows_name(tmp_path / "best")
+
+
+def test_a_checkpoint_counts_on_log_lines_that_are_on_the_disk(tmp_path, disk):
+    log = results.RunLog(tmp_path)
+    for step in range(3):
+        log.write("train", {"step": step})
+    assert log.length() == (tmp_path / "log.jsonl").stat().st_size
+    assert disk.holds(tmp_path / "log.jsonl")
+    log.close()
 
 
 def test_what_cannot_be_loaded(tmp_path):
