@@ -1,4 +1,8 @@
-"""One-layer LSTM over packed sequences (Eq. 11): cuDNN's or ATen's own, without padding and without graph breaks."""
+"""One-layer LSTM over packed sequences (Eq. 11), without padding and without graph breaks: cuDNN's, or an operator.
+
+On CPUs ATen's LSTM adds to the weights' gradients at every time step, which moves more bytes than all else it does; the
+operator here makes them with one matrix product after the last.
+"""
 
 from typing import Any
 
@@ -32,15 +36,15 @@ class PackedLSTM(nn.Module):
         # Recurrence amplifies rounding: under autocast the LSTM keeps the parameters' dtype.
         with torch.autocast(frames.device.type, enabled=False):
             frames = frames.to(self.weight_ih_l0.dtype)
-            if torch.compiler.is_compiling():
-                return torch.ops.cmsbert_fast.lstm(frames, packing.cu_seqlens, *weights)[0]
-            return _lstm(frames, packing.cu_seqlens, *weights)
+            if frames.is_cuda and not torch.compiler.is_compiling():
+                return _cudnn_lstm(frames, packing.cu_seqlens, *weights)
+            return torch.ops.cmsbert_fast.lstm(frames, packing.cu_seqlens, *weights)[0]
 
 
-def _lstm(
+def _cudnn_lstm(
     frames: Tensor, cu_seqlens: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> Tensor:
-    """Eager: cuDNN's or ATen's LSTM on a PackedSequence made without padding."""
+    """cuDNN's LSTM (off the GPU: ATen's) on a PackedSequence made without padding."""
     rows, batch_sizes = _time_steps(cu_seqlens)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     if not len(batch_sizes):
@@ -75,37 +79,44 @@ def _time_steps(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     return rows.to(cu_seqlens.device), alive.sum(dim=1)
 
 
-# torch.compile is handed one opaque operator, with its own backward: inside an operator autograd does not run.
+# One opaque operator, with its own backward: inside an operator autograd does not run. What it saves is ordered as in a
+# PackedSequence, so that a time step is a slice.
 
 
 @torch.library.custom_op("cmsbert_fast::lstm", mutates_args=())
 def _lstm_op(
     frames: Tensor, cu_seqlens: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states (F, d); for the backward the activated gates i, f, g, o (F, 4d) and the cells c (F, d)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states (F, d); for the backward, in the order of time: hidden states (F, d), the activated gates i, f, g,
+    o (F, 4d) and the cells c (F, d)."""
     rows, batch_sizes = _time_steps(cu_seqlens)
     size = weight_hh.shape[1]
-    gates = torch.addmm(bias_ih + bias_hh, frames, weight_ih.T)
-    hidden, cells = frames.new_zeros(frames.shape[0], size), frames.new_zeros(frames.shape[0], size)
-    h = c = frames.new_zeros(int(batch_sizes[0]) if len(batch_sizes) else 0, size)
-    for step in rows.split(batch_sizes.tolist()):
-        z = gates[step].addmm_(h[: len(step)], weight_hh.T)
+    gates, hidden, cells = (frames.new_zeros(frames.shape[0], columns) for columns in (4 * size, size, size))
+    torch.addmm(bias_ih + bias_hh, frames[rows], weight_ih.T, out=gates[: len(rows)])
+    h = c = None
+    begin = 0
+    for alive in batch_sizes.tolist():
+        step = slice(begin, begin + alive)
+        z = gates[step]
+        if h is not None:
+            z.addmm_(h[:alive], weight_hh.T)
         z[:, : 2 * size].sigmoid_()
         z[:, 2 * size : 3 * size].tanh_()
         z[:, 3 * size :].sigmoid_()
         i, f, g, o = z.chunk(4, dim=1)
-        c = f * c[: len(step)] + i * g
-        h = o * c.tanh()
-        gates[step], cells[step], hidden[step] = z, c, h
-    return hidden, gates, cells
+        new = torch.mul(i, g, out=cells[step])
+        c = new if c is None else new.addcmul_(f, c[:alive])
+        h = torch.mul(o, c.tanh(), out=hidden[step])
+        begin += alive
+    return torch.zeros_like(hidden).index_copy_(0, rows, hidden[: len(rows)]), hidden, gates, cells
 
 
 @_lstm_op.register_fake
 def _(
     frames: Tensor, cu_seqlens: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, size = frames.shape[0], weight_hh.shape[1]
-    return frames.new_empty(rows, size), frames.new_empty(rows, 4 * size), frames.new_empty(rows, size)
+    return tuple(frames.new_empty(rows, columns) for columns in (size, size, 4 * size, size))  # type: ignore[return-value]
 
 
 @torch.library.custom_op("cmsbert_fast::lstm_backward", mutates_args=())
@@ -114,34 +125,34 @@ def _lstm_backward_op(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the gates before activation (F, 4d), 0 at rows of no sequence, and of ``weight_hh``."""
     rows, batch_sizes = _time_steps(cu_seqlens)
-    grad_gates = torch.zeros_like(gates)
-    previous_hidden = torch.zeros_like(hidden)
-    steps = rows.split(batch_sizes.tolist())
-    grad_h = grad_c = hidden.new_zeros(0, hidden.shape[1])
-    for index in range(len(steps) - 1, -1, -1):
-        step = steps[index]
-        before = steps[index - 1][: len(step)] if index else None
+    sizes = batch_sizes.tolist()
+    begins = (batch_sizes.cumsum(0) - batch_sizes).tolist()
+    grad = grad[rows]
+    grad_gates = gates.new_empty(len(rows), gates.shape[1])
+    grad_h = grad_c = None
+    for t in range(len(sizes) - 1, -1, -1):
+        step = slice(begins[t], begins[t] + sizes[t])
         i, f, g, o = gates[step].chunk(4, dim=1)
-        # Sequences that end at this step join, with no gradient from later steps.
-        joined = (0, 0, 0, len(step) - len(grad_h))
-        grad_h = grad[step] + nn.functional.pad(grad_h, joined)
+        d_i, d_f, d_g, d_o = grad_gates[step].chunk(4, dim=1)
         tanh_c = cells[step].tanh()
-        grad_c = grad_h * o * (1 - tanh_c**2) + nn.functional.pad(grad_c, joined)
-        previous_c = torch.zeros_like(tanh_c) if before is None else cells[before]
-        z = torch.cat(
-            [
-                grad_c * g * i * (1 - i),
-                grad_c * previous_c * f * (1 - f),
-                grad_c * i * (1 - g**2),
-                grad_h * tanh_c * o * (1 - o),
-            ],
-            dim=1,
-        )
-        grad_gates[step] = z
-        if before is not None:
-            previous_hidden[step] = hidden[before]
-        grad_h, grad_c = z @ weight_hh, grad_c * f
-    return grad_gates, grad_gates.T @ previous_hidden
+        d_h = grad[step]
+        if grad_h is not None:  # sequences that end at this step have no gradient from later ones
+            d_h[: len(grad_h)] += grad_h
+        d_c = torch.addcmul(d_h * o, d_h * o, tanh_c * tanh_c, value=-1)
+        if grad_c is not None:
+            d_c[: len(grad_c)] += grad_c
+        torch.mul(d_h * tanh_c, o - o * o, out=d_o)
+        torch.mul(d_c * g, i - i * i, out=d_i)
+        torch.mul(d_c * i, 1 - g * g, out=d_g)
+        if t:
+            torch.mul(d_c * cells[begins[t - 1] : begins[t - 1] + sizes[t]], f - f * f, out=d_f)
+            grad_h, grad_c = grad_gates[step] @ weight_hh, d_c * f
+        else:
+            d_f.zero_()
+    before = [torch.arange(begin, begin + alive) for begin, alive in zip(begins, sizes[1:], strict=False)]
+    later = grad_gates[sizes[0] :] if sizes else grad_gates
+    grad_hh = later.T @ hidden[torch.cat(before)] if before else torch.zeros_like(weight_hh)
+    return torch.zeros_like(gates).index_copy_(0, rows, grad_gates), grad_hh
 
 
 @_lstm_backward_op.register_fake
@@ -153,7 +164,7 @@ def _(
 
 def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
     frames, cu_seqlens, weight_ih, weight_hh, _, _ = inputs
-    ctx.save_for_backward(frames, cu_seqlens, weight_ih, weight_hh, *output)
+    ctx.save_for_backward(frames, cu_seqlens, weight_ih, weight_hh, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -162,7 +173,8 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, .
     frames, cu_seqlens, weight_ih, weight_hh, hidden, gates, cells = ctx.saved_tensors
     grad_gates, grad_hh = torch.ops.cmsbert_fast.lstm_backward(grad, cu_seqlens, weight_hh, hidden, gates, cells)
     bias = grad_gates.sum(dim=0)
-    return grad_gates @ weight_ih, None, grad_gates.T @ frames, grad_hh, bias, bias.clone()
+    grad_frames = grad_gates @ weight_ih if ctx.needs_input_grad[0] else None
+    return grad_frames, None, grad_gates.T @ frames, grad_hh, bias, bias.clone()
 
 
 _lstm_op.register_autograd(_backward, setup_context=_save_for_backward)
