@@ -99,6 +99,11 @@ def _temperature(temperature, LEARNED: tl.constexpr):
 
 
 @triton.jit
+def _at_most_0(x):
+    return tl.where(x > 0, 0.0, x)  # unlike a minimum, keeps NaN on a GPU
+
+
+@triton.jit
 def _products(
     p_a,
     p_b,
@@ -332,8 +337,7 @@ def _statistics_kernel(
             tl.store(p_column_sum + o_j, column_sum, mask=m_j)
         tl.store(p_row_max + o_i, row_max, mask=m_i)
         tl.store(p_row_sum + o_i, row_sum, mask=m_i)
-        # The next row block reads the column sums that other threads of this program wrote. (On AMD a barrier waits for
-        # no store, but every wave waits for all its memory operations before the barriers of the next tile's products.)
+        # The next row block reads the column sums that other threads of this program wrote.
         tl.debug_barrier()
     tl.store(p_attraction + (pair * row_groups + i_rows) * column_groups + i_columns, tl.sum(attraction))
 
@@ -473,7 +477,9 @@ def _gradient_tile_kernel(
     b_s = b_c * (1.0 / _temperature(temperature, LEARNED))
     lse_i = tl.load(p_row_lse + direction.to(tl.int64) * stride_row_lse + o_i, mask=m_i, other=0.0)
     lse_j = tl.load(p_column_lse + opposite.to(tl.int64) * stride_column_lse + o_j, mask=m_j, other=0.0)
-    b_g = tl.exp(b_s - lse_i[:, None]) + tl.exp(b_s - lse_j[None, :])
+    # No similarity exceeds its log-sum-exp; but outside the rectangle it is 0, where every true one may be far below, and
+    # its exponential would overflow.
+    b_g = tl.exp(_at_most_0(b_s - lse_i[:, None])) + tl.exp(_at_most_0(b_s - lse_j[None, :]))
 
     w_i = tl.zeros([BM], tl.float32)
     if LABELS > 0:
@@ -485,8 +491,6 @@ def _gradient_tile_kernel(
         b_g -= tl.where(related, w_i[:, None] + w_j[None, :], 0.0)
     own = 2.0 * tl.where(w_i > 0, smoothing, 1.0) - 2.0 * w_i
     b_g -= tl.where(o_i[:, None] + diagonal == o_j[None, :], own[:, None], 0.0)
-    # Outside the rectangle the similarity is 0, whose exponential overflows where every true one is far below.
-    b_g = tl.where(m_i[:, None] & m_j[None, :], b_g, 0.0)
 
     p_radial += (direction * tl.num_programs(0) + i_column).to(tl.int64) * strip
     tl.store(p_radial + o_strip, tl.sum(b_g * b_c, 1))
@@ -551,7 +555,7 @@ def _gradient_product_kernel(
         for column in range(first, tl.minimum(first + blocks * BK, n_columns), BK):
             o_j = column + tl.arange(0, BK)
             m_j = o_j < n_columns
-            b_g = tl.load(p_g_i + o_j[None, :])  # [BM, BK]; zero beyond the last column
+            b_g = tl.load(p_g_i + o_j[None, :])  # [BM, BK]; finite beyond the last column
             p_z = p_b + o_j.to(tl.int64)[:, None] * stride_b + o_d[None, :]
             b_z = tl.load(p_z, mask=m_j[:, None] & m_d[None, :], other=0.0)  # [BK, BN]
             if not FOLD:

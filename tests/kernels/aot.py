@@ -1,0 +1,242 @@
+"""Ahead-of-time compiles of the Triton kernels on a machine without a GPU, held to committed budgets.
+
+A suite (``test_cms_attention_compile``, ``test_contrastive_compile``) names calls; what they launch is recorded from
+the launchers themselves and compiled for every target as Triton's own launcher would. pytest compiles a covering part;
+all of it takes some ten minutes on two cores, and is a step of its own in continuous integration. After a change of a
+kernel or of a tile, ``--write`` renews the budget::
+
+    python -m tests.kernels.aot
+    python -m tests.kernels.aot cms_attention --write
+    python -m tests.kernels.aot contrastive --write --only gfx942
+
+A kernel may use less than its budget, never more; registers have 10 % more. Registers and spills are compared with the
+budget only under the release of Triton that it was written with, because each has its own assembler. Whatever the
+release and the budget, a program must fit into the shared memory, and spill no more than its suite's rule allows.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any, NamedTuple
+
+import pytest
+
+SUITES = {name: f"tests.kernels.test_{name}_compile" for name in ("cms_attention", "contrastive")}
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_86": ("cuda", 86, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+# What a program may use at most: opt-in shared memory a block (CUDA C++ Programming Guide, table of compute
+# capabilities), local data share of a CDNA3 workgroup.
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+ROOT = Path(__file__).resolve().parents[2]
+
+needs_compiler = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles; the interpreter is on")
+
+
+class Measured(NamedTuple):
+    """What one kernel uses."""
+
+    registers: int
+    spilled: int  # bytes of stack a thread
+    shared: int  # bytes of shared memory a program
+
+
+class Launch(NamedTuple):
+    """One launch as the launcher made it."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__.strip("_").removesuffix("_kernel")
+
+
+class Suite(NamedTuple):
+    """The calls of one operator."""
+
+    cases: Sequence[Any]  # str(case) is its name in the budget
+    quick: Sequence[tuple[Any, str]]  # (case, target) that pytest compiles
+    launches: Callable[[Any, str], list[Launch]]  # of a case on a target
+    spill_rule: Callable[[Any, str, str], int | None]  # (case, target, kernel) -> bytes allowed, None = no rule
+    budget: Path
+
+    def read_budget(self) -> dict[str, Any]:
+        return json.loads(self.budget.read_text()) if self.budget.exists() else {}
+
+
+def suite(name: str) -> Suite:
+    return importlib.import_module(SUITES[name]).SUITE
+
+
+def record(call: Callable[[], Any]) -> list[Launch]:
+    """Every launch of ``call``; nothing runs."""
+    from triton.runtime.jit import JITFunction
+
+    recorded: list[Launch] = []
+
+    def run(self: Any, *positional: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        options = {key: named.pop(key) for key in ("num_warps", "num_stages") if key in named}
+        recorded.append(Launch(self, dict(zip(self.arg_names, positional, strict=False)) | named, options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", run)
+        call()
+    return recorded
+
+
+def compile_launch(launch: Launch, target: str) -> Any:
+    """Compiles as Triton's own launcher would: same types, same alignment hints, same constants."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "int32": "*i32", "int64": "*i64"}
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    hints: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, parameter in enumerate(launch.kernel.params):
+        name, value = parameter.name, launch.arguments[parameter.name]
+        specialized = not parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (specialized and type(value) is int and value == 1):
+            signature[name] = "constexpr"
+            constants[(i,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = names.get(str(value.dtype).split(".")[1], "*u8")
+            hints[(i,)] = [["tt.divisibility", 16]]
+            if target == "gfx942":
+                hints[(i,)].append(["tt.pointer_range", 32])
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+            if specialized and isinstance(value, int) and value % 16 == 0:
+                hints[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, hints)
+    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=launch.options)
+
+
+def measure(launch: Launch, target: str) -> Measured:
+    """Registers, spills and shared memory of one launch."""
+    import triton
+
+    compiled = compile_launch(launch, target)
+    if target == "gfx942":
+        text = compiled.asm["amdgcn"]
+        used = [int(re.search(rf"\.{key}:\s+(\d+)", text)[1]) for key in ("vgpr_count", "private_segment_fixed_size")]
+        return Measured(*used, compiled.metadata.shared)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    registers, stack = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK"))
+    return Measured(registers, stack, compiled.metadata.shared)
+
+
+def measure_call(job: tuple[str, int, str]) -> dict[str, Measured]:
+    """The kernels of one call on one target, by name; the most of each where one is launched several times."""
+    name, index, target = job
+    found: dict[str, Measured] = {}
+    for launch in suite(name).launches(suite(name).cases[index], target):
+        used = measure(launch, target)
+        found[launch.name] = Measured(*map(max, used, found.get(launch.name, used)))
+    return found
+
+
+def complaints(
+    rules: Suite, case: Any, target: str, measured: dict[str, Measured], budget: dict[str, list[int]] | None
+) -> list[str]:
+    """What breaks the rules, one line each. ``budget`` is None where it is another Triton's."""
+    found = []
+    for kernel, used in measured.items():
+        where = f"{target}: {case}: {kernel}"
+        if used.shared > SHARED_MEMORY[target]:
+            found.append(f"{where}: {used.shared} bytes of shared memory do not fit")
+        allowed_spill = rules.spill_rule(case, target, kernel)
+        if allowed_spill is not None and used.spilled > allowed_spill:
+            found.append(f"{where}: spills {used.spilled} bytes, {allowed_spill} at most")
+        if budget is None:
+            continue
+        if kernel not in budget:
+            found.append(f"{where}: has no budget; renew it with --write")
+            continue
+        allowed = Measured(*budget[kernel])
+        limits = allowed._replace(registers=int(1.1 * allowed.registers))
+        found += [
+            f"{where}: {name} {u}, budget {limit}"
+            for name, u, limit in zip(Measured._fields, used, limits, strict=True)
+            if u > limit
+        ]
+    return found
+
+
+def check(name: str, jobs: list[tuple[Any, str]], processes: int, write: bool = False) -> list[str]:
+    """Compiles (case, target) pairs of a suite; what breaks the rules, one line each."""
+    import triton
+
+    rules = suite(name)
+    release = ".".join(triton.__version__.split(".")[:2])
+    budget = rules.read_budget()
+    if write and budget.get("triton") != release:
+        budget = {"triton": release}
+    comparable = budget.get("triton", release) == release  # no budget at all: everything lacks one
+    if not comparable:
+        print(f"{name}: budget of Triton {budget['triton']}, this is {release}: only the fixed rules are checked")
+    found: list[str] = []
+    work = [(name, rules.cases.index(case), target) for case, target in jobs]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for (case, target), measured in zip(jobs, pool.map(measure_call, work), strict=True):
+            key = f"{target}: {case}"
+            if write:
+                budget[key] = {kernel: list(used) for kernel, used in measured.items()}
+                lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(budget.items()))
+                rules.budget.write_text(f"{{\n{lines}\n}}\n")
+            found += complaints(rules, case, target, measured, budget.get(key, {}) if comparable else None)
+    return found
+
+
+def run_quick(name: str) -> None:
+    """What pytest checks of a suite, in a process of its own, where Triton compiles even if this one interprets."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.aot", name, "--quick"]
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1500)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Compiles the Triton kernels and checks what they use.")
+    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], default=list(SUITES), help="default: all")
+    parser.add_argument("--quick", action="store_true", help="only what pytest compiles")
+    parser.add_argument("--write", action="store_true", help="replace the budget by what was measured")
+    parser.add_argument("--only", default="", help="calls whose name in the budget contains this")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
+    options = parser.parse_args(arguments)
+    found = []
+    for name in options.suites:
+        rules = suite(name)
+        every = [(case, target) for case in rules.cases for target in TARGETS]
+        jobs = [job for job in (rules.quick if options.quick else every) if options.only in f"{job[1]}: {job[0]}"]
+        start = time.monotonic()
+        found += check(name, jobs, options.jobs, options.write)
+        print(f"{name}: {len(jobs)} calls in {time.monotonic() - start:.0f} s", flush=True)
+    print("\n".join(found) or "all within budget")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
