@@ -24,6 +24,7 @@ if HAS_TRITON:
 
 INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)  # fixed when the kernels are imported
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
 
 
 def why_not(query: Tensor) -> str | None:
@@ -41,15 +42,23 @@ def why_not(query: Tensor) -> str | None:
         return "Triton's interpreter is wrong for bfloat16"
     if query.shape[-1] > kernels.MAX_HEAD_SIZE:
         return f"its kernels take heads of at most {kernels.MAX_HEAD_SIZE}, not {query.shape[-1]}"
-    if query.device.type == "cuda" and not _is_recent(query.device.index):
-        return "its kernels need an NVIDIA GPU of compute capability 8.0 or later"
-    return None
+    return why_not_device(query.device.index) if query.device.type == "cuda" else None
 
 
 @torch.compiler.assume_constant_result
-def _is_recent(device_index: int) -> bool:
-    """Whether the GPU has what the kernels need; below compute capability 8.0 they spill registers."""
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device_index) >= (8, 0)
+def why_not_device(index: int) -> str | None:
+    """Why this GPU cannot run the project's Triton kernels, in half a sentence; None where it can.
+
+    Below compute capability 8.0 they spill registers. AMD's RDNA has no matrix instructions of the kind, and its
+    work-groups may span compute units: kernels that exchange data through global memory are proven for CDNA only.
+    """
+    if torch.version.hip is not None:
+        architecture = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+        if architecture not in CDNA:
+            return f"its kernels need an AMD GPU of the CDNA kind ({', '.join(CDNA)}), not {architecture}"
+    elif torch.cuda.get_device_capability(index) < (8, 0):
+        return "its kernels need an NVIDIA GPU of compute capability 8.0 or later"
+    return None
 
 
 def is_available(query: Tensor) -> bool:

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cmsbert_fast import contrastive_torch
-from cmsbert_fast.attention_triton import HAS_TRITON, INTERPRETED
+from cmsbert_fast import contrastive_torch, reference
+from cmsbert_fast.attention_triton import HAS_TRITON, INTERPRETED, why_not_device
 from cmsbert_fast.backends import requested_backend
 from cmsbert_fast.contrastive_torch import Block
 
@@ -79,7 +79,10 @@ def pairwise_contrastive_loss(
     if chosen == "reference":
         if ranks > 1:
             raise ValueError('The reference backend knows no process group; use backend="torch" or "auto".')
-        return _reference(linguistic, visual, acoustic, labels, temperature, smoothing, threshold)
+        smoothed = None if labels is None else smoothing
+        return reference.pairwise_contrastive_loss(
+            linguistic, visual, acoustic, labels, temperature, smoothed, threshold
+        )
     if labels is not None and labels.dtype in (torch.bfloat16, torch.float16):
         labels = labels.float()
     if labels is not None and labels.dtype == torch.bool:
@@ -139,14 +142,12 @@ def _triton_reason(z: Tensor) -> str | None:
     if not HAS_TRITON:
         return "Triton is not installed"
     if z.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"the Triton kernels take float32, bfloat16 and float16, not {z.dtype}"
+        return f"its kernels take float32, bfloat16 and float16, not {z.dtype}"
     if z.device.type == "cuda":
-        if torch.version.hip is None and torch.cuda.get_device_capability(z.device) < (8, 0):
-            return "the Triton kernels need an NVIDIA GPU of compute capability 8.0 or later"
-        return None
+        return why_not_device(z.device.index)
     if z.device.type == "cpu" and INTERPRETED:
         return "Triton's interpreter is wrong for bfloat16" if z.dtype == torch.bfloat16 else None
-    return f"the Triton kernels run on a GPU, but the embeddings are on {z.device}"
+    return f"its kernels run on a GPU, but the embeddings are on {z.device}"
 
 
 def _choose_backend(backend: str, z: Tensor) -> str:
@@ -161,15 +162,6 @@ def _choose_backend(backend: str, z: Tensor) -> str:
     if reason is not None:
         raise ValueError(f'backend="triton": {reason}; use backend="auto".')
     return requested
-
-
-def _reference(linguistic, visual, acoustic, labels, temperature, smoothing, threshold):
-    from cmsbert_fast import reference
-
-    smoothing = None if labels is None else smoothing
-    return reference.pairwise_contrastive_loss(
-        linguistic, visual, acoustic, labels, temperature=temperature, smoothing=smoothing, threshold=threshold
-    )
 
 
 def _on_device_of(z: Tensor) -> AbstractContextManager:

@@ -28,6 +28,10 @@ Packed and padded batches share the source: a sequence is a first row and a leng
 a position counts if it lies within and its mask, if there is one, says so. Rows beyond ``cu[-1]`` are zeroed in equal
 shares by all programs. Offsets of rows, heads and sequences are 64-bit, within a tile's row 32-bit.
 
+Where a program reads back from memory what its other threads wrote, a barrier lies between. On NVIDIA it orders global
+memory among them; on AMD too, by fences of workgroup scope and because CDNA runs a workgroup on one compute unit
+(``tests/kernels/test_aot.py`` reads both in the compiled kernels). RDNA gives no such word and is refused.
+
 Cost, computed for B = 128, N = N_v = N_a = 50, H = 12, d_h = 64, d_v = 47, d_a = 74, bfloat16, on a device of 4.0 TB/s
 and 800 TFLOP/s (an H200, dense); memory traffic without re-reads:
 
@@ -1131,10 +1135,19 @@ def device_class(device: torch.device) -> str:
         return "*"
     if torch.version.hip is not None:
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    if major == 8:
-        return "sm_80" if minor == 0 else "sm_86"
-    return "sm_90" if major == 9 else "sm_100"
+    return nvidia_class(*torch.cuda.get_device_capability(device))
+
+
+def nvidia_class(major: int, minor: int) -> str:
+    """The name of an NVIDIA device in the table.
+
+    Classes differ in matrix instructions and in the shared memory of a block: 163 KB on sm_80, 227 KB on sm_90 and
+    sm_100, of which 11.0 is a variant. 99 KB are left to sm_86, and to 8.9 and 12.x, which take the same instructions;
+    whatever is not known yet is taken for one of these, too.
+    """
+    if (major, minor) == (8, 0):
+        return "sm_80"
+    return {9: "sm_90", 10: "sm_100", 11: "sm_100"}.get(major, "sm_86")
 
 
 def _run(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: dict[str, int]) -> None:

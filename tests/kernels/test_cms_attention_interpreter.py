@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cmsbert_fast import ModalityShift, attention_triton, cms_attention, reference
+from cmsbert_fast import ModalityShift, attention_triton, cms_attention, contrastive, reference
 from cmsbert_fast.packing import cumulative
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -453,26 +454,85 @@ def dropout_mask(seed: int, n: int, batch: int, heads: int, p: float, packed: bo
     return kept
 
 
+def check_rate(kept: Tensor, p: float) -> None:
+    """The number kept is binomial: within five standard deviations."""
+    deviation = (p * (1 - p) / kept.numel()) ** 0.5
+    assert abs(kept.double().mean() - (1 - p)) < 5 * deviation
+
+
+def check_independence(kept: Tensor, other: Tensor) -> None:
+    """Two masks (B, H, N, N) of rate 1/2, and all parts of the first among themselves, are uncorrelated.
+
+    As +1 and -1, M products of independent numbers have a mean beyond 7 / sqrt(M) with a probability below 2 exp(-24.5)
+    (Hoeffding), hence below 1e-5 for all distances between two entries together. In row-major order all pairs of heads,
+    sequences, queries or keys at one offset have one distance, shifted copies too: where all heads share a mask the
+    correlation is 1 - 1/H, where two of four do in one sequence of four 1/16, and at 65,536 entries 0.027 is allowed.
+    """
+    sign = kept.double() * 2 - 1
+
+    def largest(x: Tensor, y: Tensor) -> Tensor:
+        """The largest mean product over all distances, all in one product of Fourier transforms."""
+        spectrum = torch.fft.rfft(x.flatten()) * torch.fft.rfft(y.flatten()).conj()
+        return torch.fft.irfft(spectrum, n=x.numel()).abs() / x.numel()
+
+    limit = 7 / kept.numel() ** 0.5
+    assert largest(sign, sign)[1:].max() < limit  # [0] is 1
+    assert largest(sign, other.double() * 2 - 1).max() < limit  # another call
+    assert largest(sign, sign.transpose(-1, -2)).max() < limit + 1 / kept.shape[-1]  # a transpose shares its diagonal
+    upper = torch.ones(kept.shape[-2:]).triu(1).bool()
+    mirrored = sign[..., upper] * sign.transpose(-1, -2)[..., upper]
+    assert mirrored.mean().abs() < 7 / mirrored.numel() ** 0.5
+
+
 @runs_kernels
 @all_classes
 def test_dropout_rate_and_independence(shape_class: str) -> None:
-    p, n = 0.3, 32
-    kept = dropout_mask(0, n, 3, 3, p).float()
-    count = kept.numel()
-    deviation = (p * (1 - p)) ** 0.5
-    assert abs(kept.mean() - (1 - p)) < 4 * deviation / count**0.5
-    centred = (kept - (1 - p)) / deviation
-    for pairs in (
-        (centred[1:], centred[:-1]),  # sequences
-        (centred[:, 1:], centred[:, :-1]),  # heads
-        (centred[:, :, 1:], centred[:, :, :-1]),  # queries
-        (centred[..., 1:], centred[..., :-1]),  # keys
-        (centred, centred.transpose(-1, -2)),
-        (centred, dropout_mask(1, n, 3, 3, p).float() / deviation - (1 - p) / deviation),  # calls
-    ):
-        product = pairs[0] * pairs[1]
-        diagonal = 0.04 if pairs[1].shape == centred.shape else 0  # a transposed matrix shares its diagonal
-        assert abs(product.mean()) < 4 / product.numel() ** 0.5 + diagonal
+    check_rate(dropout_mask(0, 64, 4, 4, 0.1), 0.1)
+    kept = dropout_mask(0, 64, 4, 4, 0.5)
+    check_rate(kept, 0.5)
+    check_independence(kept.cpu(), dropout_mask(1, 64, 4, 4, 0.5).cpu())
+
+
+def spoilt_masks() -> Iterator[tuple[str, Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+
+    def fair() -> Tensor:
+        return torch.rand(4, 4, 64, 64, generator=generator) < 0.5
+
+    def spoilt(name: str, change: Callable[[Tensor], None]) -> tuple[str, Tensor, Tensor]:
+        mask = fair()
+        change(mask)
+        return name, mask, fair()
+
+    def copy(to: Any, source: Any) -> Callable[[Tensor], None]:
+        return lambda mask: mask[to].copy_(mask[source].clone())
+
+    everything = slice(None)
+    yield spoilt("heads share", lambda mask: mask[:, 1:].copy_(mask[:, :1].expand(-1, 3, -1, -1)))
+    yield spoilt("sequences share", lambda mask: mask[1:].copy_(mask[:1].expand(3, -1, -1, -1)))
+    yield spoilt("two heads of one sequence share", copy((0, 3), (0, 1)))
+    yield spoilt("another head's, one query later", lambda mask: mask[:, 1, 1:].copy_(mask[:, 0, :-1].clone()))
+    yield spoilt(
+        "queries in pairs", copy((everything, everything, slice(0, None, 2)), (..., slice(1, None, 2), everything))
+    )
+    yield spoilt("an eighth of the keys in pairs", copy((..., slice(0, None, 8)), (..., slice(1, None, 8))))
+    yield spoilt("symmetric", lambda mask: mask.copy_(mask.triu() | mask.triu(1).transpose(-1, -2)))
+    first = fair()
+    yield "another call shares", first, first
+    yield "another call shifted by a head", first, first.roll(1, dims=1)
+
+
+@pytest.mark.parametrize(("name", "kept", "other"), list(spoilt_masks()), ids=lambda v: v if isinstance(v, str) else "")
+def test_dependent_dropout_would_be_found(name: str, kept: Tensor, other: Tensor) -> None:
+    with pytest.raises(AssertionError):
+        check_independence(kept, other)
+
+
+def test_wrong_dropout_rate_would_be_found() -> None:
+    fair = torch.rand(4, 4, 64, 64, generator=torch.Generator().manual_seed(0)) < 0.9
+    check_rate(fair, 0.1)
+    with pytest.raises(AssertionError):
+        check_rate(fair, 0.11)
 
 
 @runs_kernels
@@ -616,3 +676,43 @@ def test_reasons_not_to_run() -> None:
         with pytest.raises(ValueError, match="use backend"):
             cms_attention(*torch.zeros(3, 1, 1, 1, 8), backend="triton")
     assert not attention_triton.is_available(torch.empty(1, 1, 1, 8))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "refused"),
+    [("gfx942:sramecc+:xnack-", False), ("gfx90a", False), ("gfx950", False), ("gfx1100", True), ("gfx1201", True)],
+)
+def test_amd_gpus_of_another_kind_are_refused(
+    architecture: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    properties = SimpleNamespace(gcnArchName=architecture)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    reason = attention_triton.why_not_device(0)
+    assert reason is None or ("CDNA" in reason and reason.endswith(f"not {architecture}"))
+    assert (reason is not None) == refused
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False), ((12, 0), False)])
+def test_old_nvidia_gpus_are_refused(
+    capability: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    reason = attention_triton.why_not_device(0)
+    assert ("8.0 or later" in reason if reason else False) == refused
+    # The contrastive kernels ask the same.
+    z = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda", 0))
+    if attention_triton.HAS_TRITON:
+        assert contrastive._triton_reason(z) == reason
+
+
+@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+def test_devices_without_room_take_the_small_tiles() -> None:
+    """8.6, 8.9 and 12.x have 99 KB of shared memory a block, others from 163 KB on."""
+    named = {
+        (8, 0): "sm_80", (8, 6): "sm_86", (8, 7): "sm_86", (8, 9): "sm_86", (9, 0): "sm_90", (10, 0): "sm_100",
+        (10, 3): "sm_100", (11, 0): "sm_100", (12, 0): "sm_86", (12, 1): "sm_86", (13, 0): "sm_86",
+    }  # fmt: skip
+    for capability, name in named.items():
+        assert attention_triton.kernels.nvidia_class(*capability) == name
