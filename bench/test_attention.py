@@ -1,0 +1,137 @@
+"""CMS attention (Eq. 1-7), forward and forward + backward, BERT-base's heads."""
+
+import pytest
+import torch
+
+from bench.workload import AttentionBatch, attention_bytes, attention_flops, draw_lengths
+from cmsbert_fast import cms_attention
+from cmsbert_fast.packing import pad, unpad
+
+SUITE = "CMS attention"
+ELEMENTS = {"cpu": 2**25, "cuda": 2**30}  # of q at most; larger cases are beyond the machine's memory or patience
+REFERENCE_ELEMENTS = {"cpu": 2**28, "cuda": 2**32}  # of the reference's N x N_v x D tensor
+CASES = [
+    ("mosi", 16),
+    ("mosi", 32),
+    ("mosi", 128),
+    ("mosi", 1024),
+    ("mosi", 4096),
+    (50, 32),
+    (50, 1024),
+    (128, 32),
+    (128, 512),
+    (512, 16),
+    (512, 128),
+]
+
+
+def dtypes(device: torch.device) -> list[torch.dtype]:
+    return [torch.bfloat16] if device.type == "cuda" else [torch.float32]
+
+
+def calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> dict:
+    """Every way to compute the same thing: name -> call; a call returns z of the valid tokens, packed or padded."""
+    compiled = torch.compile(cms_attention, dynamic=False)
+
+    def call(operator, form, backend):
+        arguments, options = batch.packed if form == "packed" else batch.padded
+        inputs = batch.inputs if form == "packed" else batch.padded_inputs
+
+        def run():
+            with torch.set_grad_enabled(backward):
+                z = operator(*arguments, **options, backend=backend)
+            if not backward:
+                return z, ()
+            own = grad if form == "packed" else padded_grad
+            return z, torch.autograd.grad(z, inputs, own)
+
+        return run
+
+    padded_grad = pad(grad, batch.packing)
+    return {
+        "ours": call(cms_attention, "packed", "auto"),
+        "torch backend": call(cms_attention, "packed", "torch"),
+        "torch backend, padded": call(cms_attention, "padded", "torch"),
+        "torch.compile of it, padded": call(compiled, "padded", "torch"),
+        "literal reference, padded": call(cms_attention, "padded", "reference"),
+    }
+
+
+def check(runs: dict, batch: AttentionBatch, tolerance: float) -> None:
+    """All of them compute the same: outputs at valid tokens, and gradients."""
+    total = int(batch.packing.cu_seqlens[-1])
+    padded_shape = (batch.packing.cu_seqlens.shape[0] - 1, batch.packing.max_length)
+
+    def packed(tensor):
+        return unpad(tensor, batch.packing, total) if tensor.shape[:2] == padded_shape else tensor
+
+    expected = None
+    for name, run in runs.items():
+        z, gradients = run()
+        got = [packed(t) if "padded" in name else t for t in (z, *gradients)]
+        expected = expected or [t.double() for t in got]
+        for value, reference in zip(got, expected, strict=True):
+            error = (value.double() - reference).abs().max() / reference.abs().max().clamp(min=1e-6)
+            assert error < tolerance, f"{name} differs by {error:.2e}; no speed is reported for a wrong result"
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward + backward"])
+@pytest.mark.parametrize(("kind", "batch_size"), CASES, ids=lambda value: str(value))
+def test_attention(race, device, kind, batch_size, backward):
+    lengths = draw_lengths(kind, batch_size)
+    if sum(lengths) * 768 > ELEMENTS[device.type]:
+        pytest.skip(f"{sum(lengths)} tokens are too many for this machine")
+    for dtype in dtypes(device):
+        batch = AttentionBatch.draw(lengths, lengths, device, dtype)
+        torch.compiler.reset()
+        runs = calls(batch, backward, torch.randn_like(batch.inputs[0]))
+        missing = {}
+        if len(lengths) * max(lengths) ** 2 * 768 > REFERENCE_ELEMENTS[device.type]:
+            missing["literal reference, padded"] = "its N x N_v x D tensor does not fit"
+        if device.type == "cpu" and batch_size != 32:
+            missing["torch.compile of it, padded"] = "compiled for batch 32 only: a minute each on this machine"
+        runs = {name: run for name, run in runs.items() if name not in missing}
+        check(runs, batch, 1e-4 if dtype == torch.float32 else 4e-2)
+        element = batch.inputs[0].element_size()
+        race(
+            SUITE,
+            f"{'MOSI lengths' if kind == 'mosi' else f'length {kind}'}, batch {batch_size}, "
+            f"{'forward + backward' if backward else 'forward'}",
+            runs,
+            seconds=10,
+            flops=attention_flops(lengths, lengths, backward),
+            bytes_moved=attention_bytes(lengths, lengths, backward, element),
+            dtype=str(dtype).removeprefix("torch."),
+            facts={"tokens": sum(lengths)},
+            missing=missing,
+            graphs=True,
+        )
+
+
+def grown(lengths, frames, device):
+    batch = AttentionBatch.draw(lengths, frames, device, dtypes(device)[0])
+    grad = torch.randn_like(batch.inputs[0])
+
+    def run():
+        arguments, options = batch.packed
+        return torch.autograd.grad(cms_attention(*arguments, **options), batch.inputs, grad)
+
+    return run
+
+
+def test_growth_with_tokens(race, device):
+    sizes = [64, 128, 256, 512, 1024]
+    runs = {n: grown([n] * 8, [50] * 8, device) for n in sizes}
+    race.growth(SUITE, "forward + backward, 8 sequences of N tokens and 50 frames", "N", runs)
+
+
+def test_growth_with_frames(race, device):
+    sizes = [64, 256, 1024, 4096]
+    runs = {n: grown([50] * 8, [n] * 8, device) for n in sizes}
+    race.growth(SUITE, "forward + backward, 8 sequences of 50 tokens and N_v = N_a frames", "N_v", runs)
+
+
+def test_growth_with_batch(race, device):
+    sizes = [16, 64, 256, 1024]
+    runs = {n: grown(draw_lengths("mosi", n), draw_lengths("mosi", n), device) for n in sizes}
+    race.growth(SUITE, "forward + backward, MOSI lengths", "batch", runs, limit=1.05)

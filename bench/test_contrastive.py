@@ -1,0 +1,117 @@
+"""The six-way contrastive loss (Eq. 17-19, 23), forward and backward to three embeddings."""
+
+import pytest
+import torch
+
+from bench.rivals import inf_cl_loss, open_clip_loss
+from bench.workload import contrastive_bytes, contrastive_flops
+from cmsbert_fast import pairwise_contrastive_loss
+
+SUITE = "Contrastive loss"
+TEMPERATURE = 0.1
+LARGEST = {"cpu": 4096, "cuda": 65536}  # at d = 768; 65,536 is 75 TFLOP, minutes a call on a CPU
+SQUARE_LIMIT = {"cpu": 4096, "cuda": 16384}  # rows up to which n x n matrices are tried
+SIZES = [64, 128, 256, 1024, 4096, 16384, 32768, 65536]
+
+
+def draw(n: int, size: int, device: torch.device, dtype: torch.dtype):
+    torch.manual_seed(0)
+    common = torch.randn(n, size, device=device)
+    embeddings = [(common + torch.randn_like(common)).to(dtype).requires_grad_() for _ in range(3)]
+    return embeddings, (torch.rand(n, device=device) * 6 - 3).mul(10).round() / 10
+
+
+def calls(embeddings, labels, smoothing) -> dict:
+    def ours(backend, operator=pairwise_contrastive_loss):
+        return lambda: operator(*embeddings, labels, TEMPERATURE, smoothing, backend=backend)
+
+    if smoothing is None:
+        losses = {
+            "ours": ours("auto"),
+            "open_clip's algorithm, 3 pairs": lambda: open_clip_loss(embeddings, TEMPERATURE),
+            "Inf-CL's algorithm, 6 directions": lambda: inf_cl_loss(embeddings, TEMPERATURE),
+        }
+    else:
+        losses = {
+            "ours": ours("auto"),
+            "torch backend": ours("torch"),
+            "literal reference": ours("reference"),
+            "torch.compile of it": ours("reference", torch.compile(pairwise_contrastive_loss, dynamic=False)),
+        }
+
+    def both(loss):
+        def run():
+            value = loss()
+            return value.detach(), torch.autograd.grad(value, embeddings)
+
+        return run
+
+    return {name: both(loss) for name, loss in losses.items()}
+
+
+def check(runs: dict, tolerance: float) -> None:
+    expected = None
+    for name, run in runs.items():
+        value, gradients = run()
+        got = [value, *gradients]
+        expected = expected or [t.double() for t in got]
+        for a, b in zip(got, expected, strict=True):
+            error = (a.double() - b).abs().max() / b.abs().max()
+            assert error < tolerance, f"{name} differs by {error:.2e}; no speed is reported for a wrong result"
+
+
+@pytest.mark.parametrize("smoothing", [0.9, None], ids=["smoothed", "one-hot"])
+@pytest.mark.parametrize("n", SIZES)
+def test_contrastive(race, device, n, smoothing):
+    if n > LARGEST[device.type]:
+        pytest.skip(f"n = {n} at d = 768 takes minutes a call on this machine")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    embeddings, labels = draw(n, 768, device, dtype)
+    torch.compiler.reset()
+    runs = calls(embeddings, labels, smoothing)
+    missing = {}
+    if device.type == "cpu" and "torch backend" in runs:
+        missing["torch backend"] = "it is what runs on a CPU: ours"
+    if n > SQUARE_LIMIT[device.type]:
+        for name in ("literal reference", "torch.compile of it", "open_clip's algorithm, 3 pairs"):
+            if name in runs:
+                missing[name] = "its n x n matrices do not fit"
+    if device.type == "cpu" and n != 128 and "torch.compile of it" in runs:
+        missing["torch.compile of it"] = "compiled for n = 128 only: a minute each on this machine"
+    runs = {name: run for name, run in runs.items() if name not in missing}
+    check(runs, 1e-4 if dtype == torch.float32 else 4e-2)
+    race(
+        SUITE,
+        f"n = {n}, d = 768, {'targets one-hot' if smoothing is None else 'targets smoothed'}",
+        runs,
+        seconds=10,
+        flops=contrastive_flops(n, 768),
+        bytes_moved=contrastive_bytes(n, 768, embeddings[0].element_size()),
+        dtype=str(dtype).removeprefix("torch."),
+        missing=missing,
+        graphs=True,
+    )
+
+
+def test_memory_at_65536(race, device):
+    """One call of a batch that no n x n method holds (a matrix is 17 GB); narrow, so that a CPU ends it in minutes."""
+    embeddings, labels = draw(65536, 64, device, torch.float32)
+    runs = calls(embeddings, labels, 0.9)
+    race(
+        SUITE,
+        "n = 65,536, d = 64, targets smoothed",
+        {"ours": runs["ours"]},
+        seconds=0,
+        fewest=1,
+        flops=contrastive_flops(65536, 64),
+        bytes_moved=contrastive_bytes(65536, 64, 4),
+    )
+
+
+def test_growth_with_n(race, device):
+    sizes = [512, 1024, 2048, 4096] if device.type == "cpu" else [2048, 4096, 8192, 16384, 32768]
+    runs = {}
+    for n in sizes:
+        embeddings, labels = draw(n, 768, device, torch.float32)
+        runs[n] = calls(embeddings, labels, 0.9)["ours"]
+    race.growth(SUITE, "forward and backward, d = 768", "n", runs)

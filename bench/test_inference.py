@@ -1,0 +1,51 @@
+"""Inference of the trained model: latency of one utterance, throughput of many. BERT-base shape."""
+
+import pytest
+import torch
+
+from bench.rivals import MagBert, TextBert, padded_clr
+from bench.workload import PADDED_LENGTH, ModelBatch, draw_lengths, make_config, step_flops
+from cmsbert_fast import CMSBertCLRForSequenceClassification
+
+SUITE = "Inference"
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 256])
+def test_inference(race, device, batch_size):
+    config = make_config()
+    lengths = draw_lengths("mosi", batch_size) if batch_size > 1 else [15]
+    batch = ModelBatch.draw(config, lengths, device, PADDED_LENGTH)
+    torch.manual_seed(0)
+    model = CMSBertCLRForSequenceClassification(config).to(device).eval()
+    mag, text = MagBert(config).to(device).eval(), TextBert(config).to(device).eval()
+
+    def of(function):
+        def run():
+            with torch.inference_mode():
+                return function()
+
+        return run
+
+    def in_bfloat16():
+        with torch.autocast(device.type, torch.bfloat16):
+            return model(**packed).logits
+
+    packed = {name: value for name, value in batch.packed.items() if name != "labels"}
+    runs = {
+        "ours: cmsbert-clr": of(lambda: model(**packed).logits),
+        "the same on the torch backend, padded to 50": of(lambda: padded_clr(model, batch.padded)[0]),
+        "MAG-BERT's way: padded to 50, eager": of(lambda: mag(batch.padded)[0]),
+        "Hugging Face BERT, text only, padded to 50": of(lambda: text(batch.padded)[0]),
+        "ours in bfloat16": of(in_bfloat16),
+    }
+    names = list(runs)
+    torch.testing.assert_close(runs[names[0]](), runs[names[1]](), rtol=1e-3, atol=1e-3)
+    race(
+        SUITE,
+        "one utterance of 15 word pieces" if batch_size == 1 else f"MOSI lengths, batch {batch_size}",
+        runs,
+        seconds=25,
+        flops=step_flops(config, lengths, True) / 3,
+        dtype="float32",
+        facts={"utterances": batch_size},
+    )
