@@ -39,14 +39,23 @@ from cmsbert_fast.processing_cmsbert import CMSBertProcessor
 from cmsbert_fast.training import checkpoint, distributed, evaluation, results
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.evaluation import Batches, Predictions
-from cmsbert_fast.training.models import BEST, Classifier, build, build_config, load, load_trained, parameter_groups
+from cmsbert_fast.training.models import (
+    BEST,
+    Classifier,
+    Loaded,
+    build,
+    build_config,
+    load,
+    load_trained,
+    parameter_groups,
+)
 from cmsbert_fast.training.settings import VARIANTS, Command, TrainingSettings, UsageError, parse_command
 
 EXIT_USAGE = 2
 EXIT_NOT_FINITE = 3
 FINGERPRINT_BYTES = 2**28  # hashed within a second
 # Settings that a resumed run may change: they decide where and how fast it computes, not what. The data's place may
-# change too; that it holds the same examples is checked.
+# change too; that it holds the same examples is checked. The number of threads is not among them: it changes rounding.
 _FREE_ON_RESUME = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_every_steps")
 
 
@@ -141,6 +150,8 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
     stop = StopRequest()
     try:
         command = parse_command(arguments, embedded_config)
+        if command.runs[0].threads is not None:
+            torch.set_num_threads(command.runs[0].threads)
         ranks = distributed.start(command.runs[0].device)
         if ranks.device.type == "cuda":
             distributed.compute_deterministically()
@@ -164,17 +175,21 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     """Does every run of a command, after checking all of them, and prints the table of their test metrics."""
     say = print if ranks.is_main else _silent
     corpora: dict[int | None, Corpus] = {}  # by fold
+    fingerprints: dict[int | None, str] = {}
+    loaded: Loaded | None = None  # of the first run
     checked = set()
     for settings in command.runs:
         if settings.fold not in corpora:
             corpora[settings.fold] = read(settings)
             say(corpora[settings.fold].report)
             check_data(corpora[settings.fold])
-        corpus = corpora[settings.fold]
+            fingerprints[settings.fold] = fingerprint(corpora[settings.fold])
         # Runs that differ in neither would load the same model to the same end.
         if (settings.variant, settings.fold) not in checked:
-            check(settings, corpus, ranks.world_size)
+            found = check(settings, corpora[settings.fold], ranks.world_size)
+            loaded = loaded or found
             checked.add((settings.variant, settings.fold))
+            del found
     name = corpora[command.runs[0].fold].name
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     root = distributed.from_main(
@@ -182,7 +197,6 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     )
     resume = command.resume or restarted
     if resume:
-        fingerprints = {fold: fingerprint(corpus) for fold, corpus in corpora.items()}
         for settings in command.runs:
             folder, examples = root / run_name(settings), fingerprints[settings.fold]
             distributed.from_main(partial(check_resumable, settings, examples, folder), ranks)
@@ -190,7 +204,9 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     for settings in command.runs:
         folder = root / run_name(settings)
         say(f"\n{folder}", flush=True)
-        done.append(train(settings, corpora[settings.fold], ranks, folder, stop, resume=resume))
+        corpus, examples = corpora[settings.fold], fingerprints[settings.fold]
+        done.append(train(settings, corpus, examples, ranks, folder, stop, loaded=loaded, resume=resume))
+        loaded = None
     text, rows = results.table(done)
     say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {root}")
     if ranks.is_main:
@@ -239,8 +255,12 @@ def check_data(corpus: Corpus) -> None:
             raise UsageError(f"Example {unlabelled!r} of the {split} split has no label; give it one or leave it out.")
 
 
-def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> None:
-    """Finds what would make a run on a corpus fail.
+def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> Loaded:
+    """Finds what would make a run on a corpus fail: a checkpoint that does not fit must not be found after hours of
+    other runs.
+
+    Returns:
+        The model and its tokenizer as :func:`train` would load them.
 
     Raises:
         UsageError: With what to do about it.
@@ -252,8 +272,8 @@ def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> None:
             f"The smallest batch has {smallest} examples for {world_size} ranks; use fewer ranks or a "
             "larger --batch-size."
         )
-    # Loaded once in vain: a checkpoint that does not fit must not be found after hours of other runs.
-    load(settings, build_config(settings, corpus))
+    checkpoint.seed_everything(settings.seed)
+    return load(settings, build_config(settings, corpus))
 
 
 def check_resumable(settings: TrainingSettings, examples: str, folder: Path) -> None:
@@ -272,16 +292,26 @@ def check_resumable(settings: TrainingSettings, examples: str, folder: Path) -> 
 
 
 def train(
-    settings: TrainingSettings, corpus: Corpus, ranks: Ranks, folder: Path, stop: StopRequest, *, resume: bool = False
+    settings: TrainingSettings,
+    corpus: Corpus,
+    examples: str,
+    ranks: Ranks,
+    folder: Path,
+    stop: StopRequest,
+    *,
+    loaded: Loaded | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """One run: trains, selects on validation, tests, and leaves everything in ``folder``.
 
     Args:
         settings: What to do.
         corpus: Its splits "train", "valid" and "test" are used.
+        examples: Its :func:`fingerprint`.
         ranks: This process.
         folder: Where log, checkpoint, best model, results, predictions and figures go.
         stop: Whether to stop early.
+        loaded: What :func:`check` has loaded for these settings, to be trained; None: loaded now.
         resume: Continue from the checkpoint in ``folder``, if there is one. A finished run is not repeated.
 
     Returns:
@@ -294,7 +324,6 @@ def train(
     """
     started = time.monotonic()
     _make_folder(folder, ranks)
-    examples = fingerprint(corpus)
     state = None
     if resume:
         finished = distributed.from_main(lambda: results.read_json(folder / results.RESULTS), ranks)
@@ -307,7 +336,7 @@ def train(
 
     # The model, the same on every rank; what is random after this differs between ranks.
     checkpoint.seed_everything(settings.seed)
-    model, processor = build(settings, corpus)
+    model, processor = build(settings, corpus, loaded)
     model.to(ranks.device)  # type: ignore[arg-type]
     distributed.equalise((*model.parameters(), *model.buffers()), ranks)
     checkpoint.seed_everything(int(np.random.SeedSequence([settings.seed, ranks.rank]).generate_state(1)[0]))

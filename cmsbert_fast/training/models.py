@@ -33,6 +33,7 @@ _NOT_TAKEN_OVER = (
     "cms_layers",
 )
 Classifier: TypeAlias = CMSBertForSequenceClassification | CMSBertCLRForSequenceClassification
+Loaded: TypeAlias = tuple[Classifier, Any]  # a model and its tokenizer
 
 
 def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
@@ -90,14 +91,21 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
     return config
 
 
-def build(settings: TrainingSettings, corpus: Corpus) -> tuple[Classifier, CMSBertProcessor]:
+def build(
+    settings: TrainingSettings, corpus: Corpus, loaded: Loaded | None = None
+) -> tuple[Classifier, CMSBertProcessor]:
     """The model, from its checkpoint or newly initialised, and the processor fitted to the training examples.
+
+    Args:
+        settings: What to build.
+        corpus: The data to train on.
+        loaded: What :func:`load` has given for them; None: it is called.
 
     Raises:
         UsageError: The checkpoint is missing, of another architecture or does not fit the data.
     """
-    config = build_config(settings, corpus)
-    model, tokenizer = load(settings, config)
+    model, tokenizer = loaded or load(settings, build_config(settings, corpus))
+    config = model.config
     processor = CMSBertProcessor(tokenizer, max_length=settings.max_length)
     if corpus.standardise and corpus.statistics is not None:
         sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
@@ -107,7 +115,7 @@ def build(settings: TrainingSettings, corpus: Corpus) -> tuple[Classifier, CMSBe
     return model, processor
 
 
-def load(settings: TrainingSettings, config: CMSBertConfig) -> tuple[Classifier, Any]:
+def load(settings: TrainingSettings, config: CMSBertConfig) -> Loaded:
     """The model of :func:`build_config`'s configuration, from its checkpoint or newly initialised, and its tokenizer.
 
     Raises:

@@ -191,7 +191,12 @@ def provenance(settings: TrainingSettings, world_size: int, device: str) -> dict
         "settings": dataclasses.asdict(settings),
         "versions": versions,
         "commit": _commit(),
-        "machine": {"world_size": world_size, "device": device, "platform": platform.platform()},
+        "machine": {
+            "world_size": world_size,
+            "device": device,
+            "threads": torch.get_num_threads(),
+            "platform": platform.platform(),
+        },
     }
 
 

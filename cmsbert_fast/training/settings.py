@@ -120,6 +120,9 @@ class TrainingSettings:
     )
 
     device: str = _setting("auto", "auto, cpu or cuda")
+    threads: int | None = _setting(
+        None, "CPU threads of a process; none: PyTorch's choice, which is OMP_NUM_THREADS or every core"
+    )
     precision: str = _setting("fp32", "fp32, or bf16 (autocast; weights stay fp32)")
     backend: str = _setting("auto", "implementation of CMS attention and contrastive loss: auto, torch, triton, ...")
     checkpoint_every_epochs: int = _setting(1, "epochs between two checkpoints")
@@ -138,7 +141,7 @@ class TrainingSettings:
             requested_backend(self.backend)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        counts = ("epochs", "accumulation", "early_stopping", "projection_size", "fold")
+        counts = ("epochs", "accumulation", "early_stopping", "projection_size", "fold", "threads")
         for name in (*counts, "checkpoint_every_epochs", "checkpoint_every_steps"):
             self._check(name, lambda v: v >= 1, "at least 1")
         self._check("batch_size", lambda v: v >= 2, "at least 2")

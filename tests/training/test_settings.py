@@ -49,6 +49,7 @@ def test_no_argument_compares_text_with_clr_on_the_embedded_corpus():
         ("embedded", None, "cmsbert-clr"),
     ]
     assert runs[0].architecture["hidden_size"] <= 128
+    assert runs[0].threads == 1
 
 
 def test_other_data_starts_from_the_papers_values():

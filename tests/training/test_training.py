@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoProcessor, BertTokenizerFast
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, reference
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, Example, ReadReport
-from cmsbert_fast.training import checkpoint, evaluation, loop, results
+from cmsbert_fast.training import checkpoint, evaluation, loop, models, results
 from cmsbert_fast.training.distributed import Ranks, share
 from cmsbert_fast.training.evaluation import Batches, Predictions
 from cmsbert_fast.training.loop import check, epoch_batches, schedule
@@ -445,6 +445,46 @@ def test_folds_are_read_once(train, short, tmp_path, monkeypatch):
     arguments = [*short, "--variant", "bert", "--epochs", 1, "--folds", tmp_path / "folds.json", "--fold", 1, 2]
     assert train(*arguments, "--output", tmp_path / "out")[0] == 0
     assert reads == [1, 2]
+
+
+def test_what_the_check_has_loaded_is_trained(train, short, tmp_path, monkeypatch):
+    """Nothing is done twice on the way to the first step, and the result is that of a run that loads for itself."""
+    calls = []
+
+    def counted(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (calls.append(name), original(*a, **k))[1])
+
+    counted(models, "_load_weights")
+    counted(loop, "fingerprint")
+    for seeds in ((0, 1), (1, 0)):
+        assert train(*short, "--seeds", *seeds, "--output", tmp_path / str(seeds[0]))[0] == 0
+        assert sorted(calls) == ["_load_weights", "_load_weights", "fingerprint"]
+        calls.clear()
+    for seed in (0, 1):
+        first, second = (
+            (tmp_path / name / "cmsbert-clr" / f"seed-{seed}" / "log.jsonl").read_text() for name in ("0", "1")
+        )
+        assert first == second
+
+
+def test_threads_are_a_setting(train, short, tmp_path):
+    (tmp_path / "c.yaml").write_text("threads: 1\n")
+    torch.set_num_threads(2)
+    assert train(*short, "--variant", "bert", "--epochs", 1, "--output", tmp_path / "default")[0] == 0
+    assert torch.get_num_threads() == 2
+    arguments = [*short, "--config", tmp_path / "c.yaml", "--variant", "bert", "--epochs", 1]
+    assert train(*arguments, "--output", tmp_path / "one")[0] == 0
+    assert torch.get_num_threads() == 1
+    recorded = [
+        json.loads((tmp_path / name / "bert" / "seed-0" / "results.json").read_text())["machine"]["threads"]
+        for name in ("default", "one")
+    ]
+    assert recorded == [2, 1]
+    # Their number changes rounding, so a run is not continued with another.
+    status, errors = train(*arguments, "--output", tmp_path / "one", "--resume", "--threads", 2)
+    assert status == 2
+    assert "threads = 1, not 2" in errors
 
 
 def tiny_corpus(count: int) -> Corpus:
