@@ -1,0 +1,104 @@
+"""Statistics, and the page made of results."""
+
+import json
+
+import pytest
+import torch
+
+from bench import measure, report, scaling_model
+
+
+def test_ratio_is_the_median_of_rounds_with_its_interval():
+    value, low, high = measure.ratio([1.0, 2.0, 3.0, 2.0, 50.0], [2.0, 4.0, 6.0, 4.0, 10.0])
+    assert value == 0.5
+    assert low == 0.5
+    assert high > 0.5  # the round that went wrong shows in the interval, not in the median
+
+
+def test_exponent_of_a_power_law():
+    sizes = [1, 2, 4, 8]
+    value, low, high = measure.exponent(sizes, [[3 * size**1.5] * 5 for size in sizes])
+    assert value == pytest.approx(1.5)
+    assert (low, high) == pytest.approx((1.5, 1.5))
+
+
+def test_turns_are_complete_rounds():
+    calls = []
+    runs = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    times = measure.take_turns(runs, torch.device("cpu"), seconds=0, fewest=4)
+    assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4, "c": 4}
+    assert all(set(calls[k : k + 3]) == set("abc") for k in range(0, 12, 3))
+    assert len({tuple(calls[k : k + 3]) for k in range(0, 12, 3)}) > 1  # not always in one order
+
+
+def test_peak_memory_counts_what_is_held_at_a_time():
+    def run():
+        for _ in range(3):
+            torch.empty(1_000_000).fill_(0)  # 4 MB, freed before the next
+
+    assert measure.peak_memory(run, torch.device("cpu")) == pytest.approx(4e6, rel=0.01)
+
+
+def test_saved_for_backward_counts_activations_once_and_no_parameters():
+    weight = torch.randn(1000, 1000, requires_grad=True)
+    x = torch.randn(500, 1000)
+
+    def forward():
+        hidden = x @ weight  # keeps x (2 MB); weight is a parameter
+        return torch.sigmoid(hidden).square()  # keeps the sigmoid's output (2 MB), twice
+
+    assert measure.saved_for_backward(forward, [weight]) == 4_000_000
+
+
+def result(**changes):
+    base = dict(kind="race", memory={"ours": 1e6}, flops=1e9, bytes=1e6, dtype="float32", facts={}, missing={})
+    return base | changes
+
+
+def write_results(folder, seconds, device="A CPU"):
+    facts = dict(device=device, threads=2, cpus=2, python="3", torch="2", transformers="5", triton=None)
+    facts |= dict(copy_bytes_per_second=1e10, matrix_flops_per_second={"float32": 1e11, "bfloat16": 2e11})
+    extra = result(suite="CMS attention", case=report._ATTENTION, seconds=seconds)
+    growth = dict(kind="growth", suite="Training step", case="batches", quantity="valid tokens", limit=1.05)
+    growth |= dict(sizes=[10, 20, 40], seconds={"10": [1.0] * 5, "20": [4.0] * 5, "40": [16.0] * 5})
+    file = dict(datetime="2026-01-01T00:00:00", machine_info=facts, commit_info={"id": "abcdef0123456789"})
+    file["benchmarks"] = [{"extra_info": extra}, {"extra_info": growth}]
+    folder.mkdir()
+    (folder / "one.json").write_text(json.dumps(file))
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    def render(seconds):
+        write_results(tmp_path / "results", seconds)
+        machines = report.load(tmp_path / "results")
+        monkeypatch.setattr(report, "load", lambda: machines)
+        monkeypatch.setattr(report, "ROOT", tmp_path)
+        monkeypatch.setattr(report, "PLOTS", tmp_path / "plots")
+        report.main()
+        return (tmp_path / "BENCHMARKS.md").read_text()
+
+    return render
+
+
+def test_page_tells_goals_met_and_missed(page, tmp_path):
+    text = page(
+        {"ours": [1.0] * 5, "torch backend": [1.2] * 5, "literal reference, padded": [40.0] * 5}
+    )  # 1.2 times is not 1.5
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
+    assert "**missed**" in lines["CMS attention forward + backward / the fastest plain PyTorch"]
+    assert lines["CMS attention forward + backward / the literal reference"].endswith("| met |")
+    assert "not measured" in lines["cmsbert-clr step / MAG-BERT's way"]
+    assert "**missed**" in lines["Training step, batches: exponent in valid tokens"]
+    assert "2 [2, 2]" in text
+    assert "0.833 [0.833, 0.833]" in text
+    assert "Not measured: no GPU was at hand" in text
+    assert "1 GFLOP/s (1%)" in text
+    assert list((tmp_path / "plots").glob("*-growth.svg"))
+
+
+def test_more_devices_cost_more_of_everything_but_compute():
+    few, many = (scaling_model.predict(k, 1.0, 1e12, 1e9) for k in (8, 1024))
+    assert few["compute"] == many["compute"]
+    assert all(few[name] < many[name] for name in ("imbalance", "loss", "gather", "total"))
+    assert scaling_model.predict(1, 1.0, 1e12, 1e9)["gather"] == 0
