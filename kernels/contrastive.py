@@ -477,8 +477,8 @@ def _gradient_tile_kernel(
     b_s = b_c * (1.0 / _temperature(temperature, LEARNED))
     lse_i = tl.load(p_row_lse + direction.to(tl.int64) * stride_row_lse + o_i, mask=m_i, other=0.0)
     lse_j = tl.load(p_column_lse + opposite.to(tl.int64) * stride_column_lse + o_j, mask=m_j, other=0.0)
-    # No similarity exceeds its log-sum-exp; but outside the rectangle it is 0, where every true one may be far below, and
-    # its exponential would overflow.
+    # No similarity exceeds its log-sum-exp; but outside the rectangle it is 0, where every true one may be far below,
+    # and its exponential would overflow.
     b_g = tl.exp(_at_most_0(b_s - lse_i[:, None])) + tl.exp(_at_most_0(b_s - lse_j[None, :]))
 
     w_i = tl.zeros([BM], tl.float32)

@@ -1,0 +1,149 @@
+"""NVIDIA's compute-sanitizer over every Triton kernel, where it is installed; elsewhere the same calls run interpreted.
+
+Run as a program, this file makes the calls and prints the names of the kernels that ran.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmsbert_fast import ModalityShift, cms_attention, pairwise_contrastive_loss
+from cmsbert_fast.attention_triton import HAS_TRITON
+from cmsbert_fast.packing import cumulative
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = {
+    "memcheck": "accesses out of bounds",
+    "racecheck": "races in shared memory",
+    "initcheck": "reads of memory that nobody wrote",
+    "synccheck": "barriers that some threads miss",
+}
+
+
+def modules() -> list[ModuleType]:
+    from cmsbert_fast.kernels import cms_attention as attention_kernels
+    from cmsbert_fast.kernels import contrastive as contrastive_kernels
+
+    return [attention_kernels, contrastive_kernels]
+
+
+def kernels_of(module: ModuleType) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name.endswith("_kernel") and hasattr(value, "fn")}
+
+
+class Recorder:
+    """Stands before a kernel and notes that it was launched."""
+
+    def __init__(self, name: str, kernel: Any, launched: set[str]):
+        self.name, self.kernel, self.launched = name, kernel, launched
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernel, name)
+
+    def __getitem__(self, grid: Any) -> Any:
+        self.launched.add(self.name)
+        return self.kernel[grid]
+
+
+def attend(device: str, lengths: list[int], dtype: torch.dtype, packed: bool, dropout_p: float) -> None:
+    """Forward and backward; everything wants a gradient, rows of no sequence and masked positions are there."""
+    generator = torch.Generator().manual_seed(0)
+    frames = [n // 2 for n in lengths]
+    lead = (sum(lengths) + 5,) if packed else (len(lengths), max(lengths))
+    frame_lead = (sum(frames) + 3,) if packed else (len(lengths), max(frames))
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+
+    def mask(lengths: list[int]) -> Tensor:
+        return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
+
+    where: dict[str, Any] = {"mask": mask(frames)}
+    options: dict[str, Any] = {"attention_mask": mask(lengths)}
+    if packed:
+        where = {"cu_seqlens": cumulative(torch.tensor(frames)).to(device), "max_length": max(frames)}
+        options = {"cu_seqlens": cumulative(torch.tensor(lengths)).to(device), "max_seqlen": max(lengths)}
+    shifts = [
+        ModalityShift(random(*lead), random(*frame_lead), random(*frame_lead, size), random(2 * 24, size), **where)
+        for size in (47, 20)
+    ]
+    qkv = [random(*lead, 2, 24) for _ in range(3)]
+    z = cms_attention(*qkv, *shifts, dropout_p=dropout_p, backend="triton", **options)
+    z.float().square().sum().backward()
+
+
+def compare(device: str, n: int, d: int, dtype: torch.dtype, labels: Tensor | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = [torch.randn(n, d, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)]
+    tau = torch.tensor(0.1, device=device, requires_grad=True)
+    smoothing = None if labels is None else 0.9
+    pairwise_contrastive_loss(*z, labels, tau, smoothing, backend="triton").backward()
+
+
+def every_kernel(device: str) -> set[str]:
+    """Launches all kernels in all shape classes; on a GPU at sizes of several tiles. The names of those that ran."""
+    large = device == "cuda"
+    launched: set[str] = set()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in modules():
+            for name, kernel in kernels_of(module).items():
+                patch.setattr(module, name, Recorder(f"{module.__name__}.{name}", kernel, launched))
+        if not large:
+            patch.setattr(modules()[1], "SMALL", 64)
+        for longest in (50, 100, 200):
+            if not large:
+                attend(device, [longest, 7], torch.float16, True, 0.5)
+                continue
+            for dtype in (torch.float16, torch.float32):
+                for packed, dropout_p in ((True, 0.0), (False, 0.5)):
+                    attend(device, [longest, 7, 0, longest // 3], dtype, packed, dropout_p)
+        for n, d in ((50, 96), (1300, 96) if large else (70, 24), (1100, 20) if large else (70, 20)):
+            scores = torch.arange(n, device=device) % 7 / 10 - 0.3
+            for labels in (scores, (10 * scores).long(), None)[: 3 if large else 1]:
+                compare(device, n, d, torch.float16, labels)
+    if large:
+        torch.cuda.synchronize()
+    return launched
+
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+
+
+def run_program(prefix: list[str], environment: dict[str, str]) -> None:
+    """Runs this file; every kernel of both modules must have been launched, so that no new one is forgotten."""
+    command = [*prefix, sys.executable, "-m", "tests.kernels.test_sanitizer"]
+    environment = os.environ | environment
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    wanted = {f"{module.__name__}.{name}" for module in modules() for name in kernels_of(module)}
+    assert len(wanted) > 15
+    assert set(result.stdout.split()) >= wanted
+
+
+@needs_triton
+def test_the_sanitized_program_runs_every_kernel() -> None:
+    run_program([], {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+
+@pytest.mark.cuda
+@needs_triton
+@pytest.mark.parametrize("tool", TOOLS)
+def test_compute_sanitizer(tool: str) -> None:
+    """Memory comes from the driver, not from PyTorch's pool, or the tool would not see where an allocation ends."""
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRITON_INTERPRET": "0"}
+    run_program([sanitizer, "--tool", tool, "--error-exitcode", "9"], environment)
+
+
+if __name__ == "__main__":
+    print("\n".join(sorted(every_kernel("cuda" if torch.cuda.is_available() else "cpu"))))
