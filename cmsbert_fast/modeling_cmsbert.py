@@ -497,17 +497,17 @@ class Fusion(nn.Module):
         return self.out_proj(torch.relu(self.dense(fused)))
 
 
-class CMSBertForSequenceClassification(CMSBertPreTrainedModel):
-    """CMSBERT of Table II: encoder, mean pool (Eq. 9), linear head. ``num_labels=1`` is regression."""
+class CMSBertClassifier(CMSBertPreTrainedModel):
+    """What the models with a head share: the encoder, and a forward that calls their :meth:`head`."""
 
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 1
         self.bert = CMSBertModel(config)
-        dropout = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
-        self.post_init()
+
+    def head(self, hidden: Tensor, batch: Batch, labels: Tensor | None) -> dict[str, Tensor | None]:
+        """h_l (1, T, D), packed -> the fields of :class:`CMSBertClassifierOutput` that the head computes."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -536,22 +536,36 @@ class CMSBertForSequenceClassification(CMSBertPreTrainedModel):
         hidden, hidden_states, shift_maps = self.bert.encode(
             inputs, _flag(output_hidden_states, self.config.output_hidden_states), output_shift_maps
         )
-        logits = self.classifier(self.dropout(segment_mean(hidden[0], inputs.batch.packing)))
-        task = None if labels is None else task_loss(logits, labels)
         output = CMSBertClassifierOutput(
-            loss=task,
-            logits=logits,
-            task_loss=task,
+            **self.head(hidden, inputs.batch, labels),
             hidden_states=None if hidden_states is None else tuple(map(inputs.restore, hidden_states)),
             shift_maps=None if shift_maps is None else tuple(shift_maps),
         )
         return output.to_tuple() if return_dict is False else output
 
 
-class CMSBertCLRForSequenceClassification(CMSBertPreTrainedModel):
+class CMSBertForSequenceClassification(CMSBertClassifier):
+    """CMSBERT of Table II: encoder, mean pool (Eq. 9), linear head. ``num_labels=1`` is regression."""
+
+    def __init__(self, config: CMSBertConfig):
+        super().__init__(config)
+        dropout = config.classifier_dropout
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
+        self.post_init()
+
+    def head(self, hidden: Tensor, batch: Batch, labels: Tensor | None) -> dict[str, Tensor | None]:
+        logits = self.classifier(self.dropout(segment_mean(hidden[0], batch.packing)))
+        task = None if labels is None else task_loss(logits, labels)
+        return dict(loss=task, logits=logits, task_loss=task)
+
+
+class CMSBertCLRForSequenceClassification(CMSBertClassifier):
     """CMSBERT-CLR, the whole of Fig. 2b: three subnetworks, contrastive alignment, fusion (Eq. 8-20).
 
-    A modality of size 0 has no subnetwork: its token of the fusion and its contrastive directions do not exist.
+    A modality of size 0 has no subnetwork: its token of the fusion and its contrastive directions do not exist. In
+    training mode under torch.distributed the contrastive loss compares this rank's examples with every rank's (SPEC 4),
+    so all ranks must call with labels together.
 
     Attributes:
         nu: Weight of the contrastive loss (Eq. 20), a buffer: saved with the model, moved by the training loop
@@ -564,14 +578,12 @@ class CMSBertCLRForSequenceClassification(CMSBertPreTrainedModel):
     nu: Tensor
 
     def __init__(self, config: CMSBertConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels or 1
         sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
-        self.modalities = [name for name in MODALITIES if sizes[name]]
-        if not self.modalities:
+        if not any(sizes.values()):
             raise ValueError("CMSBERT-CLR contrasts modalities: give visual_size, acoustic_size or both.")
+        super().__init__(config)
+        self.modalities = [name for name in MODALITIES if sizes[name]]
         projection = config.projection_size
-        self.bert = CMSBertModel(config)
         self.linguistic_projector = Projector(config.hidden_size, projection)
         for name in self.modalities:
             setattr(self, f"{name}_lstm", PackedLSTM(sizes[name], projection))
@@ -580,40 +592,11 @@ class CMSBertCLRForSequenceClassification(CMSBertPreTrainedModel):
         self.register_buffer("nu", torch.ones(()))
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        visual: Tensor | None = None,
-        acoustic: Tensor | None = None,
-        visual_mask: Tensor | None = None,
-        acoustic_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        *,
-        output_hidden_states: bool | None = None,
-        output_shift_maps: bool = False,
-        return_dict: bool | None = None,
-        **packed: Any,
-    ) -> CMSBertClassifierOutput | tuple:
-        """Predicts a score or a class; inputs as in :meth:`CMSBertModel.forward`.
-
-        In training mode under torch.distributed the contrastive loss compares this rank's examples with every rank's
-        (SPEC 4), so all ranks must call with labels together.
-
-        Args:
-            labels: (B,); scores for ``num_labels=1``, class indices otherwise.
-        """
-        inputs = self.bert.pack(
-            input_ids, attention_mask, token_type_ids, visual, acoustic, visual_mask, acoustic_mask, **packed
-        )
-        hidden, hidden_states, shift_maps = self.bert.encode(
-            inputs, _flag(output_hidden_states, self.config.output_hidden_states), output_shift_maps
-        )
-        middle, linguistic = self.linguistic_projector(segment_mean(hidden[0], inputs.batch.packing))
+    def head(self, hidden: Tensor, batch: Batch, labels: Tensor | None) -> dict[str, Tensor | None]:
+        middle, linguistic = self.linguistic_projector(segment_mean(hidden[0], batch.packing))
         middles, embeds = [middle], {"linguistic": linguistic}
         for name in self.modalities:
-            frames = getattr(inputs.batch, name)
+            frames = getattr(batch, name)
             encoded = getattr(self, f"{name}_lstm")(frames.values, frames.packing)
             middle, embeds[name] = getattr(self, f"{name}_projector")(segment_mean(encoded, frames.packing))
             middles.append(middle)
@@ -633,7 +616,7 @@ class CMSBertCLRForSequenceClassification(CMSBertPreTrainedModel):
                 backend=self.config.backend,
             )
             loss = total_loss(task, contrastive, self.nu)
-        output = CMSBertClassifierOutput(
+        return dict(
             loss=loss,
             logits=logits,
             task_loss=task,
@@ -641,10 +624,7 @@ class CMSBertCLRForSequenceClassification(CMSBertPreTrainedModel):
             linguistic_embeds=embeds["linguistic"],
             visual_embeds=embeds.get("visual"),
             acoustic_embeds=embeds.get("acoustic"),
-            hidden_states=None if hidden_states is None else tuple(map(inputs.restore, hidden_states)),
-            shift_maps=None if shift_maps is None else tuple(shift_maps),
         )
-        return output.to_tuple() if return_dict is False else output
 
 
 def positions(packing: Packing, total: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The models: against Hugging Face's BERT, against the literal equations, and as users of Hugging Face expect them."""
 
+import inspect
 import json
 
 import pytest
@@ -345,6 +346,13 @@ def test_classifier_without_contrast(batch):
     torch.testing.assert_close(output.logits, model.classifier(pooled), rtol=0, atol=1e-12)
     torch.testing.assert_close(output.loss, (output.logits[:, 0] - labels).square().mean())
     assert model(**batch, labels=labels, return_dict=False)[0] == output.loss
+
+
+@pytest.mark.parametrize("kind", [CMSBertForSequenceClassification, CMSBertCLRForSequenceClassification])
+def test_inputs_are_named_in_the_signature(kind):
+    """The Hugging Face Trainer drops every column that is not."""
+    names = ["input_ids", "attention_mask", "token_type_ids", "visual", "acoustic", "visual_mask", "acoustic_mask"]
+    assert list(inspect.signature(kind.forward).parameters)[1:9] == [*names, "labels"]
 
 
 # ------------------------------------------------------------------ compile, checkpointing, autocast
