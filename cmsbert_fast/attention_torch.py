@@ -34,18 +34,17 @@ def cms_attention(
     ``packing`` is None for the padded form.
     """
     rows, heads = query.shape[0], query.shape[-2:]
+    mask = attention_mask if packing is None else valid_positions(packing)
     shifts = [
-        F.linear(_mean_frame(modality, activation, packing, attention_mask, rows), modality.weight)
+        F.linear(_mean_frame(modality, activation, packing, mask, rows), modality.weight)
         for modality in (visual, acoustic)
         if modality is not None
     ]
     if shifts:
         a = sum(shifts[1:], shifts[0]).unflatten(-1, heads)
         query, key, value = query + a, key + a, value + a
-    mask = attention_mask
     if packing is not None:
         query, key, value = (pad(x, packing) for x in (query, key, value))
-        mask = valid_positions(packing)
     bias = None
     if mask is not None:
         invalid = ~mask[:, :, None, None]
@@ -68,7 +67,7 @@ def cms_attention(
 
 
 def _mean_frame(
-    modality: "ModalityShift", activation: str, packing: Packing | None, attention_mask: Tensor | None, rows: int
+    modality: "ModalityShift", activation: str, packing: Packing | None, token_mask: Tensor | None, rows: int
 ) -> Tensor:
     """m_i = 1/N_m sum_j act(p_i + r_j) V_j in the form of the tokens: (rows, d_m) packed, (B, N, d_m) padded."""
     token_gate, frame_gate, frames, mask = modality.token_gate, modality.frame_gate, modality.frames, modality.mask
@@ -77,8 +76,8 @@ def _mean_frame(
         token_gate = pad(token_gate, packing)
         frame_gate, frames = pad(frame_gate, frame_packing), pad(frames, frame_packing)
         mask = valid_positions(frame_packing)
-    elif attention_mask is not None:
-        token_gate = token_gate.masked_fill(~attention_mask, 0)
+    if token_mask is not None:
+        token_gate = token_gate.masked_fill(~token_mask, 0)
     if mask is None:
         count = token_gate.new_full((1,), max(frames.shape[1], 1))
     else:

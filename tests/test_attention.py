@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from cmsbert_fast import ModalityShift, cms_attention, reference
+from cmsbert_fast import ModalityShift, attention_cpu, attention_triton, cms_attention, reference
 from cmsbert_fast.attention import choose_backend
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
@@ -133,6 +133,46 @@ def test_what_lies_in_padding_reaches_no_gradient():
     for backend in ("reference", "torch"):
         for grad, expected_grad in zip(gradients(poisoned, backend), expected, strict=True):
             torch.testing.assert_close(grad, expected_grad, rtol=0, atol=1e-12)
+
+
+runs_interpreted = pytest.mark.skipif(
+    not (attention_triton.INTERPRETED or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1"
+)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu", pytest.param("triton", marks=runs_interpreted)])
+@pytest.mark.parametrize("poison", ["tokens", "frames"])
+def test_what_lies_in_rows_of_no_sequence_reaches_no_gradient(backend, poison):
+    """NaN beyond cu_seqlens[-1], as memory that a batch rounded up to a static shape never wrote may hold."""
+    device = "cuda" if backend == "triton" and not attention_triton.INTERPRETED else "cpu"
+    dtype = torch.float64 if backend in ("reference", "torch") else torch.float32
+    if backend == "cpu" and (reason := attention_cpu.why_not(torch.empty(1))):
+        pytest.skip(reason)
+    (cu, cu_frames), generator = ([0, 3, 5], [0, 2, 3]), torch.Generator().manual_seed(0)
+    shapes = [(7, 2, 4)] * 3 + [(7,), (5,), (5, 6), (8, 6)]  # two rows of tokens and of frames in no sequence
+    clean = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+    valid = [5, 5, 5, 5, 3, 3, 8]
+
+    def gradients(tensors, backend):
+        leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        shift = ModalityShift(*leaves[3:], torch.tensor(cu_frames, dtype=torch.int32, device=device), 4)
+        z = cms_attention(
+            *leaves[:3],
+            shift,
+            cu_seqlens=torch.tensor(cu, dtype=torch.int32, device=device),
+            max_seqlen=4,
+            activation="tanh",
+            backend=backend,
+        )
+        return torch.autograd.grad(z[:5].square().sum(), leaves)
+
+    poisoned = [tensor.clone() for tensor in clean]
+    for i in range(4) if poison == "tokens" else (4, 5):
+        poisoned[i][valid[i] :] = torch.nan
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    for grad, expected, rows in zip(gradients(poisoned, backend), gradients(clean, "reference"), valid, strict=True):
+        torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance)
+        assert (grad[rows:] == 0).all()
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
