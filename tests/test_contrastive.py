@@ -5,10 +5,8 @@ The Triton kernels run on a GPU, or slowly in Triton's interpreter (``TRITON_INT
 """
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -404,29 +402,34 @@ def test_compiles_without_graph_break(backend: str) -> None:
         torch.testing.assert_close(got, want)
 
 
-MEMORY = """
-import resource, torch
-from cmsbert_fast import contrastive_torch, pairwise_contrastive_loss
-torch.set_num_threads(1)
-contrastive_torch.CHUNK_BYTES = 2**21
-def step(n):
-    z = [torch.randn(n, 8, requires_grad=True) for _ in range(2)]
-    pairwise_contrastive_loss(*z, None, torch.randn(n), backend="torch").backward()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-step(64)
-print(step(2000), step(6000))
-"""
+def peak_on_cpu(n: int, d: int, dtype: torch.dtype) -> int:
+    """The most bytes alive at a time in forward and backward, inputs apart, gradients included: every allocation."""
+    z = [torch.randn(n, d).to(dtype).requires_grad_() for _ in range(3)]
+    labels, tau = torch.randn(n), torch.tensor(0.1, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        pairwise_contrastive_loss(*z, labels, tau, backend="torch").backward()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = list(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    gradients = [e.grad for e in (*z, tau)]
+    assert alive[-1] >= sum(g.numel() * g.element_size() for g in gradients)  # nothing was missed
+    return max(alive)
 
 
-def test_memory_on_cpu_is_linear() -> None:
-    """One 6000 x 6000 matrix in float32 is 137 MiB; nothing of the kind is ever alive, nor kept by autograd."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
-    root = Path(__file__).resolve().parents[1]
-    output = subprocess.run(
-        [sys.executable, "-c", MEMORY], cwd=root, env=environment, capture_output=True, text=True, check=True
-    ).stdout
-    small, large = map(float, output.split())
-    assert large - small < 30
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_on_cpu_is_linear(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """65,536 rows of 768 train within 2 GB: what is alive is so much a row, and a few chunks of fixed size."""
+    torch.use_deterministic_algorithms(False)  # its filling of new memory would be all that takes time
+    chunk = 2**17
+    fraction = contrastive_torch.CHUNK_BYTES // chunk
+    monkeypatch.setattr(contrastive_torch, "CHUNK_BYTES", chunk)
+    peak_on_cpu(8, 768, dtype)  # what PyTorch allocates once
+    sizes = (384, 768, 1152)
+    peaks = [peak_on_cpu(n, 768, dtype) for n in sizes]
+    row, next_row = ((b - a) / 384 for a, b in pairwise(peaks))
+    assert next_row < 1.02 * row + chunk / 1024  # n x n bytes would add 768
+    chunks = max(peak - next_row * n for peak, n in zip(peaks, sizes, strict=True)) / chunk
+    assert chunks < 16
+    assert 65_536 * next_row + chunks * chunk * fraction < 2e9
 
 
 @pytest.mark.cuda
