@@ -363,7 +363,9 @@ class _Line:
 
     def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None) -> None:
         self.id: str = _typed(entry["id"], str)
-        self.words = tuple(_typed(word, str) for word in _typed(entry["words"], list))
+        self.words: tuple[str, ...] = tuple(_typed(entry["words"], list))
+        if not set(map(type, self.words)) <= {str}:  # at once: a call for every word takes long
+            raise ValueError("a word is no text")
         self.label: float | int | None = entry["label"]
         if self.label is not None and classes is None:
             _typed(self.label, int, float)

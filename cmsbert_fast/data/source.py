@@ -142,7 +142,7 @@ class Resident:
     the system's cache.
     """
 
-    LIMIT = 256 << 20
+    LIMIT = 64 << 20
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
