@@ -30,22 +30,27 @@ class PackedLSTM(nn.Module):
         self.bias_ih_l0 = nn.Parameter(torch.empty(4 * hidden_size))
         self.bias_hh_l0 = nn.Parameter(torch.empty(4 * hidden_size))
 
-    def forward(self, frames: Tensor, packing: Packing) -> Tensor:
-        """Frames (F, d_m) -> (F, d) in the parameters' dtype; 0 at rows of no sequence."""
+    def forward(self, frames: Tensor, packing: Packing, host_cu_seqlens: Tensor | None = None) -> Tensor:
+        """Frames (F, d_m) -> (F, d) in the parameters' dtype; 0 at rows of no sequence.
+
+        The time steps are laid out on the CPU: without ``host_cu_seqlens``, which is ``packing.cu_seqlens`` there, it
+        waits for the device.
+        """
+        cu_seqlens = packing.cu_seqlens if host_cu_seqlens is None else host_cu_seqlens
         weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
         # Recurrence amplifies rounding: under autocast the LSTM keeps the parameters' dtype.
         with torch.autocast(frames.device.type, enabled=False):
             frames = frames.to(self.weight_ih_l0.dtype)
             if frames.is_cuda and not torch.compiler.is_compiling():
-                return _cudnn_lstm(frames, packing.cu_seqlens, *weights)
-            return torch.ops.cmsbert_fast.lstm(frames, packing.cu_seqlens, *weights)[0]
+                return _cudnn_lstm(frames, cu_seqlens, *weights)
+            return torch.ops.cmsbert_fast.lstm(frames, cu_seqlens, *weights)[0]
 
 
 def _cudnn_lstm(
     frames: Tensor, cu_seqlens: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
 ) -> Tensor:
     """cuDNN's LSTM (off the GPU: ATen's) on a PackedSequence made without padding."""
-    rows, batch_sizes = _time_steps(cu_seqlens)
+    rows, batch_sizes = _time_steps(cu_seqlens, frames.device)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     if not len(batch_sizes):
         # Adding 0 * parameter keeps every parameter in the graph: DistributedDataParallel waits for all of them.
@@ -66,17 +71,20 @@ def _cudnn_lstm(
     return hidden.new_zeros(frames.shape[0], hidden.shape[1]).index_copy(0, rows, hidden)
 
 
-def _time_steps(cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+def _time_steps(cu_seqlens: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """The rows in the order of a PackedSequence: step by step, within a step the longest sequence first.
 
     Returns:
-        rows (F,) on the device of ``cu_seqlens``, and batch_sizes (steps,) on the host: how many sequences are alive.
+        rows (F,) on ``device``, and batch_sizes (steps,) on the host: how many sequences are alive.
     """
-    lengths = cu_seqlens.diff().cpu().long()
-    ordered, order = lengths.sort(descending=True, stable=True)
-    alive = torch.arange(int(ordered[0]))[:, None] < ordered
-    rows = (cu_seqlens[:-1].cpu().long()[order] + torch.arange(int(ordered[0]))[:, None])[alive]
-    return rows.to(cu_seqlens.device), alive.sum(dim=1)
+    cu_seqlens = cu_seqlens.cpu().long()
+    ordered, order = cu_seqlens.diff().sort(descending=True, stable=True)
+    step = torch.arange(int(ordered[0]))[:, None]
+    alive = step < ordered
+    rows = (cu_seqlens[:-1][order] + step)[alive]
+    if device.type == "cuda":
+        rows = rows.pin_memory()  # or the copy would wait for the device
+    return rows.to(device, non_blocking=True), alive.sum(dim=1)
 
 
 # One opaque operator, with its own backward: inside an operator autograd does not run. What it saves is ordered as in a
@@ -89,7 +97,7 @@ def _lstm_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hidden states (F, d); for the backward, in the order of time: hidden states (F, d), the activated gates i, f, g,
     o (F, 4d) and the cells c (F, d)."""
-    rows, batch_sizes = _time_steps(cu_seqlens)
+    rows, batch_sizes = _time_steps(cu_seqlens, frames.device)
     size = weight_hh.shape[1]
     gates, hidden, cells = (frames.new_zeros(frames.shape[0], columns) for columns in (4 * size, size, size))
     torch.addmm(bias_ih + bias_hh, frames[rows], weight_ih.T, out=gates[: len(rows)])
@@ -124,7 +132,7 @@ def _lstm_backward_op(
     grad: Tensor, cu_seqlens: Tensor, weight_hh: Tensor, hidden: Tensor, gates: Tensor, cells: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the gates before activation (F, 4d), 0 at rows of no sequence, and of ``weight_hh``."""
-    rows, batch_sizes = _time_steps(cu_seqlens)
+    rows, batch_sizes = _time_steps(cu_seqlens, grad.device)
     sizes = batch_sizes.tolist()
     begins = (batch_sizes.cumsum(0) - batch_sizes).tolist()
     grad = grad[rows]

@@ -38,10 +38,12 @@ class Frames(NamedTuple):
     Attributes:
         values: (F, d_m).
         packing: Which rows belong to which utterance.
+        host_cu_seqlens: ``packing.cu_seqlens`` on the CPU, where the caller had it there.
     """
 
     values: Tensor
     packing: Packing
+    host_cu_seqlens: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -364,6 +366,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
                 "give the features it was trained on, or make a model for these."
             )
         values = values.to(self.dtype)
+        host_cu_seqlens = None
         if values.dim() == 2:
             if cu_seqlens is None or max_length is None:
                 raise ValueError(
@@ -372,7 +375,9 @@ class CMSBertModel(CMSBertPreTrainedModel):
                 )
             if mask is not None:
                 raise ValueError(f"{name}_mask belongs to padded {name}; with cu_seq_lens_{name} leave it out.")
-            packing = Packing(cu_seqlens, max_length)
+            if cu_seqlens.device.type == "cpu":
+                host_cu_seqlens = cu_seqlens
+            packing = Packing(cu_seqlens.to(values.device, non_blocking=True), max_length)
         elif mask is None:
             packing = uniform_packing(values.shape[0], values.shape[1], values.device)
             values = values.flatten(0, 1)
@@ -384,7 +389,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
             raise ValueError(
                 f"{name} holds {packing.cu_seqlens.shape[0] - 1} utterances but the tokens {batch_size}; give one each."
             )
-        return Frames(values, packing)
+        return Frames(values, packing, host_cu_seqlens)
 
     def encode(
         self, inputs: PackedInputs, output_hidden_states: bool = False, output_shift_maps: bool = False
@@ -424,7 +429,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
         Padded: ``input_ids`` (B, N), masks 1 = valid in any pattern, None = all valid, ``visual`` (B, N_v, d_v).
         Packed, after Hugging Face's padding-free convention: ``input_ids`` and ``position_ids`` (1, T),
         ``cu_seq_lens_q`` (B + 1,) int32, ``max_length_q``; ``visual`` (F, d_v) with ``cu_seq_lens_visual`` and
-        ``max_length_visual``, likewise ``acoustic``.
+        ``max_length_visual``, likewise ``acoustic``. ``cu_seq_lens_visual`` and ``cu_seq_lens_acoustic`` may be on the
+        CPU though all else is on a GPU: then the LSTMs of CMSBERT-CLR need not wait for the device to learn lengths.
 
         Args:
             input_ids: Word pieces, int64.
@@ -597,7 +603,7 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
         middles, embeds = [middle], {"linguistic": linguistic}
         for name in self.modalities:
             frames = getattr(batch, name)
-            encoded = getattr(self, f"{name}_lstm")(frames.values, frames.packing)
+            encoded = getattr(self, f"{name}_lstm")(frames.values, frames.packing, frames.host_cu_seqlens)
             middle, embeds[name] = getattr(self, f"{name}_projector")(segment_mean(encoded, frames.packing))
             middles.append(middle)
         logits = self.fusion(middles)

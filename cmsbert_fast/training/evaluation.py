@@ -18,6 +18,7 @@ from cmsbert_fast.processing_cmsbert import CMSBertProcessor, Encoded
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
 
 MODALITIES = ("linguistic", "visual", "acoustic")
+HOST_INPUTS = ("cu_seq_lens_visual", "cu_seq_lens_acoustic")  # the LSTMs lay out their time steps on the CPU
 CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay where they are mapped
 
 
@@ -73,11 +74,13 @@ class Batches:
         return None if any(label is None for label in labels) else torch.tensor(labels)
 
     def load(self, indices: Sequence[int] | np.ndarray, labels: bool = True) -> dict[str, Any]:
-        """Some examples as packed model inputs on the device; the copy to a GPU is asynchronous."""
+        """Some examples as packed model inputs on the device; the copy to a GPU is asynchronous.
+
+        What the models read on the CPU, the lengths of frames, stays there."""
         inputs = self._processor.collate([self._encode(int(i)) for i in indices], packed=True)
         if not labels:
             inputs.pop("labels", None)
-        return {name: self._to_device(value) for name, value in inputs.items()}
+        return {name: self._place(name, value) for name, value in inputs.items()}
 
     def _encode(self, index: int) -> Encoded:
         if index in self._encoded:
@@ -88,10 +91,11 @@ class Batches:
             self._cached_bytes += encoded.visual.nbytes + encoded.acoustic.nbytes
         return encoded
 
-    def _to_device(self, value: Any) -> Any:
+    def _place(self, name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or self._device.type == "cpu":
             return value
-        return value.pin_memory().to(self._device, non_blocking=True)
+        value = value.pin_memory()
+        return value if name in HOST_INPUTS else value.to(self._device, non_blocking=True)
 
 
 def fitting(example: Example, config: CMSBertConfig) -> Example:

@@ -1,0 +1,62 @@
+"""A training step never makes the host wait for the GPU."""
+
+import pytest
+import torch
+
+from cmsbert_fast.data import read_corpus
+from cmsbert_fast.training.distributed import Gradients, Ranks
+from cmsbert_fast.training.evaluation import HOST_INPUTS, Batches
+from cmsbert_fast.training.loop import _Record, backward
+from cmsbert_fast.training.models import build, parameter_groups
+from cmsbert_fast.training.settings import TrainingSettings
+
+
+def prepare(device, precision="fp32"):
+    """Model, batches and what a step needs, on the embedded corpus."""
+    settings = TrainingSettings(data="embedded", precision=precision)
+    corpus = read_corpus("embedded")
+    ranks = Ranks(0, 1, torch.device(device))
+    model, processor = build(settings, corpus)
+    model.to(ranks.device).train()
+    batches = Batches(corpus.splits["train"], processor, model.config, ranks.device)
+    return settings, model, batches, ranks
+
+
+class Pinned(torch.Tensor):
+    """Pinning needs a GPU."""
+
+    def pin_memory(self):
+        return self
+
+
+def test_lengths_of_frames_stay_on_the_host():
+    _, _, batches, _ = prepare("cpu")
+    batches._device = torch.device("meta")  # stands in for a GPU
+    placed = {name: batches._place(name, Pinned(3)) for name in ("input_ids", *HOST_INPUTS)}
+    assert placed["input_ids"].device.type == "meta"
+    assert all(placed[name].device.type == "cpu" for name in HOST_INPUTS)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_step_without_waiting(precision):
+    settings, model, batches, ranks = prepare("cuda", precision)
+    gradients = Gradients(model.parameters(), ranks)
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=1e-5, fused=True)
+
+    def step(indices):
+        gradients.zero()
+        losses = backward(model, batches, indices, gradients, ranks, settings)
+        gradients.finish()
+        norm = gradients.norm()
+        optimizer.step()
+        return _Record.of(1, 1e-5, indices, losses, norm, False, ranks)
+
+    step(list(range(8)))  # compiles and allocates
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        record = step(list(range(8, 16)))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    record.copied.synchronize()
+    assert record.values.isfinite().all()
