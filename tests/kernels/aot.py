@@ -220,20 +220,25 @@ def run_quick(name: str) -> None:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Compiles the Triton kernels and checks what they use.")
-    parser.add_argument("suites", nargs="*", choices=[*SUITES, []], default=list(SUITES), help="default: all")
+    parser.add_argument("suites", nargs="*", metavar="suite", help=f"{', '.join(SUITES)}; default: all")
     parser.add_argument("--quick", action="store_true", help="only what pytest compiles")
     parser.add_argument("--write", action="store_true", help="replace the budget by what was measured")
     parser.add_argument("--only", default="", help="calls whose name in the budget contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     options = parser.parse_args(arguments)
-    found = []
-    for name in options.suites:
+    if unknown := set(options.suites) - set(SUITES):
+        parser.error(f"no suite is called {', '.join(sorted(unknown))}; choose from {', '.join(SUITES)}")
+    found, compiled = [], 0
+    for name in options.suites or SUITES:
         rules = suite(name)
         every = [(case, target) for case in rules.cases for target in TARGETS]
         jobs = [job for job in (rules.quick if options.quick else every) if options.only in f"{job[1]}: {job[0]}"]
         start = time.monotonic()
         found += check(name, jobs, options.jobs, options.write)
+        compiled += len(jobs)
         print(f"{name}: {len(jobs)} calls in {time.monotonic() - start:.0f} s", flush=True)
+    if not compiled:
+        parser.error(f"no call's name contains {options.only!r}")
     print("\n".join(found) or "all within budget")
     return 1 if found else 0
 

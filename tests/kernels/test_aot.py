@@ -67,6 +67,27 @@ def test_a_missing_budget_is_a_failure(text: str | None, tmp_path: Path, monkeyp
     assert aot.check("cms_attention", [(case, "sm_90")], 1) == []
 
 
+def test_the_command_compiles_everything_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: dict[str, int] = {}
+
+    def check(name: str, jobs: list[Any], processes: int, write: bool) -> list[str]:
+        compiled[name] = len(jobs)
+        return ["too much"] if write else []
+
+    monkeypatch.setattr(aot, "check", check)
+    assert aot.main([]) == 0
+    targets = len(aot.TARGETS)
+    assert compiled == {
+        "cms_attention": len(ATTENTION.cases) * targets,
+        "contrastive": len(CONTRASTIVE.cases) * targets,
+    }
+    assert aot.main(["contrastive", "--write"]) == 1
+    for wrong in (["contrastif"], ["--only", "sm_70"]):
+        with pytest.raises(SystemExit) as stopped:
+            aot.main(wrong)
+        assert stopped.value.code != 0
+
+
 @pytest.mark.parametrize("rules", [ATTENTION, CONTRASTIVE], ids=aot.SUITES)
 def test_every_call_has_a_budget_that_obeys_the_rules(rules: aot.Suite) -> None:
     budget = rules.read_budget()
