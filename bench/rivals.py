@@ -59,7 +59,7 @@ def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tens
         state = hidden.new_zeros(1, len(hidden), lstm.hidden_size)
         weights = [lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0]
         # Padding follows the frames, so that no valid state depends on it.
-        encoded, _, _ = torch.lstm(batch[name], (state, state), weights, True, 1, 0.0, model.training, False, True)
+        encoded = _lstm(batch[name], state, weights, model.training)
         middle, embeds[name] = getattr(model, f"{name}_projector")(_masked_mean(encoded, masks[name]))
         middles.append(middle)
     logits = model.fusion(middles)
@@ -74,6 +74,11 @@ def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tens
         backend="torch",
     )
     return logits, total_loss(task_loss(logits, batch["labels"]), contrastive, model.nu)
+
+
+@torch.compiler.disable  # as torch.compile does with torch.nn.LSTM
+def _lstm(frames: Tensor, state: Tensor, weights: list[Tensor], training: bool) -> Tensor:
+    return torch.lstm(frames, (state, state), weights, True, 1, 0.0, training, False, True)[0]
 
 
 class TextBert(nn.Module):
