@@ -122,6 +122,33 @@ print(f"reading every training frame once: {seconds:.2f} s, largest resident mem
 """
 )
 
+_START = (
+    _PEAK
+    + """
+import sys, time
+from cmsbert_fast.training import loop
+from cmsbert_fast.training.evaluation import Batches
+from cmsbert_fast.training.models import build
+from cmsbert_fast.training.settings import TrainingSettings
+import torch
+settings = TrainingSettings(data=sys.argv[1])
+print(f"imports of train.py: largest resident memory {peak():.0f} MiB")
+times = [time.perf_counter()]
+corpus = loop.read(settings)
+times.append(time.perf_counter())
+loop.check_data(corpus)
+loop.fingerprint(corpus)
+times.append(time.perf_counter())
+model, processor = build(settings, corpus)
+times.append(time.perf_counter())
+Batches(corpus.splits["train"], processor, model.config, torch.device("cpu")).load(range(128))
+times.append(time.perf_counter())
+stages = ("open", "check and fingerprint", "vocabulary, statistics and model", "first batch")
+print("start of training: " + ", ".join(f"{name} {b - a:.2f} s" for name, a, b in zip(stages, times, times[1:])))
+print(f"largest resident memory {peak():.0f} MiB")
+"""
+)
+
 
 def run(script: str, *arguments: str) -> tuple[float, str]:
     """Seconds and output of a Python script in a process of its own."""
@@ -148,6 +175,7 @@ def main() -> None:
     print(output)
     print(f"read and convert: {seconds:.1f} s")
     print(run(_OPEN, str(target))[1])
+    print(run(_START, str(target))[1])
 
 
 if __name__ == "__main__":

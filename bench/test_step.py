@@ -99,6 +99,8 @@ def test_step(race, device):
     steps["MAG-BERT's way: padded to 50, eager"] = plain_step(mag, lambda: mag(batch.padded)[1])
     text = TextBert(config).to(device).train()
     steps["Hugging Face BERT, text only, padded to 50"] = plain_step(text, lambda: text(batch.padded)[1])
+    compiled_model = torch.compile(model, dynamic=False)
+    steps["ours, torch.compile"] = trainer.step(lambda: compiled_model(**batch.packed).loss)
     steps["ours in bfloat16"] = trainer.step(autocast(lambda: model(**batch.packed).loss, device))
 
     kept = {
