@@ -1,5 +1,6 @@
 """CMS attention, the public operator: what it means, what it accepts, and which backend runs it."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -76,8 +77,8 @@ def cms_attention(
     Args:
         query, key, value: X W + b before the shift, split into heads.
         visual, acoustic: What each modality adds; None = absent.
-        cu_seqlens: (B + 1,) int32, packed form only: starts at 0 and never falls. Its values are not checked on a GPU,
-            where that would wait for the device. Rows from ``cu_seqlens[-1]`` on belong to no sequence.
+        cu_seqlens: (B + 1,) int32, packed form only: starts at 0 and never falls. Its values are checked on the CPU;
+            on a GPU that would wait for the device. Rows from ``cu_seqlens[-1]`` on belong to no sequence.
         max_seqlen: The longest sequence's length, or any larger number; packed form only.
         attention_mask: (B, N) bool, True = valid, any pattern; padded form only. None = all valid.
         activation: "relu", "sigmoid" or "tanh" (sigma of Eq. 1 and 2).
@@ -219,7 +220,7 @@ def _check(
     if not 0 <= dropout_p < 1:
         raise ValueError(f"dropout_p={dropout_p} is out of range; give a probability in [0, 1).")
     if packed:
-        _check_cu_seqlens("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, query.device)
+        _check_cu_seqlens("cu_seqlens", cu_seqlens, "max_seqlen", max_seqlen, query, "query")
         if attention_mask is not None:
             raise ValueError("attention_mask belongs to the padded form; with cu_seqlens leave it out.")
     elif max_seqlen is not None:
@@ -257,7 +258,12 @@ def _check_modality(name: str, modality: ModalityShift, query: Tensor, cu_seqlen
             raise ValueError(f"{name}.{field} has shape {actual}; it must be {shape}.")
     if cu_seqlens is not None:
         _check_cu_seqlens(
-            f"{name}.cu_seqlens", modality.cu_seqlens, f"{name}.max_length", modality.max_length, query.device
+            f"{name}.cu_seqlens",
+            modality.cu_seqlens,
+            f"{name}.max_length",
+            modality.max_length,
+            modality.frames,
+            f"{name}.frames",
         )
         assert modality.cu_seqlens is not None
         if modality.cu_seqlens.shape != cu_seqlens.shape:
@@ -277,7 +283,7 @@ def _check_modality(name: str, modality: ModalityShift, query: Tensor, cu_seqlen
 
 
 def _check_cu_seqlens(
-    name: str, cu_seqlens: Tensor | None, length_name: str, max_length: int | None, device: torch.device
+    name: str, cu_seqlens: Tensor | None, length_name: str, max_length: int | None, values: Tensor, values_name: str
 ) -> None:
     if cu_seqlens is None or max_length is None:
         raise ValueError(f"The packed form needs both {name} and {length_name}.")
@@ -287,8 +293,19 @@ def _check_cu_seqlens(
         )
     if not cu_seqlens.is_contiguous():
         raise ValueError(f"{name} has stride {cu_seqlens.stride(0)}; give {name}.contiguous().")
-    if cu_seqlens.device != device:
-        raise ValueError(f"{name} is on {cu_seqlens.device} but query is on {device}; move them to one device.")
+    if cu_seqlens.device != values.device:
+        raise ValueError(
+            f"{name} is on {cu_seqlens.device} but {values_name} is on {values.device}; move them to one device."
+        )
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        ends = cu_seqlens.tolist()
+        lengths = [end - begin for begin, end in pairwise(ends)]
+        if ends[0] != 0 or min(lengths) < 0 or ends[-1] > values.shape[0]:
+            raise ValueError(
+                f"{name} must start at 0, never fall, and end at or below the {values.shape[0]} rows of {values_name}."
+            )
+        if max(lengths) > max_length:
+            raise ValueError(f"{length_name}={max_length}, but {name} holds a sequence of {max(lengths)} rows.")
 
 
 def _check_mask(name: str, mask: Tensor, shape: torch.Size, device: torch.device) -> None:

@@ -295,6 +295,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
             raise ValueError("Give either input_ids or inputs_embeds.")
         rows = None
         padded_shape = None
+        if cu_seq_lens_q is None and attention_mask is None and position_ids is not None and tokens.shape[0] == 1:
+            cu_seq_lens_q, max_length_q = _restarts(position_ids)
         if cu_seq_lens_q is not None:
             if attention_mask is not None:
                 raise ValueError("attention_mask belongs to padded batches; with cu_seq_lens_q leave it out.")
@@ -429,7 +431,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
         Padded: ``input_ids`` (B, N), masks 1 = valid in any pattern, None = all valid, ``visual`` (B, N_v, d_v).
         Packed, after Hugging Face's padding-free convention: ``input_ids`` and ``position_ids`` (1, T),
         ``cu_seq_lens_q`` (B + 1,) int32, ``max_length_q``; ``visual`` (F, d_v) with ``cu_seq_lens_visual`` and
-        ``max_length_visual``, likewise ``acoustic``. ``cu_seq_lens_visual`` and ``cu_seq_lens_acoustic`` may be on the
+        ``max_length_visual``, likewise ``acoustic``; without ``cu_seq_lens_q``, ``position_ids`` of a single row that
+        start anew at 0 say where utterances begin. ``cu_seq_lens_visual`` and ``cu_seq_lens_acoustic`` may be on the
         CPU though all else is on a GPU: then the LSTMs of CMSBERT-CLR need not wait for the device to learn lengths.
 
         Args:
@@ -638,6 +641,19 @@ def positions(packing: Packing, total: int) -> Tensor:
     rows = torch.arange(total, device=packing.cu_seqlens.device)
     position = rows - packing.cu_seqlens[sequence_of_row(packing, total)]
     return position.masked_fill(rows >= packing.cu_seqlens[-1], 0)
+
+
+def _restarts(position_ids: Tensor) -> tuple[Tensor | None, int | None]:
+    """cu_seq_lens_q and max_length_q of a row whose positions start anew at 0 for every utterance; None for one.
+
+    Hugging Face's DataCollatorWithFlattening says no more than this by default. Reading it waits for the device, and
+    torch.compile breaks the graph here.
+    """
+    starts = (position_ids.flatten() == 0).nonzero()[:, 0]
+    if len(starts) < 2 or starts[0] != 0:
+        return None, None
+    cu_seqlens = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).int()
+    return cu_seqlens, int(cu_seqlens.diff().max())
 
 
 def _take(tensor: Tensor, rows: Tensor | None) -> Tensor:

@@ -345,7 +345,7 @@ def broken_calls():
     yield r"give cu_seqlens.contiguous\(\)", (x, x, x), packed | {"cu_seqlens": cu.repeat_interleave(2)[::2]}
     yield "visual.frames is torch.float64", (x, x, x, good._replace(frames=good.frames.double())), packed
     yield "visual.cu_seqlens and visual.max_length", (x, x, x, good._replace(cu_seqlens=None)), packed
-    yield "holds 1 sequences", (x, x, x, good._replace(cu_seqlens=cu[:2])), packed
+    yield "holds 1 sequences", (x, x, x, good._replace(cu_seqlens=cu.new_tensor([0, 2]), max_length=2)), packed
     yield (
         "for the tokens too",
         (padded, padded, padded, ModalityShift(p[None], *(t[None] for t in good[1:3]), *good[3:6])),
@@ -359,3 +359,27 @@ def broken_calls():
 def test_every_wrong_argument_is_named(message, args, kwargs):
     with pytest.raises((ValueError, TypeError), match=message):
         cms_attention(*args, **kwargs)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize(
+    ("cu", "longest", "message"),
+    [
+        ([0, 3, 9], 9, "cu_seqlens must start at 0"),
+        ([0, 5, 3], 5, "cu_seqlens must start at 0"),
+        ([1, 2, 4], 4, "cu_seqlens must start at 0"),
+        ([0, 3, 4], 2, "max_seqlen=2, but cu_seqlens holds a sequence of 3 rows"),
+    ],
+)
+def test_wrong_lengths_are_refused(backend, cu, longest, message):
+    x = torch.randn(4, 2, 8)
+    with pytest.raises(ValueError, match=message):
+        cms_attention(x, x, x, cu_seqlens=torch.tensor(cu, dtype=torch.int32), max_seqlen=longest, backend=backend)
+
+
+def test_wrong_lengths_of_frames_are_refused():
+    x = torch.randn(4, 2, 8)
+    cu_seqlens = torch.tensor([0, 1, 4], dtype=torch.int32)
+    shift = ModalityShift(torch.randn(4), torch.randn(5), torch.randn(5, 3), torch.randn(16, 3), cu_seqlens + 2, 3)
+    with pytest.raises(ValueError, match=r"visual.cu_seqlens must start at 0.*5 rows of visual.frames"):
+        cms_attention(x, x, x, shift, cu_seqlens=cu_seqlens, max_seqlen=3)

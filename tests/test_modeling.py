@@ -271,6 +271,20 @@ def test_position_ids_of_packed_input_may_be_left_out(batch):
     assert torch.equal(model(**inputs).last_hidden_state, expected)
 
 
+def test_position_ids_that_start_anew_are_utterances(batch):
+    """What Hugging Face's DataCollatorWithFlattening gives by default: position_ids and nothing else."""
+    model = lively(CMSBertModel(config()))
+    inputs = packed(batch)
+    frameless = {name: inputs[name] for name in ("input_ids", "position_ids")}
+    lengths = {name: inputs[name] for name in ("cu_seq_lens_q", "max_length_q")}
+    expected = model(**frameless, **lengths).last_hidden_state
+    assert torch.equal(model(**frameless).last_hidden_state, expected)
+    one = {"input_ids": frameless["input_ids"], "position_ids": torch.arange(frameless["input_ids"].shape[1])[None]}
+    assert not torch.equal(model(**one).last_hidden_state, expected)
+    compiled = torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(**frameless).last_hidden_state, expected, rtol=0, atol=1e-12)
+
+
 def test_masks_with_holes_equal_the_tokens_left(batch):
     model = lively(CMSBertModel(config()))
     batch["attention_mask"] = torch.tensor([[1, 0, 1, 1, 0, 0, 1, 0, 1]]).expand(4, -1)
