@@ -43,8 +43,8 @@ def pairwise_contrastive_loss(
     None, the target is the example itself.
 
     Every similarity matrix serves both of its directions and none is stored: memory beyond inputs and gradients is
-    O(n). With three modalities forward and backward take 15 n^2 d multiply-adds on Triton, 12 on PyTorch, divided among
-    ranks; the roofline stands in ``cmsbert_fast.kernels.contrastive``. Deterministic.
+    O(n). With three modalities forward and backward take 15 n^2 d multiply-adds on Triton; on PyTorch 12 in one process,
+    15 in a group. Ranks divide them; the roofline stands in ``cmsbert_fast.kernels.contrastive``. Deterministic.
 
     Args:
         linguistic, visual, acoustic: (n, d) embeddings, not normalised; any one may be None. float64 (not on Triton),
@@ -64,7 +64,8 @@ def pairwise_contrastive_loss(
         The loss, 0-dim, float32 (float64 for float64 embeddings); 0 for n < 2.
 
     Raises:
-        ValueError: fewer than two modalities, or shapes, dtypes, devices or numbers that do not fit together.
+        ValueError: fewer than two modalities, or shapes, dtypes, devices or numbers that do not fit together. On every
+            rank, if those of the ranks do not fit one another.
     """
     embeddings = [z for z in (linguistic, visual, acoustic) if z is not None]
     _validate(embeddings, labels, temperature, smoothing, threshold)
@@ -279,23 +280,48 @@ _library.define(
 )
 
 
+# What ranks must agree on is exchanged as numbers: dtypes by their place here, -1 for none and for any other.
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_LABEL_DTYPES = (*_DTYPES, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _describe(modalities: int, d: int, dtype: int, labels: int) -> str:
+    named = "no labels" if labels < 0 else f"labels of {_LABEL_DTYPES[labels]}"
+    return f"{modalities} modalities of d={d} in {_DTYPES[dtype]}, {named}"
+
+
 class _Ring:
     """The ranks of a group, their row counts, and how blocks travel from each rank to the next.
 
     ``differentiable``: whether any rank needs gradients. All must then take part in the exchange of the backward pass,
     also one whose own rows need none (it may have none).
+
+    Raises:
+        ValueError: on every rank, if they would send one another messages of different meaning.
     """
 
-    def __init__(self, group: "dist.ProcessGroup", z: Tensor, differentiable: bool):
+    def __init__(
+        self, group: "dist.ProcessGroup", embeddings: list[Tensor], labels: Tensor | None, differentiable: bool
+    ):
+        z = embeddings[0]
         self.group = group
         self.rank, self.ranks = dist.get_rank(group), dist.get_world_size(group)
         # On the CPU where the group can: reading the counts then does not wait for the GPU.
         devices = [device.type for device in group._device_types]
         device = torch.device("cpu") if "cpu" in devices else z.device
-        gathered = torch.zeros(2 * self.ranks, dtype=torch.int64, device=device)
-        _all_gather(gathered, torch.tensor([z.shape[0], int(differentiable)], device=device), group=group)
-        numbers: list[int] = gathered.tolist()
-        self.counts, self.differentiable = numbers[::2], any(numbers[1::2])
+        label_dtype = _LABEL_DTYPES.index(labels.dtype) if labels is not None and labels.dtype in _LABEL_DTYPES else -1
+        agreed = [len(embeddings), z.shape[1], _DTYPES.index(z.dtype), label_dtype]
+        own = torch.tensor([z.shape[0], int(differentiable), *agreed], device=device)
+        gathered = own.new_zeros(self.ranks * len(own))
+        _all_gather(gathered, own, group=group)
+        numbers: list[list[int]] = gathered.view(self.ranks, -1).tolist()
+        self.counts, self.differentiable = [row[0] for row in numbers], any(row[1] for row in numbers)
+        for rank, (_, _, *theirs) in enumerate(numbers):
+            if theirs != numbers[0][2:]:
+                raise ValueError(
+                    "All ranks of the group must give the same modalities, size d and dtypes, and all labels or none: "
+                    f"rank 0 has {_describe(*numbers[0][2:])}, but rank {rank} {_describe(*theirs)}."
+                )
         self.total, self.longest = sum(self.counts), max(self.counts)
 
     def offset(self, rank: int) -> int:
@@ -353,7 +379,7 @@ def _group_forward(
     embeddings, labels, temperature, fixed_temperature, smoothing, threshold, backend, group, differentiable
 ):
     z = embeddings[0]
-    ring = _Ring(dist.distributed_c10d._resolve_process_group(group), z, differentiable)
+    ring = _Ring(dist.distributed_c10d._resolve_process_group(group), embeddings, labels, differentiable)
     differentiable = ring.differentiable
     engine = _engine(backend)
     tau = _temperature(z, temperature, fixed_temperature)

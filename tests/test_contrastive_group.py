@@ -6,8 +6,9 @@ Four processes start once and go through everything; a failed assertion in any o
 import contextlib
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -50,6 +51,20 @@ def assert_same(got: list[Tensor], wanted: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@contextlib.contextmanager
+def counted(ring: bool, ranks: int) -> Iterator[None]:
+    """The ranks must meet, and only as said: in a ring, or by gathering (always where there is one rank)."""
+    from cmsbert_fast import contrastive
+
+    with (
+        mock.patch.object(contrastive, "_meet_in_a_ring", wraps=contrastive._meet_in_a_ring) as in_a_ring,
+        mock.patch.object(contrastive, "_meet_by_gathering", wraps=contrastive._meet_by_gathering) as by_gathering,
+    ):
+        yield
+    taken, other = (in_a_ring, by_gathering) if ring and ranks > 1 else (by_gathering, in_a_ring)
+    assert (taken.call_count > 0 or ranks == 1, other.call_count) == (True, 0)
+
+
 def check_loss(
     group: dist.ProcessGroup,
     labels: Tensor | None,
@@ -82,7 +97,8 @@ def check_loss(
 
     if compiled:
         function = torch.compile(function, fullgraph=True, backend="aot_eager")
-    loss = function(*local)
+    with counted(ring, ranks):
+        loss = function(*local)
     (2 * loss).backward()
     tolerance = {torch.float64: 1e-10, torch.float32: 2e-5}.get(dtype, 4 * torch.finfo(dtype).eps)
     torch.testing.assert_close(loss.double(), expected.detach(), rtol=min(tolerance, 1e-5), atol=1e-10)
@@ -110,7 +126,8 @@ def check_ddp(group: dist.ProcessGroup, ring: bool) -> None:
     start = sum(COUNTS[ranks][:rank])
     mine = slice(start, start + COUNTS[ranks][rank])
     *z, _ = model(x[mine])
-    pairwise_contrastive_loss(*z, y[mine], model.module.temperature, group=group).backward()
+    with counted(ring, ranks):
+        pairwise_contrastive_loss(*z, y[mine], model.module.temperature, group=group).backward()
     assert_same(gradients(model), gradients(single))
 
 
@@ -207,6 +224,58 @@ def test_a_rank_may_need_no_gradients(tmp_path: Path) -> None:
     """A rank without rows gives plain zeros: it still passes the others' blocks on in the backward exchange."""
     run: Callable[..., None] = mp.spawn
     run(work_without_gradients_on_one_rank, args=(str(tmp_path / "store"),), nprocs=2)
+
+
+def work_that_disagrees(rank: int, store: str) -> None:
+    from cmsbert_fast import contrastive, pairwise_contrastive_loss
+
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=30)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
+    z, y = torch.randn(4, 8), torch.randn(4)
+    odd = [
+        ([z, z, z], None, "no labels"),
+        ([z, z, z], y.long(), "labels of torch.int64"),
+        ([z[:, :4]] * 3, y, "d=4"),
+        ([z.double()] * 3, y, "torch.float64"),
+        ([z, z, None], y, "2 modalities"),
+    ]
+    for limit in (0, 2**30):
+        contrastive.GATHER_LIMIT_BYTES = limit
+        for embeddings, labels, named in odd:
+            given, targets = (embeddings, labels) if rank else ([z, z, z], y)
+            smoothing = None if targets is None else 0.9
+            with pytest.raises(ValueError, match=f"All ranks.*rank 0 has 3 .*d=8 .* but rank 1 .*{named}"):
+                pairwise_contrastive_loss(*given, targets, smoothing=smoothing, group=dist.group.WORLD)
+    pairwise_contrastive_loss(z, z, z, y, group=dist.group.WORLD)  # the group is as good as before
+    dist.destroy_process_group()
+
+
+def test_ranks_that_disagree_are_told(tmp_path: Path) -> None:
+    """Otherwise they would wait for one another, or read one another's bytes as something else."""
+    run: Callable[..., None] = mp.spawn
+    run(work_that_disagrees, args=(str(tmp_path / "store"),), nprocs=2)
+
+
+def work_at_the_limit(rank: int, store: str) -> None:
+    from cmsbert_fast import contrastive, pairwise_contrastive_loss
+
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
+    assert contrastive.GATHER_LIMIT_BYTES == 2**30  # as the README says
+    z = [torch.randn(5 - 2 * rank, 8, dtype=torch.bfloat16) for _ in range(3)]
+    gathered = 2 * 5 * 8 * 3 * 2  # ranks, rows of the longest, d, modalities, bytes
+    for limit, ring in ((gathered, False), (gathered - 1, True)):
+        contrastive.GATHER_LIMIT_BYTES = limit
+        with counted(ring, 2):
+            pairwise_contrastive_loss(*z, smoothing=None, group=dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def test_size_decides_how_ranks_meet(tmp_path: Path) -> None:
+    run: Callable[..., None] = mp.spawn
+    run(work_at_the_limit, args=(str(tmp_path / "store"),), nprocs=2)
 
 
 def work_in_the_interpreter(rank: int, store: str) -> None:
