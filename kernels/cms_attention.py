@@ -1245,6 +1245,10 @@ class _Launcher:
         """The table's row for this call."""
         return configuration(name, self.device, self.item_size, self.call.max_length, self.head_size)
 
+    def token_tiles(self, block: int) -> int:
+        """Tiles of a sequence's tokens; one even without tokens, for somebody must zero the rows of no sequence."""
+        return max(1, triton.cdiv(self.call.max_length, block))
+
     def run(self, kernel: Any, grid: tuple[int, ...], config: dict[str, int], **more: Any) -> None:
         """Launches ``kernel`` with those of the arguments that it takes."""
         pool = self.arguments | more
@@ -1275,10 +1279,10 @@ def forward(call: Call) -> tuple[Tensor, Saved]:
         return out, saved
     if call.modalities:
         config = launcher.config("shift_forward")
-        n_tiles = triton.cdiv(call.max_length, config["BLOCK_N"])
+        n_tiles = launcher.token_tiles(config["BLOCK_N"])
         launcher.run(shift_forward_kernel, (call.batch * n_tiles,), config, n_tiles=n_tiles, **outputs)
     config = launcher.config("attention_forward")
-    n_tiles = triton.cdiv(call.max_length, config["BLOCK_M"])
+    n_tiles = launcher.token_tiles(config["BLOCK_M"])
     launcher.run(attention_forward_kernel, (call.batch * n_tiles, launcher.heads), config, n_tiles=n_tiles, **outputs)
     return out, saved
 
@@ -1356,11 +1360,11 @@ def backward(
 
     delta = torch.empty_like(saved.lse)
     config = launcher.config("attention_backward_query")
-    n_tiles = triton.cdiv(call.max_length, config["BLOCK_M"])
+    n_tiles = launcher.token_tiles(config["BLOCK_M"])
     grid = (call.batch * n_tiles, launcher.heads)
     launcher.run(attention_backward_query_kernel, grid, config, n_tiles=n_tiles, out=out, delta=delta, **shared)
     config = launcher.config("attention_backward_key")
-    n_tiles = triton.cdiv(call.max_length, config["BLOCK_N"])
+    n_tiles = launcher.token_tiles(config["BLOCK_N"])
     grid = (call.batch * n_tiles, launcher.heads)
     launcher.run(attention_backward_key_kernel, grid, config, n_tiles=n_tiles, delta=delta, **shared)
     for i, (m, suffix) in enumerate(((call.visual, "v"), (call.acoustic, "a"))):
@@ -1403,7 +1407,7 @@ def _long_gate_backward(
         **{f"s_{x}{axis}": pool[f"s_{x}{suffix}{axis}"] for x in "prx" for axis in "bn"},
     }
     config = launcher.config("gate_backward_token")
-    n_tiles = triton.cdiv(launcher.call.max_length, config["BLOCK_N"])
+    n_tiles = launcher.token_tiles(config["BLOCK_N"])
     launcher.run(gate_backward_token_kernel, (batch * n_tiles,), config, n_tiles=n_tiles, **shared)
     if m.frame_gate.numel() > 0:
         config = launcher.config("gate_backward_frame")

@@ -7,6 +7,7 @@ Error rule: at most twice (z) or three times (gradients) the error of the same c
 dtype, plus a few units in the last place.
 """
 
+import inspect
 import os
 import subprocess
 import sys
@@ -218,13 +219,25 @@ GRID: dict[str, dict[str, Any]] = {
     "short, head 128, tanh": {"tokens": [5], "visual": [9], "acoustic": None, "head_size": 128, "activation": "tanh"},
     "short, head 24": {"tokens": [17], "visual": None, "acoustic": [9], "head_size": 24},
     "short, frameless batch": {"tokens": [5, 2], "visual": [0, 0], "acoustic": [3, 0]},
+    "short, BERT's heads": {
+        "tokens": [50, 1, 64], "visual": [50, 0, 7], "acoustic": [9, 3, 0], "heads": 3, "head_size": 64,
+        "sizes": (47, 74),
+    },
     "medium": {"tokens": [65, 1, 63], "visual": [7, 5, 0], "acoustic": [1, 0, 33], "heads": 1},
     "medium, tanh, three heads": {
         "tokens": [66], "visual": [9], "acoustic": None, "heads": 3, "head_size": 16, "activation": "tanh",
     },
+    "medium, BERT's heads": {
+        "tokens": [65, 7], "visual": [50, 0], "acoustic": [9, 3], "heads": 3, "head_size": 64, "sizes": (47, 74),
+    },
+    "medium, head 128": {"tokens": [65, 1], "visual": [7, 0], "acoustic": None, "heads": 1, "head_size": 128},
     "long": {"tokens": [129, 7], "visual": [5, 64], "acoustic": [0, 1], "heads": 1, "activation": "sigmoid"},
     "long by frame size": {"tokens": [7, 20], "visual": [33, 5], "acoustic": [9, 50], "sizes": (709, 1), "heads": 1},
     "long by frames": {"tokens": [7], "visual": [513], "acoustic": None, "sizes": (20, 20), "heads": 1},
+    "long, BERT's heads": {
+        "tokens": [65, 129], "visual": [65, 0], "acoustic": [9, 3], "heads": 3, "head_size": 64, "sizes": (47, 74),
+    },
+    "long, head 128": {"tokens": [129, 1], "visual": [7, 5], "acoustic": None, "heads": 1, "head_size": 128},
     "plain attention": {"tokens": [7, 33], "visual": None, "acoustic": None},
 }  # fmt: skip
 
@@ -249,6 +262,21 @@ def test_masks_with_holes(shape_class: str, absent: str | None, dtype: torch.dty
 
 @runs_kernels
 @all_classes
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masks_with_holes_in_every_tile(shape_class: str, dtype: torch.dtype) -> None:
+    """Tiles are at most 64 wide; in the second sequence nothing of the first one is valid."""
+    tokens = {"short": [33, 64, 50], "medium": [65, 128, 64], "long": [65, 129, 64]}[shape_class]
+    case = make_case(tokens, [65, 130, 0], [130, 66, 3], heads=1, head_size=16, scattered=True, dtype=dtype)
+    case.mask[1, : 32 if shape_class == "short" else 64] = False
+    for m in case.modalities:
+        m[4][1, :64] = False
+        m[4][1, 65] = True
+    case.mask[1, tokens[1] - 1] = True
+    check(case, dtype, packed=False)
+
+
+@runs_kernels
+@all_classes
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
 def test_shape_classes_agree_in_float32(shape_class: str, activation: str) -> None:
     check(
@@ -266,9 +294,41 @@ def test_long_tail_of_rows_of_no_sequence(shape_class: str) -> None:
 
 
 @runs_kernels
+@pytest.mark.parametrize("size", [0, 5, 129], ids=["plain", "one launch", "two launches"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_of_no_sequence_without_any_token(size: int, dtype: torch.dtype) -> None:
+    """A static batch that holds no sequence at all: every row is left over, yet written, forward and backward."""
+    cu, cu_frames = (torch.tensor(x, dtype=torch.int32, device=DEVICE) for x in ([0, 0, 0], [0, 2, 3]))
+    rows, frames = 70, 4
+
+    def poison(*shape: int) -> Tensor:
+        return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE).requires_grad_()
+
+    leaves = [poison(rows, 2, 16) for _ in range(3)]
+    visual = None
+    if size:
+        weight = torch.ones(32, size, dtype=dtype, device=DEVICE).requires_grad_()
+        leaves += [poison(rows), poison(frames), poison(frames, size), weight]
+        visual = ModalityShift(*leaves[3:], cu_frames, 2)
+    z = cms_attention(*leaves[:3], visual, cu_seqlens=cu, max_seqlen=0, backend="triton")
+    for x in (z, *torch.autograd.grad(z, leaves, torch.full_like(z, float("nan")))):
+        assert torch.equal(x, torch.zeros_like(x))
+
+
+@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+def test_no_atomics() -> None:
+    """Nothing is added in an order that the machine chooses."""
+    assert "atomic_" not in inspect.getsource(attention_triton.kernels)
+
+
+@pytest.mark.cuda
 @all_classes
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter runs one program after the other")
 def test_same_bits_twice(shape_class: str) -> None:
-    case = make_case([20, 7], [9, 20], [5, 1], head_size=16)
+    """On every multiprocessor at once."""
+    n = {"short": 64, "medium": 128, "long": 300}[shape_class]
+    tokens = [n - i for i in range(32)]
+    case = make_case(tokens, [64] * 32, [50] * 32, heads=12, head_size=64, sizes=(47, 74))
     first, second = (public(case, torch.float16, "triton", True, 3) for _ in range(2))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
@@ -353,6 +413,33 @@ def test_memory_is_linear_in_the_sequence(tokens: int, frames: int, size: int) -
         kernels.Call(*qkv, m, m, None, None, tokens, "relu", 0.1, 0.0, None), (True, True)
     )
     assert backward.shift.numel() == qkv[0].numel()
+
+
+@runs_kernels
+@all_classes
+def test_what_is_kept_for_backward_is_linear_in_the_length(shape_class: str) -> None:
+    def kept(n: int) -> int:
+        """Bytes beyond the inputs."""
+        case = make_case([n], [n], [n], heads=1, head_size=16, sizes=(16, 16))
+        leaves = [x.to(DEVICE, torch.float16).requires_grad_() for x in case.leaves]
+        own = {x.data_ptr() for x in leaves}
+        tensors: list[Tensor] = []
+
+        def pack(x: Tensor) -> Tensor:
+            tensors.append(x)
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            visual, acoustic = ModalityShift(*leaves[3:7]), ModalityShift(*leaves[7:])
+            cms_attention(*leaves[:3], visual, acoustic, dropout_p=0.1, backend="triton")
+        assert own <= {x.data_ptr() for x in tensors}
+        return sum(x.numel() * x.element_size() for x in tensors if x.data_ptr() not in own)
+
+    n = {"short": 32, "medium": 64, "long": 130}[shape_class]
+    seed = 8
+    a_token = 2 * (16 + 16) + (0 if shape_class == "short" else 2 * (16 + 16) + 4)  # m; z, a, log-sum-exp
+    assert kept(n) == seed + n * a_token
+    assert kept(2 * n) == seed + 2 * n * a_token
 
 
 @runs_kernels
