@@ -1,7 +1,9 @@
 """The "triton" backend of :func:`cmsbert_fast.cms_attention`: fused kernels behind two registered operators.
 
 ``torch.ops.cmsbert_fast.cms_attention_forward`` and ``..._backward`` carry the kernels through torch.compile, CUDA
-graphs and checkpointing; :class:`_CMSAttention` ties them together for autograd. Nothing here launches on import.
+graphs and checkpointing; :class:`_CMSAttention` ties them together for autograd. By itself the forward operator is not
+differentiable and says so when asked for a gradient: call :func:`cmsbert_fast.cms_attention`. Nothing here launches on
+import.
 """
 
 import importlib.util
@@ -147,6 +149,12 @@ def _call(*arguments: Any) -> "kernels.Call":
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # PyTorch would only warn, and give no gradient. Within _CMSAttention and compiled graphs gradients are off.
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+        raise RuntimeError(
+            "cms_attention_forward is not differentiable by itself; call cmsbert_fast.cms_attention, or the operator "
+            "under torch.no_grad()."
+        )
     with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
         out, saved = kernels.forward(_call(*arguments))
     return out, *saved

@@ -136,6 +136,7 @@ def operator_arguments(dtype: torch.dtype, packed: bool, dropout_p: float) -> tu
 @runs_kernels
 @pytest.mark.parametrize(("packed", "dropout_p"), [(True, 0.0), (False, 0.5)])
 def test_operators_pass_opcheck(shape_class: ShapeClass, packed: bool, dropout_p: float) -> None:
+    """Without gradients: the operators have none by themselves, and those of cms_attention are tested below."""
     arguments = operator_arguments(shape_class.dtype, packed, dropout_p)
     operators = torch.ops.cmsbert_fast
     # Dynamic shapes are traced in the compile test: here they would only repeat it.
@@ -144,6 +145,22 @@ def test_operators_pass_opcheck(shape_class: ShapeClass, packed: bool, dropout_p
     out, *saved = operators.cms_attention_forward(*arguments)
     backward = (torch.ones_like(out), out, *saved, True, False, *arguments)
     torch.library.opcheck(operators.cms_attention_backward.default, backward, test_utils=tests)
+
+
+@runs_kernels
+def test_the_operator_by_itself_never_loses_a_gradient(shape_class: ShapeClass) -> None:
+    arguments = operator_arguments(shape_class.dtype, True, 0.0)
+    operator = torch.ops.cmsbert_fast.cms_attention_forward
+    expected = operator(*arguments)[0]
+    leaves, options = inputs(shape_class.dtype)
+    value_and_gradients(lambda x: run(x, "triton", **options), leaves)  # the way to get gradients
+    for i in (0, 1, 2, *range(3, 7), *range(9, 13)):  # q, k, v, and what is floating of each modality
+        asking = list(arguments)
+        asking[i] = arguments[i].clone().requires_grad_()
+        with pytest.raises(RuntimeError, match="not differentiable by itself"):
+            operator(*asking)
+        with torch.no_grad():
+            assert torch.equal(operator(*asking)[0], expected)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
