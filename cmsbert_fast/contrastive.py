@@ -43,8 +43,9 @@ def pairwise_contrastive_loss(
     None, the target is the example itself.
 
     Every similarity matrix serves both of its directions and none is stored: memory beyond inputs and gradients is
-    O(n). With three modalities forward and backward take 15 n^2 d multiply-adds on Triton; on PyTorch 12 in one process,
-    15 in a group. Ranks divide them; the roofline stands in ``cmsbert_fast.kernels.contrastive``. Deterministic.
+    O(n). With three modalities forward and backward take 15 n^2 d multiply-adds on Triton; on PyTorch 12 in one process
+    and 15 in a group, whose ranks divide them. Deterministic. The roofline stands in
+    ``cmsbert_fast.kernels.contrastive``.
 
     Args:
         linguistic, visual, acoustic: (n, d) embeddings, not normalised; any one may be None. float64 (not on Triton),
