@@ -51,8 +51,12 @@ def graphed(run: Callable[[], object]) -> Callable[[], object]:
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    current = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    finally:
+        torch.cuda.set_stream(current)  # a capture that fails leaves its own
     return graph.replay
 
 

@@ -81,6 +81,33 @@ def _lstm(frames: Tensor, state: Tensor, weights: list[Tensor], training: bool) 
     return torch.lstm(frames, (state, state), weights, True, 1, 0.0, training, False, True)[0]
 
 
+def lean_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visual: ModalityShift,
+    acoustic: ModalityShift,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """CMS attention, padded, with nothing but what valid tokens need: padding may hold anything finite, and gets
+    anything. The low-rank identity of SPEC 8, one mask for scaled_dot_product_attention."""
+    a = None
+    for shift in (visual, acoustic):
+        gates = torch.relu(shift.token_gate[:, :, None] + shift.frame_gate[:, None])
+        if shift.mask is None:
+            gates = gates / shift.frames.shape[1]
+        else:
+            mask = shift.mask.to(gates.dtype)
+            gates = gates * (mask / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, None]
+        own = F.linear(gates @ shift.frames, shift.weight)
+        a = own if a is None else a + own
+    assert a is not None
+    a = a.unflatten(-1, query.shape[-2:])
+    keys = None if attention_mask is None else attention_mask[:, None, None]
+    q, k, v = ((x + a).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2)
+
+
 class TextBert(nn.Module):
     """Text alone, as most people run it: Hugging Face's BertModel on a padded batch, mean pool, linear head."""
 
@@ -166,9 +193,9 @@ class _TiledLogSumExp(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor, tile: int) -> Tensor:
         parts = []
         for rows in a.split(tile):
-            total = rows.new_full((len(rows),), -torch.inf)
+            total = rows.new_full((len(rows),), -torch.inf, dtype=torch.promote_types(a.dtype, torch.float32))
             for columns in b.split(tile):
-                total = torch.logaddexp(total, torch.logsumexp(rows @ columns.T, dim=1))
+                total = torch.logaddexp(total, torch.logsumexp((rows @ columns.T).to(total.dtype), dim=1))
             parts.append(total)
         result = torch.cat(parts)
         ctx.save_for_backward(a, b, result)
@@ -184,13 +211,13 @@ class _TiledLogSumExp(torch.autograd.Function):
             rows = slice(i, i + ctx.tile)
             for j in range(0, len(b), ctx.tile):
                 columns = slice(j, j + ctx.tile)
-                p = torch.exp(a[rows] @ b[columns].T - lse[rows, None]) * grad[rows, None]
+                p = (torch.exp(a[rows] @ b[columns].T - lse[rows, None]) * grad[rows, None]).to(a.dtype)
                 grad_a[rows] += p @ b[columns]
         for j in range(0, len(b), ctx.tile):
             columns = slice(j, j + ctx.tile)
             for i in range(0, len(a), ctx.tile):
                 rows = slice(i, i + ctx.tile)
-                p = torch.exp(a[rows] @ b[columns].T - lse[rows, None]) * grad[rows, None]
+                p = (torch.exp(a[rows] @ b[columns].T - lse[rows, None]) * grad[rows, None]).to(a.dtype)
                 grad_b[columns] += p.T @ a[rows]
         return grad_a, grad_b, None
 

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from bench.rivals import lean_attention
 from bench.workload import AttentionBatch, attention_bytes, attention_flops, draw_lengths
 from cmsbert_fast import cms_attention
+from cmsbert_fast.attention import choose_backend
 from cmsbert_fast.packing import pad, unpad
 
 SUITE = "CMS attention"
@@ -25,13 +27,13 @@ CASES = [
 ]
 
 
-def dtypes(device: torch.device) -> list[torch.dtype]:
-    return [torch.bfloat16] if device.type == "cuda" else [torch.float32]
+def dtype_of(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> dict:
     """Every way to compute the same thing: name -> call; a call returns z of the valid tokens, packed or padded."""
-    compiled = torch.compile(cms_attention, dynamic=False)
+    compiled = torch.compile(lean_attention, dynamic=False)
 
     def call(operator, form, backend):
         arguments, options = batch.packed if form == "packed" else batch.padded
@@ -39,7 +41,7 @@ def calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> dict:
 
         def run():
             with torch.set_grad_enabled(backward):
-                z = operator(*arguments, **options, backend=backend)
+                z = operator(*arguments, **options, **({"backend": backend} if backend else {}))
             if not backward:
                 return z, ()
             own = grad if form == "packed" else padded_grad
@@ -52,7 +54,8 @@ def calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> dict:
         "ours": call(cms_attention, "packed", "auto"),
         "torch backend": call(cms_attention, "packed", "torch"),
         "torch backend, padded": call(cms_attention, "padded", "torch"),
-        "torch.compile of it, padded": call(compiled, "padded", "torch"),
+        "lean PyTorch, padded": call(lean_attention, "padded", None),
+        "torch.compile of it, padded": call(compiled, "padded", None),
         "literal reference, padded": call(cms_attention, "padded", "reference"),
     }
 
@@ -72,7 +75,7 @@ def check(runs: dict, batch: AttentionBatch, tolerance: float) -> None:
         expected = expected or [t.double() for t in got]
         for value, reference in zip(got, expected, strict=True):
             error = (value.double() - reference).abs().max() / reference.abs().max().clamp(min=1e-6)
-            assert error < tolerance, f"{name} differs by {error:.2e}; no speed is reported for a wrong result"
+            assert error < tolerance, f"{name} and ours differ by {error:.2e}; no speed is reported for a wrong result"
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward + backward"])
@@ -81,35 +84,35 @@ def test_attention(race, device, kind, batch_size, backward):
     lengths = draw_lengths(kind, batch_size)
     if sum(lengths) * 768 > ELEMENTS[device.type]:
         pytest.skip(f"{sum(lengths)} tokens are too many for this machine")
-    for dtype in dtypes(device):
-        batch = AttentionBatch.draw(lengths, lengths, device, dtype)
-        torch.compiler.reset()
-        runs = calls(batch, backward, torch.randn_like(batch.inputs[0]))
-        missing = {}
-        if len(lengths) * max(lengths) ** 2 * 768 > REFERENCE_ELEMENTS[device.type]:
-            missing["literal reference, padded"] = "its N x N_v x D tensor does not fit"
-        if device.type == "cpu" and batch_size != 32:
-            missing["torch.compile of it, padded"] = "compiled for batch 32 only: a minute each on this machine"
-        runs = {name: run for name, run in runs.items() if name not in missing}
-        check(runs, batch, 1e-4 if dtype == torch.float32 else 4e-2)
-        element = batch.inputs[0].element_size()
-        race(
-            SUITE,
-            f"{'MOSI lengths' if kind == 'mosi' else f'length {kind}'}, batch {batch_size}, "
-            f"{'forward + backward' if backward else 'forward'}",
-            runs,
-            seconds=10,
-            flops=attention_flops(lengths, lengths, backward),
-            bytes_moved=attention_bytes(lengths, lengths, backward, element),
-            dtype=str(dtype).removeprefix("torch."),
-            facts={"tokens": sum(lengths)},
-            missing=missing,
-            graphs=True,
-        )
+    dtype = dtype_of(device)
+    batch = AttentionBatch.draw(lengths, lengths, device, dtype)
+    torch.compiler.reset()
+    runs = calls(batch, backward, torch.randn_like(batch.inputs[0]))
+    missing = {}
+    if len(lengths) * max(lengths) ** 2 * 768 > REFERENCE_ELEMENTS[device.type]:
+        missing["literal reference, padded"] = "its N x N_v x D tensor does not fit"
+    if device.type == "cpu" and batch_size != 32:
+        missing["torch.compile of it, padded"] = "compiled for batch 32 only: a minute each on this machine"
+    runs = {name: run for name, run in runs.items() if name not in missing}
+    check(runs, batch, 1e-4 if dtype == torch.float32 else 4e-2)
+    element = batch.inputs[0].element_size()
+    race(
+        SUITE,
+        f"{'MOSI lengths' if kind == 'mosi' else f'length {kind}'}, batch {batch_size}, "
+        f"{'forward + backward' if backward else 'forward'}",
+        runs,
+        seconds=10,
+        flops=attention_flops(lengths, lengths, backward),
+        bytes_moved=attention_bytes(lengths, lengths, backward, element),
+        dtype=str(dtype).removeprefix("torch."),
+        facts={"tokens": sum(lengths), "ours": choose_backend(batch.inputs[0])},
+        missing=missing,
+        graphs=True,
+    )
 
 
 def grown(lengths, frames, device):
-    batch = AttentionBatch.draw(lengths, frames, device, dtypes(device)[0])
+    batch = AttentionBatch.draw(lengths, frames, device, dtype_of(device))
     grad = torch.randn_like(batch.inputs[0])
 
     def run():

@@ -38,9 +38,7 @@ def test_scaling(race, device, tmp_path):
     for processes, launches in runs.items():
         steps = np.array([[[step["total"] for step in rank] for rank in ranks] for ranks in launches])
         waiting = np.array([[[step["waiting"] for step in rank] for rank in ranks] for ranks in launches])
-        work = np.array(
-            [[[step["forward"] + step["backward"] for step in rank] for rank in ranks] for ranks in launches]
-        )
+        work = np.array([[[step["work"] for step in rank] for rank in ranks] for ranks in launches])
         tokens = np.array([[[step["tokens"] for step in rank] for rank in ranks] for ranks in launches])
         rows[str(processes)] = {
             # Of the slowest rank: nobody starts the next step before it.

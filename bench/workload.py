@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cmsbert_fast import CMSBertConfig, ModalityShift
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
+from cmsbert_fast.training.evaluation import HOST_INPUTS
 
 MOSI_LENGTHS = np.loadtxt(Path(__file__).with_name("mosi_lengths.txt"), dtype=int)
 PADDED_LENGTH = 50  # what the published code pads MOSI and MOSEI to
@@ -27,10 +28,14 @@ SHAPES = {  # hidden size, layers, heads
 }
 
 
-def draw_lengths(kind: str | int, batch: int, seed: int = 0) -> list[int]:
-    """``batch`` lengths: "mosi" = drawn from MOSI's, a number = that one."""
+def draw_lengths(kind: str | int, batch: int) -> list[int]:
+    """``batch`` lengths: "mosi" = evenly spaced quantiles of MOSI's, shuffled; a number = that one.
+
+    Quantiles, because a random draw of 32 has 10 % more or fewer tokens than the average batch.
+    """
     if kind == "mosi":
-        return np.random.default_rng(seed).choice(MOSI_LENGTHS, batch).tolist()
+        quantiles = np.sort(MOSI_LENGTHS)[((np.arange(batch) + 0.5) / batch * len(MOSI_LENGTHS)).astype(int)]
+        return np.random.default_rng(0).permutation(quantiles).tolist()
     return [int(kind)] * batch
 
 
@@ -83,7 +88,7 @@ class ModelBatch:
             packed |= {name: values, f"cu_seq_lens_{name}": packing.cu_seqlens, f"max_length_{name}": longest}
             padded |= {name: pad(values, packing), f"{name}_mask": mask.long()}
         return cls(
-            {k: v.to(device) if isinstance(v, Tensor) else v for k, v in packed.items()},
+            {k: v.to(device) if isinstance(v, Tensor) and k not in HOST_INPUTS else v for k, v in packed.items()},
             {k: v.to(device) for k, v in padded.items()},
         )
 
@@ -123,7 +128,10 @@ class AttentionBatch:
         for size in sizes:
             gates = (draw(total), draw(count))
             shifts.append((*gates, draw(count, size), draw(heads * head_size, size, scale=0.02)))
-        mask, frame_mask = valid_positions(packing), valid_positions(frame_packing)
+        # Without padding there is no mask to pay for.
+        mask, frame_mask = (
+            valid_positions(p) if len(set(n)) > 1 else None for p, n in ((packing, lengths), (frame_packing, frames))
+        )
         leaves = [x.requires_grad_() for x in qkv]
         padded_leaves = [pad(x.detach(), packing).requires_grad_() for x in qkv]
         modalities, padded_modalities = [], []
@@ -155,33 +163,37 @@ class AttentionBatch:
 def attention_flops(lengths: Sequence[int], frames: Sequence[int], backward: bool, hidden: int = HIDDEN) -> float:
     """Operations of CMS attention on valid tokens and frames: scores, values, mean frames and shifts.
 
-    Backward twice as many for every product, plus the scores and the shift again, which no backend keeps.
+    Backward two products for each, but one for the mean frames: frames need no gradient. Nothing is computed again.
     """
     size = VISUAL_SIZE + ACOUSTIC_SIZE
     scores = sum(2 * n * n * hidden for n in lengths)
     mean = sum(2 * n * m * size for n, m in zip(lengths, frames, strict=True))
     shift = 2 * sum(lengths) * size * hidden
     forward = 2 * scores + mean + shift
-    return forward + (2 * forward + scores + shift if backward else 0)
+    return forward + (4 * scores + 2 * shift + mean if backward else 0)
 
 
 def attention_bytes(
     lengths: Sequence[int], frames: Sequence[int], backward: bool, element: int, hidden: int = HIDDEN
 ) -> float:
-    """Least traffic: q, k, v, frames and weights read and z written once; backward also reads dz and writes dq, dk, dv.
+    """Least traffic: q, k, v, frames and weights read and z written once; backward reads them and dz again and writes
+    dq, dk, dv and the weights' gradients.
 
     Gates are thousands of times smaller than the rest and left out.
     """
     size = VISUAL_SIZE + ACOUSTIC_SIZE
     tokens, inputs = sum(lengths) * hidden, (sum(frames) + hidden) * size
     forward = 4 * tokens + inputs
-    return element * (forward + (7 * tokens + 2 * inputs if backward else 0))
+    return element * (forward + (7 * tokens + inputs + hidden * size if backward else 0))
 
 
 def contrastive_flops(n: int, size: int, modalities: int = 3) -> float:
-    """Operations the loss and its gradient need at least: per pair one product forward, and two backward."""
+    """Operations the loss and its gradient need at least where no n x n matrix is kept.
+
+    Per pair one product forward, the same again backward, and two for the gradients.
+    """
     pairs = modalities * (modalities - 1) // 2
-    return 2.0 * 3 * pairs * n * n * size
+    return 2.0 * 4 * pairs * n * n * size
 
 
 def contrastive_bytes(n: int, size: int, element: int, modalities: int = 3) -> float:

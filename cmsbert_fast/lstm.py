@@ -129,9 +129,15 @@ def _(
 
 @torch.library.custom_op("cmsbert_fast::lstm_backward", mutates_args=())
 def _lstm_backward_op(
-    grad: Tensor, cu_seqlens: Tensor, weight_hh: Tensor, hidden: Tensor, gates: Tensor, cells: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the gates before activation (F, 4d), 0 at rows of no sequence, and of ``weight_hh``."""
+    grad: Tensor,
+    frames: Tensor,
+    cu_seqlens: Tensor,
+    weight_hh: Tensor,
+    hidden: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the gates before activation (F, 4d), 0 at rows of no sequence, and of both weights."""
     rows, batch_sizes = _time_steps(cu_seqlens, grad.device)
     sizes = batch_sizes.tolist()
     begins = (batch_sizes.cumsum(0) - batch_sizes).tolist()
@@ -160,14 +166,21 @@ def _lstm_backward_op(
     before = [torch.arange(begin, begin + alive) for begin, alive in zip(begins, sizes[1:], strict=False)]
     later = grad_gates[sizes[0] :] if sizes else grad_gates
     grad_hh = later.T @ hidden[torch.cat(before)] if before else torch.zeros_like(weight_hh)
-    return torch.zeros_like(gates).index_copy_(0, rows, grad_gates), grad_hh
+    grad_ih = grad_gates.T @ frames[rows]  # rows of no sequence may hold NaN
+    return torch.zeros_like(gates).index_copy_(0, rows, grad_gates), grad_ih, grad_hh
 
 
 @_lstm_backward_op.register_fake
 def _(
-    grad: Tensor, cu_seqlens: Tensor, weight_hh: Tensor, hidden: Tensor, gates: Tensor, cells: Tensor
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(gates), torch.empty_like(weight_hh)
+    grad: Tensor,
+    frames: Tensor,
+    cu_seqlens: Tensor,
+    weight_hh: Tensor,
+    hidden: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(gates), gates.new_empty(gates.shape[1], frames.shape[1]), torch.empty_like(weight_hh)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
@@ -179,10 +192,13 @@ def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tenso
 
 def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
     frames, cu_seqlens, weight_ih, weight_hh, hidden, gates, cells = ctx.saved_tensors
-    grad_gates, grad_hh = torch.ops.cmsbert_fast.lstm_backward(grad, cu_seqlens, weight_hh, hidden, gates, cells)
-    bias = grad_gates.sum(dim=0)
-    grad_frames = grad_gates @ weight_ih if ctx.needs_input_grad[0] else None
-    return grad_frames, None, grad_gates.T @ frames, grad_hh, bias, bias.clone()
+    with torch.autocast(grad.device.type, enabled=False):
+        grad_gates, grad_ih, grad_hh = torch.ops.cmsbert_fast.lstm_backward(
+            grad, frames, cu_seqlens, weight_hh, hidden, gates, cells
+        )
+        bias = grad_gates.sum(dim=0)
+        grad_frames = grad_gates @ weight_ih if ctx.needs_input_grad[0] else None
+    return grad_frames, None, grad_ih, grad_hh, bias, bias.clone()
 
 
 _lstm_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -48,3 +48,19 @@ def test_operator_passes_opcheck():
     lstm, packing = module(), Packing(cumulative(torch.tensor([3, 0, 2])), 3)
     frames = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     torch.library.opcheck(torch.ops.cmsbert_fast.lstm.default, (frames, packing.cu_seqlens, *lstm.parameters()))
+
+
+def test_rows_of_no_sequence_may_hold_nan_and_backward_may_run_under_autocast():
+    lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([3, 2])), 3)
+    frames = torch.randn(7, 3)
+
+    def gradients(frames, autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return torch.autograd.grad(lstm(frames, packing).square().sum(), list(lstm.parameters()))
+
+    expected = gradients(frames, False)
+    poisoned = frames.clone()
+    poisoned[5:] = torch.nan
+    for got in (gradients(poisoned, False), gradients(frames, True)):
+        for gradient, wanted in zip(got, expected, strict=True):
+            assert torch.equal(gradient, wanted)

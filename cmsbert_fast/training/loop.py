@@ -124,7 +124,7 @@ class _Record:
         ranks: Ranks,
     ) -> "_Record":
         """Averages a step's numbers over the ranks and starts their copy to the host."""
-        values = torch.stack([*losses, losses[0].new_tensor(float(stop))]).double()
+        values = torch.stack([*losses, losses[0].new_full((), float(stop))]).double()
         values = distributed.sum_over_ranks(values, ranks) / ranks.world_size
         values = torch.cat([values, norm.double()[None]]).to("cpu", non_blocking=True)
         copied = None

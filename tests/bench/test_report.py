@@ -62,7 +62,7 @@ def write_results(folder, seconds, device="A CPU"):
     growth = dict(kind="growth", suite="Training step", case="batches", quantity="valid tokens", limit=1.05)
     growth |= dict(sizes=[10, 20, 40], seconds={"10": [1.0] * 5, "20": [4.0] * 5, "40": [16.0] * 5})
     file = dict(datetime="2026-01-01T00:00:00", machine_info=facts, commit_info={"id": "abcdef0123456789"})
-    file["benchmarks"] = [{"extra_info": extra}, {"extra_info": growth}]
+    file["benchmarks"] = [{"extra_info": {"results": [extra]}}, {"extra_info": {"results": [growth]}}]
     folder.mkdir()
     (folder / "one.json").write_text(json.dumps(file))
 

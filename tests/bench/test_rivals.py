@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.rivals import MagBert, TextBert, inf_cl_loss, open_clip_loss, padded_clr
+from bench.rivals import MagBert, TextBert, inf_cl_loss, lean_attention, open_clip_loss, padded_clr
 from bench.workload import AttentionBatch, ModelBatch, attention_flops, make_config, step_flops
 from cmsbert_fast import (
     CMSBertCLRForSequenceClassification,
@@ -77,15 +77,20 @@ def test_packed_and_padded_attention_batches_hold_the_same():
     z = cms_attention(*arguments, **options, backend="torch")
     padded = cms_attention(*padded_arguments, **padded_options, backend="reference")
     torch.testing.assert_close(z, padded[padded_options["attention_mask"]], rtol=0, atol=1e-12)
+    lean = lean_attention(*padded_arguments, **padded_options)
+    torch.testing.assert_close(lean[padded_options["attention_mask"]], z, rtol=0, atol=1e-12)
 
 
-def test_operations_are_those_that_pytorch_counts():
+@pytest.mark.parametrize("backward", [False, True])
+def test_operations_are_those_that_pytorch_counts(backward):
     lengths, frames = [7, 7], [4, 4]
     batch = AttentionBatch.draw(lengths, frames, torch.device("cpu"), torch.float32)
     arguments, options = batch.padded
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        cms_attention(*arguments, **options, backend="torch")
-    assert counter.get_total_flops() == attention_flops(lengths, frames, backward=False)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
+        z = cms_attention(*arguments, **options, backend="torch")
+        if backward:
+            z.sum().backward()
+    assert counter.get_total_flops() == attention_flops(lengths, frames, backward)
 
 
 def test_operations_of_a_step_are_those_that_pytorch_counts():
