@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command line.
 
     Returns:
-        The exit status: 0, or 2 for a user's error, which is told in one sentence on stderr.
+        The exit status: 0, or 2 for a user's error, which is told in one sentence on stderr; as shells have it, 130
+        after Ctrl-C and 141 where nobody reads standard output any more.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -61,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         rows = prediction_rows(predictions, classes)
         if given.output is None:
             csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+            sys.stdout.flush()
         else:
             try:
                 write_csv(given.output, rows)
@@ -71,6 +74,12 @@ def main(arguments: Sequence[str]) -> int:
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Python flushes standard output once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

@@ -232,7 +232,11 @@ def read_corpus(
         return replace(corpus, splits=bare, classes=None)
     from . import convert
 
-    if convert.is_converted(Path(source)):
+    try:
+        converted = convert.is_converted(Path(source))
+    except (OSError, ValueError) as error:  # a name that is too long or has a null byte, a folder that is closed
+        raise DataError(f"Check the path of the data: {source!s:.200} cannot be looked at ({error!s:.300}).") from error
+    if converted:
         if words is not None or label is not None:
             raise DataError(f"Leave out --words and --label: they were settled when {source} was converted.")
         without = _left_out("converted", visual, acoustic)

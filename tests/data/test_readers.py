@@ -182,6 +182,30 @@ def test_mult_ids_may_be_names(files: Any) -> None:
     assert corpus.report.counts == {"train": 1}
 
 
+def test_the_table_of_mult_may_name_video_and_clip(files: Any) -> None:
+    """As docs/data.md says: id, or video and clip_id; start and stop where the file's ids are times; and text."""
+    path = files.pickle("mosi_data.pkl", files.mult())
+    rows = [[f"vid{v}", k, 2.0 * k, 2.0 * k + 1.5, "hello"] for v in range(3) for k in range(2)]
+    corpus = read_corpus(path, words=str(files.table(rows, "video\tclip_id\tstart\tstop\ttext")))
+    assert corpus.report.counts == {"train": 2, "valid": 2, "test": 2}
+    assert corpus.splits["valid"][1].id == "vid1$_$1"
+    with pytest.raises(DataError, match=r"columns id and text"):
+        read_corpus(path, words=str(files.table([row[:1] + row[2:] for row in rows], "video\tstart\tstop\ttext")))
+
+
+def test_paths_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (tmp_path / ("x" * 300), tmp_path / "a\0b"):
+        with pytest.raises(DataError, match=r"Check the path of the data"):
+            read_corpus(path)
+
+    def closed(self: Path, **_: Any) -> bool:  # root may look everywhere
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.raises(DataError, match=r"Check the path of the data.*Permission denied"):
+        read_corpus(tmp_path)
+
+
 def test_ur_funny(files: Any) -> None:
     root = files.funny()
     corpus = read_corpus(files.pickle("ur_funny.pkl", root))

@@ -98,6 +98,28 @@ def test_as_a_module(run_folder, corpus_folder):
     assert "no split 'nope'; choose one of train, valid, test" in done.stderr.splitlines()[-1]
 
 
+def test_ctrl_c_is_no_traceback(predict, run_folder, corpus_folder, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cmsbert_fast.predict.predict_corpus", interrupt)
+    status, out, err = predict(run_folder, corpus_folder)
+    assert (status, out) == (130, "")
+    assert "Traceback" not in err
+
+
+def test_a_closed_pipe_is_no_traceback(run_folder, corpus_folder):
+    command = [sys.executable, "-m", "cmsbert_fast.predict", str(run_folder), str(corpus_folder)]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # as "| head" does
+        err = process.stderr.read()
+        assert process.wait(timeout=120) == 141
+    assert "test" in err.splitlines()[0]  # the report
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+
+
 def test_users_errors(predict, run_folder, corpus_folder, make_corpus, tmp_path):
     BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path / "bert")
     (tmp_path / "damaged").mkdir()
