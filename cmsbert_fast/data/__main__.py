@@ -1,6 +1,8 @@
 """``python -m cmsbert_fast.data``: convert a source once, or look at it."""
 
 import argparse
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,10 +81,17 @@ def draw(example: Example, file: Path, sample: Sequence[Example]) -> None:
         else:
             axes.set_xlabel("frame")
         figure.colorbar(image, ax=axes, label="standard deviations")
+    # Complete or not at all: what is drawn replaces what was there.
+    temporary = file.parent / f".{file.stem}.{os.getpid()}{file.suffix or '.png'}"
     try:
-        figure.savefig(file, dpi=120)
+        file = file if file.suffix else file.with_suffix(".png")
+        figure.savefig(temporary, dpi=120)
+        temporary.replace(file)
     except (OSError, ValueError) as error:
         raise DataError(f"Choose another file for the picture: {error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

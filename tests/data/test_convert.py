@@ -250,7 +250,14 @@ def test_damaged_converted_data(file: str, files: Any, tmp_path: Path) -> None:
         read_corpus(tmp_path / "c")
 
 
-def test_commands(files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def half_a_picture(_: Any, path: Path, **__: Any) -> None:
+    Path(path).write_bytes(b"half")
+    raise OSError("the disk is full")
+
+
+def test_commands(
+    files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write("segments", files)
     assert main(["inspect", str(path)]) == 0
     said = capsys.readouterr().out
@@ -261,6 +268,14 @@ def test_commands(files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main(["inspect", str(tmp_path / "c"), "--picture", str(picture), "--id", "v_2"]) == 0
     assert "drew v_2" in capsys.readouterr().out
     assert picture.read_bytes().startswith(b"\x89PNG")
+    before = sorted(tmp_path.iterdir())
+    picture.write_bytes(b"an older picture")
+    with monkeypatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", half_a_picture)
+        assert main(["inspect", str(tmp_path / "c"), "--picture", str(picture)]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert picture.read_bytes() == b"an older picture"
+    assert sorted(tmp_path.iterdir()) == before  # and nothing else is left
     for wrong in (
         ["inspect", str(tmp_path / "missing")],
         ["inspect", str(path), "--visual", "nothing"],
