@@ -3,6 +3,7 @@
 import builtins
 import codecs
 import collections
+import contextlib
 import functools
 import gc
 import importlib
@@ -12,12 +13,13 @@ import os
 import pickle
 import pickletools
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -619,16 +621,46 @@ FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(Heal
 INERT = (type(None), bool, int, float, str, bytes, memoryview, list, tuple, dict, safe.Array, safe.LongText)
 
 
+@contextlib.contextmanager
+def bounded(size: int) -> Iterator[None]:
+    """A file of ``size`` bytes takes neither much time nor more memory than it warrants."""
+    previous = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("reading took 5 seconds"))
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+        assert peak <= safe.MEMORY_FACTOR * size + safe.MEMORY_FLOOR
+
+
 def check(data: bytes) -> None:
     """A file is read to inert parts, or refused with one error; never anything else."""
     try:
-        found = safe.loads(data)
+        with bounded(len(data)):
+            found = safe.loads(data)
     except safe.UnsafePickleError:
         return
     assert isinstance(found, (*INERT, safe._Name, safe._Type))
 
 
 OPCODES = st.sampled_from([op.code.encode("latin-1") for op in pickletools.opcodes])
+
+
+def test_what_hangs_or_swells_fails_the_fuzzing() -> None:
+    with pytest.raises(AssertionError), bounded(10):
+        bytes(safe.MEMORY_FLOOR + 200)
+
+    def hang() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        while True:
+            pass
+
+    with pytest.raises(pytest.fail.Exception, match="seconds"), bounded(10):
+        hang()
 
 
 @FUZZ
@@ -694,7 +726,8 @@ def test_fuzz_altered_files_through_the_readers(
     path = tmp_path_factory.getbasetemp() / "fuzz.pkl"
     path.write_bytes(bytes(data))
     try:
-        corpus = read_corpus(path)
+        with bounded(len(data)):
+            corpus = read_corpus(path)
     except DataError:
         return
     for examples in corpus.splits.values():
@@ -747,7 +780,8 @@ def test_fuzz_structures_through_the_readers(
     path = folder / name
     path.write_bytes(pickle.dumps(root["train"] if name == "train.pkl" and "train" in root else root, 4))
     try:
-        corpus = read_corpus(path, label=label, labels=labels, words=str(table))
+        with bounded(path.stat().st_size):
+            corpus = read_corpus(path, label=label, labels=labels, words=str(table))
     except DataError:
         return
     assert all(labels or e.label is None for examples in corpus.splits.values() for e in examples)
