@@ -7,7 +7,7 @@ from bench.rivals import lean_attention
 from bench.workload import AttentionBatch, attention_bytes, attention_flops, draw_lengths
 from cmsbert_fast import cms_attention
 from cmsbert_fast.attention import choose_backend
-from cmsbert_fast.packing import pad, unpad
+from cmsbert_fast.packing import pad, unpad, valid_positions
 
 SUITE = "CMS attention"
 ELEMENTS = {"cpu": 2**25, "cuda": 2**30}  # of q at most; larger cases are beyond the machine's memory or patience
@@ -49,7 +49,7 @@ def calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> dict:
 
         return run
 
-    padded_grad = pad(grad, batch.packing)
+    padded_grad = pad(grad, batch.packing) * valid_positions(batch.packing)[..., None, None].to(grad.dtype)
     return {
         "ours": call(cms_attention, "packed", "auto"),
         "torch backend": call(cms_attention, "packed", "torch"),
