@@ -56,8 +56,8 @@ def gradcache_backward(
     at a time.
 
     The gradient is, to rounding, that of ``loss(*outputs)`` where ``outputs`` are those of all micro-batches in one
-    graph; dropout masks included, since the second pass draws what the first one drew. A single micro-batch runs
-    forward once, as usual.
+    graph. Dropout masks are as the micro-batches draw them, and the second pass draws what the first one drew; one
+    forward of the undivided batch would draw others. A single micro-batch runs forward once, as usual.
 
     Args:
         forward: maps a micro-batch to the model's outputs, a tuple of tensors whose first dimension is the
