@@ -248,6 +248,7 @@ def work_that_disagrees(rank: int, store: str) -> None:
             with pytest.raises(ValueError, match=f"All ranks.*rank 0 has 3 .*d=8 .* but rank 1 .*{named}"):
                 pairwise_contrastive_loss(*given, targets, smoothing=smoothing, group=dist.group.WORLD)
     pairwise_contrastive_loss(z, z, z, y, group=dist.group.WORLD)  # the group is as good as before
+    dist.barrier()
     dist.destroy_process_group()
 
 
@@ -270,6 +271,7 @@ def work_at_the_limit(rank: int, store: str) -> None:
         contrastive.GATHER_LIMIT_BYTES = limit
         with counted(ring, 2):
             pairwise_contrastive_loss(*z, smoothing=None, group=dist.group.WORLD)
+    dist.barrier()  # a rank that leaves while another still talks aborts it
     dist.destroy_process_group()
 
 
