@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench import measure, report
+from cmsbert_fast.training.distributed import keep_freed_memory
 
 SECONDS = 20.0  # a race takes about so long, its fewest rounds permitting
 _finished: list[dict[str, Any]] = []
@@ -14,6 +15,8 @@ _finished: list[dict[str, Any]] = []
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
+    if not torch.cuda.is_available():
+        keep_freed_memory()  # as train.py does; here it serves every contender
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -106,19 +109,20 @@ class Race:
         *,
         seconds: float = SECONDS,
         fewest: int = 5,
-        limit: float | None = None,
     ) -> None:
         """How the time of one thing grows with a size: its sizes race each other, and the exponent is fitted."""
         for run in contenders.values():
             run()
         times = self._turns({str(size): run for size, run in contenders.items()}, seconds, fewest)
         sizes: Sequence[float] = list(contenders)
-        self._keep(
-            dict(kind="growth", suite=suite, case=case, quantity=quantity, sizes=sizes, seconds=times, limit=limit)
-        )
+        self._keep(dict(kind="growth", suite=suite, case=case, quantity=quantity, sizes=sizes, seconds=times))
+
+    def skip(self, suite: str, case: str, why: str) -> None:
+        """A case that this machine cannot run in reasonable time: the report says so."""
+        self.record(kind="skipped", suite=suite, case=case, why=why)
 
     def record(self, **result: Any) -> None:
-        """Keeps a result that was measured elsewhere (other processes)."""
+        """Keeps a result that was not measured by turns: in other processes, by a profiler, or not at all."""
         self._benchmark.pedantic(lambda: None, rounds=1)
         self._keep(result)
 

@@ -93,18 +93,42 @@ def lean_attention(
     anything. The low-rank identity of SPEC 8, one mask for scaled_dot_product_attention."""
     a = None
     for shift in (visual, acoustic):
-        gates = torch.relu(shift.token_gate[:, :, None] + shift.frame_gate[:, None])
-        if shift.mask is None:
-            gates = gates / shift.frames.shape[1]
-        else:
-            mask = shift.mask.to(gates.dtype)
-            gates = gates * (mask / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, None]
-        own = F.linear(gates @ shift.frames, shift.weight)
+        own = F.linear(_mean_frames(shift), shift.weight)
         a = own if a is None else a + own
     assert a is not None
     a = a.unflatten(-1, query.shape[-2:])
     keys = None if attention_mask is None else attention_mask[:, None, None]
     q, k, v = ((x + a).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2)
+
+
+def _mean_frames(shift: ModalityShift) -> Tensor:
+    """Gated mean over a padded modality's frames, for every token: (B, N, d_m)."""
+    gates = torch.relu(shift.token_gate[:, :, None] + shift.frame_gate[:, None])
+    if shift.mask is None:
+        gates = gates / shift.frames.shape[1]
+    else:
+        mask = shift.mask.to(gates.dtype)
+        gates = gates * (mask / mask.sum(dim=1, keepdim=True).clamp(min=1))[:, None]
+    return gates @ shift.frames
+
+
+def augmented_attention(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    heads: int,
+    visual: ModalityShift,
+    acoustic: ModalityShift,
+    attention_mask: Tensor | None = None,
+) -> Tensor:
+    """Projections and CMS attention, padded, the shift inside the projections' one product:
+    [h, mean_v, mean_a] [W, S_v, S_a]^T, where S, shared by query, key and value, stands in W's rows three times."""
+    means = [_mean_frames(shift) for shift in (visual, acoustic)]
+    shared = torch.cat([visual.weight, acoustic.weight], dim=1).repeat(3, 1)
+    qkv = F.linear(torch.cat([hidden, *means], dim=2), torch.cat([weight, shared], dim=1), bias)
+    q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    keys = None if attention_mask is None else attention_mask[:, None, None]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2)
 
 

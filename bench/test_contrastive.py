@@ -65,8 +65,10 @@ def check(runs: dict, tolerance: float) -> None:
 @pytest.mark.parametrize("smoothing", [0.9, None], ids=["smoothed", "one-hot"])
 @pytest.mark.parametrize("n", SIZES)
 def test_contrastive(race, device, n, smoothing):
+    case = f"n = {n}, d = 768, {'targets one-hot' if smoothing is None else 'targets smoothed'}"
     if n > LARGEST[device.type]:
-        pytest.skip(f"n = {n} at d = 768 takes minutes a call on this machine")
+        race.skip(SUITE, case, "takes minutes a call on this machine")
+        return
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     embeddings, labels = draw(n, 768, device, dtype)
     torch.compiler.reset()
@@ -84,7 +86,7 @@ def test_contrastive(race, device, n, smoothing):
     check(runs, 1e-4 if dtype == torch.float32 else 4e-2)
     race(
         SUITE,
-        f"n = {n}, d = 768, {'targets one-hot' if smoothing is None else 'targets smoothed'}",
+        case,
         runs,
         seconds=10,
         flops=contrastive_flops(n, 768),

@@ -79,10 +79,13 @@ def _mean_frame(
     if token_mask is not None:
         token_gate = token_gate.masked_fill(~token_mask, 0)
     if mask is None:
-        count = token_gate.new_full((1,), max(frames.shape[1], 1))
+        count = torch.full((1,), max(frames.shape[1], 1), device=frames.device)
     else:
-        count = mask.sum(dim=1).clamp(min=1).to(token_gate.dtype)
+        count = mask.sum(dim=1).clamp(min=1)
         frame_gate, frames = frame_gate.masked_fill(~mask, 0), frames.masked_fill(~mask[..., None], 0)
     gates = ACTIVATIONS[activation](token_gate[:, :, None] + frame_gate[:, None])  # (B, N, N_m)
-    mean = gates @ frames / count[:, None, None]
+    # In float16 the sum may overflow where the mean does not, and single frames over a large count would underflow:
+    # a part of the count divides the frames, which are fewer numbers than the gates, and the rest divides the sum.
+    early, late = (x.to(frames.dtype)[:, None, None] for x in (count.clamp(max=64), (count / 64).clamp(min=1)))
+    mean = gates @ (frames / early) / late
     return mean if packing is None else unpad(mean, packing, rows)

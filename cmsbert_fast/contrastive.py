@@ -201,12 +201,21 @@ def _temperature(z: Tensor, temperature: Tensor | None, fixed: float) -> Tensor:
 def _contrastive(embeddings, labels, temperature, fixed_temperature, smoothing, threshold, backend):
     if backend == "triton" and embeddings[0].shape[0] > 0:
         with _on_device_of(embeddings[0]):
-            return _engine(backend).forward(embeddings, labels, temperature, fixed_temperature, smoothing, threshold)
+            loss, *saved = _engine(backend).forward(
+                embeddings, labels, temperature, fixed_temperature, smoothing, threshold
+            )
+        return _exact(loss, embeddings[0].shape[0]), *saved
     block = contrastive_torch.make_block(tuple(embeddings), labels, smoothing, threshold)
     tau = _temperature(embeddings[0], temperature, fixed_temperature)
     row_lse, column_lse, attraction = contrastive_torch.statistics(block, block, tau, smoothing, threshold)
     lse = torch.cat([row_lse, column_lse])
-    return (lse.sum() - attraction) / max(block.rows, 1), lse, block.inverse_norm, block.weight
+    loss = _exact((lse.sum() - attraction) / max(block.rows, 1), block.rows)
+    return loss, lse, block.inverse_norm, block.weight
+
+
+def _exact(loss: Tensor, rows: int) -> Tensor:
+    """0 where there is nothing to tell apart, which a difference of rounded sums only nearly is. NaN stays NaN."""
+    return 0 * loss if rows == 1 else loss
 
 
 def _contrastive_fake(embeddings, labels, temperature, fixed_temperature, smoothing, threshold, backend):
@@ -391,6 +400,7 @@ def _group_forward(
     meet = _meet_by_gathering if gather else _meet_in_a_ring
     with _on_device_of(z):
         loss, raw, radial, own = meet(ring, engine, embeddings, labels, tau, smoothing, threshold, differentiable)
+    loss = _exact(loss, ring.total)
     if not differentiable:
         return loss, [e.new_zeros(e.shape) for e in embeddings], tau.new_zeros(())
     # DDP averages the gradients of the ranks; the sum is wanted.

@@ -23,6 +23,7 @@ from torch import Tensor
 EPSILON = 1e-12  # torch.nn.functional.normalize's
 LABEL_TOLERANCE = 1e-5  # labels are float32: 0.3 - 0.2 counts as 0.1
 CHUNK_BYTES = 32 * 2**20  # one (rows, n) matrix; about six are alive at a time
+COMPARISONS = 2**18  # pairs of labels up to which all are compared: bisection is some 20 operators a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,16 @@ def count_related(labels: Tensor, columns: Tensor, threshold: float) -> Tensor:
 
     O(n log n): the related labels are one run of the sorted ones. The ends of the run are found by bisection with the
     same rounded comparison that the tiles make, and not by looking up y + delta: the two differ at the edge by a
-    rounding, and the targets would not sum to 1 there.
+    rounding, and the targets would not sum to 1 there. Few labels are all compared.
     """
-    ordered, labels = spread_labels(columns, threshold).sort().values, spread_labels(labels, threshold)
-    if not labels.is_floating_point():
-        return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
+    columns, labels = spread_labels(columns, threshold), spread_labels(labels, threshold)
     reach = threshold + LABEL_TOLERANCE
+    if labels.is_floating_point() and labels.numel() * columns.numel() <= COMPARISONS:
+        return ((labels[:, None] - columns).abs_() <= reach).sum(1)
+    ordered = columns.sort().values
+    if not labels.is_floating_point():
+        labels = labels.contiguous()  # or PyTorch warns
+        return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
 
     def first(beyond: Callable[[Tensor], Tensor]) -> Tensor:
         low = torch.zeros_like(labels, dtype=torch.int64)
@@ -126,12 +131,21 @@ class _Rectangle:
         ]
         self.diagonal_target = torch.ones_like(rows.weight).masked_fill_(rows.weight > 0, smoothing)
         self.step = max(1, CHUNK_BYTES // (self.dtype.itemsize * max(columns.rows, 1)))
+        # One chunk of one square: pairs share what is alive anyway.
+        self._whole = rows is columns and self.step >= rows.rows
+        self._targets: Tensor | None = None
+        self._normalised: dict[int, Tensor] = {}
 
     def chunks(self):
         return (slice(start, start + self.step) for start in range(0, self.rows.rows, self.step))
 
     def normalised(self, block: Block, modality: int, chunk: slice = slice(None)) -> Tensor:
-        return block.embeddings[modality][chunk].to(self.dtype) * block.inverse_norm[modality, chunk, None]
+        if modality in self._normalised:
+            return self._normalised[modality]
+        out = block.embeddings[modality][chunk].to(self.dtype) * block.inverse_norm[modality, chunk, None]
+        if self._whole:
+            self._normalised[modality] = out
+        return out
 
     def diagonal(self, matrix: Tensor, chunk: slice) -> tuple[Tensor, slice]:
         """A view of the entries of (chunk, all columns) where both are the same example, and their rows."""
@@ -153,6 +167,36 @@ class _Rectangle:
             mask = own[chunk, None] == other
         self.diagonal(mask, chunk)[0].fill_(False)
         return mask
+
+    def targets(self, chunk: slice) -> Tensor | None:
+        """t_ij + t_ji; None where there are no labels, so that the targets are the identity."""
+        if self._targets is not None:
+            return self._targets
+        related = self.related(chunk)
+        if related is None:
+            return None
+        targets = (self.rows.weight[chunk, None] + self.columns.weight).mul_(related)
+        diagonal, index = self.diagonal(targets, chunk)
+        diagonal += 2 * self.diagonal_target[index]
+        if self._whole:
+            self._targets = targets
+        return targets
+
+    def attraction(self, s: Tensor, chunk: slice) -> Tensor:
+        """Sum of (t_ij + t_ji) s_ij. Overwrites ``s``."""
+        targets = self.targets(chunk)
+        if targets is not None:
+            return s.mul_(targets).sum()
+        diagonal, index = self.diagonal(s, chunk)
+        return 2 * (self.diagonal_target[index] * diagonal).sum()
+
+    def subtract_targets(self, g: Tensor, chunk: slice) -> None:
+        targets = self.targets(chunk)
+        if targets is not None:
+            g -= targets
+        else:
+            diagonal, index = self.diagonal(g, chunk)
+            diagonal -= 2 * self.diagonal_target[index]
 
 
 def pairs(modalities: int) -> list[tuple[int, int]]:
@@ -192,12 +236,7 @@ def statistics(
             s = (work.normalised(rows, a, chunk) @ others).div_(work.temperature)
             row_lse[pair, chunk] = s.logsumexp(1)
             column_lse[pair] = torch.logaddexp(column_lse[pair], s.logsumexp(0))
-            diagonal, index = work.diagonal(s, chunk)
-            attraction += 2 * (work.diagonal_target[index] * diagonal).sum()
-            related = work.related(chunk)
-            if related is not None:
-                s.mul_(related)
-                attraction += (s @ columns.weight).sum() + (rows.weight[chunk] @ s).sum()
+            attraction += work.attraction(s, chunk)
     return row_lse, column_lse, attraction
 
 
@@ -233,14 +272,10 @@ def gradients(
             g = (s - rows.lse[direction, chunk, None]).exp_()
             g += s.sub_(columns.lse[opposite]).exp_()
             del s
-            related = work.related(chunk)
-            if related is not None:
-                g -= (rows.weight[chunk, None] + columns.weight).mul_(related)
-            diagonal, index = work.diagonal(g, chunk)
-            diagonal -= 2 * work.diagonal_target[index]
-            raw[a][chunk] += g @ others
+            work.subtract_targets(g, chunk)
+            raw[a][chunk].addmm_(g, others)
             if square:
-                raw[b] += g.T @ own
+                raw[b].addmm_(g.T, own)
             cosine *= g
             radial[a, chunk] += cosine.sum(1)
             if square:

@@ -78,7 +78,8 @@ def pad(packed: Tensor, packing: Packing) -> Tensor:
 def unpad(padded: Tensor, packing: Packing, total: int) -> Tensor:
     """(B, max_length, ...) -> (total, ...); rows of no sequence are 0."""
     if padded.numel() == 0:
-        return padded.new_zeros(total, *padded.shape[2:])
+        nothing = padded.flatten(0, 1).sum(dim=0, dtype=padded.dtype)  # zeros that keep the graph connected
+        return padded.new_zeros(total, *padded.shape[2:]) + nothing
     sequence = sequence_of_row(packing, total)
     row = torch.arange(total, device=padded.device)
     belongs = sequence < padded.shape[0]

@@ -1112,7 +1112,7 @@ def table() -> list[dict[str, Any]]:
 
 @functools.cache
 def configuration(kernel: str, device: str, item_size: int, tokens: int, head_size: int) -> dict[str, int]:
-    """Tiles, warps and stages of a kernel: the table's first row that fits, rows of the very device first.
+    """Tiles, warps and stages of a kernel: the table's tightest row that fits, of equal ones the very device's.
 
     Args:
         kernel: The kernel's name without ``_kernel``.
@@ -1120,12 +1120,18 @@ def configuration(kernel: str, device: str, item_size: int, tokens: int, head_si
         item_size: Bytes of an element.
         tokens, head_size: Upper bounds of this call.
     """
-    for wanted in (device, "*"):
-        for row in table():
-            fits = row["tokens"] >= tokens and row["head_size"] >= head_size
-            if row["kernel"] == kernel and row["device"] == wanted and row["item_size"] == item_size and fits:
-                return row["config"]
-    raise LookupError(f"cms_attention_table.json has no row for {kernel}, {item_size} bytes, head size {head_size}.")
+    fitting = [
+        row
+        for row in table()
+        if row["kernel"] == kernel and row["device"] in (device, "*") and row["item_size"] == item_size
+        if row["tokens"] >= tokens and row["head_size"] >= head_size
+    ]
+    if not fitting:
+        raise LookupError(
+            f"cms_attention_table.json has no row for {kernel}, {item_size} bytes, head size {head_size}."
+        )
+    # Tightness first: what was tuned on this device for wide heads would take narrow ones' tiles over otherwise.
+    return min(fitting, key=lambda row: (row["tokens"], row["head_size"], row["device"] == "*"))["config"]
 
 
 @functools.cache

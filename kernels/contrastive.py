@@ -657,8 +657,8 @@ def _labels(labels: Tensor | None) -> tuple[Tensor | None, int]:
     if labels is None:
         return None, 0
     if labels.is_floating_point():
-        return labels.float(), 1
-    return labels.to(torch.int64), 2
+        return labels.float().contiguous(), 1
+    return labels.to(torch.int64).contiguous(), 2
 
 
 def _three(values: list) -> list:
@@ -798,11 +798,13 @@ def count_related(labels: Tensor, columns: Tensor, threshold: float) -> Tensor:
     if not labels.is_floating_point() or labels.numel() == 0:
         return contrastive_torch.count_related(labels, columns, threshold)
     ordered = columns.float().sort().values
-    count = torch.empty_like(labels, dtype=torch.int64)
+    count = torch.empty(labels.shape, dtype=torch.int64, device=labels.device)
     steps = ordered.numel().bit_length()
     grid = (triton.cdiv(labels.numel(), 256),)
     reach = threshold + LABEL_TOLERANCE
-    _count_kernel[grid](labels.float(), ordered, count, labels.numel(), ordered.numel(), reach, steps, B=256)
+    _count_kernel[grid](
+        labels.float().contiguous(), ordered, count, labels.numel(), ordered.numel(), reach, steps, B=256
+    )
     return count
 
 

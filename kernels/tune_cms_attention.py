@@ -163,7 +163,6 @@ def main() -> None:
         key = ("kernel", "device", "item_size", "tokens", "head_size")
         replaced = {tuple(row[name] for name in key) for row in rows}
         kept = [row for row in kernels.table() if tuple(row[name] for name in key) not in replaced]
-        # The first row that fits is taken: narrow rows before wide ones.
         table = sorted(
             kept + rows, key=lambda row: [row[x] for x in ("item_size", "kernel", "tokens", "head_size", "device")]
         )

@@ -139,15 +139,24 @@ runs_interpreted = pytest.mark.skipif(
     not (attention_triton.INTERPRETED or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1"
 )
 
+every_backend = pytest.mark.parametrize(
+    "backend", ["reference", "torch", "cpu", pytest.param("triton", marks=runs_interpreted)]
+)
 
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu", pytest.param("triton", marks=runs_interpreted)])
+
+def device_and_dtype(backend):
+    """Where a backend runs, and in its widest dtype; skips where it cannot."""
+    if backend == "cpu" and (reason := attention_cpu.why_not(torch.empty(1))):
+        pytest.skip(reason)
+    device = "cuda" if backend == "triton" and not attention_triton.INTERPRETED else "cpu"
+    return device, torch.float64 if backend in ("reference", "torch") else torch.float32
+
+
+@every_backend
 @pytest.mark.parametrize("poison", ["tokens", "frames"])
 def test_what_lies_in_rows_of_no_sequence_reaches_no_gradient(backend, poison):
     """NaN beyond cu_seqlens[-1], as memory that a batch rounded up to a static shape never wrote may hold."""
-    device = "cuda" if backend == "triton" and not attention_triton.INTERPRETED else "cpu"
-    dtype = torch.float64 if backend in ("reference", "torch") else torch.float32
-    if backend == "cpu" and (reason := attention_cpu.why_not(torch.empty(1))):
-        pytest.skip(reason)
+    device, dtype = device_and_dtype(backend)
     (cu, cu_frames), generator = ([0, 3, 5], [0, 2, 3]), torch.Generator().manual_seed(0)
     shapes = [(7, 2, 4)] * 3 + [(7,), (5,), (5, 6), (8, 6)]  # two rows of tokens and of frames in no sequence
     clean = [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
@@ -173,6 +182,34 @@ def test_what_lies_in_rows_of_no_sequence_reaches_no_gradient(backend, poison):
     for grad, expected, rows in zip(gradients(poisoned, backend), gradients(clean, "reference"), valid, strict=True):
         torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance)
         assert (grad[rows:] == 0).all()
+
+
+@every_backend
+@pytest.mark.parametrize("with_frames", [True, False])
+@pytest.mark.parametrize("form", ["packed", "packed, rows of no sequence", "padded", "padded, masked", "no sequence"])
+def test_a_batch_without_tokens_has_gradients_of_zero(backend, form, with_frames):
+    """On one rank of several the batch may be empty, and DistributedDataParallel waits for its gradients."""
+    device, dtype = device_and_dtype(backend)
+
+    def random(*shape):
+        return torch.randn(*shape, device=device, dtype=dtype).requires_grad_()
+
+    if form.startswith("packed"):
+        cu = torch.zeros(3, dtype=torch.int32, device=device)
+        tokens, frames = ((5,), (3,)) if "rows" in form else ((0,), (0,))
+        options, where = {"cu_seqlens": cu, "max_seqlen": 0}, {"cu_seqlens": cu, "max_length": 0}
+    else:
+        batch, n = {"padded": (2, 0), "padded, masked": (2, 3), "no sequence": (0, 3)}[form]
+        tokens, frames = (batch, n), (batch, 4)
+        options = {"attention_mask": torch.zeros(tokens, dtype=torch.bool, device=device)}
+        where = {"mask": torch.ones(frames, dtype=torch.bool, device=device)}
+    qkv = [random(*tokens, HEADS, HEAD_SIZE) for _ in range(3)]
+    shift = [random(*tokens), random(*frames), random(*frames, 5), random(HEADS * HEAD_SIZE, 5)] if with_frames else []
+
+    z = cms_attention(*qkv, ModalityShift(*shift, **where) if with_frames else None, backend=backend, **options)
+    assert torch.equal(z, torch.zeros_like(qkv[0]))
+    for x, grad in zip([*qkv, *shift], torch.autograd.grad(z.square().sum(), [*qkv, *shift]), strict=True):
+        assert torch.equal(grad, torch.zeros_like(x))
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
@@ -288,6 +325,23 @@ def test_error_against_float64_is_a_rounding_error(dtype):
     assert (z.double() - exact).abs().max() <= limit
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("frames", [512, 16384])
+def test_a_sum_over_frames_beyond_float16_has_a_mean_within(frames, masked):
+    """The sum of 512 gates of 10 times frames of 20 is 102,400; the largest float16 is 65,504."""
+    half = {"dtype": torch.float16}
+    qkv = [torch.zeros(1, 1, 1, 8, **half)] * 3
+    gate, values = torch.full((1, frames), 10.0, **half), torch.full((1, frames, 2), 20.0, **half)
+    values[..., 1] = 0.01  # over 16,384 frames 6e-7, which float16 has only ten steps for
+    leaves = [torch.zeros(1, 1, **half), gate, values, torch.eye(8, 2, **half)]
+    mask = torch.ones(1, frames, dtype=torch.bool) if masked else None
+    leaves = [x.requires_grad_() for x in leaves]
+    z = cms_attention(*qkv, ModalityShift(*leaves, mask=mask), backend="torch")
+    torch.testing.assert_close(z[0, 0, 0, :2], torch.tensor([200, 0.1], **half), rtol=2e-3, atol=0)
+    for grad in torch.autograd.grad(z.sum(), leaves):
+        assert grad.isfinite().all()
+
+
 def test_dropout_drops_probabilities_at_its_rate_and_keeps_the_mean():
     torch.manual_seed(0)
     ones = torch.ones(400, 1, 16)
@@ -349,6 +403,25 @@ def broken_calls():
     yield (
         "for the tokens too",
         (padded, padded, padded, ModalityShift(p[None], *(t[None] for t in good[1:3]), *good[3:6])),
+        {},
+    )
+    yield "key is on meta but query is on cpu", (x, x.to("meta"), x), packed
+    yield "visual.weight is on meta but query", (x, x, x, good._replace(weight=good.weight.to("meta"))), packed
+    yield "^cu_seqlens is on meta but query is on cpu", (x, x, x), packed | {"cu_seqlens": cu.to("meta")}
+    yield (
+        "visual.cu_seqlens is on meta but visual.frames is on cpu",
+        (x, x, x, good._replace(cu_seqlens=good.cu_seqlens.to("meta"))),
+        packed,
+    )
+    yield "attention_mask is on meta but query", (padded, padded, padded), {"attention_mask": mask.to("meta")}
+    yield (
+        "visual.mask is on meta but query is on cpu",
+        (
+            padded,
+            padded,
+            padded,
+            ModalityShift(p[None], *(t[None] for t in good[1:3]), good.weight, mask=mask[:, :2].to("meta")),
+        ),
         {},
     )
 

@@ -22,6 +22,19 @@ RANKS = 4
 COUNTS = {1: [23], 2: [9, 14], 4: [7, 0, 11, 5]}
 
 
+@contextlib.contextmanager
+def joined(rank: int, store: str, ranks: int, seconds: int = 300) -> Iterator[None]:
+    """This process is a rank of a group; the ranks leave together, as one that leaves while others talk aborts them."""
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=seconds)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timeout)
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
 class Model(nn.Module):
     """Three linear projections, dropout and a learned temperature."""
 
@@ -53,16 +66,32 @@ def assert_same(got: list[Tensor], wanted: list[Tensor]) -> None:
 
 @contextlib.contextmanager
 def counted(ring: bool, ranks: int) -> Iterator[None]:
-    """The ranks must meet, and only as said: in a ring, or by gathering (always where there is one rank)."""
+    """The ranks must meet, and only as said: in a ring, or by gathering (always where there is one rank).
+
+    Whatever they send or receive must have ended when they part: a rank that leaves while its message is still under
+    way aborts the others.
+    """
     from cmsbert_fast import contrastive
+
+    messages: list[mock.Mock] = []
+    start = dist.batch_isend_irecv
+
+    def recorded(operations: list[dist.P2POp]) -> list[mock.Mock]:
+        works = [mock.Mock(wraps=work) for work in start(operations)]
+        assert len(works) == len(operations)
+        messages.extend(works)
+        return works
 
     with (
         mock.patch.object(contrastive, "_meet_in_a_ring", wraps=contrastive._meet_in_a_ring) as in_a_ring,
         mock.patch.object(contrastive, "_meet_by_gathering", wraps=contrastive._meet_by_gathering) as by_gathering,
+        mock.patch.object(dist, "batch_isend_irecv", recorded),
     ):
         yield
     taken, other = (in_a_ring, by_gathering) if ring and ranks > 1 else (by_gathering, in_a_ring)
     assert (taken.call_count > 0 or ranks == 1, other.call_count) == (True, 0)
+    assert bool(messages) == (ring and ranks > 1)
+    assert all(work.wait.call_count == 1 for work in messages)
 
 
 def check_loss(
@@ -163,11 +192,39 @@ def check_gradcache(group: dist.ProcessGroup) -> None:
     assert_same(run(True), run(False))
 
 
+def check_passes(group: dist.ProcessGroup, ring: bool) -> None:
+    """The ranks divide 15 n^2 d multiply-adds: not one of them computes a similarity that another does."""
+    from cmsbert_fast import contrastive
+    from tests.test_contrastive import Products
+
+    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    rows = COUNTS[dist.get_world_size(group)][dist.get_rank(group)]
+    z, y = [torch.randn(rows, 6) for _ in range(3)], torch.randn(rows)
+    with Products() as mode:
+        contrastive._group_forward(z, y, None, 0.1, 0.9, 0.1, "torch", group.group_name, True)
+    total = torch.tensor(mode.multiply_adds)
+    dist.all_reduce(total, group=group)
+    assert total == 15 * 23 * 23 * 6
+
+
+def check_memory(two: dist.ProcessGroup, four: dist.ProcessGroup) -> None:
+    """In a ring a rank holds its own rows, another's and, from three ranks on, a third one's that arrive meanwhile."""
+    from cmsbert_fast import contrastive, contrastive_torch
+    from tests.test_contrastive import peak_on_cpu
+
+    with mock.patch.object(contrastive_torch, "CHUNK_BYTES", 2**12):
+        peaks = {}
+        for ring in (True, False):
+            contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+            for group in (two, four):
+                peaks[ring, group] = peak_on_cpu(32, 256, torch.float32, group)
+    rows = 3 * 32 * 256 * 4  # bytes of one rank
+    assert peaks[True, four] - peaks[True, two] < 1.1 * rows
+    assert peaks[False, four] - peaks[False, two] > 1.9 * rows  # as it must be: the measure sees what others sent
+
+
 def work(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
-    with contextlib.ExitStack() as stack:
-        stack.callback(dist.destroy_process_group)
+    with joined(rank, store, RANKS):
         torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
         alone = [dist.new_group([r]) for r in range(RANKS)][rank]
         two = [dist.new_group([2 * i, 2 * i + 1]) for i in range(RANKS // 2)][rank // 2]
@@ -186,6 +243,10 @@ def work(rank: int, store: str) -> None:
         for group in (alone, two, dist.group.WORLD):
             check_loss(group, scores, False, True, f64)
         check_loss(dist.group.WORLD, scores, True, True, f64)
+        for group in (two, dist.group.WORLD):
+            for ring in (False, True):
+                check_passes(group, ring)
+        check_memory(two, dist.group.WORLD)
 
 
 def test_one_two_and_four_ranks(tmp_path: Path) -> None:
@@ -196,28 +257,25 @@ def test_one_two_and_four_ranks(tmp_path: Path) -> None:
 def work_without_gradients_on_one_rank(rank: int, store: str) -> None:
     from cmsbert_fast import contrastive, pairwise_contrastive_loss
 
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
-    contrastive.GATHER_LIMIT_BYTES = 0
-    x, y = data()
-    model = Model()
-    if rank == 0:
-        *z, _ = model(x)
-        loss = pairwise_contrastive_loss(*z, y, model.temperature, group=dist.group.WORLD)
-        (loss / 2).backward()
-        single = Model()
-        *z, _ = single(x)
-        expected = pairwise_contrastive_loss(*z, y, single.temperature)
-        expected.backward()
-        torch.testing.assert_close(loss, expected)
-        assert_same(gradients(model), gradients(single))
-    else:
-        nothing = [torch.zeros(0, 8, dtype=torch.float64)] * 3
-        tau = model.temperature.detach()
-        loss = pairwise_contrastive_loss(*nothing, torch.zeros(0), tau, group=dist.group.WORLD)
-        assert not loss.requires_grad
-    dist.destroy_process_group()
+    with joined(rank, store, 2, seconds=60):
+        contrastive.GATHER_LIMIT_BYTES = 0
+        x, y = data()
+        model = Model()
+        if rank == 0:
+            *z, _ = model(x)
+            loss = pairwise_contrastive_loss(*z, y, model.temperature, group=dist.group.WORLD)
+            (loss / 2).backward()
+            single = Model()
+            *z, _ = single(x)
+            expected = pairwise_contrastive_loss(*z, y, single.temperature)
+            expected.backward()
+            torch.testing.assert_close(loss, expected)
+            assert_same(gradients(model), gradients(single))
+        else:
+            nothing = [torch.zeros(0, 8, dtype=torch.float64)] * 3
+            tau = model.temperature.detach()
+            loss = pairwise_contrastive_loss(*nothing, torch.zeros(0), tau, group=dist.group.WORLD)
+            assert not loss.requires_grad
 
 
 def test_a_rank_may_need_no_gradients(tmp_path: Path) -> None:
@@ -229,27 +287,23 @@ def test_a_rank_may_need_no_gradients(tmp_path: Path) -> None:
 def work_that_disagrees(rank: int, store: str) -> None:
     from cmsbert_fast import contrastive, pairwise_contrastive_loss
 
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=30)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
-    z, y = torch.randn(4, 8), torch.randn(4)
-    odd = [
-        ([z, z, z], None, "no labels"),
-        ([z, z, z], y.long(), "labels of torch.int64"),
-        ([z[:, :4]] * 3, y, "d=4"),
-        ([z.double()] * 3, y, "torch.float64"),
-        ([z, z, None], y, "2 modalities"),
-    ]
-    for limit in (0, 2**30):
-        contrastive.GATHER_LIMIT_BYTES = limit
-        for embeddings, labels, named in odd:
-            given, targets = (embeddings, labels) if rank else ([z, z, z], y)
-            smoothing = None if targets is None else 0.9
-            with pytest.raises(ValueError, match=f"All ranks.*rank 0 has 3 .*d=8 .* but rank 1 .*{named}"):
-                pairwise_contrastive_loss(*given, targets, smoothing=smoothing, group=dist.group.WORLD)
-    pairwise_contrastive_loss(z, z, z, y, group=dist.group.WORLD)  # the group is as good as before
-    dist.barrier()
-    dist.destroy_process_group()
+    with joined(rank, store, 2, seconds=30):
+        z, y = torch.randn(4, 8), torch.randn(4)
+        odd = [
+            ([z, z, z], None, "no labels"),
+            ([z, z, z], y.long(), "labels of torch.int64"),
+            ([z[:, :4]] * 3, y, "d=4"),
+            ([z.double()] * 3, y, "torch.float64"),
+            ([z, z, None], y, "2 modalities"),
+        ]
+        for limit in (0, 2**30):
+            contrastive.GATHER_LIMIT_BYTES = limit
+            for embeddings, labels, named in odd:
+                given, targets = (embeddings, labels) if rank else ([z, z, z], y)
+                smoothing = None if targets is None else 0.9
+                with pytest.raises(ValueError, match=f"All ranks.*rank 0 has 3 .*d=8 .* but rank 1 .*{named}"):
+                    pairwise_contrastive_loss(*given, targets, smoothing=smoothing, group=dist.group.WORLD)
+        pairwise_contrastive_loss(z, z, z, y, group=dist.group.WORLD)  # the group is as good as before
 
 
 def test_ranks_that_disagree_are_told(tmp_path: Path) -> None:
@@ -261,18 +315,14 @@ def test_ranks_that_disagree_are_told(tmp_path: Path) -> None:
 def work_at_the_limit(rank: int, store: str) -> None:
     from cmsbert_fast import contrastive, pairwise_contrastive_loss
 
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
-    assert contrastive.GATHER_LIMIT_BYTES == 2**30  # as the README says
-    z = [torch.randn(5 - 2 * rank, 8, dtype=torch.bfloat16) for _ in range(3)]
-    gathered = 2 * 5 * 8 * 3 * 2  # ranks, rows of the longest, d, modalities, bytes
-    for limit, ring in ((gathered, False), (gathered - 1, True)):
-        contrastive.GATHER_LIMIT_BYTES = limit
-        with counted(ring, 2):
-            pairwise_contrastive_loss(*z, smoothing=None, group=dist.group.WORLD)
-    dist.barrier()  # a rank that leaves while another still talks aborts it
-    dist.destroy_process_group()
+    with joined(rank, store, 2, seconds=60):
+        assert contrastive.GATHER_LIMIT_BYTES == 2**30  # as the README says
+        z = [torch.randn(5 - 2 * rank, 8, dtype=torch.bfloat16) for _ in range(3)]
+        gathered = 2 * 5 * 8 * 3 * 2  # ranks, rows of the longest, d, modalities, bytes
+        for limit, ring in ((gathered, False), (gathered - 1, True)):
+            contrastive.GATHER_LIMIT_BYTES = limit
+            with counted(ring, 2):
+                pairwise_contrastive_loss(*z, smoothing=None, group=dist.group.WORLD)
 
 
 def test_size_decides_how_ranks_meet(tmp_path: Path) -> None:
@@ -281,18 +331,32 @@ def test_size_decides_how_ranks_meet(tmp_path: Path) -> None:
 
 
 def work_in_the_interpreter(rank: int, store: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.use_deterministic_algorithms(True)
-    for ring in (False, True):
-        check_loss(dist.group.WORLD, data()[1], ring, False, torch.float32, "triton")
-    dist.destroy_process_group()
+    with joined(rank, store, 2):
+        torch.use_deterministic_algorithms(True)
+        for ring in (False, True):
+            check_loss(dist.group.WORLD, data()[1], ring, False, torch.float32, "triton")
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
 def test_triton_on_two_ranks(tmp_path: Path) -> None:
     run: Callable[..., None] = mp.spawn
     run(work_in_the_interpreter, args=(str(tmp_path / "store"),), nprocs=2)
+
+
+def test_ranks_agree_on_the_cpu(tmp_path: Path) -> None:
+    """Reading what the others hold must not wait for the embeddings' device, where the group also has a CPU's backend.
+
+    A meta tensor stands for a GPU's: nothing can be read from it.
+    """
+    from cmsbert_fast import contrastive
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        z = [torch.empty(5, 4, device="meta")] * 3
+        ring = contrastive._Ring(dist.group.WORLD, z, torch.empty(5, device="meta"), True)
+        assert (ring.counts, ring.differentiable) == ([5], True)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_group_of_no_rows(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from cmsbert_fast import (
     CMSBertConfig,
     CMSBertForSequenceClassification,
     CMSBertModel,
+    attention_triton,
     reference,
 )
 
@@ -261,6 +262,49 @@ def test_padding_packing_and_its_content_change_nothing(batch):
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-11, msg=name)
+
+
+@pytest.mark.skipif(
+    not (attention_triton.INTERPRETED or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1"
+)
+@pytest.mark.parametrize("form", ["padded", "full", "packed", "no visual"])
+def test_the_kernels_give_the_references_loss_and_gradients(batch, form, monkeypatch):
+    device = "cpu" if attention_triton.INTERPRETED else "cuda"
+    torch.manual_seed(0)
+    model = lively(CMSBertCLRForSequenceClassification(config(num_hidden_layers=2))).float().to(device)
+    inputs = {
+        "padded": batch,
+        "full": {name: tensor for name, tensor in batch.items() if "mask" not in name},
+        "packed": packed(batch),
+        "no visual": {name: tensor for name, tensor in batch.items() if not name.startswith("visual")},
+    }[form] | {"labels": torch.tensor([1.0, 1.05, -2.0, 0.0])}
+    inputs = {
+        name: x if isinstance(x, int) else x.to(device, torch.float32 if x.is_floating_point() else x.dtype)
+        for name, x in inputs.items()
+    }
+    launched, run = [], attention_triton.kernels._run
+
+    def record(kernel, *arguments):
+        launched.append(kernel.fn.__name__)
+        run(kernel, *arguments)
+
+    monkeypatch.setattr(attention_triton.kernels, "_run", record)
+
+    def loss_and_gradients(backend):
+        model.config.backend = backend
+        model.zero_grad()
+        loss = model(**inputs).loss
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    expected, gradients = loss_and_gradients("reference")
+    assert not launched
+    loss, found = loss_and_gradients("triton")
+    assert launched.count("medium_forward_kernel") == 2  # one launch a layer
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for name, gradient in gradients.items():
+        atol = 1e-5 + 1e-4 * gradient.abs().max().item()
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=atol, msg=name)
 
 
 def test_position_ids_of_packed_input_may_be_left_out(batch):

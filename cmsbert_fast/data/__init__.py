@@ -48,21 +48,25 @@ def open_source(
                 table, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold
             )
             found.by_video = True
-            return found if labels else _unlabelled(found)
-        if csdset.recognise(path):
+            found = found if labels else _unlabelled(found)
+        elif csdset.recognise(path):
             found = csdset.csd_source(
                 path, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
             )
             found.by_video = True
-            return found
-        pickled = _open_pickle(path, words, label, labels)
+        else:
+            pickled = _open_pickle(path, words, label, labels)
+            if pickled is None:
+                known = "; ".join(KNOWN_FORMATS)
+                raise DataError(f"Give data in a form that can be read; {path} is none of: {known}.")
+            pickled = pickled if labels else _unlabelled(pickled)
+            found = _without(_with_folds(pickled, _folds(folds, fold)), _left_out(pickled.format, visual, acoustic))
     except OSError as error:
         raise DataError(f"Make {path} readable: {error}.") from error
-    if pickled is None:
-        raise DataError(f"Give data in a form that can be read; {path} is none of: " + "; ".join(KNOWN_FORMATS) + ".")
-    if not labels:
-        pickled = _unlabelled(pickled)
-    return _without(_with_folds(pickled, _folds(folds, fold)), _left_out(pickled.format, visual, acoustic))
+    if folds is not None and Path(folds).is_file():
+        # An input like the others: what is begun with one file of folds must not continue with another.
+        found.files = [*found.files, Path(folds)]
+    return found
 
 
 def _left_out(format: str, visual: str | Sequence[str], acoustic: str | Sequence[str]) -> list[str]:
@@ -211,7 +215,8 @@ def read_corpus(
         label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS).
         folds: A JSON file of video (or utterance) ids by split; replaces the source's own splits. IEMOCAP: also
             "speaker" (leave one of the ten speakers out) or "random".
-        fold: Which fold, counted from 1, where there are several (of IEMOCAP, of a table's column "fold").
+        fold: Which fold, counted from 1, where there are several (of IEMOCAP, of a table's column "fold"), of the
+            source or of what was converted from it.
         labels: False, for prediction: labels are None, need not be there, and no example is dropped for lack of one.
 
     Returns:
@@ -240,7 +245,7 @@ def read_corpus(
         if words is not None or label is not None:
             raise DataError(f"Leave out --words and --label: they were settled when {source} was converted.")
         without = _left_out("converted", visual, acoustic)
-        return convert.open_converted(Path(source), _folds(folds, fold), without, labels)
+        return convert.open_converted(Path(source), folds, fold, without, labels)
     return collect(
         open_source(
             source, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels

@@ -1,9 +1,11 @@
 """Converting once: from whatever a source is to a form that opens at once and is read a row at a time.
 
 The form is a folder:
-    manifest.json           version, format, splits, widths, counts, statistics, and the SHA-256 of the source
+    manifest.json           version, format, splits, widths, counts, statistics, the SHA-256 of the source, and for each
+                            way of making folds the part that validates in every fold
     examples.jsonl          a line an example: id, split, words, label, frames of each modality; its video where the id
-                            does not tell it, and how many of its values were not finite, where there were some
+                            does not tell it, how many of its values were not finite, where there were some, and its
+                            part in each way of making folds that the source has
     visual.safetensors      all frames of a modality, float32 (frames, d), in the order of the lines
     acoustic.safetensors
 
@@ -18,7 +20,7 @@ import json
 import mmap
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -27,8 +29,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from .example import Corpus, DataError, Example, ReadReport
-from .folds import NO_FOLD, Folds
+from . import iemocap
+from .example import Corpus, DataError, Example, Outline, ReadReport
+from .folds import NO_FOLD, choose, read_folds, split_by_part
 from .source import MODALITIES, Counter, Resident, Source, ordered, video_of
 
 VERSION = 1
@@ -103,6 +106,8 @@ class _Writer:
         self.done = 0
         # Cheap and enough to tell another or an altered source from the one that was begun.
         self._source = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files] + [asked]
+        self._rotations = source.rotations
+        self._source.append({name: list(rotation.valid) for name, rotation in source.rotations.items()})
         self._before: dict[str, int] = {}
         self.files: dict[str, IO[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +161,9 @@ class _Writer:
             line["video"] = video
         if any(altered.values()):
             line["non_finite"] = altered
+        parts = {name: r.part_of[example.id] for name, r in self._rotations.items() if example.id in r.part_of}
+        if parts:
+            line["parts"] = parts
         for modality in MODALITIES:
             frames = np.ascontiguousarray(getattr(example, modality), dtype="<f4")
             line[modality] = len(frames)
@@ -207,6 +215,7 @@ class _Writer:
             "classes": source.classes,
             "standardise": source.standardise,
             "report": asdict(self.report),
+            "folds": {name: list(rotation.valid) for name, rotation in source.rotations.items()},
             "statistics": {m: self.moments[m].result() for m in self.report.widths},
             "source": {
                 "format": source.format,
@@ -351,6 +360,15 @@ class Mapped(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return (self[k] for k in range(len(self)))
 
+    def outlines(self) -> Iterator[Outline]:
+        """The examples without their frames: a start of training that makes an array of each takes a second longer."""
+        visual, acoustic = (len(self._frames[modality]) > 0 for modality in MODALITIES)
+        for line in self._lines:
+            (_, seen), (_, heard) = line.frames
+            yield Outline(
+                line.id, line.words, line.label, line.aligned, seen if visual else 0, heard if acoustic else 0
+            )
+
 
 class _Line:
     """One line of ``examples.jsonl``.
@@ -359,7 +377,7 @@ class _Line:
         ValueError: It is not of the form that `convert` writes.
     """
 
-    __slots__ = ("aligned", "frames", "id", "label", "non_finite", "video", "words")
+    __slots__ = ("aligned", "frames", "id", "label", "non_finite", "parts", "video", "words")
 
     def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None) -> None:
         self.id: str = _typed(entry["id"], str)
@@ -375,6 +393,7 @@ class _Line:
         self.frames = tuple((begins[modality], _count(entry[modality])) for modality in MODALITIES)
         self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
         self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
+        self.parts: dict[str, int] | None = _counts(entry["parts"]) if "parts" in entry else None
 
 
 def _typed(value: Any, *types: type) -> Any:
@@ -452,6 +471,9 @@ class _Frames:
             self._resident = Resident(data)
             self._all = np.frombuffer(data, dtype="<f4", count=count * width, offset=begin).reshape(count, width)
 
+    def __len__(self) -> int:
+        return len(self._all)
+
     def rows(self, begin: int, count: int) -> np.ndarray:
         """Frames ``begin`` to ``begin + count``, read from disk when they are used."""
         found = self._all[begin : begin + count]
@@ -460,17 +482,24 @@ class _Frames:
         return found
 
 
-def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str] = (), labels: bool = True) -> Corpus:
+def open_converted(
+    path: Path,
+    folds: str | Path | None = None,
+    fold: int | None = None,
+    without: Sequence[str] = (),
+    labels: bool = True,
+) -> Corpus:
     """A converted corpus; frames stay on disk until they are asked for.
 
     Args:
         path: The folder that `convert` wrote.
-        folds: Splits in place of its own.
+        folds, fold: Splits in place of its own: a JSON file, or folds that the source had.
         without: Modalities to leave out.
         labels: False: labels are None.
 
     Raises:
-        DataError: The folder is damaged or of another version, or the folds name none of its examples.
+        DataError: The folder is damaged or of another version, there is no such fold, or the folds name none of its
+            examples.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
@@ -489,6 +518,7 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
             for modality, width in widths.items()
         }
         splits: dict[str, list[_Line]] = {split: [] for split in report.counts}
+        everything: list[_Line] = []
         begins = dict.fromkeys(MODALITIES, 0)
         with (path / _EXAMPLES).open(encoding="utf-8") as lines:
             for text in lines:
@@ -497,8 +527,13 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
                 if not labels:
                     line.label = None
                 splits[entry["split"]].append(line)
+                everything.append(line)
                 for modality in MODALITIES:
                     begins[modality] += entry[modality]
+        rotations = {
+            found: [_count(part) for part in _typed(valid, list)]
+            for found, valid in _typed(manifest.get("folds", {}), dict).items()
+        }
         known = _statistics(manifest["statistics"], widths)
         statistics = {modality: found for modality, found in known.items() if modality not in without}
         counted = {split: len(lines) for split, lines in splits.items()}
@@ -510,8 +545,9 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
     ) as error:
         what = f"{type(error).__name__}: {error!s:.200}"
         raise DataError(f"Convert {path} again: it is damaged ({what}).") from error
-    if folds is not None:
-        splits = _resplit(path, splits, folds, report)
+    split_of = _splitter(path, rotations, folds, fold)
+    if split_of is not None:
+        splits = _resplit(path, everything, split_of, report)
     for modality in without:
         widths[modality], frames[modality] = 0, _Frames()
         for counts in (report.widths, report.frames, report.non_finite):
@@ -525,19 +561,38 @@ def open_converted(path: Path, folds: Folds | None = None, without: Sequence[str
         report=report,
         classes=classes if labels else None,
         standardise=standardise,
-        statistics=statistics if folds is None else None,
+        statistics=statistics if split_of is None else None,
     )
 
 
-def _resplit(path: Path, splits: dict[str, list[_Line]], folds: Folds, report: ReadReport) -> dict[str, list[_Line]]:
+def _splitter(
+    path: Path, rotations: Mapping[str, Sequence[int]], folds: str | Path | None, fold: int | None
+) -> Callable[[_Line], str | None] | None:
+    """How lines are split, as on the source: by its own folds or by a file; None where their own splits hold."""
+    if folds is None and fold is None:
+        return None
+    chosen = choose(rotations, folds)
+    if chosen is not None:
+        split = split_by_part(rotations[chosen], fold)
+        return lambda line: split(line.parts.get(chosen) if line.parts else None)
+    if folds is None or (str(folds) in iemocap.ROTATIONS and not Path(folds).exists()):
+        raise DataError(
+            f"Give a JSON file of folds with --folds FILE, or convert the source again: no such folds of its own were "
+            f"stored in {path}."
+        )
+    return read_folds(folds, fold).splitter
+
+
+def _resplit(
+    path: Path, everything: list[_Line], split_of: Callable[[_Line], str | None], report: ReadReport
+) -> dict[str, list[_Line]]:
     again: dict[str, list[_Line]] = {}
-    for lines in splits.values():
-        for line in lines:
-            split = folds.split_of(line.id, line.video)
-            if split is None:
-                report.drop(NO_FOLD)
-            else:
-                again.setdefault(split, []).append(line)
+    for line in everything:  # in the order of the source, whatever its own splits are
+        split = split_of(line)
+        if split is None:
+            report.drop(NO_FOLD)
+        else:
+            again.setdefault(split, []).append(line)
     if not again:
         raise DataError(f"Choose other folds: they name none of the examples of {path}.")
     report.counts = ordered({split: len(lines) for split, lines in again.items()})

@@ -1,7 +1,8 @@
 """An utterance as every reader delivers it, and the corpus it belongs to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,25 @@ class Example:
     visual: np.ndarray
     acoustic: np.ndarray
     aligned: bool = False
+
+
+class Outline(NamedTuple):
+    """An example without its frames: ``visual`` and ``acoustic`` are their numbers."""
+
+    id: str
+    words: tuple[str, ...]
+    label: float | int | None
+    aligned: bool
+    visual: int
+    acoustic: int
+
+
+def outlines(examples: Sequence[Example]) -> Iterable[Outline]:
+    """The outlines of a split, without looking at its frames where the split knows how many there are."""
+    known = getattr(examples, "outlines", None)
+    if known is not None:
+        return known()
+    return (Outline(e.id, e.words, e.label, e.aligned, len(e.visual), len(e.acoustic)) for e in examples)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from .example import DataError
 from .source import split_name
 
 NO_FOLD = "the folds name neither it nor its video"
+COLUMN = "fold"  # the rotation of a table's own column
 
 
 class Folds:
@@ -58,15 +60,42 @@ def read_folds(path: str | Path, fold: int | None = None) -> Folds:
     return Folds(content)
 
 
-def rotation(parts: Sequence[str], fold: int, part_of: Callable[[Any], str]) -> Callable[[Any], str | None]:
-    """Cross-validation: part ``fold`` (counted from 1) is the test set, the next one validates, the others train.
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Cross-validation: in every fold one part tests, one validates, the others train.
+
+    Attributes:
+        part_of: The part of an utterance, counted from 0, by its id; what is in no part is in no fold.
+        valid: For every fold, the part that validates; part k tests in fold k + 1.
+    """
+
+    part_of: Mapping[str, int]
+    valid: Sequence[int]
+
+    def splitter(self, fold: int | None) -> Callable[[Any], str | None]:
+        """How anything with an ``id`` is split.
+
+        Raises:
+            DataError: There is no such fold.
+        """
+        split = split_by_part(self.valid, fold)
+        return lambda item: split(self.part_of.get(item.id))
+
+
+def split_by_part(valid: Sequence[int], fold: int | None) -> Callable[[int | None], str | None]:
+    """The split of every part in a fold (counted from 1); None for what is in no part.
 
     Raises:
-        DataError: There is no such part.
+        DataError: There is no such fold.
     """
-    if not 1 <= fold <= len(parts):
-        raise DataError(f"Choose a fold from 1 to {len(parts)} with --fold.")
-    splits = dict.fromkeys(parts, "train")
-    splits[parts[fold % len(parts)]] = "valid"
-    splits[parts[fold - 1]] = "test"
-    return lambda item: splits.get(part_of(item))
+    if fold is None or not 1 <= fold <= len(valid):
+        raise DataError(f"Choose a fold from 1 to {len(valid)} with --fold.")
+    splits = {valid[fold - 1]: "valid", fold - 1: "test"}
+    return lambda part: None if part is None else splits.get(part, "train")
+
+
+def choose(rotations: Mapping[str, Any], folds: str | Path | None) -> str | None:
+    """Which of a source's own rotations is meant: the first, or one by name; None where it is none of them."""
+    if folds is None:
+        return next(iter(rotations), None)
+    return str(folds) if str(folds) in rotations and str(folds) != COLUMN else None

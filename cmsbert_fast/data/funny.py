@@ -10,7 +10,7 @@ from typing import Any
 from . import pickles
 from .example import DataError, Example, ReadReport
 from .mag import one, score_of
-from .source import Source, split_name
+from .source import Source, split_name, splits_of
 
 CLASSES = ("no humour", "humour")
 
@@ -34,6 +34,7 @@ def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None, 
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        reading = pickles.Reading(path)
         for number, item in enumerate(root[split]):
             where = f"{split}[{number}] of {path.name}"
             if not isinstance(item, tuple | list) or len(item) < 3 or not isinstance(item[0], tuple | list):
@@ -42,7 +43,7 @@ def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None, 
                 raise DataError(f"Repair {where}: its punchline has not 4 parts.")
             words, visual, acoustic, _ = item[0]
             if isinstance(words, str | bytes | memoryview | pickles.LongText):
-                words = pickles.text_of(words).split()
+                words = reading.text_of(words).split()
             value = score_of(item[-1], where) if labels else None
             if value not in (None, 0.0, 1.0):
                 raise DataError(f"Repair {where}: its label is {value}, expected 0 or 1.")
@@ -55,7 +56,7 @@ def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None, 
         format="UR-FUNNY",
         path=path,
         files=[path],
-        groups=list(root),
+        groups=splits_of(root, path),
         read=read,
         notes=["the punchline is the utterance; contexts are not used"],
         classes=CLASSES,

@@ -4,14 +4,12 @@ Happy and excited are one class; utterances of other emotions, or without agreem
 folds leave one of the ten speakers out (the other speaker of the same session validates), or are random.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .example import DataError
-from .folds import read_folds
+from .folds import Rotation
 
 if TYPE_CHECKING:
     from .segments import Segment
@@ -26,6 +24,7 @@ _EMOTIONS = {
 _OTHERS = ("fru", "frustrated", "frustration", "sur", "surprise", "surprised", "fea", "fear", "dis", "disgust", "oth",
            "other", "xxx", "unknown", "undecided")  # fmt: skip
 FOLDS = 10
+ROTATIONS = ("speaker", "random")  # the default first
 
 
 def recognise(rows: Sequence[tuple[str, Any]]) -> bool:
@@ -58,29 +57,15 @@ def select(segments: Sequence["Segment"]) -> tuple[list["Segment"], tuple[str, .
     return kept, CLASSES, dropped
 
 
-def splitter(
-    segments: Sequence["Segment"], folds: str | Path | None, fold: int | None
-) -> Callable[["Segment"], str | None]:
-    """How utterances are split: ``folds`` is "speaker" (default), "random", or a file; ``fold`` counts from 1 to 10.
-
-    Raises:
-        DataError: There is no such fold.
-    """
-    if folds is not None and str(folds) not in ("speaker", "random"):
-        return read_folds(folds, fold).splitter
-    if fold is None:
-        if folds is not None:
-            raise DataError(f"Choose a fold from 1 to {FOLDS} with --fold.")
-        return lambda segment: segment.split
-    if not 1 <= fold <= FOLDS:
-        raise DataError(f"Choose a fold from 1 to {FOLDS} with --fold.")
-    if str(folds) == "random":
-        order = np.random.default_rng(0).permutation(len(segments))
-        part = {segments[k].id: int(place) % FOLDS for place, k in enumerate(order)}
-        names = {fold - 1: "test", fold % FOLDS: "valid"}
-        return lambda segment: names.get(part[segment.id], "train")
+def rotations(segments: Sequence["Segment"]) -> dict[str, Rotation]:
+    """The ways in which utterances make ten folds, by name."""
     speakers = [f"Ses0{session}{sex}" for session in range(1, 6) for sex in "FM"]
-    left_out = speakers[fold - 1]
-    partner = left_out[:5] + ("M" if left_out[5] == "F" else "F")
-    roles = {left_out: "test", partner: "valid"}
-    return lambda segment: roles.get(_speaker(segment.id), "train")
+    order = np.random.default_rng(0).permutation(len(segments))
+    return {
+        # The partner of a speaker is the other one of the session, before or after.
+        "speaker": Rotation({s.id: speakers.index(_speaker(s.id)) for s in segments}, [k ^ 1 for k in range(FOLDS)]),
+        "random": Rotation(
+            {segments[k].id: int(place) % FOLDS for place, k in enumerate(order)},
+            [(k + 1) % FOLDS for k in range(FOLDS)],
+        ),
+    }

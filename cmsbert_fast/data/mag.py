@@ -11,7 +11,7 @@ import numpy as np
 
 from . import pickles
 from .example import DataError, Example, ReadReport
-from .source import Source, frames_of, no_frames, split_name
+from .source import Source, frames_of, no_frames, split_name, splits_of
 
 _COLUMNS = 64  # of a label, at most
 
@@ -47,7 +47,7 @@ def mag_source(path: Path, root: Mapping[str, Any], label: str | None = None, la
             score = score_of(value, where) if labels else None
             yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, labels)
 
-    return Source(name=path.stem, format="MAG-BERT", path=path, files=[path], groups=list(root), read=read)
+    return Source(name=path.stem, format="MAG-BERT", path=path, files=[path], groups=splits_of(root, path), read=read)
 
 
 def unpack(item: Any, inner: tuple[int, ...], where: str) -> tuple[Any, Any, Any]:

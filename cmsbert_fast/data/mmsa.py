@@ -5,6 +5,7 @@ beyond is padding, whatever it holds. Aligned files have one frame a token, none
 """
 
 from collections.abc import Iterator, Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from . import pickles
 from .example import DataError, Example, ReadReport
 from .segments import class_names
-from .source import Source, frames_of, no_frames, split_name, words_of
+from .source import Source, frames_of, no_frames, split_name, splits_of, words_of
 
 _MODALITY = {"visual": "vision", "acoustic": "audio"}
 _SENTIMENTS = ("negative", "zero", "positive")  # classification_labels 0, 1, 2
@@ -37,20 +38,24 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, l
     """
     name = label or "regression_labels"
     classes: tuple[str, ...] | None = None
-    values: dict[str, list[Any]] = {}
-    for split, part in root.items():
-        if not labels:
-            values[split] = [None] * len(pickles.items_of(part["id"]))
-            continue
+    splits = splits_of(root, path)
+    columns: dict[int, Any] = {}  # of labels, by identity
+    for part in root.values() if labels else ():
         if name not in part:
             keys = (key for key in part if isinstance(key, str))
             known = ", ".join(sorted(key for key in keys if "label" in key or key == "annotations"))
             raise DataError(f"Choose a label that {path.name} has with --label: {name!r} is none of {known}.")
-        values[split] = pickles.items_of(part[name])
+        columns[id(part[name])] = part[name]
     if labels and name == "classification_labels":
         classes = _SENTIMENTS
-    elif any(isinstance(value, str) for column in values.values() for value in column):
-        classes = class_names([value for column in values.values() for value in column], path.name)
+    else:
+        names: set[Any] = set()
+        for column in columns.values():
+            names.update(
+                value if isinstance(value, str) else None if value is None else 0.0
+                for value in pickles.items_of(column)
+            )
+        classes = class_names(list(names), path.name)
     index = {name: k for k, name in enumerate(classes or ())}
 
     def label_of(value: Any) -> float | int | None:
@@ -67,9 +72,13 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, l
         return int(value)
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        part = _Part(path, split, root[split], len(values[split]))
-        for number, (utterance, text, value) in enumerate(zip(part.ids, part.texts, values[split], strict=True)):
-            words = words_of(pickles.text_of(text))
+        values = pickles.items_of(root[split][name]) if labels else None
+        reading = pickles.Reading(path)
+        part = _Part(path, split, root[split], values)
+        for number, (utterance, text, value) in enumerate(
+            zip(part.ids, part.texts, repeat(None) if values is None else values, strict=values is not None)
+        ):
+            words = words_of(reading.text_of(text))
             if not words:
                 report.drop("it has no text")
                 continue
@@ -91,7 +100,7 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, l
         format=f"MMSA, {' and '.join(sorted(kinds))}",
         path=path,
         files=[path],
-        groups=list(root),
+        groups=splits,
         read=read,
         notes=[f"labels from {name}"] if labels else [],
         classes=classes,
@@ -110,13 +119,17 @@ def _is_aligned(part: Mapping[str, Any]) -> bool:
 class _Part:
     """One split: its arrays, checked against one another; rows are views of the file."""
 
-    def __init__(self, path: Path, split: str, part: Mapping[str, Any], count: int) -> None:
+    def __init__(self, path: Path, split: str, part: Mapping[str, Any], labels: Any) -> None:
         self.ids, self.texts = pickles.items_of(part["id"]), pickles.items_of(part["raw_text"])
         self.aligned = _is_aligned(part)
         self._arrays: dict[str, np.ndarray] = {}
         self._lengths: dict[str, np.ndarray] = {}
         self._mask: np.ndarray | None = None
-        sizes = {"labels": count, "id": len(self.ids), "raw_text": len(self.texts)}
+        sizes = {
+            "labels": len(self.ids if labels is None else labels),
+            "id": len(self.ids),
+            "raw_text": len(self.texts),
+        }
         for modality, key in _MODALITY.items():
             if key not in part:
                 continue

@@ -14,7 +14,7 @@ import numpy as np
 from . import pickles
 from .example import DataError, Example, ReadReport
 from .segments import Segment, read_segments
-from .source import Source, frames_of, no_frames, split_name, words_of
+from .source import Source, frames_of, no_frames, split_name, splits_of, words_of
 
 _MODALITY = {"visual": "vision", "acoustic": "audio"}
 _CLOSE = 0.05  # seconds by which the times of one segment may differ between files
@@ -116,7 +116,7 @@ def mult_source(
         format="MulT",
         path=path,
         files=[path, table],
-        groups=list(root),
+        groups=splits_of(root, path),
         read=read,
         notes=[f"words from {table.name}"],
     )

@@ -58,6 +58,8 @@ _ELEMENTS = 1 << 48
 _EMPTY = 1 << 20  # the longest dimension of an array without elements: no byte of the file pays for it
 _LONG = 1 << 16  # bytes; longer text stays in the file until it is asked for
 _LINE = 512  # bytes of a text argument that is a number or a name
+_TEXT = 100_000  # characters of one text, at most: a transcript of hours has fewer
+_KEY_LENGTH = 1000  # characters: one key can be decoded, hashed and compared a million times
 _KEY = 1 << 60  # whole numbers up to here are their own hash: larger ones can be made to collide
 
 
@@ -277,6 +279,8 @@ class _Machine:
         return items
 
     def key(self, key: Any) -> Any:
+        if type(key) in (str, bytes) and len(key) > _KEY_LENGTH:
+            raise UnsafePickleError(f"a dictionary has a key of {len(key)} characters")
         if type(key) is str:
             return key
         if type(key) is bytes:
@@ -629,19 +633,49 @@ def text_of(value: Any) -> str:
     """A string of either Python as text (UTF-8, else Latin-1).
 
     Raises:
-        DataError: It is no string.
+        DataError: It is no string, or longer than 100,000 characters.
     """
+    if not isinstance(value, str | bytes | memoryview | LongText):
+        raise DataError(f"Expected text, found {type(value).__name__}.")
+    if isinstance(value, str) or len(value) <= 4 * _TEXT:  # bytes of a character in UTF-8
+        text = _decoded(value)
+        if len(text) <= _TEXT:
+            return text
+    raise DataError(f"Shorten the texts: one of them is longer than {_TEXT:,} characters.")
+
+
+def _decoded(value: str | bytes | memoryview | LongText) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, LongText):
         return value.text()
-    if isinstance(value, bytes | memoryview):
-        raw = bytes(value)
-        try:
-            return raw.decode("utf-8")
-        except UnicodeDecodeError:
-            return raw.decode("latin-1")
-    raise DataError(f"Expected text, found {type(value).__name__}.")
+    raw = bytes(value)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")
+
+
+class Reading:
+    """How much text one pass over a split may look at: one text can be named by a million examples.
+
+    What an example holds is charged elsewhere; texts of white space are dropped, and leave nothing to charge.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._left = MEMORY_FACTOR * path.stat().st_size + MEMORY_FLOOR
+
+    def text_of(self, value: Any) -> str:
+        """`text_of`.
+
+        Raises:
+            DataError: It is no string, too long, or all texts together are many times larger than the file.
+        """
+        text = text_of(value)
+        self._left -= len(text)
+        if self._left < 0:
+            raise DataError("Do not use this file: its texts together are many times larger than it is.")
+        return text
 
 
 def texts_of(values: Iterable[Any]) -> list[str]:

@@ -6,7 +6,7 @@ files) are cut per segment, or averaged per word where a word stream is named.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 from . import iemocap
 from .example import DataError, Example, ReadReport
 from .files import START, STOP, read_table
-from .folds import NO_FOLD, read_folds, rotation
+from .folds import COLUMN, NO_FOLD, Rotation, choose, read_folds
 from .source import MODALITIES, Source, no_frames, split_name, video_of, words_of
 from .streams import Assignment, Cutter, words_within
 
@@ -44,6 +44,7 @@ class Segment:
     text: str
     fold: str = ""
     has_video: bool = False  # whether the table names the video
+    transcript: Path | None = None  # the file of its text, where the table has none
 
 
 def find_table(path: Path) -> Path | None:
@@ -123,7 +124,7 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
         span = (_time(start, table, line), _time(stop, table, line)) if start and stop else None
         if span is not None and span[1] < span[0]:
             raise DataError(f"Let no segment stop before it starts: line {line} of {table.name} has {start} to {stop}.")
-        text = cell("text")
+        text, file = cell("text"), None
         if text is None and transcripts is not None:
             file = transcripts / f"{name}.txt"
             try:
@@ -143,6 +144,7 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
                 text=text or "",
                 fold=cell("fold") or "",
                 has_video=bool(cell("video")),
+                transcript=file,
             )
         )
     if not segments:
@@ -227,11 +229,14 @@ def segment_source(
     if iemocap.recognise([(s.id, s.label) for s in segments]):
         kind = "IEMOCAP table"
         segments, classes, dropped = iemocap.select(segments)
-        assign = iemocap.splitter(segments, folds, fold)
+        rotations = iemocap.rotations(segments)
     else:
         kind = "table of segments"
         classes = class_names([s.label for s in segments], table.name)
-        assign = _splitter(segments, table, folds, fold)
+        rotations = _column_of_folds(segments)
+    assign = _splitter(table, rotations, folds, fold)
+    if folds is not None and choose(rotations, folds) is None:
+        rotations = {}  # of what a file names, which may be less than all
     # The table holds labels and text: label streams are not needed, and words only where they are named.
     assignment = Assignment(table.parent, visual, acoustic, words or "none", "none")
     assignment.describe(notes)
@@ -290,25 +295,36 @@ def segment_source(
         name=table.parent.resolve().name,
         format=kind,
         path=table.parent,
-        files=[table, *assignment.files],
+        files=[table, *(s.transcript for s in segments if s.transcript), *assignment.files],
         groups=list(groups),
         read=read,
         notes=notes,
         classes=classes,
+        rotations=rotations,
     )
 
 
-def _splitter(
-    segments: Sequence[Segment], table: Path, folds: str | Path | None, fold: int | None
-) -> Callable[[Segment], str | None]:
-    """How a table's segments are split: by a file of folds, by its own column of folds, or by its own splits."""
-    if folds is not None:
-        return read_folds(folds, fold).splitter
-    if fold is None:
-        return lambda segment: segment.split
+def _column_of_folds(segments: Sequence[Segment]) -> dict[str, Rotation]:
+    """The folds of a table's own column, where it has enough of them: the next part validates."""
     parts = sorted({segment.fold for segment in segments if segment.fold})
     if len(parts) < 3:
-        raise DataError(f"Add a column fold with three folds or more to {table.name}, or leave out --fold.")
+        return {}
     with contextlib.suppress(ValueError):  # "10" comes after "9"
         parts.sort(key=int)
-    return rotation(parts, fold, lambda segment: segment.fold)
+    place = {part: k for k, part in enumerate(parts)}
+    valid = [(k + 1) % len(parts) for k in range(len(parts))]
+    return {COLUMN: Rotation({s.id: place[s.fold] for s in segments if s.fold}, valid)}
+
+
+def _splitter(
+    table: Path, rotations: Mapping[str, Rotation], folds: str | Path | None, fold: int | None
+) -> Callable[[Segment], str | None]:
+    """How a table's segments are split: by a file of folds, by folds of its own, or by its own splits."""
+    if folds is None and fold is None:
+        return lambda segment: segment.split
+    chosen = choose(rotations, folds)
+    if chosen is not None:
+        return rotations[chosen].splitter(fold)
+    if folds is not None:
+        return read_folds(folds, fold).splitter
+    raise DataError(f"Add a column fold with three folds or more to {table.name}, or leave out --fold.")

@@ -2,16 +2,22 @@
 
 import mmap
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from .example import SPLITS, Corpus, DataError, Example, ReadReport
 
+if TYPE_CHECKING:
+    from .folds import Rotation
+
 MODALITIES = ("visual", "acoustic")
+
+_SPLITS = 64  # of a pickle, at most: any number of names can be given to one split
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -30,6 +36,17 @@ _NUMBERED = re.compile(r"(.+?)(?:\$_\$|_|\[|-)\d+\]?", re.DOTALL)
 def split_name(name: str) -> str:
     """The project's name of a split ("dev" is "valid"); other names stay as they are."""
     return _SPLIT_NAMES.get(name.strip().lower(), name.strip())
+
+
+def splits_of(root: Mapping[str, Any], path: Path) -> list[str]:
+    """The names of a pickle's splits.
+
+    Raises:
+        DataError: There are too many: each may be the same object, and each is read.
+    """
+    if len(root) > _SPLITS:
+        raise DataError(f"Do not use {path.name}: it has {len(root)} splits, and no data set has more than {_SPLITS}.")
+    return list(root)
 
 
 def video_of(segment: str) -> str:
@@ -58,6 +75,7 @@ class Source:
     standardise: bool = True
     limit: int | None = None
     by_video: bool = False  # whether a group is a video
+    rotations: "Mapping[str, Rotation]" = field(default_factory=dict)  # its own folds by name, the default first
 
     def new_report(self) -> ReadReport:
         return ReadReport(source=f"{self.path.name or self.path} ({self.format})", notes=list(self.notes))

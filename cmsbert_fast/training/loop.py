@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from cmsbert_fast.contrastive import pairwise_contrastive_loss
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import SPLITS, Corpus, DataError
+from cmsbert_fast.data.example import SPLITS, Corpus, DataError, outlines
 from cmsbert_fast.gradcache import gradcache_backward
 from cmsbert_fast.loss import task_loss, total_loss
 from cmsbert_fast.modeling_cmsbert import CMSBertCLRForSequenceClassification
@@ -53,7 +53,7 @@ from cmsbert_fast.training.settings import VARIANTS, Command, TrainingSettings, 
 
 EXIT_USAGE = 2
 EXIT_NOT_FINITE = 3
-FINGERPRINT_BYTES = 2**24  # read within half a second, from a disk too; a run starts with it
+FINGERPRINT_BYTES = 2**22  # read within half a second, from a disk too; a run starts with it
 # Settings that a resumed run may change: they decide where and how fast it computes, not what. The data's place may
 # change too; that it holds the same examples is checked. The number of threads is not among them: it changes rounding.
 _FREE_ON_RESUME = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_every_steps")
@@ -155,6 +155,8 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
         ranks = distributed.start(command.runs[0].device)
         if ranks.device.type == "cuda":
             distributed.compute_deterministically()
+        else:
+            distributed.keep_freed_memory()
         with stop:
             run_all(command, ranks, stop)
         return 0
@@ -174,6 +176,13 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
 def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     """Does every run of a command, after checking all of them, and prints the table of their test metrics."""
     say = print if ranks.is_main else _silent
+    if command.runs[0].precision == "bf16" and not distributed.has_fast_bfloat16(ranks.device):
+        say(
+            "warning: this CPU has no instructions for bfloat16, so --precision bf16 takes many times as long here as "
+            "float32; train with --precision fp32.",
+            file=sys.stderr,
+            flush=True,
+        )
     corpora: dict[int | None, Corpus] = {}  # by fold
     fingerprints: dict[int | None, str] = {}
     loaded: Loaded | None = None  # of the first run
@@ -250,7 +259,7 @@ def check_data(corpus: Corpus) -> None:
                 f"{corpus.name} has {len(examples)} examples in its {split} split, but training needs at least 2 in "
                 f"each of {', '.join(SPLITS)}; assign more examples to it."
             )
-        unlabelled = next((example.id for example in examples if example.label is None), None)
+        unlabelled = next((outline.id for outline in outlines(examples) if outline.label is None), None)
         if unlabelled is not None:
             raise UsageError(f"Example {unlabelled!r} of the {split} split has no label; give it one or leave it out.")
 
@@ -516,14 +525,22 @@ def fingerprint(corpus: Corpus) -> str:
 
     Of more than ``FINGERPRINT_BYTES`` of frames, those of evenly spaced examples are read, about so many bytes.
     """
-    examples = [(split, example) for split in SPLITS for example in corpus.splits[split]]
-    total = sum(example.visual.nbytes + example.acoustic.nbytes for _, example in examples)
+    widths, total = (corpus.visual_size, corpus.acoustic_size), 0
+    digest = hashlib.sha256(json.dumps(widths).encode())
+    for split in SPLITS:
+        for o in outlines(corpus.splits[split]):  # one at a time: a list of them all takes memory and longer
+            line = (split, o.id, str(o.label), o.words, o.visual, o.acoustic, o.aligned)
+            digest.update(json.dumps(line).encode())
+            total += 4 * (o.visual * widths[0] + o.acoustic * widths[1])
     stride = max(1, math.ceil(total / FINGERPRINT_BYTES))
-    lines = [(split, e.id, str(e.label), e.words, len(e.visual), len(e.acoustic), e.aligned) for split, e in examples]
-    digest = hashlib.sha256(json.dumps([corpus.visual_size, corpus.acoustic_size, lines]).encode())
-    for _, e in examples[::stride]:
-        digest.update(np.ascontiguousarray(e.visual, np.float32).data)
-        digest.update(np.ascontiguousarray(e.acoustic, np.float32).data)
+    before = 0
+    for split in SPLITS:
+        examples = corpus.splits[split]
+        for k in range(-before % stride, len(examples), stride):
+            example = examples[k]
+            digest.update(np.ascontiguousarray(example.visual, np.float32).data)
+            digest.update(np.ascontiguousarray(example.acoustic, np.float32).data)
+        before += len(examples)
     return digest.hexdigest()[:16]
 
 

@@ -126,7 +126,7 @@ void block(int64_t depth, const float* a, int64_t a_row, int64_t a_column, const
            int64_t c_row, bool add) {
     Vec total[ROWS][VECTORS];
     for (int i = 0; i < ROWS; ++i)
-        for (int j = 0; j < VECTORS; ++j) total[i][j] = add ? load(c + i * c_row + j * LANES) : Vec{};
+        for (int j = 0; j < VECTORS; ++j) total[i][j] = Vec{};
     for (int64_t k = 0; k < depth; ++k) {
         Vec row[VECTORS];
         for (int j = 0; j < VECTORS; ++j) row[j] = load(b + j * LANES);
@@ -137,8 +137,12 @@ void block(int64_t depth, const float* a, int64_t a_row, int64_t a_column, const
         a += a_column;
         b += b_row;
     }
+    // Added last: a sum of sums of DEPTH terms rounds less than one chain of all of them.
     for (int i = 0; i < ROWS; ++i)
-        for (int j = 0; j < VECTORS; ++j) store(c + i * c_row + j * LANES, total[i][j]);
+        for (int j = 0; j < VECTORS; ++j) {
+            float* to = c + i * c_row + j * LANES;
+            store(to, add ? load(to) + total[i][j] : total[i][j]);
+        }
 }
 
 template <int VECTORS>

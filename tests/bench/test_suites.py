@@ -1,5 +1,6 @@
 """``pytest bench`` from outside, and that a wrong contender has no speed."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -8,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.test_attention import calls, check
+from bench import test_attention as attention
+from bench import test_contrastive as contrastive
+from bench import test_inference as inference
+from bench import test_step as step
+from bench import workload
+from bench.test_attention import calls, calls_with_projections, check
 from bench.workload import AttentionBatch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,3 +54,64 @@ def test_a_wrong_contender_stops_the_case():
 
     with pytest.raises(AssertionError, match="torch backend and ours differ"):
         check(runs | {"torch backend": wrong}, batch, 1e-4)
+
+
+def test_the_shift_inside_the_projections_is_the_same():
+    batch = AttentionBatch.draw([3, 50, 7], [3, 50, 7], torch.device("cpu"), torch.float32)
+    runs = calls_with_projections(batch, True, torch.randn_like(batch.inputs[0]))
+    check({name: run for name, run in runs.items() if "compile" not in name}, batch, 1e-4)
+
+
+class OneRound:
+    """In place of the race: every contender runs once, compiled ones excepted."""
+
+    def __init__(self):
+        self.cases = []
+
+    def __call__(self, suite, case, contenders, *, missing=None, **options):
+        assert not set(contenders) & set(missing or {})
+        for name, run in contenders.items():
+            if "compile" not in name:
+                run()
+        self.cases.append(case)
+
+    def growth(self, suite, case, quantity, contenders, **options):
+        for run in contenders.values():
+            run()
+        self.cases.append(case)
+
+    def record(self, **result):
+        self.cases.append(result["case"])
+
+    def skip(self, suite, case, why):
+        self.cases.append(case)
+
+
+@pytest.mark.parametrize(
+    "suite",
+    [
+        functools.partial(attention.test_attention, kind="mosi", batch_size=16, backward=True),
+        functools.partial(attention.test_attention, kind=512, batch_size=128, backward=False),  # too large: skipped
+        functools.partial(attention.test_with_projections, kind=50, batch_size=2, backward=True),
+        functools.partial(contrastive.test_contrastive, n=64, smoothing=0.9),
+        functools.partial(contrastive.test_contrastive, n=64, smoothing=None),
+        functools.partial(contrastive.test_contrastive, n=65536, smoothing=None),
+        functools.partial(inference.test_inference, batch_size=1),
+        functools.partial(inference.test_inference, batch_size=3),
+        step.test_step,
+        step.test_step_compiled,
+        step.test_variants,
+        step.test_where_the_time_goes,
+        step.test_share_of_the_loss,
+    ],
+    ids=lambda suite: ",".join(
+        [getattr(suite, "func", suite).__name__, *map(str, getattr(suite, "keywords", {}).values())]
+    ),
+)
+def test_every_suite_runs(suite, monkeypatch):
+    """On a small model; speed is not looked at."""
+    for module in (step, inference):
+        monkeypatch.setattr(module, "make_config", functools.partial(workload.make_config, "tiny"))
+    race = OneRound()
+    suite(race, torch.device("cpu"))
+    assert len(race.cases) == 1

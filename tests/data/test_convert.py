@@ -1,6 +1,7 @@
 """Converted once: exact, lazy, atomic, resumable; and what the commands say."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,10 @@ from cmsbert_fast import CMSBertProcessor
 from cmsbert_fast.data import Corpus, DataError, convert, open_source, read_corpus
 from cmsbert_fast.data.__main__ import main
 from cmsbert_fast.data.embedded import embedded_tokenizer
+from cmsbert_fast.data.example import outlines
+from cmsbert_fast.data.folds import NO_FOLD
 from cmsbert_fast.data.source import Source
+from cmsbert_fast.training import loop
 
 
 def assert_same(found: Corpus, meant: Corpus) -> None:
@@ -40,32 +44,101 @@ def assert_same(found: Corpus, meant: Corpus) -> None:
 
 def write(kind: str, files: Any) -> Path:
     """A source of some format."""
+    edges = np.arange(41) / 10
+    times = np.stack([edges[:-1], edges[1:]], axis=1)
     if kind == "segments":
         files.table(
             [[f"v_{k}", s, k, k + 1, k / 3, "some words"] for k, s in enumerate(["train", "valid", "test", "train"])]
         )
-        edges = np.arange(41) / 10
-        times = np.stack([edges[:-1], edges[1:]], axis=1)
         files.csd("COVAREP", "COVAREP", {"v": (files.random.normal(size=(40, 5)), times)})
         return files.folder
-    if kind == "misa":
-        for split, content in files.misa(True).items():
+    if kind == "iemocap":
+        emotions = ["ang", "hap", "exc", "sad", "neu", "fru"]
+        rows = [[f"Ses0{1 + k % 5}F_impro01_{'FM'[k // 5 % 2]}{k:03d}", emotions[k % 6], "so ☃"] for k in range(30)]
+        files.table(rows, "id\temotion\ttext")
+        (files.folder / "audio").mkdir()
+        for name, _, _ in rows[1:]:  # one has no frames
+            np.save(files.folder / "audio" / f"{name}.npy", files.random.normal(size=(files.random.integers(1, 9), 3)))
+        return files.folder
+    if kind == "csd":
+        spoken = np.array([[f"w{k}".encode()] for k in range(4)]), [[0, 1], [1, 2], [2, 3], [3, 4]]
+        videos = ("a", "b", "c")
+        files.csd("TimestampedWords", "words", dict.fromkeys(videos, spoken))
+        files.csd("Labels", "All Labels", {v: (files.random.normal(size=(2, 1)), [[0, 2], [2, 4]]) for v in videos})
+        files.csd("FACET", "FACET 4.2", {v: (files.random.normal(size=(40, 4)), times) for v in videos})
+        sound = {v: (np.where(np.arange(80).reshape(40, 2) == 7, -np.inf, 0.1), times) for v in videos[:2]}
+        files.csd("COVAREP", "COVAREP", sound)  # with values that are not finite, and one video less
+        return files.folder
+    if kind in ("misa", "mmim"):
+        for split, content in files.misa(kind == "mmim").items():
             files.pickle(f"{split}.pkl", content)
         return files.folder
-    content = {"mmsa": lambda: files.mmsa(False), "mag": files.mag, "funny": files.funny}[kind]()
+    content = {
+        "mmsa": lambda: files.mmsa(False),
+        "mmsa aligned": lambda: files.mmsa(True),
+        "mag": files.mag,
+        "mult": files.mult,
+        "mult unaligned": lambda: files.mult(False),
+        "funny": files.funny,
+    }[kind]()
     return files.pickle(f"{kind}.pkl", content)
 
 
-@pytest.mark.parametrize("kind", ["segments", "misa", "mmsa", "mag", "funny"])
+def choices(kind: str, files: Any) -> dict[str, Any]:
+    """With what a source is opened beside its path: words for MulT, folds for a .csd set, the fold of IEMOCAP."""
+    if kind.startswith("mult"):
+        table = files.folder.parent / "words.tsv"
+        rows = [f"vid{v}_{k}\t{2.0 * k}\t{2.0 * k + 1.5}\thello there" for v in range(3) for k in range(2)]
+        table.write_text("\n".join(["id\tstart\tstop\ttext", *rows]), encoding="utf-8")
+        return {"words": str(table)}
+    if kind == "csd":
+        folds = files.folder.parent / "folds.json"
+        folds.write_text('{"train": ["a"], "valid": ["b"], "test": ["c"]}')
+        return {"folds": folds}
+    return {"folds": "speaker", "fold": 3} if kind == "iemocap" else {}
+
+
+# What every reader says that it reads, so that none is left out below.
+FORMATS = {
+    "segments": "table of segments",
+    "iemocap": "IEMOCAP table",
+    "csd": "CMU-MultimodalSDK streams",
+    "mmsa": "MMSA, unaligned",
+    "mmsa aligned": "MMSA, aligned",
+    "mag": "MAG-BERT",
+    "misa": "MISA",
+    "mmim": "MISA",
+    "mult": "MulT",
+    "mult unaligned": "MulT",
+    "funny": "UR-FUNNY",
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_the_round_trip_is_exact(kind: str, files: Any, tmp_path: Path) -> None:
     path = write(kind, files)
+    options = choices(kind, files)
     target = tmp_path / "converted"
-    convert.convert(open_source(path), target)
-    assert_same(read_corpus(target), read_corpus(path))
-    assert sorted(p.suffix for p in target.iterdir()) in (
-        [".json", ".jsonl", ".safetensors"],
-        [".json", ".jsonl", ".safetensors", ".safetensors"],
-    )
+    source = open_source(path, **options)
+    assert source.format == FORMATS[kind]
+    convert.convert(source, target)
+    meant = read_corpus(path, **options)
+    assert set(meant.splits) == {"train", "valid", "test"}
+    assert_same(read_corpus(target), meant)
+    assert {p.name for p in target.iterdir()} == {
+        "manifest.json",
+        "examples.jsonl",
+        *(f"{modality}.safetensors" for modality in meant.report.widths),
+    }
+    manifest = json.loads((target / "manifest.json").read_text())
+    assert manifest["source"]["sha256"] == convert.source_hash(source.files)
+    assert manifest["report"]["counts"] == meant.report.counts
+    assert set(manifest["statistics"]) == set(meant.report.widths)
+    for modality, statistics in manifest["statistics"].items():
+        frames = np.concatenate([getattr(e, modality) for e in meant.splits["train"]]).astype(np.float64)
+        assert statistics["frames"] == len(frames)
+        np.testing.assert_allclose(statistics["mean"], frames.mean(axis=0), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(statistics["std"], frames.std(axis=0), rtol=1e-9, atol=1e-12)
 
 
 def test_the_round_trip_of_real_mosi(mosi_folder: Path, tmp_path: Path) -> None:
@@ -113,6 +186,38 @@ def test_frames_stay_on_disk(files: Any, tmp_path: Path) -> None:
     assert corpus.splits["train"][-1].id == list(corpus.splits["train"])[-1].id
     with pytest.raises(IndexError):
         corpus.splits["train"][99]
+
+
+def test_a_start_of_training_reads_no_more_frames_than_it_must(
+    files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels and the rest of an outline come from the index; the fingerprint is that of the source all the same."""
+    path = write("mag", files)
+    convert.convert(open_source(path), tmp_path / "c")
+    monkeypatch.setattr(loop, "FINGERPRINT_BYTES", 300)
+    for left_out in ({}, {"visual": "none"}, {"acoustic": "none"}):
+        meant, found = read_corpus(path, **left_out), read_corpus(tmp_path / "c", **left_out)
+        for split, examples in meant.splits.items():
+            assert list(outlines(found.splits[split])) == list(outlines(examples))
+        assert loop.fingerprint(found) == loop.fingerprint(meant)
+    read: list[int] = []
+    original = convert.Mapped.__getitem__
+    monkeypatch.setattr(convert.Mapped, "__getitem__", lambda self, k: read.append(k) or original(self, k))
+    found = read_corpus(tmp_path / "c")
+    loop.check_data(found)
+    assert read == []
+    loop.fingerprint(found)
+    assert read == [0, 1, 2]  # one a split: of 27 words of 36 bytes, every fourth example of the nine
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_shows_progress_where_somebody_looks(
+    terminal: bool, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    convert.convert(open_source(write("csd", files)), tmp_path / "c")
+    said = capsys.readouterr().err
+    assert ("converting data: 100%" in said) == ("3/3" in said) == terminal
 
 
 def interrupted(source: Source, after: int, seen: list[str]) -> Source:
@@ -214,6 +319,54 @@ def test_another_or_altered_source_begins_anew(files: Any, tmp_path: Path, monke
     files.pickle("mosi.pkl", files.mag(5))
     convert.convert(open_source(path), target)
     assert_same(read_corpus(target), read_corpus(path))
+
+
+@pytest.mark.parametrize("kind", ["segments", "csd", "mag"])
+def test_folds_and_transcripts_are_inputs_too(
+    kind: str, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is edited after an interruption is not mixed with what was read before; the hash tells it."""
+    monkeypatch.setattr(convert, "_EVERY", 0.0)
+    target, altered = tmp_path / "c", tmp_path / "folds.json"
+    names = {"segments": ["a", "b"], "csd": ["a", "b", "c"], "mag": ["vidtrain", "viddev", "vidtest"]}[kind]
+    altered.write_text(json.dumps({"train": names}))
+    path, hashes = files.folder, []
+    if kind == "segments":
+        (path / "segments.csv").write_text("id,label\na,1\nb,2\n")
+        (path / "transcripts").mkdir()
+        for name in names:
+            (path / "transcripts" / f"{name}.txt").write_text("so good")
+    else:
+        path = write(kind, files)
+    edits = [(altered, json.dumps({"test": names}))]
+    if kind == "segments":
+        edits.append((path / "transcripts" / "a.txt", "so bad"))
+    for file, content in edits:
+        source = open_source(path, folds=altered)
+        hashes.append(convert.source_hash(source.files))
+        seen: list[str] = []
+        with pytest.raises(KeyboardInterrupt):
+            convert.convert(breaking(source, 1), target, {"folds": str(altered)})
+        file.write_text(content)
+        convert.convert(interrupted(open_source(path, folds=altered), 99, seen), target, {"folds": str(altered)})
+        assert len(seen) == len(source.groups)  # from the beginning
+        assert_same(read_corpus(target), read_corpus(path, folds=altered))
+        hashes.append(json.loads((target / "manifest.json").read_text())["source"]["sha256"])
+        assert hashes[-1] != hashes[-2]
+        shutil.rmtree(target)
+
+
+def breaking(source: Source, after: int) -> Source:
+    """A source that is broken off between two groups."""
+    original, seen = source.read, []
+
+    def read(group: str, report: Any) -> Iterator[Any]:
+        if len(seen) == after:
+            raise KeyboardInterrupt
+        seen.append(group)
+        return original(group, report)
+
+    return replace(source, read=read)
 
 
 def test_an_existing_target_is_left_alone(files: Any, tmp_path: Path) -> None:
@@ -318,6 +471,61 @@ def test_folds_by_video_on_converted_data(files: Any, tmp_path: Path) -> None:
         read_corpus(tmp_path / "c", folds=folds)
 
 
+@pytest.mark.parametrize("converted_with", [{}, {"fold": 3}, {"folds": "random", "fold": 2}])
+def test_iemocaps_folds_on_converted_data(converted_with: dict[str, Any], files: Any, tmp_path: Path) -> None:
+    """Every fold is the source's, in its order, whichever was chosen in conversion."""
+    emotions = ["ang", "hap", "exc", "sad", "neu", "fru"]
+    rows = [
+        # Dialogues are interleaved, and one line in seven has no text: lines are neither in the table's order nor all.
+        [f"Ses0{1 + k % 5}F_x_{'FM'[k // 5 % 2]}{k}", f"d{k % 4}", emotions[k * 5 // 3 % 6], "so" if k % 7 else ""]
+        for k in range(40)
+    ]
+    files.table(rows, "id\tvideo\temotion\ttext")
+    (files.folder / "audio").mkdir()
+    for k, (name, *_) in enumerate(rows):
+        np.save(files.folder / "audio" / f"{name}.npy", np.full((1 + k % 3, 2), np.nan if k == 8 else k))
+    convert.convert(open_source(files.folder, **converted_with), tmp_path / "c")
+    assert_same(read_corpus(tmp_path / "c"), read_corpus(files.folder, **converted_with))
+    for folds in (None, "speaker", "random"):
+        for fold in range(1, 11):
+            meant = read_corpus(files.folder, folds=folds, fold=fold)
+            found = read_corpus(tmp_path / "c", folds=folds, fold=fold)
+            assert_same(found, meant)
+            assert found.statistics is None  # those that are stored are of another training split
+    for wrong in ({"fold": 0}, {"fold": 11}, {"folds": "random"}):
+        with pytest.raises(DataError, match="fold from 1 to 10"):
+            read_corpus(tmp_path / "c", **wrong)
+
+
+@pytest.mark.parametrize("converted_with", [{}, {"fold": 2}])
+def test_a_column_of_folds_on_converted_data(converted_with: dict[str, Any], files: Any, tmp_path: Path) -> None:
+    rows = [[f"v{k % 3}_{k}", ["train", "test"][k % 2], ["9", "10", "2", "2", ""][k % 5], k, "so"] for k in range(15)]
+    files.table(rows, "id\tsplit\tfold\tlabel\ttext")
+    convert.convert(open_source(files.folder, **converted_with), tmp_path / "c")
+    for fold in (1, 2, 3):
+        meant = read_corpus(files.folder, fold=fold)
+        assert meant.report.dropped == {NO_FOLD: 3}
+        assert_same(read_corpus(tmp_path / "c", fold=fold), meant)
+    with pytest.raises(DataError, match="fold from 1 to 3"):
+        read_corpus(tmp_path / "c", fold=4)
+
+
+def test_folds_that_converted_data_do_not_have(files: Any, tmp_path: Path) -> None:
+    path, folds = write("iemocap", files), tmp_path / "folds.json"
+    whole = read_corpus(path)
+    folds.write_text(json.dumps({"train": [e.id for e in whole.splits["all"]][:9]}))
+    convert.convert(open_source(path, folds=folds), tmp_path / "file")  # less than all: its tenths are not the source's
+    convert.convert(open_source(path), tmp_path / "old")
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    del manifest["folds"]  # as earlier versions of this program wrote it
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    for folder in ("file", "old"):
+        for asked in ({"fold": 3}, {"folds": "speaker", "fold": 3}):
+            with pytest.raises(DataError, match="JSON file of folds"):
+                read_corpus(tmp_path / folder, **asked)
+    assert_same(read_corpus(tmp_path / "file"), read_corpus(path, folds=folds))
+
+
 def test_converted_data_without_labels(files: Any, tmp_path: Path) -> None:
     convert.convert(open_source(write("funny", files)), tmp_path / "c")
     corpus = read_corpus(tmp_path / "c", labels=False)
@@ -345,6 +553,9 @@ MANIFESTS: list[tuple[tuple[str, ...], Any]] = [
     (("classes",), 3),
     (("classes",), [1]),
     (("name",), None),
+    (("folds",), [1]),
+    (("folds",), {"speaker": 1}),
+    (("folds",), {"speaker": [1, -1]}),
     (("standardise",), "yes"),
     (("version",), [1]),
 ]
@@ -374,6 +585,8 @@ LINES = [
     {"visual": 1.0},
     {"split": ["train"]},
     {"video": 3},
+    {"parts": [1]},
+    {"parts": {"speaker": "1"}},
     {"non_finite": {"visual": "many"}},
 ]
 

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,39 @@ def test_the_pure_python_pickler_is_read_too(protocol: int) -> None:
     buffer = io.BytesIO()
     pickle._Pickler(buffer, protocol).dump(HONEST["nested"])
     assert_same(plain(safe.loads(buffer.getvalue())), HONEST["nested"])
+
+
+def spelt(value: Any, protocol: int, core: str, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """A pickle as the numpy writes it whose inner modules lie below ``numpy.core`` (1.x) or ``numpy._core`` (2.x)."""
+    original = pickle.whichmodule  # type: ignore[attr-defined]
+
+    def whichmodule(thing: Any, name: str) -> str:
+        parts = original(thing, name).split(".")
+        return ".".join([parts[0], core, *parts[2:]] if parts[:2] in (["numpy", "core"], ["numpy", "_core"]) else parts)
+
+    buffer = io.BytesIO()
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        patch.setattr(pickle, "whichmodule", whichmodule)
+        warnings.simplefilter("ignore")  # each numpy knows the other's names, and says that they are not its own
+        pickle._Pickler(buffer, protocol).dump(value)
+    return buffer.getvalue()
+
+
+# Of every way in which numpy writes arrays and numbers.
+ARRAYS = ("scalars", "double", "big endian", "fortran", "axes", "empty", "unicode array", "bytes array", "objects")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_files_of_numpy_1_and_2(core: str, protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"core": b"numpy._core.", "_core": b"numpy.core."}[core]
+    for name in ARRAYS:
+        # One by one: Python's own pickler fails on several empty arrays in protocol 5.
+        for value in HONEST[name] if isinstance(HONEST[name], list) else [HONEST[name]]:
+            data = spelt(value, protocol, core, monkeypatch)
+            assert f"numpy.{core}.".encode() in data
+            assert other not in data
+            assert_same(plain(safe.loads(data)), value)
 
 
 def test_an_optimised_pickle_with_gaps_in_its_memo_is_read() -> None:
@@ -289,6 +323,8 @@ FORMS: dict[str, bytes] = {
     "keys that collide": b"\x80\x04}("
     + b"".join(b"\x8a\x0c" + ((2**61 - 1) * k).to_bytes(12, "little") + b"N" for k in range(1, 500))
     + b"u.",
+    "a long key": b"\x80\x04}" + text("k" * 1001) + b"Ns.",
+    "a long key of bytes in a line": b"}S'" + b"k" * 1001 + b"'\nNs.",
     "floats as keys": b"\x80\x04}G" + struct.pack(">d", 1.5) + b"Ns.",
     "shape bomb": array_with(b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"\x85"),
     "shape that overflows to the right size": array_with(
@@ -494,6 +530,54 @@ def _peak(path: Path) -> int:
 
 
 LIMIT = 4 * (safe.MEMORY_FLOOR + (1 << 20) * safe.MEMORY_FACTOR) // 3
+
+
+@pytest.mark.parametrize("kind", ["mmsa", "funny"])
+def test_a_text_of_spaces_named_again_and_again_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safe, "MEMORY_FLOOR", 1 << 20)
+    blank, count, rows = " " * 60_000, 200, np.ones((1, 2))
+    root: dict[str, Any] = {"raw_text": [blank] * count, "id": [f"v_{k}" for k in range(count)]}
+    part = (blank, rows, rows, rows)
+    path = tmp_path / "file.pkl"
+    train = root | {"regression_labels": [0.5] * count} if kind == "mmsa" else [(part, part, 1, 0)] * count
+    path.write_bytes(pickle.dumps({"train": train}, 4))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match="texts together are many times larger"):
+        read_corpus(path)
+
+
+@pytest.mark.parametrize("kind", [str, bytes])
+def test_a_text_that_is_too_long_is_refused(kind: type) -> None:
+    long = "é" * 100_000
+    assert safe.text_of(safe.loads(pickle.dumps(long if kind is str else long.encode(), 4))) == long
+    for text in (long + "e", "e" * 400_001):
+        value = safe.loads(pickle.dumps(text if kind is str else text.encode(), 4))
+        with pytest.raises(DataError, match="longer than"):
+            safe.text_of(value)
+
+
+@pytest.mark.parametrize("kind", ["mmsa", "mag", "mult", "funny"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_one_split_under_many_names_is_refused_before_it_is_read(
+    kind: str, labels: bool, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = str(files.table([["a", "train", 0, 1, 1, "b"]]))
+    one = (files.mmsa(aligned=False) if kind == "mmsa" else getattr(files, kind)())["train"]
+    path = files.pickle("many.pkl", {f"split {k}": one for k in range(65)})
+    monkeypatch.setattr(safe, "items_of", lambda value: pytest.fail("it was read"))
+    with pytest.raises(DataError, match="65 splits"):
+        open_source(path, words=table if kind == "mult" else None, labels=labels)
+
+
+def test_labels_of_splits_that_are_one_object_are_looked_at_once(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = {"raw_text": ["a"] * 9, "id": [f"v_{k}" for k in range(9)], "regression_labels": ["glad", "sad", None] * 3}
+    path = files.pickle("mmsa.pkl", {f"split {k}": one for k in range(60)})
+    seen, items_of = [], safe.items_of
+    monkeypatch.setattr(safe, "items_of", lambda value: seen.append(value) or items_of(value))
+    assert open_source(path).classes == ("glad", "sad")
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize("kind", ["text", "bytes"])

@@ -7,6 +7,7 @@ Error rule: at most twice (z) or three times (gradients) the error of the same c
 dtype, plus a few units in the last place.
 """
 
+import contextlib
 import inspect
 import os
 import subprocess
@@ -20,6 +21,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cmsbert_fast import ModalityShift, attention_triton, cms_attention, contrastive, reference
 from cmsbert_fast.packing import cumulative
@@ -192,11 +195,13 @@ def public(case: Case, dtype: torch.dtype, backend: str, packed: bool, tail: int
     return [x.detach().double().cpu() if mask is None else back(x, mask) for x, mask in pairs]
 
 
-def check(case: Case, dtype: torch.dtype, packed: bool = True, tail: int = 0) -> None:
+def check(
+    case: Case, dtype: torch.dtype, packed: bool = True, tail: int = 0, expected: list[Tensor] | None = None
+) -> None:
     names = ["z", "dq", "dk", "dv"]
     for m in (n for n, x in (("v", case.visual), ("a", case.acoustic)) if x is not None):
         names += [f"{name}_{m}" for name in ("token_gate", "frame_gate", "frames", "weight")]
-    expected = literal(case)
+    expected = literal(case) if expected is None else expected
     rival = public(case, dtype, "torch", packed, tail)
     actual = public(case, dtype, "triton", packed, tail)
     for i, (name, e, r, a) in enumerate(zip(names, expected, rival, actual, strict=True)):
@@ -413,6 +418,85 @@ def test_memory_is_linear_in_the_sequence(tokens: int, frames: int, size: int) -
         kernels.Call(*qkv, m, m, None, None, tokens, "relu", 0.1, 0.0, None), (True, True)
     )
     assert backward.shift.numel() == qkv[0].numel()
+
+
+class Largest(TorchDispatchMode):
+    """The most bytes behind a result of PyTorch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self.bytes = max(self.bytes, x.untyped_storage().nbytes())
+        return result
+
+
+# No size is a multiple of a tile. What the reference's N x N_v x D tensor would be too large for waits for a GPU.
+BEYOND_THE_PAPER: dict[str, dict[str, Any]] = {
+    "4,096 tokens": {
+        "tokens": [4099], "visual": [130], "acoustic": [7], "heads": 1, "head_size": 16, "sizes": (20, 5),
+    },
+    "16,384 frames": {
+        "tokens": [3, 7], "visual": [5, 16387], "acoustic": [0, 70], "head_size": 16, "sizes": (20, 5),
+    },
+    "frame size 768": {
+        "tokens": [65, 7], "visual": [33, 5], "acoustic": [1, 70], "head_size": 16, "sizes": (768, 768),
+    },
+    "all of them": {
+        "tokens": [4099], "visual": [16387], "acoustic": [70], "head_size": 64, "sizes": (768, 74),
+    },
+}  # fmt: skip
+
+
+@runs_kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.cuda if x == "all of them" else ()) for x in BEYOND_THE_PAPER]
+)
+def test_beyond_the_papers_sizes(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers; at most two launches forward; and no tensor of N x N or N x N_v, forward and backward."""
+    kernels = attention_triton.kernels
+    case = make_case(**BEYOND_THE_PAPER[name], dtype=dtype)
+    tail = 3
+    if DEVICE == "cpu":  # the interpreter's time goes by tiles: the committed ones would take minutes
+        configuration = kernels.configuration
+        tile = min(512, kernels._block(case.mask.shape[1]))
+        wide = {"BLOCK_M": tile, "BLOCK_N": tile, "BLOCK_F": 512, "BLOCK_X": 256}
+
+        def wide_tiles(*key: Any) -> dict[str, int]:
+            committed = configuration(*key)
+            return committed | {x: wide[x] for x in wide if x in committed}
+
+        monkeypatch.setattr(kernels, "configuration", wide_tiles)
+    largest, launches = Largest(), []
+    spy = Spy(monkeypatch)
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            before = len(spy.names)
+            with largest:
+                result = function(*arguments)
+            launches.append(spy.names[before:])
+            return result
+
+        return call
+
+    for direction in ("forward", "backward"):
+        monkeypatch.setattr(kernels, direction, watched(getattr(kernels, direction)))
+    check(case, dtype, True, tail, public(case, torch.float64, "torch", True, tail) if name == "all of them" else None)
+
+    forward, backward = launches
+    assert forward == ["shift_forward_kernel", "attention_forward_kernel"]
+    assert len(backward) == 6
+    rows, hidden = int(case.mask.sum()) + tail, case.query.shape[2] * case.query.shape[3]
+    sizes = [m[2].shape[-1] for m in case.modalities]
+    linear = [rows * hidden, rows * sum(-(-size // 16) * 16 for size in sizes)]  # queries, mean frames
+    linear += [(int(m[4].sum()) + tail) * size for m, size in zip(case.modalities, sizes, strict=True)]  # frames
+    assert rows * hidden <= largest.bytes // dtype.itemsize <= max(linear)
 
 
 @runs_kernels
@@ -679,6 +763,36 @@ def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
                 assert kernels.configuration(name, "sm_90", item_size, tokens, head_size)["num_warps"] in (4, 8)
     with pytest.raises(LookupError, match="no row"):
         kernels.configuration("short_forward", "sm_90", 2, 65, 64)
+
+
+@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_tightest_row_of_the_table_wins_before_the_device(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = attention_triton.kernels
+    rows = [
+        {"kernel": "new", "device": device, "item_size": 2, "tokens": tokens, "head_size": head_size, "config": config}
+        for device, tokens, head_size, config in (
+            ("*", 64, 64, {"num_warps": 1}),
+            ("sm_90", 64, 128, {"num_warps": 2}),
+            ("*", 64, 128, {"num_warps": 4}),
+            ("sm_90", 128, 64, {"num_warps": 8}),
+        )
+    ]
+    monkeypatch.setattr(kernels, "table", lambda: rows[::-1] if backwards else rows)
+    found = {}
+    for tokens, head_size in ((50, 64), (50, 65), (65, 64)):
+        for device in ("sm_90", "sm_80"):
+            with contextlib.suppress(LookupError):
+                # Not the cached function: what it says of this table must not outlast the test.
+                config = kernels.configuration.__wrapped__("new", device, 2, tokens, head_size)
+                found[device, tokens, head_size] = config["num_warps"]
+    assert found == {
+        ("sm_90", 50, 64): 1,
+        ("sm_80", 50, 64): 1,
+        ("sm_90", 50, 65): 2,
+        ("sm_80", 50, 65): 4,
+        ("sm_90", 65, 64): 8,
+    }
 
 
 @pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -164,7 +165,10 @@ def test_one_rank_speaks(tmp_path, start_run, base):
     assert run.errors(1) == ""
 
 
-def test_gradients_are_averaged(tmp_path, start_code):
+@pytest.mark.parametrize(
+    ("ranks", "expected"), [(1, [[11.0] * 3, [0.0] * 3, [0.0] * 3]), (2, [[16.5] * 3, [0.0] * 3, [0.5] * 3])]
+)
+def test_gradients_are_averaged(tmp_path, start_code, ranks, expected):
     code = """
 import torch
 from cmsbert_fast.training import distributed
@@ -184,12 +188,33 @@ print([p.grad.tolist() for p in (used, unused, seldom)], float(gradients.norm())
 gradients.clip(gradients.norm(), 1.0)
 print(round(float(gradients.norm()), 4))
 """
-    run = start_code(tmp_path, code, ranks=2)
-    assert run.wait() == [0, 0], run.errors()
-    assert run.output(0) == run.output(1)
+    run = start_code(tmp_path, code, ranks=ranks)
+    assert run.wait() == [0] * ranks, run.errors()
+    assert run.output(0) == run.output(ranks - 1)
     averages, clipped = run.output().splitlines()
-    assert averages.startswith("[[16.5, 16.5, 16.5], [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]]")
+    assert averages.startswith(str(expected))
     assert clipped == "1.0"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_freed_memory_is_not_touched_anew(tmp_path, start_code):
+    code = """
+import resource, torch
+from cmsbert_fast.training import distributed
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**26)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults()
+distributed.keep_freed_memory()
+faults()  # the heap grows, once
+print(before, faults())
+"""
+    run = start_code(tmp_path, code, ranks=1)
+    assert run.wait() == [0], run.errors()
+    before, after = map(int, run.output().split())
+    assert after < before / 100
 
 
 TORCHRUN = """

@@ -17,12 +17,12 @@ from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, ref
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, Example, ReadReport
 from cmsbert_fast.training import checkpoint, evaluation, loop, models, results
-from cmsbert_fast.training.distributed import Ranks, share
+from cmsbert_fast.training.distributed import Ranks, has_fast_bfloat16, share
 from cmsbert_fast.training.evaluation import Batches, Predictions
 from cmsbert_fast.training.loop import check, epoch_batches, schedule
 from cmsbert_fast.training.models import build, build_config, is_new, parameter_groups
 from cmsbert_fast.training.results import RunLog
-from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, UsageError
+from cmsbert_fast.training.settings import VARIANTS, Command, TrainingSettings, UsageError
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 
@@ -157,6 +157,40 @@ def test_bf16_is_near_fp32(train, short, tmp_path):
     full, half = (np.array([r["loss"] for r in records(tmp_path / p, "train")]) for p in ("fp32", "bf16"))
     assert (full != half).all()
     assert half == pytest.approx(full, rel=0.03)
+
+
+def test_bf16_on_a_cpu_without_its_instructions_warns_once(train, short, tmp_path, monkeypatch):
+    arguments = [*short, "--device", "cpu", "--variant", "bert", "--epochs", 1, "--seeds", 0, 1]
+    for fast, precision, expected in ((False, "bf16", 1), (False, "fp32", 0), (True, "bf16", 0)):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast, raising=False)
+        status, errors = train(*arguments, "--precision", precision, "--output", tmp_path / f"{precision}-{fast}")
+        assert status == 0
+        told = [line for line in errors.splitlines() if line.startswith("warning")]
+        assert len(told) == expected
+        assert all("--precision fp32" in line for line in told)
+
+
+def test_rank_0_alone_warns_of_bf16(monkeypatch, capsys):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(loop, "read", lambda settings: 1 / 0)
+    command = Command(runs=(TrainingSettings(data="x", precision="bf16"),))
+    for rank in (0, 1):
+        with pytest.raises(ZeroDivisionError):  # reading began; it is told before
+            loop.run_all(command, Ranks(rank, 2, torch.device("cpu")), loop.StopRequest())
+        assert ("warning" in capsys.readouterr().err) == (rank == 0)
+
+
+def test_what_computes_fast_in_bfloat16(monkeypatch):
+    for answer in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda a=answer: a, raising=False)
+        assert has_fast_bfloat16(torch.device("cpu")) is answer
+        assert has_fast_bfloat16(torch.device("cuda"))
+
+    def missing() -> bool:
+        raise AttributeError
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", missing)
+    assert has_fast_bfloat16(torch.device("cpu"))  # nobody is warned on a guess
 
 
 def test_clipping_limits_the_norm(train, short, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cmsbert_fast.data import read_corpus
+from cmsbert_fast.training import distributed
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.evaluation import HOST_INPUTS, Batches
 from cmsbert_fast.training.loop import _Record, backward
@@ -35,6 +36,17 @@ def test_lengths_of_frames_stay_on_the_host():
     placed = {name: batches._place(name, Pinned(3)) for name in ("input_ids", *HOST_INPUTS)}
     assert placed["input_ids"].device.type == "meta"
     assert all(placed[name].device.type == "cpu" for name in HOST_INPUTS)
+
+
+def test_ranks_on_gpus_talk_over_the_cpu_too(monkeypatch):
+    """Objects and numbers of rows lie on the CPU: exchanged there, they make nobody wait for a GPU."""
+    joined = []
+    monkeypatch.setattr(distributed, "find_device", lambda name: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_, **__: iter([(torch.distributed.HashStore(), 0, 2)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: joined.append(backend))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    distributed.start("cuda")
+    assert joined == ["cpu:gloo,cuda:nccl"]
 
 
 @pytest.mark.cuda
