@@ -39,7 +39,10 @@ DIMENSIONS = [(2, 64, 47, 74), (3, 40, 5, 33), (2, 3, 1, 16)]
 
 
 def make(case, dimensions, dtype=torch.float32, extra_rows=3, seed=0):
-    """Leaves of moderate size (q, k, v, and four tensors a modality), and the rest of the call's arguments."""
+    """Leaves (q, k, v, and four tensors a modality), and the rest of the call's arguments.
+
+    Shifts are smaller than q, k and v: large ones make scores of 60, whose rounding decides the softmax by chance.
+    """
     heads, head_size, *sizes = dimensions
     tokens, *frames = case
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +59,7 @@ def make(case, dimensions, dtype=torch.float32, extra_rows=3, seed=0):
             shifts.append(None)
             continue
         n = sum(lengths) + extra_rows
-        tensors = [random(rows), random(n), random(n, size), random(heads * head_size, size, scale=0.5 * size**-0.5)]
+        tensors = [random(rows), random(n), random(n, size), random(heads * head_size, size, scale=0.2 * size**-0.5)]
         leaves += tensors
         shifts.append((cumulative(torch.tensor(lengths)), max(lengths)))
     return leaves, shifts, dict(cu_seqlens=cumulative(torch.tensor(tokens)), max_seqlen=max(tokens))
@@ -86,10 +89,12 @@ def poisoned(monkeypatch):
 def assert_as_good_as_torch(case, dimensions, activation="relu", dtype=torch.float32, oracle="reference"):
     """The largest error of each output is at most 2 times (gradients: 3 times) torch's.
 
-    An output of one number has a rounding error, not a largest one: of few tokens several draws count together.
+    The gradient of a gate's logits has one number a token or frame; the largest error of six numbers is luck.
+    Where there are few, as many draws count together as give it 128.
     """
     limits, errors = {}, {}
-    for seed in range(max(1, 16 // sum(case[0]))):
+    fewest = min(sum(lengths) for lengths in case if lengths and sum(lengths))
+    for seed in range(-(-128 // fewest)):
         leaves, *rest = make(case, dimensions, dtype, seed=seed)
         wide = [x.detach().double().requires_grad_() for x in leaves]
         exact = values(wide, *rest, backend=oracle, activation=activation)

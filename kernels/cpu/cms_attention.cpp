@@ -711,12 +711,12 @@ class Attention {
             const Modality& modality = call_.modalities[m];
             const int64_t first_frame = modality.cu_seqlens[b];
             const int64_t n_frames = modality.cu_seqlens[b + 1] - first_frame, width = padded(n_frames);
-            float* frames = thread_scratch.take(n_frames * size_[m] + (size_[m] + 2 * QUERIES + 2) * width + padded(n),
+            float* frames = thread_scratch.take(n_frames * size_[m] + (size_[m] + 2 * QUERIES + 3) * width + padded(n),
                                                 status_);
             if (frames == nullptr) return;
             float *transposed = frames + n_frames * size_[m], *gates = transposed + size_[m] * width;
             float *d_gates = gates + QUERIES * width, *frame_gate = d_gates + QUERIES * width;
-            float *d_frame_gate = frame_gate + width, *token_gate = d_frame_gate + width;
+            float *d_frame_gate = frame_gate + width, *of_block = d_frame_gate + width, *token_gate = of_block + width;
             load_frames(m, first_frame, n_frames, frames);
             transpose(transposed, width, frames, size_[m], n_frames, size_[m]);
             load_gates(modality.frame_gate, modality.frame_gate_stride, first_frame, n_frames, frame_gate);
@@ -729,6 +729,7 @@ class Attention {
                 const int64_t n_tokens = std::min(QUERIES, n - first);
                 const float* dm = d_mean + (start + first) * depth_ + m * size_[0];
                 product(n_tokens, width, modality.size, dm, depth_, 1, transposed, width, d_gates, width);
+                std::fill(of_block, of_block + width, 0.0f);  // a sum of sums, as in a product
                 for (int64_t i = 0; i < n_tokens; ++i) {
                     Vec total{};
                     for (int64_t j = 0; j < width; j += LANES) {
@@ -737,10 +738,11 @@ class Attention {
                         store(gates + i * width + j, gate * share);
                         const Vec d = load(d_gates + i * width + j) * slope * share;  // 0 beyond the last frame
                         total += d;
-                        store(d_frame_gate + j, load(d_frame_gate + j) + d);
+                        store(of_block + j, load(of_block + j) + d);
                     }
                     assign(static_cast<T*>(modality.d_token_gate)[start + first + i], sum(total));
                 }
+                for (int64_t j = 0; j < width; j += LANES) store(d_frame_gate + j, load(d_frame_gate + j) + load(of_block + j));
                 if (modality.d_frames)
                     product(n_frames, size_[m], n_tokens, gates, 1, width, dm, depth_, d_frames, size_[m], true);
             }
