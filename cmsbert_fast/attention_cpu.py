@@ -1,21 +1,19 @@
 """The "cpu" backend of :func:`cmsbert_fast.cms_attention`: compiled C++ behind two registered operators.
 
 ``torch.ops.cmsbert_fast.cms_attention_cpu_forward`` and ``..._backward`` carry it through torch.compile and
-checkpointing; :class:`_CMSAttention` ties them together for autograd. The library is plain C, loaded with ctypes: it
-knows nothing of PyTorch, so one binary serves every version. It is compiled at first use (``kernels/cpu_build.py``).
+checkpointing; :class:`_CMSAttention` ties them together for autograd. The library is that of
+:mod:`cmsbert_fast.cpu_library`.
 """
 
 import ctypes
-import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cmsbert_fast.kernels import cpu_build
+from cmsbert_fast import cpu_library
 from cmsbert_fast.packing import Packing, pack_mask, uniform_packing
 
 if TYPE_CHECKING:
@@ -34,18 +32,12 @@ def why_not(query: Tensor) -> str | None:
         return f"its code runs on the CPU, not on {query.device.type}"
     if query.dtype not in DTYPES:
         return f"its code computes in float32 and bfloat16, not in {query.dtype}"
-    return _why_not_built()
+    return cpu_library.why_not()
 
 
 def is_available(query: Tensor) -> bool:
     """Whether "auto" may pick this backend."""
     return why_not(query) is None
-
-
-@torch.compiler.assume_constant_result  # while torch.compile traces, the answer is asked for, not the way to it
-def _why_not_built() -> str | None:
-    library = cpu_build.load()
-    return library if isinstance(library, str) else None
 
 
 def cms_attention(
@@ -107,7 +99,7 @@ def _tensors(modality: "ModalityShift | None") -> tuple[Tensor | None, ...]:
     return (None,) * 5 if modality is None else (*modality[:4], modality.cu_seqlens)
 
 
-# ------------------------------------------------------------------ the library
+# ------------------------------------------------------------------ the call
 
 
 class _Modality(ctypes.Structure):
@@ -136,20 +128,6 @@ class _Call(ctypes.Structure):
                                               "parallel")),
         ("modalities", _Modality * 2),
     )  # fmt: skip
-
-
-@functools.cache
-def _parallel_loop() -> int:
-    """Address of GOMP_parallel in the OpenMP runtime that PyTorch itself uses; 0 = none, one thread.
-
-    Looked up through PyTorch's library: a second OpenMP runtime would bring threads that fight with PyTorch's.
-    """
-    for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
-        try:
-            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value or 0
-        except (OSError, AttributeError):
-            continue
-    return 0
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -184,14 +162,8 @@ def _modality(
 
 
 def _run(name: str, call: _Call) -> None:
-    library = cpu_build.load()
-    if isinstance(library, str):
-        raise RuntimeError(f'backend="cpu" cannot run here: {library}; use backend="auto" or "torch".')
-    status = getattr(library, f"cms_attention_{name}")(ctypes.byref(call))
-    if status == 1:
+    if cpu_library.run(f"cms_attention_{name}", call) == 1:
         raise ValueError("cu_seqlens must start at 0, never fall, and end at or below the number of rows.")
-    if status:
-        raise MemoryError("not enough memory for CMS attention on the CPU.")
 
 
 # ------------------------------------------------------------------ registered operators
@@ -292,7 +264,7 @@ def _launch(
         mean.data_ptr(),
         softmax.data_ptr(),
         torch.get_num_threads(),
-        _parallel_loop(),
+        cpu_library.parallel_loop(),
         (_Modality * 2)(*modalities),
     )
     _run(name, call)

@@ -1,7 +1,8 @@
 """One-layer LSTM over packed sequences (Eq. 11), without padding and without graph breaks: cuDNN's, or an operator.
 
 On CPUs ATen's LSTM adds to the weights' gradients at every time step, which moves more bytes than all else it does; the
-operator here makes them with one matrix product after the last.
+operator here makes them with one matrix product after the last. Its recurrence is compiled C++ (float32, where the
+"cpu" backend runs) or a loop of PyTorch's operators.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmsbert_fast import lstm_cpu
 from cmsbert_fast.packing import Packing
 
 
@@ -30,11 +32,13 @@ class PackedLSTM(nn.Module):
         self.bias_ih_l0 = nn.Parameter(torch.empty(4 * hidden_size))
         self.bias_hh_l0 = nn.Parameter(torch.empty(4 * hidden_size))
 
-    def forward(self, frames: Tensor, packing: Packing, host_cu_seqlens: Tensor | None = None) -> Tensor:
+    def forward(
+        self, frames: Tensor, packing: Packing, host_cu_seqlens: Tensor | None = None, backend: str = "auto"
+    ) -> Tensor:
         """Frames (F, d_m) -> (F, d) in the parameters' dtype; 0 at rows of no sequence.
 
         The time steps are laid out on the CPU: without ``host_cu_seqlens``, which is ``packing.cu_seqlens`` there, it
-        waits for the device.
+        waits for the device. ``backend``: see :mod:`cmsbert_fast.backends`; only "auto" and "cpu" run compiled C++.
         """
         cu_seqlens = packing.cu_seqlens if host_cu_seqlens is None else host_cu_seqlens
         weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
@@ -43,7 +47,7 @@ class PackedLSTM(nn.Module):
             frames = frames.to(self.weight_ih_l0.dtype)
             if frames.is_cuda and not torch.compiler.is_compiling():
                 return _cudnn_lstm(frames, cu_seqlens, *weights)
-            return torch.ops.cmsbert_fast.lstm(frames, cu_seqlens, *weights)[0]
+            return torch.ops.cmsbert_fast.lstm(frames, cu_seqlens, *weights, lstm_cpu.is_wanted(frames, backend))[0]
 
 
 def _cudnn_lstm(
@@ -93,7 +97,13 @@ def _time_steps(cu_seqlens: Tensor, device: torch.device) -> tuple[Tensor, Tenso
 
 @torch.library.custom_op("cmsbert_fast::lstm", mutates_args=())
 def _lstm_op(
-    frames: Tensor, cu_seqlens: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+    frames: Tensor,
+    cu_seqlens: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Hidden states (F, d); for the backward, in the order of time: hidden states (F, d), the activated gates i, f, g,
     o (F, 4d) and the cells c (F, d)."""
@@ -101,6 +111,14 @@ def _lstm_op(
     size = weight_hh.shape[1]
     gates, hidden, cells = (frames.new_zeros(frames.shape[0], columns) for columns in (4 * size, size, size))
     torch.addmm(bias_ih + bias_hh, frames[rows], weight_ih.T, out=gates[: len(rows)])
+    recur = lstm_cpu.forward if compiled else _recur
+    recur(batch_sizes, weight_hh, gates, hidden, cells)
+    return torch.zeros_like(hidden).index_copy_(0, rows, hidden[: len(rows)]), hidden, gates, cells
+
+
+def _recur(batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, hidden: Tensor, cells: Tensor) -> None:
+    """As :func:`cmsbert_fast.lstm_cpu.forward`, for any dtype and device."""
+    size = weight_hh.shape[1]
     h = c = None
     begin = 0
     for alive in batch_sizes.tolist():
@@ -116,12 +134,17 @@ def _lstm_op(
         c = new if c is None else new.addcmul_(f, c[:alive])
         h = torch.mul(o, c.tanh(), out=hidden[step])
         begin += alive
-    return torch.zeros_like(hidden).index_copy_(0, rows, hidden[: len(rows)]), hidden, gates, cells
 
 
 @_lstm_op.register_fake
 def _(
-    frames: Tensor, cu_seqlens: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+    frames: Tensor,
+    cu_seqlens: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor,
+    bias_hh: Tensor,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, size = frames.shape[0], weight_hh.shape[1]
     return tuple(frames.new_empty(rows, columns) for columns in (size, size, 4 * size, size))  # type: ignore[return-value]
@@ -136,20 +159,35 @@ def _lstm_backward_op(
     hidden: Tensor,
     gates: Tensor,
     cells: Tensor,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the gates before activation (F, 4d), 0 at rows of no sequence, and of both weights."""
     rows, batch_sizes = _time_steps(cu_seqlens, grad.device)
+    recur_back = lstm_cpu.backward if compiled else _recur_back
+    grad_gates = recur_back(batch_sizes, weight_hh, gates, hidden, cells, grad[rows])
     sizes = batch_sizes.tolist()
     begins = (batch_sizes.cumsum(0) - batch_sizes).tolist()
-    grad = grad[rows]
-    grad_gates = gates.new_empty(len(rows), gates.shape[1])
+    before = [torch.arange(begin, begin + alive) for begin, alive in zip(begins, sizes[1:], strict=False)]
+    later = grad_gates[sizes[0] :] if sizes else grad_gates
+    grad_hh = later.T @ hidden[torch.cat(before)] if before else torch.zeros_like(weight_hh)
+    grad_ih = grad_gates.T @ frames[rows]  # rows of no sequence may hold NaN
+    return torch.zeros_like(gates).index_copy_(0, rows, grad_gates), grad_ih, grad_hh
+
+
+def _recur_back(
+    batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, hidden: Tensor, cells: Tensor, d_hidden: Tensor
+) -> Tensor:
+    """As :func:`cmsbert_fast.lstm_cpu.backward`, for any dtype and device."""
+    sizes = batch_sizes.tolist()
+    begins = (batch_sizes.cumsum(0) - batch_sizes).tolist()
+    grad_gates = gates.new_empty(len(d_hidden), gates.shape[1])
     grad_h = grad_c = None
     for t in range(len(sizes) - 1, -1, -1):
         step = slice(begins[t], begins[t] + sizes[t])
         i, f, g, o = gates[step].chunk(4, dim=1)
         d_i, d_f, d_g, d_o = grad_gates[step].chunk(4, dim=1)
         tanh_c = cells[step].tanh()
-        d_h = grad[step]
+        d_h = d_hidden[step]
         if grad_h is not None:  # sequences that end at this step have no gradient from later ones
             d_h[: len(grad_h)] += grad_h
         d_c = torch.addcmul(d_h * o, d_h * o, tanh_c * tanh_c, value=-1)
@@ -163,11 +201,7 @@ def _lstm_backward_op(
             grad_h, grad_c = grad_gates[step] @ weight_hh, d_c * f
         else:
             d_f.zero_()
-    before = [torch.arange(begin, begin + alive) for begin, alive in zip(begins, sizes[1:], strict=False)]
-    later = grad_gates[sizes[0] :] if sizes else grad_gates
-    grad_hh = later.T @ hidden[torch.cat(before)] if before else torch.zeros_like(weight_hh)
-    grad_ih = grad_gates.T @ frames[rows]  # rows of no sequence may hold NaN
-    return torch.zeros_like(gates).index_copy_(0, rows, grad_gates), grad_ih, grad_hh
+    return grad_gates
 
 
 @_lstm_backward_op.register_fake
@@ -179,12 +213,13 @@ def _(
     hidden: Tensor,
     gates: Tensor,
     cells: Tensor,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(gates), gates.new_empty(gates.shape[1], frames.shape[1]), torch.empty_like(weight_hh)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-    frames, cu_seqlens, weight_ih, weight_hh, _, _ = inputs
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    frames, cu_seqlens, weight_ih, weight_hh, _, _, ctx.compiled = inputs
     ctx.save_for_backward(frames, cu_seqlens, weight_ih, weight_hh, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -194,11 +229,11 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, .
     frames, cu_seqlens, weight_ih, weight_hh, hidden, gates, cells = ctx.saved_tensors
     with torch.autocast(grad.device.type, enabled=False):
         grad_gates, grad_ih, grad_hh = torch.ops.cmsbert_fast.lstm_backward(
-            grad, frames, cu_seqlens, weight_hh, hidden, gates, cells
+            grad, frames, cu_seqlens, weight_hh, hidden, gates, cells, ctx.compiled
         )
         bias = grad_gates.sum(dim=0)
         grad_frames = grad_gates @ weight_ih if ctx.needs_input_grad[0] else None
-    return grad_frames, None, grad_ih, grad_hh, bias, bias.clone()
+    return grad_frames, None, grad_ih, grad_hh, bias, bias.clone(), None
 
 
 _lstm_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from cmsbert_fast.attention import ModalityShift, cms_attention
 from cmsbert_fast.configuration_cmsbert import FUSION_HEADS, MODALITIES, CMSBertConfig
 from cmsbert_fast.contrastive import pairwise_contrastive_loss
+from cmsbert_fast.dropout import Dropout, use_cheap_dropout
 from cmsbert_fast.loss import task_loss, total_loss
 from cmsbert_fast.lstm import PackedLSTM
 from cmsbert_fast.packing import (
@@ -256,6 +257,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
         self.encoder = BertEncoder(config)
         for index, layer in enumerate(self.encoder.layer):
             layer.attention.self = CMSBertSelfAttention(config, index)  # type: ignore[union-attr]
+        use_cheap_dropout(self)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -559,7 +561,7 @@ class CMSBertForSequenceClassification(CMSBertClassifier):
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
         dropout = config.classifier_dropout
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.dropout = Dropout(config.hidden_dropout_prob if dropout is None else dropout)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
@@ -598,6 +600,7 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
             setattr(self, f"{name}_lstm", PackedLSTM(sizes[name], projection))
             setattr(self, f"{name}_projector", Projector(projection, projection))
         self.fusion = Fusion(config, 1 + len(self.modalities), self.num_labels)
+        use_cheap_dropout(self.fusion)
         self.register_buffer("nu", torch.ones(()))
         self.post_init()
 
@@ -606,7 +609,8 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
         middles, embeds = [middle], {"linguistic": linguistic}
         for name in self.modalities:
             frames = getattr(batch, name)
-            encoded = getattr(self, f"{name}_lstm")(frames.values, frames.packing, frames.host_cu_seqlens)
+            lstm: PackedLSTM = getattr(self, f"{name}_lstm")
+            encoded = lstm(frames.values, frames.packing, frames.host_cu_seqlens, self.config.backend)
             middle, embeds[name] = getattr(self, f"{name}_projector")(segment_mean(encoded, frames.packing))
             middles.append(middle)
         logits = self.fusion(middles)

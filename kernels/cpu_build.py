@@ -3,7 +3,7 @@
 One call of the machine's C++ compiler, a few seconds, into the user's cache folder; no build system, no headers but the
 compiler's own. What can go wrong in a cache shared by processes, killed builds and several machines:
 
-* A binary's name holds the hash of its source, its flags and the CPU's features (one home may serve many machines),
+* A binary's name holds the hash of its sources, its flags and the CPU's features (one home may serve many machines),
   and the hash of its own content: a damaged file does not fit its name and is built again.
 * It appears by ``os.replace``: nobody ever sees half of it.
 * Processes that start together wait for the first one's build by ``flock``, which the system releases when its holder
@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("cpu") / "cms_attention.cpp"
+SOURCES = tuple(sorted(Path(__file__).with_name("cpu").iterdir()))  # with the headers
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions",
          "-fno-rtti", "-shared", "-fPIC")  # fmt: skip
 PATIENCE = 60.0  # seconds
@@ -81,7 +81,8 @@ def _native_flag_and_key() -> tuple[list[str], str]:
     """The flag for this CPU's own instructions, where its features are known, and the hash of all a binary hangs on."""
     features = _cpu_features()
     native = ["-march=native"] if features else []
-    parts = [SOURCE.read_text(), *FLAGS, *native, features, platform.machine(), sys.platform, *platform.libc_ver()]
+    sources = (path.read_text() for path in SOURCES)
+    parts = [*sources, *FLAGS, *native, features, platform.machine(), sys.platform, *platform.libc_ver()]
     return native, hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -128,7 +129,8 @@ def _build(folder: Path, key: str, native: list[str]) -> Path:
     os.close(handle)
     try:
         for flags in [native, []] if native else [[]]:
-            command = [*compiler, *FLAGS, *flags, str(SOURCE), "-o", name]
+            units = [str(path) for path in SOURCES if path.suffix == ".cpp"]
+            command = [*compiler, *FLAGS, *flags, *units, "-o", name]
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
             except subprocess.TimeoutExpired as error:

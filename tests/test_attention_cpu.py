@@ -15,7 +15,7 @@ import torch
 from cmsbert_fast.kernels import cpu_build
 from torch.utils.checkpoint import checkpoint
 
-from cmsbert_fast import ModalityShift, attention_cpu, cms_attention
+from cmsbert_fast import ModalityShift, attention_cpu, cms_attention, cpu_library
 from cmsbert_fast.attention import choose_backend
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
@@ -219,7 +219,7 @@ def test_threads_do_not_change_a_bit(dropout_p):
 def test_the_parallel_loop_is_that_of_pytorch():
     if "OpenMP" not in torch.__config__.parallel_info():
         pytest.skip("this PyTorch has no OpenMP")
-    assert attention_cpu._parallel_loop() != 0
+    assert cpu_library.parallel_loop() != 0
 
 
 @needs_compiler
@@ -444,7 +444,7 @@ def quick(monkeypatch, tmp_path):
     note, script = tmp_path / "calls", tmp_path / "compiler"
     source = tmp_path / "small.cpp"
     source.write_text('extern "C" int answer() { return 42; }')
-    monkeypatch.setattr(cpu_build, "SOURCE", source)
+    monkeypatch.setattr(cpu_build, "SOURCES", (source,))
     real = shlex.join(cpu_build._require_compiler())
     script.write_text(f'#!/bin/sh\necho called >> "{note}"\nsleep "${{COMPILER_SLEEPS:-0}}"\nexec {real} "$@" -O0\n')
     script.chmod(0o755)
@@ -458,7 +458,7 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("cpu_build", sys.argv[1])
 cpu_build = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(cpu_build)
-cpu_build.SOURCE = Path(sys.argv[2])
+cpu_build.SOURCES = (Path(sys.argv[2]),)
 print("ready", flush=True)
 assert cpu_build.build_and_load(Path(sys.argv[3])).answer() == 42
 """
@@ -467,7 +467,7 @@ assert cpu_build.build_and_load(Path(sys.argv[3])).answer() == 42
 def start_builder(folder, **environment):
     """A process that builds into ``folder``, without importing torch."""
     command = [sys.executable, "-c", BUILDER, importlib.util.find_spec("cmsbert_fast.kernels.cpu_build").origin]
-    command += [str(cpu_build.SOURCE), str(folder)]
+    command += [str(cpu_build.SOURCES[0]), str(folder)]
     process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     return process
@@ -536,7 +536,7 @@ def test_a_folder_that_cannot_be_written(quick, tmp_path):
 
 
 def test_a_failing_compiler_is_quoted(quick, tmp_path):
-    cpu_build.SOURCE.write_text("int answer() { return forty_two; }")
+    cpu_build.SOURCES[0].write_text("int answer() { return forty_two; }")
     with pytest.raises(cpu_build.BuildError, match=r"failed.*forty_two"):
         cpu_build.build_and_load(tmp_path / "cache")
 

@@ -1,17 +1,19 @@
-"""The packed LSTM, the library's and our operator, against the literal reference."""
+"""The packed LSTM, the library's, our operator and its compiled recurrence, against the literal reference."""
 
 import pytest
 import torch
 
-from cmsbert_fast import reference
+from cmsbert_fast import cpu_library, lstm_cpu, reference
 from cmsbert_fast.lstm import PackedLSTM, _cudnn_lstm
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
 LENGTHS = [[3, 1, 5, 5], [1], [0, 4, 0, 2], [0, 0]]
+MISSING = cpu_library.why_not()
+needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 
-def module(dtype=torch.float64):
-    lstm = PackedLSTM(3, 4)
+def module(dtype=torch.float64, size=4):
+    lstm = PackedLSTM(3, size)
     generator = torch.Generator().manual_seed(0)
     for parameter in lstm.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype)
@@ -51,10 +53,84 @@ def test_equals_the_reference(run, lengths, device):
         torch.testing.assert_close(grad, expected_grad, rtol=0, atol=10 * tolerance)
 
 
-def test_operator_passes_opcheck():
-    lstm, packing = module(), Packing(cumulative(torch.tensor([3, 0, 2])), 3)
-    frames = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    torch.library.opcheck(torch.ops.cmsbert_fast.lstm.default, (frames, packing.cu_seqlens, *lstm.parameters()))
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
+def test_operator_passes_opcheck(compiled):
+    dtype = torch.float32 if compiled else torch.float64
+    lstm, packing = module(dtype), Packing(cumulative(torch.tensor([3, 0, 2])), 3)
+    frames = torch.randn(5, 3, dtype=dtype, requires_grad=True)
+    arguments = (frames, packing.cu_seqlens, *lstm.parameters(), compiled)
+    torch.library.opcheck(torch.ops.cmsbert_fast.lstm.default, arguments)
+
+
+def hidden_and_gradients(lstm, frames, packing, backend):
+    hidden = lstm(frames, packing, backend=backend)
+    weight = torch.randn(hidden.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(hidden.dtype)
+    return [hidden.detach(), *torch.autograd.grad((hidden * weight).sum(), [frames, *lstm.parameters()])]
+
+
+# Sizes: parts of a vector, several panels; the depth of a sum's first part (256). Sequences: several groups of rows.
+@needs_compiler
+@pytest.mark.parametrize("size", [1, 4, 16, 67, 300])
+@pytest.mark.parametrize("lengths", [*LENGTHS, [5, 3, 0, 7, 1] * 8, [40, 2, 2], [3] * 25], ids=str)
+def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths, size):
+    """The largest error is at most 2 times (gradients: 3 times) that of the loop of PyTorch's operators."""
+    poison = torch.empty
+    monkeypatch.setattr(lstm_cpu.torch, "empty", lambda *a, **k: poison(*a, **k).fill_(torch.nan))
+    packing = Packing(cumulative(torch.tensor(lengths)), max(lengths))
+    exact_lstm = module(torch.float64, size)
+    for parameter in exact_lstm.parameters():
+        parameter.data *= size**-0.5
+    lstm = module(torch.float32, size)
+    lstm.load_state_dict(exact_lstm.state_dict())
+    exact_lstm.load_state_dict(lstm.state_dict())
+    generator = torch.Generator().manual_seed(2)
+    frames = torch.randn(sum(lengths) + 2, 3, generator=generator).requires_grad_()
+    wide = frames.detach().double().requires_grad_()
+    assert lstm_cpu.is_wanted(frames)
+    exact = hidden_and_gradients(exact_lstm, wide, packing, "auto")
+    eager = hidden_and_gradients(lstm, frames, packing, "torch")
+    actual = hidden_and_gradients(lstm, frames, packing, "auto")
+    eps = torch.finfo(torch.float32).eps
+    for i, (e, t, a) in enumerate(zip(exact, eager, actual, strict=True)):
+        limit = (3 if i else 2) * (t - e).abs().max() + 8 * eps * e.abs().max()
+        assert (a - e).abs().max() <= limit, f"output {i}"
+
+
+@needs_compiler
+def test_the_compiled_recurrence_does_not_depend_on_threads():
+    lengths = [9, 0, 50, 3, 3, 21] * 4
+    sizes = (torch.arange(max(lengths))[:, None] < torch.tensor(lengths)).sum(dim=1)
+    weight = torch.randn(800, 200, generator=torch.Generator().manual_seed(0)) * 200**-0.5
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            gates, hidden, cells = (torch.full((sum(lengths), n * 200), 0.1) for n in (4, 1, 1))
+            lstm_cpu.forward(sizes, weight, gates, hidden, cells)
+            d_gates = lstm_cpu.backward(sizes, weight, gates, hidden, cells, torch.ones_like(hidden))
+            results.append([gates, hidden, cells, d_gates])
+    finally:
+        torch.set_num_threads(before)
+    assert results[0][1].isfinite().all()
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert torch.equal(x, y)
+
+
+@needs_compiler
+def test_the_backend_decides_what_runs(monkeypatch):
+    calls = []
+    monkeypatch.setattr(lstm_cpu, "forward", lambda *a, f=lstm_cpu.forward: (calls.append(1), f(*a)))
+    lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([2, 1])), 2)
+    frames = torch.randn(3, 3)
+    for backend, runs in (("auto", 1), ("cpu", 2), ("torch", 2), ("reference", 2)):
+        lstm(frames, packing, backend=backend)
+        assert len(calls) == runs
+    monkeypatch.setenv("CMSBERT_BACKEND", "torch")
+    lstm(frames, packing)
+    module()(frames.double(), packing, backend="auto")  # float64: not compiled
+    assert len(calls) == 2
 
 
 def test_rows_of_no_sequence_may_hold_nan_and_backward_may_run_under_autocast():

@@ -1,0 +1,52 @@
+"""The compiled C++ of ``kernels/cpu``, called with ctypes.
+
+It is plain C at its surface and knows nothing of PyTorch, so that one binary serves every version; it is compiled at
+first use (``kernels/cpu_build.py``).
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+from cmsbert_fast.kernels import cpu_build
+
+_OUT_OF_MEMORY = 2  # ``Status`` of common.h
+
+
+@torch.compiler.assume_constant_result  # while torch.compile traces, the answer is asked for, not the way to it
+def why_not() -> str | None:
+    """Why there is no library here, in half a sentence; None where there is. The first answer may compile it."""
+    library = cpu_build.load()
+    return library if isinstance(library, str) else None
+
+
+def run(name: str, call: ctypes.Structure) -> int:
+    """Calls a function of the library: 0 = done, anything else is for the caller to explain.
+
+    Raises:
+        RuntimeError: there is no library.
+        MemoryError: the call could not get memory.
+    """
+    library = cpu_build.load()
+    if isinstance(library, str):
+        raise RuntimeError(f'backend="cpu" cannot run here: {library}; use backend="auto" or "torch".')
+    status = getattr(library, name)(ctypes.byref(call))
+    if status == _OUT_OF_MEMORY:
+        raise MemoryError(f"not enough memory for {name} on the CPU.")
+    return status
+
+
+@functools.cache
+def parallel_loop() -> int:
+    """Address of GOMP_parallel in the OpenMP runtime that PyTorch itself uses; 0 = none, one thread.
+
+    Looked up through PyTorch's library: a second OpenMP runtime would bring threads that fight with PyTorch's.
+    """
+    for path in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
+        try:
+            return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p).value or 0
+        except (OSError, AttributeError):
+            continue
+    return 0

@@ -1,0 +1,239 @@
+// One-layer LSTM on the CPU (Eq. 11 of the paper), forward and backward over time, in float32; no padding.
+//
+// The caller orders rows by time, the longest sequence first, so that a time step is a slice and its sequences are the
+// first rows of the step before; it computes what does not depend on time: the products with the frames and the
+// gradients of the weights. Here is the recurrence: one parallel loop a time step, in which a task owns some units (of
+// some sequences): their products with W_hh, the gates and the cell, without a pass over memory in between. W_hh is
+// packed at the start so that a task reads it in order; with few sequences left a step costs one reading of W_hh.
+// A task sums in a fixed order: results do not depend on the number of threads.
+
+#include "common.h"
+
+extern "C" {
+
+struct LSTM {
+    const int64_t* batch_sizes;  // (steps,), never rising
+    int64_t steps, size;         // size = d
+    const float* weight;         // W_hh (4d, d): the gates i, f, g, o
+    int64_t weight_stride;
+    float* gates;          // (F, 4d); forward: products with the frames in, activated gates out
+    float *hidden, *cells; // (F, d)
+    const float* d_hidden; // (F, d), backward only, like those that follow
+    float* d_gates;        // (F, 4d), of the gates before activation
+    int64_t threads;
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
+};
+}
+
+namespace {
+
+constexpr int GATES = 4;                             // a panel of W_hh is as many vectors wide
+constexpr int ROWS = MAX_VECTORS == 4 ? MAX_ROWS : 3;  // accumulators: ROWS x 4 vectors
+constexpr int64_t PANEL = GATES * LANES;
+
+// n numbers, at most LANES; the rest 0.
+inline Vec load_some(const float* x, int64_t n) {
+    if (n >= LANES) return load(x);
+    float lanes[LANES] = {};
+    std::memcpy(lanes, x, static_cast<size_t>(n) * sizeof(float));
+    return load(lanes);
+}
+
+inline void store_some(float* x, Vec v, int64_t n) {
+    if (n >= LANES) return store(x, v);
+    float lanes[LANES];
+    store(lanes, v);
+    std::memcpy(x, lanes, static_cast<size_t>(n) * sizeof(float));
+}
+
+// total (rows, 4 vectors) = A (rows, depth) times a panel (depth, PANEL).
+template <int R>
+void panel_product(int64_t depth, const float* a, int64_t a_row, const float* panel, Vec (*total)[GATES]) {
+    for (int i = 0; i < R; ++i)
+        for (int j = 0; j < GATES; ++j) total[i][j] = Vec{};
+    for (int64_t begin = 0; begin < depth; begin += DEPTH) {
+        Vec part[R][GATES];
+        for (int i = 0; i < R; ++i)
+            for (int j = 0; j < GATES; ++j) part[i][j] = Vec{};
+        for (int64_t k = begin; k < std::min(begin + DEPTH, depth); ++k) {
+            Vec row[GATES];
+            for (int j = 0; j < GATES; ++j) row[j] = load(panel + k * PANEL + j * LANES);
+            for (int i = 0; i < R; ++i) {
+                const Vec x = splat(a[i * a_row + k]);
+                for (int j = 0; j < GATES; ++j) part[i][j] += x * row[j];
+            }
+        }
+        for (int i = 0; i < R; ++i)
+            for (int j = 0; j < GATES; ++j) total[i][j] += part[i][j];
+    }
+}
+
+void panel_product(int64_t rows, int64_t depth, const float* a, int64_t a_row, const float* panel,
+                   Vec (*total)[GATES]) {
+    static constexpr void (*products[])(int64_t, const float*, int64_t, const float*, Vec(*)[GATES]) = {
+        panel_product<1>, panel_product<2>, panel_product<3>, panel_product<4>, panel_product<5>, panel_product<6>};
+    products[rows - 1](depth, a, a_row, panel, total);
+}
+
+class Recurrence {
+  public:
+    explicit Recurrence(const LSTM& call) : call_(call), status_(DONE) {
+        units_ = (call.size + LANES - 1) / LANES;
+        blocks_ = (call.size + PANEL - 1) / PANEL;
+        const int64_t most = call.steps ? call.batch_sizes[0] : 0;
+        // A thread's share of a step must be worth waking it up for.
+        call_.threads = std::max<int64_t>(1, std::min(call.threads, most * call.size / 512));
+    }
+
+    int forward() {
+        float* packed = call_scratch.take(units_ * call_.size * PANEL, status_);
+        if (status_ != DONE) return status_;
+        for_each(call_, units_, 1, [&](int64_t unit) { pack_units(unit, packed + unit * call_.size * PANEL); });
+        if (status_ != DONE) return status_;
+        for (int64_t t = 0, begin = 0; t < call_.steps; begin += call_.batch_sizes[t++]) {
+            const int64_t alive = call_.batch_sizes[t], before = t ? begin - call_.batch_sizes[t - 1] : -1;
+            for_each(call_, units_, 1, [&](int64_t unit) {
+                forward_units(unit, begin, before, alive, packed + unit * call_.size * PANEL);
+            });
+        }
+        return status_;
+    }
+
+    int backward() {
+        const int64_t weights = blocks_ * GATES * call_.size * PANEL, most = call_.steps ? call_.batch_sizes[0] : 0;
+        float* packed = call_scratch.take(weights + most * call_.size, status_);
+        if (status_ != DONE) return status_;
+        float* d_cells = packed + weights;  // of the step after, (most, d)
+        for_each(call_, blocks_, 1, [&](int64_t block) { pack_columns(block, packed); });
+        int64_t begin = 0, after = 0;  // after: sequences that have a later step
+        for (int64_t t = 0; t < call_.steps; ++t) begin += call_.batch_sizes[t];
+        for (int64_t t = call_.steps - 1; t >= 0; after = call_.batch_sizes[t--]) {
+            const int64_t alive = call_.batch_sizes[t], row_groups = (alive + GROUP - 1) / GROUP;
+            begin -= alive;
+            for_each(call_, blocks_ * row_groups, 1, [&](int64_t task) {
+                const int64_t first = task % row_groups * GROUP;
+                backward_units(task / row_groups, t, begin, first, std::min(first + GROUP, alive), alive, after, packed,
+                               d_cells);
+            });
+        }
+        return status_;
+    }
+
+  private:
+    static constexpr int64_t GROUP = 4 * ROWS;  // sequences of a task
+
+    // Rows of W_hh of a vector of units, transposed: (d, gates x LANES).
+    void pack_units(int64_t unit, float* to) {
+        float* columns = thread_scratch.take(call_.size * LANES, status_);
+        if (columns == nullptr) return;
+        const int64_t first = unit * LANES, n = std::min<int64_t>(LANES, call_.size - first);
+        for (int64_t gate = 0; gate < GATES; ++gate) {
+            transpose(columns, LANES, call_.weight + (gate * call_.size + first) * call_.weight_stride,
+                      call_.weight_stride, n, call_.size);
+            for (int64_t k = 0; k < call_.size; ++k) store(to + k * PANEL + gate * LANES, load(columns + k * LANES));
+        }
+    }
+
+    // PANEL columns of W_hh: (4d, PANEL).
+    void pack_columns(int64_t block, float* packed) const {
+        const int64_t first = block * PANEL, n = std::min(PANEL, call_.size - first);
+        for (int64_t k = 0; k < GATES * call_.size; ++k) {
+            float* to = packed + (block * GATES * call_.size + k) * PANEL;
+            std::memcpy(to, call_.weight + k * call_.weight_stride + first, static_cast<size_t>(n) * sizeof(float));
+            std::fill(to + n, to + PANEL, 0.0f);
+        }
+    }
+
+    // A vector of units of all sequences of a step: gates, cell, hidden state. Rows from `begin` on; the same sequences'
+    // step before lies from `before` on, or nowhere (-1).
+    void forward_units(int64_t unit, int64_t begin, int64_t before, int64_t alive, const float* panel) const {
+        const int64_t size = call_.size, first = unit * LANES, n = std::min<int64_t>(LANES, size - first);
+        const int64_t parts = (alive + ROWS - 1) / ROWS;
+        for (int64_t part = 0; part < parts; ++part) {
+            const int64_t i = alive * part / parts, rows = alive * (part + 1) / parts - i;
+            Vec total[ROWS][GATES] = {};
+            if (before >= 0)
+                panel_product(rows, size, call_.hidden + (before + i) * size, size, panel, total);
+            for (int64_t r = 0; r < rows; ++r) {
+                const int64_t row = begin + i + r;
+                float* gates = call_.gates + row * GATES * size + first;
+                Vec gate[GATES];
+                for (int j = 0; j < GATES; ++j) {
+                    const Vec z = total[r][j] + load_some(gates + j * size, n);
+                    gate[j] = j == 2 ? tanh(z) : sigmoid(z);
+                    store_some(gates + j * size, gate[j], n);
+                }
+                Vec cell = gate[0] * gate[2];
+                if (before >= 0) cell += gate[1] * load_some(call_.cells + (before + i + r) * size + first, n);
+                store_some(call_.cells + row * size + first, cell, n);
+                store_some(call_.hidden + row * size + first, gate[3] * tanh(cell), n);
+            }
+        }
+    }
+
+    // PANEL units of the sequences first, ..., end - 1 of step t: what the later step sends back, then the gates'
+    // gradients. The first `after` sequences have a later step, whose rows follow this step's `alive`.
+    void backward_units(int64_t block, int64_t t, int64_t begin, int64_t first, int64_t end, int64_t alive,
+                        int64_t after, const float* packed, float* d_cells) const {
+        const int64_t size = call_.size, column = block * PANEL;
+        const float* panel = packed + block * GATES * size * PANEL;
+        for (int64_t i = first, rows; i < end; i += rows) {
+            // Rows with a later step and rows without one are not mixed in a product.
+            const bool later = i < after;
+            rows = std::min<int64_t>(ROWS, (later ? std::min(after, end) : end) - i);
+            Vec total[ROWS][GATES] = {};
+            if (later)
+                panel_product(rows, GATES * size, call_.d_gates + (begin + alive + i) * GATES * size, GATES * size,
+                              panel, total);
+            for (int64_t r = 0; r < rows; ++r)
+                for (int v = 0; v < GATES && column + v * LANES < size; ++v)
+                    backward_vector(t, begin + i + r, i + r, column + v * LANES, later, total[r][v], d_cells);
+        }
+    }
+
+    // A vector of units of one row: d_h from the later step in, gradients of the gates and of the cell before out.
+    void backward_vector(int64_t t, int64_t row, int64_t sequence, int64_t unit, bool later, Vec d_h,
+                         float* d_cells) const {
+        const int64_t size = call_.size, n = std::min<int64_t>(LANES, size - unit);
+        const float* gates = call_.gates + row * GATES * size + unit;
+        const Vec i = load_some(gates, n), f = load_some(gates + size, n);
+        const Vec g = load_some(gates + 2 * size, n), o = load_some(gates + 3 * size, n);
+        const Vec tanh_c = tanh(load_some(call_.cells + row * size + unit, n));
+        d_h += load_some(call_.d_hidden + row * size + unit, n);
+        Vec d_c = d_h * o * (1.0f - tanh_c * tanh_c);
+        float* carried = d_cells + sequence * size + unit;
+        if (later) d_c += load_some(carried, n);
+        Vec d_f{};
+        if (t) {
+            const int64_t before = row - call_.batch_sizes[t - 1];
+            d_f = d_c * load_some(call_.cells + before * size + unit, n) * (f - f * f);
+            store_some(carried, d_c * f, n);
+        }
+        float* to = call_.d_gates + row * GATES * size + unit;
+        store_some(to, d_c * g * (i - i * i), n);
+        store_some(to + size, d_f, n);
+        store_some(to + 2 * size, d_c * i * (1.0f - g * g), n);
+        store_some(to + 3 * size, d_h * tanh_c * (o - o * o), n);
+    }
+
+    LSTM call_;
+    int64_t units_, blocks_;
+    std::atomic<int> status_;
+};
+
+}  // namespace
+
+extern "C" {
+
+int lstm_forward(const LSTM* call) {
+    const int status = Recurrence(*call).forward();
+    call_scratch.release_above(MOST_KEPT);
+    return status;
+}
+
+int lstm_backward(const LSTM* call) {
+    const int status = Recurrence(*call).backward();
+    call_scratch.release_above(MOST_KEPT);
+    return status;
+}
+}
