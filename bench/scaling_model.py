@@ -26,6 +26,11 @@ BANDWIDTH = {"cpu": 3.1e9, "cuda": 50e9}  # bytes/s a device sends: 25 Gb/s Ethe
 DEVICES = [1, 8, 64, 256, 1024]
 
 
+def is_gpu(device: str) -> bool:
+    """Whether a device's name is that of a GPU."""
+    return "NVIDIA" in device or "AMD Instinct" in device
+
+
 def imbalance(devices: int, per_device: int = PER_DEVICE, draws: int = 200) -> float:
     """Mean over batches of the fullest device's tokens over the average device's."""
     tokens = np.random.default_rng(0).choice(MOSI_LENGTHS, (draws, devices, per_device)).sum(axis=2)
@@ -75,17 +80,17 @@ def measured_lines(results: list[dict[str, Any]]) -> list[str]:
 def lines(scaling: list[dict[str, Any]], everything: list[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
     """Measurement, then model; the model needs a measured step."""
     page = measured_lines(scaling)
-    step = next((r for r in everything if r["suite"] == "Training step" and "cmsbert-clr" in r["seconds"]), None)
+    step = next((r for r in everything if r["kind"] == "race" and "cmsbert-clr" in r["seconds"]), None)
     if step is None:
         return page
     compute = float(np.median(step["seconds"]["cmsbert-clr"]))
-    kind = "cuda" if "NVIDIA" in facts["device"] else "cpu"
+    kind = "cuda" if is_gpu(facts["device"]) else "cpu"
     rate, bandwidth = facts["matrix_flops_per_second"][step["dtype"]], BANDWIDTH[kind]
     page += [
         "**Modelled, not measured: 1 to 1,024 such machines**",
         "",
         f"From the measured step of {compute:.3g} s (BERT-base shape, {PER_DEVICE} utterances) and the measured matrix "
-        f"rate, with a stated bandwidth of {bandwidth / 1e9:.3g} GB/s a device. The formulas stand in "
+        f"rate, with a stated bandwidth of {bandwidth / 1e9:.3g} GB/s a device and no latency. The formulas stand in "
         "`bench/scaling_model.py`.",
         "",
         "| devices | global batch | compute | imbalance | contrastive loss | all-reduce not hidden | gather | step | "

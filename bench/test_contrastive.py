@@ -30,6 +30,7 @@ def calls(embeddings, labels, smoothing) -> dict:
             "ours": ours("auto"),
             "open_clip's algorithm, 3 pairs": lambda: open_clip_loss(embeddings, TEMPERATURE),
             "Inf-CL's algorithm in eager PyTorch": lambda: inf_cl_loss(embeddings, TEMPERATURE),
+            "literal reference": ours("reference"),
         }
     else:
         losses = {

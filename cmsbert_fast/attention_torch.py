@@ -2,8 +2,12 @@
 
 ``a_i = W_v m_i + ...`` with ``m_i = 1/N_v sum_j act(p_i + r_j) V_j`` (SPEC 8, from Eq. 3 and 4 by linearity): two small
 batched products replace the N x N_v x D tensor, and scaled_dot_product_attention does Eq. 5-7.
+
+Packed sequences on a CPU run in groups of equal lengths, so that nothing is computed on padding. On a GPU, where the
+host would have to wait for the lengths, and while torch.compile traces, they are padded to the longest.
 """
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +37,10 @@ def cms_attention(
 
     ``packing`` is None for the padded form.
     """
+    if packing is not None and query.device.type == "cpu" and not torch.compiler.is_compiling():
+        groups = equal_lengths(packing, visual, acoustic)
+        if groups:
+            return _in_groups(groups, query, key, value, visual, acoustic, activation, scale, dropout_p)
     rows, heads = query.shape[0], query.shape[-2:]
     mask = attention_mask if packing is None else valid_positions(packing)
     shifts = [
@@ -64,6 +72,64 @@ def cms_attention(
     if packing is not None:
         return unpad(z, packing, rows)
     return z if mask is None else z.masked_fill(invalid, 0)
+
+
+def equal_lengths(packing: Packing, *modalities: "ModalityShift | None") -> list[list[Tensor]]:
+    """Groups of sequences that have the same number of tokens and of each modality's frames, on the CPU.
+
+    Returns:
+        For each group its rows of the tokens, (G, N), and of each modality's frames, (G, N_m); (G, 0) for None.
+        Sequences without tokens are in no group.
+    """
+    ends = [packing.cu_seqlens.tolist()]
+    ends += [[0] * len(ends[0]) if m is None else m.packing.cu_seqlens.tolist() for m in modalities]
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for bounds in zip(*(pairwise(x) for x in ends), strict=True):
+        lengths = tuple(end - begin for begin, end in bounds)
+        if lengths[0]:
+            groups.setdefault(lengths, []).append(tuple(begin for begin, _ in bounds))
+    return [
+        [torch.tensor(b)[:, None] + torch.arange(n) for b, n in zip(zip(*begins, strict=True), lengths, strict=True)]
+        for lengths, begins in groups.items()
+    ]
+
+
+def _in_groups(
+    groups: list[list[Tensor]],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visual: "ModalityShift | None",
+    acoustic: "ModalityShift | None",
+    activation: str,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """Each group in the padded form, without padding; everything is gathered once, and groups are slices."""
+    order, *frame_orders = (torch.cat([rows.flatten() for rows in column]) for column in zip(*groups, strict=True))
+
+    def split(tensor: Tensor, order: Tensor, kind: int) -> list[Tensor]:
+        parts = tensor.index_select(0, order).split([group[kind].numel() for group in groups])
+        return [part.unflatten(0, group[kind].shape) for part, group in zip(parts, groups, strict=True)]
+
+    queries, keys, values = (split(x, order, 0) for x in (query, key, value))
+    shifts: list[list[ModalityShift | None]] = []
+    for kind, (modality, frame_order) in enumerate(zip((visual, acoustic), frame_orders, strict=True), start=1):
+        if modality is None:
+            shifts.append([None] * len(groups))
+            continue
+        parts = zip(
+            split(modality.token_gate, order, 0),
+            split(modality.frame_gate, frame_order, kind),
+            split(modality.frames, frame_order, kind),
+            strict=True,
+        )
+        shifts.append([type(modality)(*own, modality.weight) for own in parts])
+    z = [
+        cms_attention(q, k, v, face, voice, None, None, activation, scale, dropout_p).flatten(0, 1)
+        for q, k, v, face, voice in zip(queries, keys, values, *shifts, strict=True)
+    ]
+    return torch.zeros_like(query, memory_format=torch.contiguous_format).index_copy(0, order, torch.cat(z))
 
 
 def _mean_frame(

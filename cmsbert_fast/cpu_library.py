@@ -38,6 +38,15 @@ def run(name: str, call: ctypes.Structure) -> int:
     return status
 
 
+def most_scratch_bytes() -> int:
+    """The most memory that the library held beside its callers' tensors since the last call of this; 0 without it."""
+    library = cpu_build.load()
+    if isinstance(library, str):
+        return 0
+    library.most_scratch_bytes.restype = ctypes.c_int64
+    return library.most_scratch_bytes()
+
+
 @functools.cache
 def parallel_loop() -> int:
     """Address of GOMP_parallel in the OpenMP runtime that PyTorch itself uses; 0 = none, one thread.

@@ -257,7 +257,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
         self.encoder = BertEncoder(config)
         for index, layer in enumerate(self.encoder.layer):
             layer.attention.self = CMSBertSelfAttention(config, index)  # type: ignore[union-attr]
-        use_cheap_dropout(self)
+        use_cheap_dropout(self, config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -561,7 +561,7 @@ class CMSBertForSequenceClassification(CMSBertClassifier):
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
         dropout = config.classifier_dropout
-        self.dropout = Dropout(config.hidden_dropout_prob if dropout is None else dropout)
+        self.dropout = Dropout(config.hidden_dropout_prob if dropout is None else dropout, config)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
@@ -600,7 +600,7 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
             setattr(self, f"{name}_lstm", PackedLSTM(sizes[name], projection))
             setattr(self, f"{name}_projector", Projector(projection, projection))
         self.fusion = Fusion(config, 1 + len(self.modalities), self.num_labels)
-        use_cheap_dropout(self.fusion)
+        use_cheap_dropout(self.fusion, config)
         self.register_buffer("nu", torch.ones(()))
         self.post_init()
 

@@ -68,13 +68,13 @@ def build_and_load(folder: Path) -> ctypes.CDLL:
         with _lock(folder / f"{key}.lock"):
             library = _load_sound(folder, key)  # another process may have built it meanwhile
             return library or ctypes.CDLL(str(_build(folder, key, native)))
-    except OSError:
+    except (OSError, BuildError):
         pass  # no folder to write to, a full disk, or a binary that this system cannot load
-    with tempfile.TemporaryDirectory() as own:
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as own:
             return ctypes.CDLL(str(_build(Path(own), key, native)))  # stays loaded without its file
-        except OSError as error:
-            raise BuildError(f"what the C++ compiler built cannot be loaded ({error})") from error
+    except OSError as error:
+        raise BuildError(f"the C++ cannot be built or loaded ({error})") from error
 
 
 def _native_flag_and_key() -> tuple[list[str], str]:

@@ -535,6 +535,24 @@ def test_a_folder_that_cannot_be_written(quick, tmp_path):
     assert cpu_build.build_and_load(tmp_path / "file" / "cache").answer() == 42
 
 
+def test_a_full_disk(quick, tmp_path):
+    real = (tmp_path / "compiler").read_text()
+    full = real.replace("exec", 'case "$*" in */cache/*) echo "error: no space left" >&2; exit 1;; esac\nexec')
+    (tmp_path / "compiler").write_text(full)
+    assert cpu_build.build_and_load(tmp_path / "cache").answer() == 42
+
+
+def test_no_folder_at_all_is_a_reason_not_a_traceback(quick, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cpu_build, "cache_folder", lambda: tmp_path / "file" / "cache")
+    monkeypatch.setattr(cpu_build.tempfile, "tempdir", str(tmp_path / "nowhere"))
+    cpu_build.load.cache_clear()
+    try:
+        assert "cannot be built" in cpu_build.load()
+    finally:
+        cpu_build.load.cache_clear()
+
+
 def test_a_failing_compiler_is_quoted(quick, tmp_path):
     cpu_build.SOURCES[0].write_text("int answer() { return forty_two; }")
     with pytest.raises(cpu_build.BuildError, match=r"failed.*forty_two"):

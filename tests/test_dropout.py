@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from cmsbert_fast.dropout import Dropout, use_cheap_dropout
+from cmsbert_fast import CMSBertConfig, dropout
+from cmsbert_fast.dropout import use_cheap_dropout
+
+
+def Dropout(p, backend="auto"):
+    return dropout.Dropout(p, CMSBertConfig(backend=backend))
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
@@ -67,6 +72,17 @@ def test_strided_input():
 def test_replaces_every_dropout_below_a_module():
     model = nn.Sequential(nn.Dropout(0.2), nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.4))]))
     keys = list(model.state_dict())
-    use_cheap_dropout(model)
-    assert [m.p for m in model.modules() if isinstance(m, Dropout)] == [0.2, 0.4]
+    use_cheap_dropout(model, CMSBertConfig())
+    assert [m.p for m in model.modules() if isinstance(m, dropout.Dropout)] == [0.2, 0.4]
     assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_is_pytorchs_own_where_the_backend_says_so(backend):
+    x = torch.ones(100)
+    torch.manual_seed(0)
+    expected = nn.functional.dropout(x, 0.3)
+    torch.manual_seed(0)
+    assert torch.equal(Dropout(0.3, backend)(x), expected)
+    torch.manual_seed(0)
+    assert not torch.equal(Dropout(0.3)(x), expected)

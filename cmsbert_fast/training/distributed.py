@@ -112,8 +112,11 @@ def keep_freed_memory() -> None:
 
     On a CPU a step allocates all its activations and gradients: of BERT-base with 32 short utterances 80,000 to 110,000
     pages, which the system cleared every time, a tenth of the step. The process stays as large as its largest step.
-    glibc's allocator only; under others nothing changes.
+    glibc's allocator only; under others nothing changes. Whoever tunes it (``GLIBC_TUNABLES``, ``MALLOC_...``) is left
+    alone.
     """
+    if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
+        return
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no blocks that are unmapped when freed

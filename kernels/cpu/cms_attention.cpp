@@ -603,4 +603,9 @@ int cms_attention_backward(const Call* call) {
     call_scratch.release_above(MOST_KEPT);
     return status;
 }
+
+// The most bytes of scratch at a time since the last call of this.
+int64_t most_scratch_bytes() {
+    return most_scratch_floats.exchange(scratch_floats) * static_cast<int64_t>(sizeof(float));
+}
 }

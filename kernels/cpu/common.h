@@ -13,6 +13,8 @@
 #include <cstdlib>
 #include <cstring>
 
+inline std::atomic<int64_t> scratch_floats{0}, most_scratch_floats{0};  // of all threads: now, and at most
+
 namespace {
 
 // ------------------------------------------------------------------ vectors
@@ -130,11 +132,10 @@ enum Status : int { DONE, BAD_CU_SEQLENS, OUT_OF_MEMORY };
 // Memory that a thread keeps between calls: pages need to be touched for the first time once only.
 class Scratch {
   public:
-    ~Scratch() { std::free(data_); }
+    ~Scratch() { release_above(0); }
     float* take(int64_t floats, std::atomic<int>& status) {
         if (floats > size_) {
-            std::free(data_);
-            size_ = 0;
+            release_above(0);
             void* memory = nullptr;
             if (posix_memalign(&memory, 64, static_cast<size_t>(floats) * sizeof(float))) memory = nullptr;
             data_ = static_cast<float*>(memory);
@@ -143,11 +144,16 @@ class Scratch {
                 return nullptr;
             }
             size_ = floats;
+            const int64_t now = scratch_floats += floats;
+            int64_t most = most_scratch_floats;
+            while (now > most && !most_scratch_floats.compare_exchange_weak(most, now)) {
+            }
         }
         return data_;
     }
     void release_above(int64_t floats) {
         if (size_ <= floats) return;
+        scratch_floats -= size_;
         std::free(data_);
         data_ = nullptr;
         size_ = 0;

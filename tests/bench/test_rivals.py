@@ -5,7 +5,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.rivals import MagBert, TextBert, inf_cl_loss, lean_attention, open_clip_loss, padded_clr
+from bench.rivals import (
+    MagBert,
+    TextBert,
+    bucketed_attention,
+    inf_cl_loss,
+    lean_attention,
+    make_buckets,
+    open_clip_loss,
+    padded_clr,
+    text_attention,
+)
 from bench.workload import AttentionBatch, ModelBatch, attention_flops, make_config, step_flops
 from cmsbert_fast import (
     CMSBertCLRForSequenceClassification,
@@ -79,6 +89,21 @@ def test_packed_and_padded_attention_batches_hold_the_same():
     torch.testing.assert_close(z, padded[padded_options["attention_mask"]], rtol=0, atol=1e-12)
     lean = lean_attention(*padded_arguments, **padded_options)
     torch.testing.assert_close(lean[padded_options["attention_mask"]], z, rtol=0, atol=1e-12)
+
+
+def test_buckets_and_text_only_attention_are_the_operator():
+    batch = AttentionBatch.draw(LENGTHS, LENGTHS, torch.device("cpu"), torch.float64, 2, 4, (3, 5))
+    arguments, options = batch.padded
+    mask = options["attention_mask"]
+    buckets = make_buckets(LENGTHS, torch.device("cpu"), 2)
+    assert [longest for _, longest in buckets] == [3, 9]
+    z = bucketed_attention(*arguments, **options, buckets=buckets)
+    expected = cms_attention(*arguments, **options, backend="reference")
+    torch.testing.assert_close(z[mask], expected[mask], rtol=0, atol=1e-12)
+    expected = cms_attention(*arguments[:3], **options, backend="reference")
+    for eager in (False, True):
+        z = text_attention(*arguments[:3], mask, eager)
+        torch.testing.assert_close(z[mask], expected[mask], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("backward", [False, True])

@@ -101,6 +101,8 @@ class OneRound:
         step.test_step,
         step.test_step_compiled,
         step.test_variants,
+        step.test_engineering,
+        step.test_growth_with_batch,
         step.test_where_the_time_goes,
         step.test_share_of_the_loss,
     ],
