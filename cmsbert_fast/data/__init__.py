@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .example import SPLITS, Corpus, DataError, Example, ReadReport
 from .folds import NO_FOLD, Folds, read_folds
-from .source import MODALITIES, Resident, Source, collect, no_frames, video_of
+from .source import MODALITIES, Budget, Resident, Source, collect, no_frames, video_of
 
 __all__ = ["SPLITS", "Corpus", "DataError", "Example", "ReadReport", "open_source", "read_corpus"]
 
@@ -111,7 +111,7 @@ def _open_pickle(path: Path, words: str | None, label: str | None, labels: bool)
             found = mag.mag_source(path, root, label, labels)
         else:
             return None
-        found.limit = pickles.MEMORY_FACTOR * path.stat().st_size + pickles.MEMORY_FLOOR
+        found.budget = Budget(pickles.limit_of(path))
         return _guarded(found, Resident(data))
 
 
@@ -128,7 +128,7 @@ def _blaming(name: str, expected: str) -> Iterator[None]:
 
 
 def _guarded(source: Source, resident: Resident | None = None) -> Source:
-    """A source whose reader raises nothing but `DataError`."""
+    """A source whose reader raises nothing but `DataError`, and makes no more than its budget allows."""
     original = source.read
 
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
@@ -138,6 +138,8 @@ def _guarded(source: Source, resident: Resident | None = None) -> Source:
                 found = next(examples, None)
             if found is None:
                 return
+            if source.budget is not None:  # here, because what is yielded may be left out by folds or without frames
+                source.budget.see(found[1])
             yield found
             if resident is not None:  # stacked arrays are of float64 mostly
                 resident.see(2 * (found[1].visual.nbytes + found[1].acoustic.nbytes))
@@ -191,6 +193,28 @@ def _without(source: Source, modalities: list[str]) -> Source:
     return replace(source, read=read, notes=[*source.notes, f"left out: {', '.join(modalities)}"])
 
 
+def _corpus_without(corpus: Corpus, modalities: list[str]) -> Corpus:
+    """A corpus in memory with some modalities left out."""
+    if not modalities:
+        return corpus
+    none = no_frames()
+    visual, acoustic = "visual" not in modalities, "acoustic" not in modalities
+    splits = {
+        split: [
+            replace(e, visual=e.visual if visual else none, acoustic=e.acoustic if acoustic else none) for e in examples
+        ]
+        for split, examples in corpus.splits.items()
+    }
+    report = replace(corpus.report, notes=[*corpus.report.notes, f"left out: {', '.join(modalities)}"])
+    return replace(
+        corpus,
+        splits=splits,
+        report=report,
+        visual_size=corpus.visual_size * visual,
+        acoustic_size=corpus.acoustic_size * acoustic,
+    )
+
+
 def read_corpus(
     source: str | Path,
     *,
@@ -230,7 +254,11 @@ def read_corpus(
     if str(source) == "embedded":
         from .embedded import embedded_corpus
 
-        corpus = embedded_corpus(seed=0)
+        options = {"words": words, "label": label, "folds": folds, "fold": fold}
+        unused = next((option for option, value in options.items() if value is not None), None)
+        if unused is not None:
+            raise DataError(f"Leave out --{unused}: the embedded corpus has words, labels and splits of its own.")
+        corpus = _corpus_without(embedded_corpus(seed=0), _left_out("embedded", visual, acoustic))
         if labels:
             return corpus
         bare = {split: [replace(e, label=None) for e in examples] for split, examples in corpus.splits.items()}

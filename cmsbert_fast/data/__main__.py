@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,13 @@ def summary(corpus: Corpus) -> str:
     return "\n".join(lines)
 
 
+_TITLE, _TICK, _TICKS = 400, 20, 60  # characters of a title and of a word below a frame, and how many such words
+
+
+def _short(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 def draw(example: Example, file: Path, sample: Sequence[Example]) -> None:
     """A picture of one example: its words, and its frames as maps of features over time.
 
@@ -68,7 +76,10 @@ def draw(example: Example, file: Path, sample: Sequence[Example]) -> None:
 
     present = [(m, getattr(example, m)) for m in ("visual", "acoustic") if getattr(example, m).size]
     figure = Figure(figsize=(10, 1.5 + 2.5 * len(present)), layout="constrained")
-    figure.suptitle(f"{example.id}   label {example.label}\n{' '.join(example.words)}", fontsize=9, wrap=True)
+    # Ids and words are text, not formulas, whatever dollar signs are in them; matplotlib's own wrapping forgets that.
+    plain: dict[str, Any] = {"parse_math": False}
+    text = textwrap.fill(_short(" ".join(example.words[:_TITLE]), _TITLE), 120)
+    figure.suptitle(f"{_short(example.id, 80)}   label {example.label}\n{text}", fontsize=9, **plain)
     for row, (modality, frames) in enumerate(present):
         axes = figure.add_subplot(len(present), 1, row + 1)
         others = np.concatenate([getattr(e, modality) for e in sample] or [frames])
@@ -77,7 +88,9 @@ def draw(example: Example, file: Path, sample: Sequence[Example]) -> None:
         image = axes.imshow(shown.T, aspect="auto", interpolation="nearest", cmap="coolwarm", vmin=-3, vmax=3)
         axes.set_ylabel(f"{modality} feature")
         if example.aligned:
-            axes.set_xticks(range(len(example.words)), example.words, rotation=60, ha="right", fontsize=7)
+            shown_words = range(0, len(example.words), -(-len(example.words) // _TICKS))
+            ticks = [_short(example.words[k], _TICK) for k in shown_words]
+            axes.set_xticks(shown_words, ticks, rotation=60, ha="right", fontsize=7, **plain)
         else:
             axes.set_xlabel("frame")
         figure.colorbar(image, ax=axes, label="standard deviations")

@@ -101,7 +101,8 @@ class _Writer:
     def __init__(self, folder: Path, source: Source, asked: dict[str, Any]) -> None:
         self.folder = folder
         self.report = source.new_report()
-        self.counter = Counter(self.report, source.limit)
+        self.counter = Counter(self.report)
+        self._budget = source.budget
         self.moments = {modality: _Moments() for modality in MODALITIES}
         self.done = 0
         # Cheap and enough to tell another or an altered source from the one that was begun.
@@ -147,8 +148,8 @@ class _Writer:
         self.moments = {modality: _Moments(journal["moments"][modality]) for modality in MODALITIES}
         with (self.folder / _EXAMPLES).open(encoding="utf-8") as lines:
             self.counter.ids = {json.loads(line)["id"] for line in lines}
-        if self.counter.left is not None:
-            self.counter.left = journal["left"]
+        if self._budget is not None:
+            self._budget.left = journal["left"]
         self._before = dict(self.report.non_finite)
 
     def write(self, split: str, example: Example, video: str | None) -> None:
@@ -187,7 +188,7 @@ class _Writer:
             "sizes": sizes,
             "report": asdict(self.report),
             "moments": {modality: moments.state() for modality, moments in self.moments.items()},
-            "left": self.counter.left,
+            "left": None if self._budget is None else self._budget.left,
         }
         draft = self.folder / _DRAFT
         _write_synced(draft, json.dumps(journal))

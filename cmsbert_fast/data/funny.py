@@ -42,14 +42,14 @@ def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None, 
             if len(item[0]) != 4:
                 raise DataError(f"Repair {where}: its punchline has not 4 parts.")
             words, visual, acoustic, _ = item[0]
-            if isinstance(words, str | bytes | memoryview | pickles.LongText):
-                words = reading.text_of(words).split()
             value = score_of(item[-1], where) if labels else None
+            if isinstance(words, str | bytes | memoryview | pickles.LongText) and (value is not None or not labels):
+                words = reading.text_of(words).split()
             if value not in (None, 0.0, 1.0):
                 raise DataError(f"Repair {where}: its label is {value}, expected 0 or 1.")
             name = _name(item[2]) if len(item) > 3 else f"{split}[{number}]"
             chosen = None if value is None else int(value)
-            yield from one(split_name(split), name, words, visual, acoustic, chosen, report, where, labels)
+            yield from one(split_name(split), name, words, visual, acoustic, chosen, report, where, reading, labels)
 
     return Source(
         name=path.stem,

@@ -41,11 +41,12 @@ def mag_source(path: Path, root: Mapping[str, Any], label: str | None = None, la
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        reading = pickles.Reading(path)
         for number, item in enumerate(root[split]):
             where = f"{split}[{number}] of {path.name}"
             (words, visual, acoustic), value, segment = unpack(item, (3,), where)
             score = score_of(value, where) if labels else None
-            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, labels)
+            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, reading, labels)
 
     return Source(name=path.stem, format="MAG-BERT", path=path, files=[path], groups=splits_of(root, path), read=read)
 
@@ -93,15 +94,16 @@ def one(
     value: float | int | None,
     report: ReadReport,
     where: str,
+    reading: pickles.Reading,
     labels: bool = True,
 ) -> Iterator[tuple[str, Example]]:
     """An example of words and arrays (frames, d), unless it has no words, or no label though ``labels`` are wanted."""
-    spoken = tuple(pickles.texts_of(pickles.items_of(words)))
+    if labels and value is None:  # first: what is dropped leaves nothing to charge, and must cost nothing
+        report.drop("its label is not a number")
+        return
+    spoken = tuple(reading.texts_of(pickles.items_of(words)))
     if not spoken:
         report.drop("it has no text")
-        return
-    if labels and value is None:
-        report.drop("its label is not a number")
         return
     frames = {"visual": rows_of(visual, where), "acoustic": rows_of(acoustic, where)}
     aligned = all(len(rows) in (0, len(spoken)) for rows in frames.values())

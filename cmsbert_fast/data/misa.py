@@ -14,7 +14,7 @@ from . import pickles
 from .csdset import MOSEI_LABELS
 from .example import DataError, Example, ReadReport
 from .mag import one, rows_of, score_of, unpack
-from .source import Source, split_name
+from .source import Budget, Source, split_name
 
 _FILES = {"train": ("train.pkl",), "valid": ("dev.pkl", "valid.pkl", "val.pkl"), "test": ("test.pkl",)}
 
@@ -64,16 +64,17 @@ def misa_source(path: Path, files: dict[str, Path], label: str | None = None, la
         root = pickles.load(files[split])
         if not recognise(root):
             raise DataError(f"Put MISA's own file in place of {files[split].name}: it is built differently.")
+        reading = pickles.Reading(files[split])
         for number, item in enumerate(root):
             where = f"{files[split].name}[{number}]"
             features, value, segment = unpack(item, (4, 6), where)
             _, visual, acoustic, words = features[:4]
-            if len(features) == 6:
+            score = score_of(value, where, column) if labels else None
+            if len(features) == 6 and (score is not None or not labels):  # what is dropped is not looked at
                 visual, acoustic = (
                     _cut(rows, length, where) for rows, length in zip((visual, acoustic), features[4:], strict=True)
                 )
-            score = score_of(value, where, column) if labels else None
-            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, labels)
+            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, reading, labels)
 
     return Source(
         name=(path if path.is_dir() else path.parent).resolve().name,
@@ -82,7 +83,7 @@ def misa_source(path: Path, files: dict[str, Path], label: str | None = None, la
         files=list(files.values()),
         groups=list(files),
         read=read,
-        limit=sum(pickles.MEMORY_FACTOR * f.stat().st_size + pickles.MEMORY_FLOOR for f in files.values()),
+        budget=Budget(sum(map(pickles.limit_of, files.values()))),
     )
 
 

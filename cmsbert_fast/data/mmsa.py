@@ -17,6 +17,7 @@ from .segments import class_names
 from .source import Source, frames_of, no_frames, split_name, splits_of, words_of
 
 _MODALITY = {"visual": "vision", "acoustic": "audio"}
+_CLASSES = 1000  # at most
 _SENTIMENTS = ("negative", "zero", "positive")  # classification_labels 0, 1, 2
 
 
@@ -51,10 +52,10 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, l
     else:
         names: set[Any] = set()
         for column in columns.values():
-            names.update(
-                value if isinstance(value, str) else None if value is None else 0.0
-                for value in pickles.items_of(column)
-            )
+            for value in pickles.items_of(column):
+                names.add(value if isinstance(value, str) else None if value is None else 0.0)
+                if len(names) > _CLASSES:
+                    raise DataError(f"Choose another label than {name}: it has more than {_CLASSES} classes.")
         classes = class_names(list(names), path.name)
     index = {name: k for k, name in enumerate(classes or ())}
 

@@ -82,7 +82,7 @@ def mult_source(
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         part = root[split]
         arrays = {modality: pickles.array_of(part[key]) for modality, key in _MODALITY.items()}
-        ids = _ids(part["id"])
+        ids = _ids(part["id"], pickles.Reading(path))
         if labels and "labels" not in part:
             raise DataError(f"Use a MulT file with labels: {split} of {path.name} has none.")
         scores = pickles.array_of(part["labels"]) if labels else np.full(len(ids), np.nan)
@@ -92,7 +92,10 @@ def mult_source(
         scores = scores.reshape(len(ids), -1)
         if scores.shape[1] != 1 or scores.dtype.kind not in "fiu":
             raise DataError(f"Use a MulT file with one label an example: {path.name} has {scores.shape[1]}.")
-        same_clock = len({array.shape[1] for array in arrays.values()}) == 1
+        text = part.get("text")
+        steps = {array.shape[1] for array in arrays.values()}
+        # Aligned files have one frame a word vector; unaligned ones may pad both modalities to one length as well.
+        same_clock = isinstance(text, pickles.Array) and len(text.shape) == 3 and steps == {text.shape[1]}
         for number, parts in enumerate(ids):
             found = source.find(parts)
             if found is None:
@@ -122,16 +125,18 @@ def mult_source(
     )
 
 
-def _ids(value: Any) -> list[list[str]]:
+def _ids(value: Any, reading: pickles.Reading) -> list[list[str]]:
     """The parts of every id: one, or video, start and stop.
 
     Raises:
-        DataError: An id has more parts.
+        DataError: An id has more parts, or all are many times larger than the file.
     """
     rows: list[Any]
     wrong = DataError("Use a MulT file whose ids are names, or video, start and stop: these have more parts.")
     if isinstance(value, pickles.Array) and math.prod(value.shape[1:]) > 3:
         raise wrong
+    if isinstance(value, pickles.Array | list | tuple):
+        reading.spend(3 * pickles.TEXT_SIZE * len(value))
     if isinstance(value, pickles.Array) and value.items is None and len(value.shape) > 1:
         rows = value.load().reshape(len(value), -1).tolist()
     elif isinstance(value, pickles.Array) and value.items is not None and len(value.shape) == 2:

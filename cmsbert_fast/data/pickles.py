@@ -20,7 +20,7 @@ import mmap
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ _DIMENSIONS = 8
 _ELEMENTS = 1 << 48
 _EMPTY = 1 << 20  # the longest dimension of an array without elements: no byte of the file pays for it
 _LONG = 1 << 16  # bytes; longer text stays in the file until it is asked for
+_BLOCK = 1024  # elements of an array that are objects at a time
+TEXT_SIZE = 150  # bytes of a short text, with its places in a list and in what knows it again
 _LINE = 512  # bytes of a text argument that is a number or a name
 _TEXT = 100_000  # characters of one text, at most: a transcript of hours has fewer
 _KEY_LENGTH = 1000  # characters: one key can be decoded, hashed and compared a million times
@@ -656,6 +658,11 @@ def _decoded(value: str | bytes | memoryview | LongText) -> str:
         return raw.decode("latin-1")
 
 
+def limit_of(path: Path) -> int:
+    """Bytes that what is made from a file may take."""
+    return MEMORY_FACTOR * path.stat().st_size + MEMORY_FLOOR
+
+
 class Reading:
     """How much text one pass over a split may look at: one text can be named by a million examples.
 
@@ -663,7 +670,17 @@ class Reading:
     """
 
     def __init__(self, path: Path) -> None:
-        self._left = MEMORY_FACTOR * path.stat().st_size + MEMORY_FLOOR
+        self._left = limit_of(path)
+
+    def spend(self, size: int) -> None:
+        """Charge bytes before they are taken.
+
+        Raises:
+            DataError: All texts together are many times larger than the file.
+        """
+        self._left -= size
+        if self._left < 0:
+            raise DataError("Do not use this file: its texts together are many times larger than it is.")
 
     def text_of(self, value: Any) -> str:
         """`text_of`.
@@ -672,13 +689,16 @@ class Reading:
             DataError: It is no string, too long, or all texts together are many times larger than the file.
         """
         text = text_of(value)
-        self._left -= len(text)
-        if self._left < 0:
-            raise DataError("Do not use this file: its texts together are many times larger than it is.")
+        self.spend(len(text))
         return text
 
+    def texts_of(self, values: Collection[Any]) -> list[str]:
+        """`texts_of`, charged by their number: one byte of the file can be a text."""
+        self.spend(TEXT_SIZE * len(values))
+        return texts_of(values)
 
-def texts_of(values: Iterable[Any]) -> list[str]:
+
+def texts_of(values: Collection[Any]) -> list[str]:
     """Strings and numbers as text; what occurs several times is decoded once, and is one object in the result.
 
     Raises:
@@ -686,13 +706,16 @@ def texts_of(values: Iterable[Any]) -> list[str]:
     """
     known: dict[int, str] = {}
     result = []
-    for value in values:  # a list or tuple, which keeps its parts alive: their identities stay theirs
+    lasting = isinstance(values, list | tuple)  # it keeps its parts alive: their identities stay theirs
+    for value in values:
         if isinstance(value, str):
             result.append(value)
             continue
         text = known.get(id(value))
         if text is None:
-            text = known[id(value)] = str(value) if isinstance(value, int | float) else text_of(value)
+            text = str(value) if isinstance(value, int | float) else text_of(value)
+            if lasting:
+                known[id(value)] = text
         result.append(text)
     return result
 
@@ -722,14 +745,31 @@ def array_of(value: Any) -> np.ndarray:
     raise DataError(f"Expected an array of numbers, found {type(value).__name__}.")
 
 
-def items_of(value: Any) -> list[Any]:
-    """A list, a tuple, or a one-dimensional array of objects, strings or numbers, as a list.
+class _Items:
+    """The elements of an array as Python's objects, a block of them at a time: an object is larger than its element."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __iter__(self) -> Iterator[Any]:
+        for begin in range(0, len(self._array), _BLOCK):
+            yield from self._array[begin : begin + _BLOCK].tolist()
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == item for item in self)
+
+
+def items_of(value: Any) -> Collection[Any]:
+    """The parts of a list, a tuple, or an array (n,) or (n, 1) of objects, strings or numbers.
 
     Raises:
         DataError: It is none of these.
     """
     if isinstance(value, list | tuple):
-        return list(value)
-    if isinstance(value, Array) and len(value.shape) == 1:
-        return value.items if value.items is not None else value.load().tolist()
+        return value
+    if isinstance(value, Array) and value.shape and math.prod(value.shape[1:]) == 1:
+        return value.items if value.items is not None else _Items(value.load().reshape(-1))
     raise DataError(f"Expected a list, found {type(value).__name__}.")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MODALITIES = ("visual", "acoustic")
 
+_EXAMPLE = 600  # bytes of an example, its two arrays and its places, whatever it holds
 _SPLITS = 64  # of a pickle, at most: any number of names can be given to one split
 
 _SPLIT_NAMES = {
@@ -73,7 +74,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
     standardise: bool = True
-    limit: int | None = None
+    budget: "Budget | None" = None  # of what is made from a stranger's file
     by_video: bool = False  # whether a group is a video
     rotations: "Mapping[str, Rotation]" = field(default_factory=dict)  # its own folds by name, the default first
 
@@ -81,26 +82,44 @@ class Source:
         return ReadReport(source=f"{self.path.name or self.path} ({self.format})", notes=list(self.notes))
 
 
-class Counter:
-    """Keeps the counts of a report, and the widths consistent, while examples pass.
+class Budget:
+    """Bytes that all examples of a source together may hold, those that are left out afterwards included.
 
-    Args:
-        report: Where to count.
-        limit: Bytes that all examples together may hold, or None: what comes from a pickle, in which one array can be
-            named a million times, must stay in proportion to the file.
+    What comes from a pickle, in which one array can be named a million times, or from streams in which any number of
+    segments overlap, must stay in proportion to the files.
     """
 
-    def __init__(self, report: ReadReport, limit: int | None = None) -> None:
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+    def reserve(self, size: int) -> None:
+        """Look whether so many bytes are left.
+
+        Raises:
+            DataError: They are not.
+        """
+        if size > self.left:
+            raise DataError("Do not use this file: its examples together are many times larger than it is.")
+
+    def spend(self, size: int) -> None:
+        """`reserve`, for good."""
+        self.reserve(size)
+        self.left -= size
+
+    def see(self, example: Example) -> None:
+        """Charge an example."""
+        self.spend(_EXAMPLE + example.visual.nbytes + example.acoustic.nbytes + _text_size(example))
+
+
+class Counter:
+    """Keeps the counts of a report, and the widths consistent, while examples pass."""
+
+    def __init__(self, report: ReadReport) -> None:
         self.report = report
         self.ids: set[str] = set()
-        self.left = limit
 
     def see(self, split: str, example: Example) -> None:
         report = self.report
-        if self.left is not None:
-            self.left -= example.visual.nbytes + example.acoustic.nbytes + _text_size(example)
-            if self.left < 0:
-                raise DataError("Do not use this file: its examples together are many times larger than it is.")
         if example.id in self.ids:
             raise DataError(f"Give every example its own id: {example.id[:200]!r} occurs twice.")
         self.ids.add(example.id)
@@ -181,7 +200,7 @@ def no_frames(width: int = 0) -> np.ndarray:
 def collect(source: Source) -> Corpus:
     """Read a source into memory."""
     report = source.new_report()
-    counter = Counter(report, source.limit)
+    counter = Counter(report)
     splits: dict[str, list[Example]] = {}
     for group in tqdm(source.groups, desc=f"reading {source.name}", unit="group", delay=5, disable=None):
         for split, example in source.read(group, report):

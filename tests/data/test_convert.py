@@ -442,6 +442,19 @@ def test_commands(
         assert len(error.strip().splitlines()) == 1
 
 
+def test_pictures_of_ids_and_words_that_look_like_formulas_or_are_long(
+    files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "one.png"
+    assert main(["inspect", str(files.pickle("mmsa.pkl", files.mmsa(True))), "--picture", str(picture)]) == 0
+    assert "drew vidtrain$_$0" in capsys.readouterr().out
+    words = ["$5_", "\\frac$", "z" * 5000] * 300
+    rows = np.ones((len(words), 2))
+    path = files.pickle("mag.pkl", {"train": [((words, rows, rows), 0.5, "x$_$" * 1000)]})
+    assert main(["inspect", str(path), "--picture", str(picture)]) == 0
+    assert len(picture.read_bytes()) < 1_000_000
+
+
 def test_training_takes_the_statistics_without_reading_frames(mosi_folder: Path, tmp_path: Path) -> None:
     convert.convert(open_source(mosi_folder), tmp_path / "c")
     corpus = read_corpus(tmp_path / "c")

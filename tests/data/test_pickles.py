@@ -8,6 +8,7 @@ import functools
 import gc
 import importlib
 import io
+import json
 import operator
 import os
 import pickle
@@ -197,7 +198,7 @@ def test_arrays_are_views_of_the_file(tmp_path: Path) -> None:
     assert peak < 200_000
 
 
-def test_a_hundred_thousand_small_arrays_take_seconds() -> None:
+def test_twenty_thousand_small_arrays_take_seconds() -> None:
     one = pickle.dumps(np.arange(8.0).reshape(2, 4), 2)[2:-1]
     # Every array anew, as in MAG-BERT's files; memo places repeat, as honest ones never do, and do not matter.
     data = b"\x80\x02](" + one * 20_000 + b"e."
@@ -519,11 +520,11 @@ def test_one_array_named_a_thousand_times_is_refused(files: Any) -> None:
         read_corpus(path)
 
 
-def _peak(path: Path) -> int:
+def _peak(path: Path, **choices: Any) -> int:
     """The most bytes that a refused reading held, in Python's own allocations."""
     tracemalloc.start()
     with pytest.raises(DataError):
-        read_corpus(path)
+        read_corpus(path, **choices)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak
@@ -598,6 +599,58 @@ def test_words_and_ids_are_charged_their_size(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="many times larger"):  # and what convert writes is as bounded
         convert.convert(open_source(path), tmp_path / "c")
     assert sum(p.stat().st_size for p in (tmp_path / "c.partial").iterdir()) < LIMIT
+
+
+@pytest.mark.parametrize("kind", ["mag", "mmsa", "annotations", "mult"])
+def test_arrays_of_short_texts_are_no_bombs(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safe, "MEMORY_FLOOR", 1 << 20)
+    count, rows = 300_000, np.ones((1, 2))
+    short = np.array([f"{k:x}" for k in range(count)], dtype="S5")
+    root: Any = {"raw_text": short, "id": short, "regression_labels": np.zeros(count, dtype="f2")}
+    if kind == "mag":
+        root = [((["a"], rows, rows), 1.0, "v[0]"), ((short, rows, rows), 1.0, "v[1]")]
+    elif kind == "annotations":
+        root["regression_labels"] = short.astype("U5")
+    elif kind == "mult":
+        root = {"vision": rows, "audio": rows, "labels": rows, "id": short.reshape(count, 1)}
+    path, table = tmp_path / "file.pkl", tmp_path / "words.tsv"
+    path.write_bytes(pickle.dumps({"train": root}, 4))
+    table.write_text("id\ttext\n1\tyes\n")
+    assert _peak(path, words=str(table)) < safe.MEMORY_FACTOR * path.stat().st_size + safe.MEMORY_FLOOR
+
+
+@pytest.mark.parametrize("kind", ["mag", "misa", "funny"])
+def test_what_is_dropped_for_its_label_costs_nothing(
+    kind: str, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of a million words can be named by a million examples, none of which leaves anything to charge."""
+    many, nan, rows = ["many"] * 9, float("nan"), np.ones((1, 2))
+    if kind == "funny":
+        part = (many, rows, rows, rows)
+        path = files.pickle("file.pkl", {"train": [((["a"], *part[1:]), part, 1, 0)] + [(part, part, 2, nan)] * 9})
+    elif kind == "mag":
+        path = files.pickle("file.pkl", {"train": [((["a"], rows, rows), 1.0, "v")] + [((many, rows, rows), nan, "w")]})
+    else:
+        frames = [[0.0, 1.0]] * 5
+        items = [(([], rows, rows, ["a"]), 1.0, "v"), ((many, frames, frames, many, 1, 1), nan, "w")]
+        path = files.pickle("train.pkl", items)
+    items_of, array_of = safe.items_of, safe.array_of
+    monkeypatch.setattr(safe, "items_of", lambda v: pytest.fail("it was read") if len(v) > 1 else items_of(v))
+    monkeypatch.setattr(safe, "array_of", lambda v: pytest.fail("it was read") if isinstance(v, list) else array_of(v))
+    report = read_corpus(path).report
+    assert report.counts == {"train": 1}
+    assert list(report.dropped) == ["its label is not a number"]
+
+
+@pytest.mark.parametrize("choice", ["folds", "none"])
+def test_what_is_left_out_after_it_was_read_is_charged(choice: str, files: Any, tmp_path: Path) -> None:
+    rows, one = np.zeros((1000, 1000)), np.zeros((1, 1000))
+    items = [((["a"], one, one), 0.5, "v"), *[((["a"], rows, rows), 0.5, f"w[{k}]") for k in range(100)]]
+    path, folds = files.pickle("mag.pkl", {"train": items}), tmp_path / "folds.json"
+    folds.write_text(json.dumps({"train": ["v"]}))
+    choices: Any = {"folds": folds} if choice == "folds" else {"visual": "none", "acoustic": "none"}
+    with pytest.raises(DataError, match="many times larger"):
+        read_corpus(path, **choices)
 
 
 def test_a_label_that_is_an_object_is_refused_without_showing_it(tmp_path: Path) -> None:

@@ -61,6 +61,14 @@ def test_mmsa_labels_of_every_kind(files: Any) -> None:
         read_corpus(path, label="happiness")
 
 
+def test_mmsa_labels_in_a_column(files: Any) -> None:
+    root = files.mmsa(False)
+    meant = [float(value) for value in root["train"]["regression_labels"]]
+    for part in root.values():
+        part["regression_labels"] = part["regression_labels"][:, None]
+    assert [e.label for e in read_corpus(files.pickle("data.pkl", root)).splits["train"]] == meant
+
+
 def test_mmsa_labels_that_are_no_number_are_dropped(files: Any) -> None:
     root = files.mmsa(False)
     root["test"]["regression_labels"][2] = np.nan
@@ -171,6 +179,19 @@ def test_mult_needs_words_from_elsewhere(files: Any, aligned: bool) -> None:
     assert example.label == float(root["valid"]["labels"][1, 0, 0])
     np.testing.assert_array_equal(example.visual, clean(root["valid"]["vision"][1, -3:]))  # the padding is in front
     np.testing.assert_array_equal(example.acoustic, clean(root["valid"]["audio"][1, -3:]))
+
+
+def test_mult_unaligned_arrays_of_one_length_lose_their_padding_each_by_itself(files: Any) -> None:
+    root = files.mult(aligned=False)
+    for part in root.values():  # as in MOSEI: 500 steps each, the text has 50
+        part["vision"] = files.random.normal(size=(3, 9, 4))
+        part["audio"] = files.random.normal(size=(3, 9, 5))
+        part["vision"][:, :-3] = part["audio"][:, :-7] = 0
+        part["id"] = np.array([f"v_{k}" for k in range(3)])
+    table = files.table([["v_0", "train", 0, 1, 0, "yes"]])
+    path = files.pickle("mosei_data_noalign.pkl", {"train": root["train"]})
+    example = read_corpus(path, words=str(table)).splits["train"][0]
+    assert (len(example.visual), len(example.acoustic)) == (3, 7)
 
 
 def test_mult_ids_may_be_names(files: Any) -> None:
