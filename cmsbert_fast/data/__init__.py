@@ -164,15 +164,15 @@ def _with_folds(source: Source, chosen: Folds | None) -> Source:
     original = source.read
 
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        before = dict(report.non_finite)
+        before = dict(report.non_finite), dict(report.tallies)
         for _, example in original(group, report):
             split = chosen.split_of(example.id, video_of(example.id))
             if split is None:
                 report.drop(NO_FOLD)
-                report.non_finite = before  # what is left out was not altered
+                report.non_finite, report.tallies = before  # nothing is said of what is left out
             else:
                 yield split, example
-            before = dict(report.non_finite)
+            before = dict(report.non_finite), dict(report.tallies)
 
     return replace(source, read=read)
 

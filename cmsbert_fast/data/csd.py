@@ -20,7 +20,7 @@ from .align import Track
 from .example import DataError
 
 _DEFLATE_RATIO = 1100  # zlib cannot expand by more than 1032
-_RATIO, _FLOOR = 64, 64 << 20  # all that a file declares, in file sizes and bytes: streams of zeros deflate well
+RATIO, FLOOR = 64, 64 << 20  # all that a file declares, in file sizes and bytes: streams of zeros deflate well
 _STRING_CHUNK = 1 << 20  # bytes: what HDF5 keeps of a data set that is read piece by piece
 _POINTER, _STRING = 16, 56  # bytes of a string: in a data set, which points to its text; empty in memory
 _COMPRESSING = {1, 4, 32000}  # gzip, szip, lzf
@@ -41,7 +41,7 @@ class CsdStream:
         self.path = path
         self.name = path.stem
         self._size = path.stat().st_size
-        self._most = _RATIO * self._size + _FLOOR
+        self._most = RATIO * self._size + FLOOR
         self._file: h5py.File | None = None
         try:
             file = self._file = h5py.File(path, "r")
@@ -102,7 +102,8 @@ class CsdStream:
         if stored > self._size or declared > stored * ratio:
             raise self._damaged(f"{where} declares {declared} bytes and stores {stored}")
         strings = data.dtype.kind == "O"
-        itemsize = _POINTER if strings else data.dtype.itemsize
+        # Small integers become float32.
+        itemsize = _POINTER if strings else max(data.dtype.itemsize, 1 if data.dtype.kind == "S" else 4)
         declared, chunk = data.size * itemsize, math.prod(data.chunks or ()) * itemsize
         if declared > self._most or chunk > (_STRING_CHUNK if strings else self._most):
             raise self._damaged(f"{where} declares {declared} bytes in chunks of {chunk}, too many for its file")
@@ -136,6 +137,13 @@ class CsdStream:
         if intervals.shape != (len(features), 2) or intervals.dtype.kind not in "fiu":
             raise self._damaged(f"{key} has {len(features)} frames but intervals of shape {intervals.shape}")
         return features, intervals
+
+    def rows(self, key: str) -> int:
+        """How many frames, words or labels an entry declares, without reading them."""
+        try:
+            return len(self._open(key)[0])
+        except _ERRORS as error:
+            raise self._damaged(f"{key} cannot be read", error) from error
 
     def check(self) -> None:
         """Look at every entry without reading its frames.

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .csd import CsdStream
+from .csd import FLOOR, RATIO, CsdStream
 from .example import DataError, Example, ReadReport
 from .folds import NO_FOLD, read_folds
 from .segments import ALL
-from .source import MODALITIES, Source, no_frames, video_of
+from .source import MODALITIES, Budget, Source, no_frames, video_of
 from .streams import Assignment, Cutter, words_within
 
+_ROW = 200  # bytes of a word or a label while its video is read
 _ENTRY = re.compile(r".+\[\d+\]", re.DOTALL)  # an entry of an aligned set is one segment
 MOSEI_LABELS = ("sentiment", "happy", "sad", "anger", "surprise", "disgust", "fear")  # columns of "All Labels"
 
@@ -65,19 +66,27 @@ def csd_source(
         notes.append("no folds were given: all examples are in one split; give the standard folds with --folds FILE")
     cutters = {m: Cutter(getattr(assignment, m), m) for m in MODALITIES}
     widths = {m: cutter.width for m, cutter in cutters.items()}
-    groups = list(spoken_in if cut_by is None else cut_by)
+    keys = list(spoken_in if cut_by is None else cut_by)
     if cut_by is None:
         notes.append(
             f"no label stream: every entry of {spoken_in.name} is one utterance; to cut it, add a table segments.tsv "
             "(id, start, stop, text)"
         )
-    elif not labels:
+    else:
         more = [key for key in spoken_in if key not in cut_by]
-        groups += (segments := [key for key in more if _ENTRY.fullmatch(key)])
+        keys += (segments := [key for key in more if _ENTRY.fullmatch(key)])
         if videos := len(more) - len(segments):
             notes.append(f"{videos} entries of {spoken_in.name} are left out: no segment of theirs is in {cut_by.name}")
+    # Segments of one video are read together: a stream may hold its frames in one entry.
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(video_of(key) if _ENTRY.fullmatch(key) else key, []).append(key)
+    last = next(reversed(groups), None)
+    budget = Budget(sum(RATIO * path.stat().st_size for path in assignment.files) + FLOOR)
 
     def examples(key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        # Segments may overlap: what is made of a video can grow with the product of its words and labels.
+        budget.spend(_ROW * sum(s.rows(key) for s in (spoken_in, cut_by) if s is not None and key in s))
         scores = cut_by.read(key) if cut_by is not None and key in cut_by else None
         aligned_entry = _ENTRY.fullmatch(key) is not None
         whole = aligned_entry or scores is None
@@ -91,6 +100,9 @@ def csd_source(
                 return
         if key not in spoken_in:
             report.drop(f"its video is not in {spoken_in.name}", len(splits) - splits.count(None))
+            return
+        if labels and scores is None and cut_by is not None:
+            report.drop(f"it has no label in {cut_by.name}")
             return
         heard, times = spoken_in.read_words(key)
         intervals, values = np.array([[times.min(initial=np.inf), times.max(initial=-np.inf)]]), np.full(count, np.nan)
@@ -107,6 +119,7 @@ def csd_source(
             if whole:
                 spoken, spans = heard, times
             else:
+                budget.spend(len(heard) // 8)  # all are looked through, whether or not any is found
                 spoken, spans = words_within(heard, times, float(start), float(stop))
             if not spoken:
                 report.drop("no word is spoken in it")
@@ -115,18 +128,22 @@ def csd_source(
                 report.drop("its label is not a number")
                 continue
             frames: dict[str, np.ndarray] = {}
+            budget.reserve(8 * len(spoken) * sum(widths.values()))
             for modality, cutter in cutters.items():
                 found = cutter.average(key, video, (float(start), float(stop)), spans, report)
                 if found is None and widths[modality]:
                     report.tally(f"examples have no {modality} frame", 1)
                 frames[modality] = no_frames(widths[modality]) if found is None else found
-            yield split, Example(name, tuple(spoken), float(value) if labels else None, aligned=True, **frames)
+            found_one = Example(name, tuple(spoken), float(value) if labels else None, aligned=True, **frames)
+            budget.see(found_one)
+            yield split, found_one
 
-    def read(key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        yield from examples(key, report)
+    def read(video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        for key in groups[video]:
+            yield from examples(key, report)
         for cutter in cutters.values():
             cutter.forget()
-            if key == groups[-1]:
+            if video == last:
                 cutter.finish(report)
 
     return Source(
@@ -134,9 +151,10 @@ def csd_source(
         format="CMU-MultimodalSDK streams",
         path=folder,
         files=assignment.files,
-        groups=groups,
+        groups=list(groups),
         read=read,
         notes=notes,
+        budget=budget,
     )
 
 

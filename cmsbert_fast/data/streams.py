@@ -272,9 +272,13 @@ class Cutter:
             found = self._find(number, segment, video, span, report)
             if found is None:
                 return None
-            track, _ = found
+            track, own = found
             if track.intervals is None:
                 raise DataError(f"Give the frames of {self._streams[number].name} times: they are averaged per word.")
+            rows = _rows_of(track.intervals, times) if own else None
+            if rows is not None:
+                parts.append(track.features[rows])
+                continue
             means, counts = interval_means(track.features, track.intervals, times)
             parts.append(means.astype(np.float32))
             bare |= counts == 0
@@ -314,6 +318,27 @@ class Cutter:
             if number not in self._widths and first is not None:
                 self._widths[number] = stream.read(first).features.shape[1]
         return sum(self._widths.values())
+
+
+def _rows_of(intervals: np.ndarray, times: np.ndarray) -> list[int] | None:
+    """The frames whose intervals are those of the words, in order; None where a word has none.
+
+    Such frames are averages already (the SDK's alignment). To average them again would mix words that overlap by the
+    rounding of their times, and lose those without duration.
+    """
+    if not len(times) or len(intervals) < len(times):
+        return None
+    rows: list[int] = []
+    at = 0
+    stamps = intervals.tolist()
+    for start, stop in times.tolist():
+        while at < len(stamps) and max(abs(stamps[at][0] - start), abs(stamps[at][1] - stop)) > TOLERANCE:
+            at += 1
+        if at == len(stamps):
+            return None
+        rows.append(at)
+        at += 1
+    return rows
 
 
 def words_within(words: list[str], times: np.ndarray, start: float, stop: float) -> tuple[list[str], np.ndarray]:

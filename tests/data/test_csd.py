@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cmsbert_fast.data import DataError, csd, read_corpus
+from cmsbert_fast.data import DataError, convert, csd, csdset, open_source, read_corpus
 from cmsbert_fast.data.csd import CsdStream, verify
 from cmsbert_fast.data.streams import kind_of
 
@@ -170,7 +170,76 @@ def test_prediction_reads_aligned_segments_that_have_no_label(files: Any) -> Non
     files.csd("words", "words", {f"vid[{n}]": words_entry(["really", "good"]) for n in range(3)})
     files.csd("labels", "labels", {"vid[1]": (np.ones((1, 1)), [[0, 2.0]])})
     assert {e.id for e in read_corpus(files.folder, labels=False).splits["all"]} == {"vid[0]", "vid[1]", "vid[2]"}
-    assert [e.id for e in read_corpus(files.folder).splits["all"]] == ["vid[1]"]
+
+
+def test_aligned_segments_without_label_are_counted_where_labels_are_needed(files: Any) -> None:
+    files.csd("words", "words", {f"vid[{n}]": words_entry(["really", "good"]) for n in range(4)})
+    files.csd("labels", "labels", {"vid[1]": (np.ones((1, 1)), [[0, 2.0]])})
+    corpus = read_corpus(files.folder)
+    assert [e.id for e in corpus.splits["all"]] == ["vid[1]"]
+    assert corpus.report.dropped == {"it has no label in labels": 3}
+
+
+def test_frames_that_the_sdk_aligned_are_taken_as_they_are(files: Any) -> None:
+    """Word times overlap by their rounding, and words may have no duration."""
+    times = np.array([[0, 0.52], [0.5, 0.7], [0.7, 1.0], [1.0, 1.0]])
+    files.csd("words", "words", {"v[0]": (np.array([[b"a"], [b"sp"], [b"b"], [b"c"]]), times)})
+    files.csd("COVAREP", "COVAREP", {"v[0]": (np.array([[1.0], [9], [2], [3]]), times)})
+    files.csd("labels", "labels", {"v[0]": (np.ones((1, 1)), [[0, 1.0]])})
+    corpus = read_corpus(files.folder)
+    assert corpus.splits["all"][0].acoustic.ravel().tolist() == [1, 2, 3]
+    assert not corpus.report.tallies
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_aligned_words_with_frames_of_whole_videos(files: Any, converted: bool, tmp_path: Path) -> None:
+    words = {f"{v}[{k}]": words_entry(["really", "good"], 2.0 * k) for v in ("v", "w_1") for k in range(3)}
+    files.csd("words", "words", words)
+    files.csd("labels", "labels", {key: (np.ones((1, 1)), times[:1]) for key, (_, times) in words.items()})
+    frames = np.arange(12.0).reshape(6, 2)
+    frames[0, 0] = -np.inf
+    seconds = np.arange(6)[:, None] + [0.0, 1.0]
+    files.csd("COVAREP", "COVAREP", dict.fromkeys(("v", "w_1"), (frames, seconds)))
+    folds, data = tmp_path / "folds.json", files.folder
+    if converted:
+        convert.convert(open_source(data), tmp_path / "c")
+        data = tmp_path / "c"
+    report = read_corpus(data).report
+    assert report.counts == {"all": 6}
+    assert report.non_finite == {"acoustic": 2}  # once a video, not once a segment
+    folds.write_text('{"train": ["v"], "test": ["w_1"]}')
+    assert read_corpus(data, folds=folds).report.counts == {"train": 3, "test": 3}
+
+
+@pytest.mark.parametrize("kind", ["square", "labels", "silence", "wide"])
+def test_small_files_of_many_segments_are_no_bombs(
+    files: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(csdset, "FLOOR", 1 << 20)
+    words, labels, width = {
+        "square": (2000, 2000, 1),
+        "labels": (1, 200_000, 1),
+        "silence": (5000, 5000, 1),
+        "wide": (2000, 1, 50_000),
+    }[kind]
+    deflated = dict(compression="gzip", compression_opts=9)
+
+    def write(name: str, values: np.ndarray, times: list[int]) -> None:
+        with h5py.File(files.folder / f"{name}.csd", "w") as file:
+            file.create_dataset(f"{name}/data/v/features", data=values, **deflated)
+            file.create_dataset(f"{name}/data/v/intervals", data=np.full((len(values), 2), times, "i1"), **deflated)
+
+    write("words", np.full((words, 1), b"ab"), [0, 1])
+    write("labels", np.ones((labels, 1), dtype="i1"), [5, 6] if kind == "silence" else [0, 1])
+    if kind == "wide":
+        write("COVAREP", np.ones((4, width), dtype="i1"), [0, 1])
+    size = sum(path.stat().st_size for path in files.folder.iterdir())
+    tracemalloc.start()
+    with pytest.raises(DataError, match="many times larger"):
+        read_corpus(files.folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * (csd.RATIO * size + (1 << 20))
 
 
 def test_a_stream_without_frames_is_told_although_the_last_entry_is_left_out(mosei: Any) -> None:
@@ -346,8 +415,8 @@ def test_what_deflates_beyond_reason_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     path, n = tmp_path / "a.csd", 40_000
-    monkeypatch.setattr(csd, "_RATIO", 1)  # small files show it too
-    monkeypatch.setattr(csd, "_FLOOR", 2 << 20)
+    monkeypatch.setattr(csd, "RATIO", 1)  # small files show it too
+    monkeypatch.setattr(csd, "FLOOR", 2 << 20)
     times = np.zeros((n, 2), dtype=np.float32)
     with h5py.File(path, "w") as file:
         group, deflated = file.create_group("COVAREP/data/v"), dict(compression="gzip", compression_opts=9)

@@ -629,7 +629,7 @@ def test_what_is_dropped_for_its_label_costs_nothing(
         part = (many, rows, rows, rows)
         path = files.pickle("file.pkl", {"train": [((["a"], *part[1:]), part, 1, 0)] + [(part, part, 2, nan)] * 9})
     elif kind == "mag":
-        path = files.pickle("file.pkl", {"train": [((["a"], rows, rows), 1.0, "v")] + [((many, rows, rows), nan, "w")]})
+        path = files.pickle("file.pkl", {"train": [((["a"], rows, rows), 1.0, "v"), ((many, rows, rows), nan, "w")]})
     else:
         frames = [[0.0, 1.0]] * 5
         items = [(([], rows, rows, ["a"]), 1.0, "v"), ((many, frames, frames, many, 1, 1), nan, "w")]

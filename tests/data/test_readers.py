@@ -425,3 +425,8 @@ def test_values_of_examples_that_the_folds_leave_out_are_not_counted(files: Any)
     folds.write_text(json.dumps({"train": ["vidtrain$_$1", "vidtrain$_$2"]}))
     assert read_corpus(path).report.non_finite
     assert read_corpus(path, folds=folds).report.non_finite == {}
+    rows = np.ones((3, 2))
+    items = [((["a"], rows, rows), 0.5, f"v[{k}]") for k in range(3)]
+    folds.write_text(json.dumps({"train": ["v[1]"]}))
+    report = read_corpus(files.pickle("mag.pkl", {"train": items}), folds=folds).report
+    assert list(report.tallies.values()) == [1]
