@@ -5,14 +5,16 @@ registered operators ``cmsbert_fast::contrastive`` (one process) and ``cmsbert_f
 process group).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from cmsbert_fast import contrastive_torch, reference
 from cmsbert_fast.attention_triton import HAS_TRITON, INTERPRETED, why_not_device
@@ -179,6 +181,44 @@ def _engine(backend: str) -> ModuleType:
     return contrastive_torch
 
 
+class _Gradients(torch.autograd.Function):
+    """Hands gradients on as functions of ``sources``, of which they have no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, gradients: list[Tensor], *sources: Tensor) -> tuple[Tensor, ...]:
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        raise RuntimeError(
+            "The contrastive loss can be differentiated only once; for second derivatives use "
+            'pairwise_contrastive_loss(..., backend="reference").'
+        )
+
+
+def _once_differentiable(function: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Makes differentiating the gradients of ``function(ctx, saved tensors, *upstream)`` an error, never a silent zero.
+
+    torch.autograd.function.once_differentiable takes no lists of gradients, and keeps silent where the upstream
+    gradient needs none, as that of a loss.
+    """
+
+    @wraps(function)
+    def differentiate(ctx: Any, *upstream: Any) -> tuple:
+        saved = ctx.saved_tensors
+        with torch.no_grad():
+            gradients = function(ctx, saved, *upstream)
+        if not torch.is_grad_enabled():
+            return gradients
+        flat, spec = pytree.tree_flatten(gradients)
+        given = [g for g in flat if g is not None]
+        sources = [x for x in (*saved, *upstream) if isinstance(x, Tensor) and x.requires_grad]
+        marked = iter(_Gradients.apply(given, *sources))
+        return pytree.tree_unflatten([None if g is None else next(marked) for g in flat], spec)
+
+    return differentiate
+
+
 # --- One process -----------------------------------------------------------------------------------------------------
 
 _library = torch.library.Library("cmsbert_fast", "FRAGMENT")
@@ -269,8 +309,9 @@ def _save_for_contrastive(ctx, inputs, output):
     ctx.mark_non_differentiable(lse, inverse_norm, weight)
 
 
-def _differentiate_contrastive(ctx, grad, *_):
-    *embeddings, labels, temperature, lse, inverse_norm, weight = ctx.saved_tensors
+@_once_differentiable
+def _differentiate_contrastive(ctx, saved, grad, *_):
+    *embeddings, labels, temperature, lse, inverse_norm, weight = saved
     gradients, temperature_gradient = torch.ops.cmsbert_fast.contrastive_backward(
         grad, embeddings, labels, temperature, *ctx.numbers, lse, inverse_norm, weight
     )
@@ -507,9 +548,10 @@ def _save_for_group(ctx, inputs, output):
     ctx.save_for_backward(temperature_gradient, *gradients)
 
 
-def _differentiate_group(ctx, grad, *_):
+@_once_differentiable
+def _differentiate_group(ctx, saved, grad, *_):
     # The gradient was computed in the forward pass, while the other ranks' rows were at hand: no second exchange.
-    temperature_gradient, *gradients = ctx.saved_tensors
+    temperature_gradient, *gradients = saved
     scaled = [(g * grad).to(ctx.dtype) for g in gradients]
     tau = None if ctx.temperature_dtype is None else (temperature_gradient * grad).to(ctx.temperature_dtype)
     return scaled, None, tau, None, None, None, None, None, None

@@ -289,6 +289,22 @@ def test_upstream_gradient(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_second_derivative_is_refused(backend: str, learned: bool) -> None:
+    """A gradient penalty, with which the loss alone would still train, must not lose its part in silence."""
+    z = [e.requires_grad_() for e in embeddings(9)]
+    tau = torch.tensor(0.1, device=DEVICE, requires_grad=learned)
+    loss = pairwise_contrastive_loss(*z, score_labels(9), tau, backend=backend)
+    once = torch.autograd.grad(loss, z, retain_graph=True)
+    gradients = torch.autograd.grad(loss, [*z, tau] if learned else z, create_graph=True)
+    for a, b in zip(once, gradients[:3], strict=True):
+        assert a.equal(b)
+    for gradient in gradients:
+        with pytest.raises(RuntimeError, match="only once"):
+            (loss + gradient.square().sum()).backward(retain_graph=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_one_row_gives_exactly_zero(backend: str) -> None:
     """Not what is left of sums rounded in different orders, which the sum of many draws would show."""
     for seed in range(6 if backend == "triton" else 40):

@@ -160,6 +160,25 @@ def check_ddp(group: dist.ProcessGroup, ring: bool) -> None:
     assert_same(gradients(model), gradients(single))
 
 
+def check_second_derivative(group: dist.ProcessGroup, ring: bool, backend: str = "torch") -> None:
+    """It is refused, whether or not the loss itself is also differentiated."""
+    from cmsbert_fast import contrastive, pairwise_contrastive_loss
+
+    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    x, y = data(5)
+    z = [x.float().requires_grad_() for _ in range(3)]
+    tau = torch.tensor(0.2, requires_grad=True)
+    if dist.get_world_size(group) > 1:
+        loss = pairwise_contrastive_loss(*z, y, tau, group=group, backend=backend)
+    else:  # for which the public function takes the other operator
+        arguments = (z, y, tau, 0.0, 0.9, 0.1, backend, group.group_name, True)
+        loss = torch.ops.cmsbert_fast.contrastive_group(*arguments)[0]
+    for gradient in torch.autograd.grad(loss, [*z, tau], create_graph=True):
+        for penalised in (gradient.square().sum(), loss + gradient.square().sum()):
+            with pytest.raises(RuntimeError, match="only once"):
+                penalised.backward(retain_graph=True)
+
+
 def check_gradcache(group: dist.ProcessGroup) -> None:
     """Micro-batches on every rank: still the gradient of the whole global batch, dropout included."""
     from cmsbert_fast import contrastive, pairwise_contrastive_loss
@@ -236,6 +255,7 @@ def work(rank: int, store: str) -> None:
                 for labels in (scores, classes, None):
                     check_loss(group, labels, ring, False, f64)
                 check_ddp(group, ring)
+                check_second_derivative(group, ring)
             check_gradcache(group)
         for dtype in (f32, torch.bfloat16, torch.float16):
             for ring in (False, True):
@@ -335,6 +355,7 @@ def work_in_the_interpreter(rank: int, store: str) -> None:
         torch.use_deterministic_algorithms(True)
         for ring in (False, True):
             check_loss(dist.group.WORLD, data()[1], ring, False, torch.float32, "triton")
+            check_second_derivative(dist.group.WORLD, ring, "triton")
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1")
