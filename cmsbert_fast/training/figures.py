@@ -71,7 +71,7 @@ def plot_shift_maps(
             ax.set_xlabel(f"{modality} frame")
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set_yticks(range(len(tokens)), tokens if i == 0 else [])
-            _mark_events(ax, [event for event in events if event.modality == modality])
+            _mark_events(figure, ax, [event for event in events if event.modality == modality])
     _print_as_written(figure)
     return figure
 
@@ -154,7 +154,7 @@ def _print_as_written(figure: Figure) -> None:
             text.set_parse_math(False)
 
 
-def _mark_events(ax: Axes, events: Sequence[Event]) -> None:
+def _mark_events(figure: Figure, ax: Axes, events: Sequence[Event]) -> None:
     for lane, event in enumerate(sorted(events, key=lambda event: event.start)):
         left, right = event.start - 0.5, event.stop - 0.5
         for edge in (left, right):
@@ -170,5 +170,5 @@ def _mark_events(ax: Axes, events: Sequence[Event]) -> None:
             ha="center",
             fontsize="small",
         )
-        bar = offset_copy(ax.get_xaxis_transform(), ax.get_figure(root=True), y=height, units="points")
+        bar = offset_copy(ax.get_xaxis_transform(), figure, y=height, units="points")
         ax.plot([left, right], [1, 1], color="tab:blue", linewidth=2, transform=bar, clip_on=False)

@@ -29,6 +29,9 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
+from cmsbert_fast import attention_cpu
+from cmsbert_fast.attention import choose_backend
+from cmsbert_fast.backends import requested_backend
 from cmsbert_fast.contrastive import pairwise_contrastive_loss
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, DataError, outlines
@@ -49,10 +52,19 @@ from cmsbert_fast.training.models import (
     load_trained,
     parameter_groups,
 )
-from cmsbert_fast.training.settings import VARIANTS, Command, TrainingSettings, UsageError, parse_command
+from cmsbert_fast.training.settings import (
+    VARIANTS,
+    Command,
+    TrainingSettings,
+    UsageError,
+    os_reason,
+    parse_command,
+)
 
+FIGURES = "figures"
 EXIT_USAGE = 2
 EXIT_NOT_FINITE = 3
+LARGEST_SCORE = 1e6  # the sum of some squares of it is far from what float32 can hold
 FINGERPRINT_BYTES = 2**22  # read within half a second, from a disk too; a run starts with it
 # Settings that a resumed run may change: they decide where and how fast it computes, not what. The data's place may
 # change too; that it holds the same examples is checked. The number of threads is not among them: it changes rounding.
@@ -169,6 +181,9 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
     except Interrupted as error:
         distributed.report_once(str(error))
         return 128 + (stop.signal or signal.SIGTERM)
+    except KeyboardInterrupt:  # before StopRequest was entered, or a second time
+        distributed.report_once("Stopped at once; the same command with --resume continues from the last checkpoint.")
+        return 128 + signal.SIGINT
     finally:
         distributed.stop()
 
@@ -195,7 +210,7 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
             fingerprints[settings.fold] = fingerprint(corpora[settings.fold])
         # Runs that differ in neither would load the same model to the same end.
         if (settings.variant, settings.fold) not in checked:
-            found = check(settings, corpora[settings.fold], ranks.world_size)
+            found = check(settings, corpora[settings.fold], ranks)
             loaded = loaded or found
             checked.add((settings.variant, settings.fold))
             del found
@@ -209,6 +224,10 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
         for settings in command.runs:
             folder, examples = root / run_name(settings), fingerprints[settings.fold]
             distributed.from_main(partial(check_resumable, settings, examples, folder), ranks)
+    # All of them now: where one cannot be made, the runs before it would be for nothing.
+    for settings in command.runs:
+        distributed.from_main(partial(make_folder, root / run_name(settings)), ranks)
+    say(backend_report(command.runs[0], ranks.device), flush=True)
     done = []
     for settings in command.runs:
         folder = root / run_name(settings)
@@ -262,9 +281,15 @@ def check_data(corpus: Corpus) -> None:
         unlabelled = next((outline.id for outline in outlines(examples) if outline.label is None), None)
         if unlabelled is not None:
             raise UsageError(f"Example {unlabelled!r} of the {split} split has no label; give it one or leave it out.")
+        huge = next((o for o in outlines(examples) if o.label is not None and not abs(o.label) <= LARGEST_SCORE), None)
+        if huge is not None:
+            raise UsageError(
+                f"Example {huge.id!r} of the {split} split has the label {huge.label:g}; correct it, or scale all "
+                f"labels to lie within ±{LARGEST_SCORE:g}."
+            )
 
 
-def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> Loaded:
+def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Loaded:
     """Finds what would make a run on a corpus fail: a checkpoint that does not fit must not be found after hours of
     other runs.
 
@@ -276,22 +301,50 @@ def check(settings: TrainingSettings, corpus: Corpus, world_size: int) -> Loaded
     """
     count = len(corpus.splits["train"])
     smallest = count // math.ceil(count / settings.batch_size)
-    if smallest < world_size:
+    if smallest < ranks.world_size:
         raise UsageError(
-            f"The smallest batch has {smallest} examples for {world_size} ranks; use fewer ranks or a "
+            f"The smallest batch has {smallest} examples for {ranks.world_size} ranks; use fewer ranks or a "
             "larger --batch-size."
         )
+    config = build_config(settings, corpus)
+    chosen_backend(settings, ranks.device, config.hidden_size // config.num_attention_heads)
     checkpoint.seed_everything(settings.seed)
-    return load(settings, build_config(settings, corpus))
+    return load(settings, config)
+
+
+def chosen_backend(settings: TrainingSettings, device: torch.device, head_size: int = 64) -> str:
+    """The backend of CMS attention in a run.
+
+    Raises:
+        UsageError: The one asked for cannot run here.
+    """
+    try:
+        return choose_backend(_query(settings, device, head_size), settings.backend)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def backend_report(settings: TrainingSettings, device: torch.device) -> str:
+    """One line: which backend computes CMS attention, and why no compiled one where "auto" found none on a CPU."""
+    name = chosen_backend(settings, device)
+    reason = None
+    if name == "torch" and requested_backend(settings.backend) == "auto" and device.type == "cpu":
+        reason = attention_cpu.why_not(_query(settings, device))
+    return f"CMS attention: {name}" + (f" (not cpu: {reason})" if reason else "")
+
+
+def _query(settings: TrainingSettings, device: torch.device, head_size: int = 64) -> Tensor:
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    return torch.empty(0, 1, head_size, dtype=dtype, device=device)
 
 
 def check_resumable(settings: TrainingSettings, examples: str, folder: Path) -> None:
     """Finds what would make resuming the run in ``folder`` fail; ``examples`` is the data's :func:`fingerprint`.
 
     Raises:
-        UsageError: Its checkpoint is damaged, or it was another run.
+        UsageError: Its results or its checkpoint are damaged, or it was another run.
     """
-    finished = results.read_json(folder / results.RESULTS)
+    finished = results.read_results(folder)
     if finished is not None:
         _check_unchanged(finished["settings"], finished["data"]["fingerprint"], settings, examples, folder)
     else:
@@ -321,7 +374,8 @@ def train(
         folder: Where log, checkpoint, best model, results, predictions and figures go.
         stop: Whether to stop early.
         loaded: What :func:`check` has loaded for these settings, to be trained; None: loaded now.
-        resume: Continue from the checkpoint in ``folder``, if there is one. A finished run is not repeated.
+        resume: Continue from the checkpoint in ``folder``, if there is one. A finished run is not repeated; figures
+            that it lacks are drawn.
 
     Returns:
         What ``results.json`` holds, on every rank.
@@ -335,9 +389,16 @@ def train(
     _make_folder(folder, ranks)
     state = None
     if resume:
-        finished = distributed.from_main(lambda: results.read_json(folder / results.RESULTS), ranks)
+        finished = distributed.from_main(lambda: results.read_results(folder), ranks)
         if finished is not None:
             _check_unchanged(finished["settings"], finished["data"]["fingerprint"], settings, examples, folder)
+            if distributed.from_main(lambda: not (folder / FIGURES).is_dir(), ranks):  # killed while they were drawn
+                best, processor = load_trained(folder, settings.backend)
+                best.to(ranks.device)  # type: ignore[arg-type]
+                batches = Batches(corpus.splits["test"], processor, best.config, ranks.device)
+                tested = _predict(best, batches, ranks, settings)
+                if ranks.is_main:
+                    _draw(folder, best, processor, corpus, tested, settings)
             return finished
         state = checkpoint.load(folder)
         if state is not None:
@@ -494,7 +555,9 @@ def train(
         "steps": progress.step,
         "parameters": best.num_parameters(),
         "data": {"name": corpus.name, "report": str(corpus.report), "fingerprint": examples},
-        **results.provenance(settings, ranks.world_size, _device_name(ranks.device)),
+        **results.provenance(
+            settings, ranks.world_size, _device_name(ranks.device), chosen_backend(settings, ranks.device)
+        ),
         "seconds": earlier_seconds + time.monotonic() - started,
     }
     outcome = distributed.from_main(lambda: outcome, ranks)
@@ -504,7 +567,7 @@ def train(
         log.close()
         results.write_json(folder / results.RESULTS, outcome)
         # Last: what they fail on must not cost the results.
-        results.write_figures(folder / "figures", best, processor, corpus, tested, settings.embedded)
+        _draw(folder, best, processor, corpus, tested, settings)
     return outcome
 
 
@@ -564,13 +627,34 @@ def output_folder(given: Path | None, name: str, *, resume: bool, restarted: boo
         if resume or (restarted and last > 1):
             last -= 1
         given = Path("runs") / (name if last == 1 else f"{name}-{last}")
-    elif not (resume or restarted) and any(given.glob("*/*/log.jsonl")):
-        raise UsageError(f"{given} holds a run already; continue it with --resume, or choose another --output.")
-    try:
-        given.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{given} cannot be made ({error.strerror}); choose another --output.") from None
+    else:
+        try:
+            if resume and not restarted and not given.is_dir():
+                raise UsageError(f"There is no folder {given} to resume; name that of the run with --output.")
+            held = not (resume or restarted) and any(given.glob("*/*/log.jsonl"))
+        except (OSError, ValueError) as error:
+            raise _unusable(given, error) from None
+        if held:
+            raise UsageError(f"{given} holds a run already; continue it with --resume, or choose another --output.")
+    make_folder(given)
     return given
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it.
+
+    Raises:
+        UsageError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise _unusable(folder, error) from None
+
+
+def _unusable(folder: Path, error: Exception) -> UsageError:
+    name = str(folder) if str(folder).isprintable() else repr(str(folder))
+    return UsageError(f"The folder {name:.200} cannot be made ({os_reason(error)}); choose another --output.")
 
 
 def backward(
@@ -667,10 +751,23 @@ def _save_pretrained(model: Classifier, processor: CMSBertProcessor, path: Path)
     processor.save_pretrained(path)
 
 
+def _draw(
+    folder: Path,
+    best: Classifier,
+    processor: CMSBertProcessor,
+    corpus: Corpus,
+    tested: Predictions,
+    settings: TrainingSettings,
+) -> None:
+    """The figures of a run; their folder is there once all of them are."""
+    checkpoint.replace_folder(
+        folder / FIGURES,
+        lambda path: results.write_figures(path, best, processor, corpus, tested, settings.embedded),
+    )
+
+
 def _make_folder(folder: Path, ranks: Ranks) -> None:
-    if ranks.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-    distributed.wait_for_all(ranks)
+    distributed.from_main(lambda: make_folder(folder), ranks)
     if not folder.is_dir():
         raise UsageError(f"{folder} is not to be seen on every machine; choose an --output on a disk that all share.")
 
@@ -679,11 +776,13 @@ def _check_unchanged(saved: dict, saved_examples: str, settings: TrainingSetting
     saved, now = (
         json.loads(json.dumps(values)) for values in (saved, dataclasses.asdict(settings))
     )  # lists, not tuples
-    changed = [name for name in now if name not in _FREE_ON_RESUME and saved.get(name) != now[name]]
+    # What a run began without, before there was such a setting, is as by default.
+    saved = {**json.loads(json.dumps(dataclasses.asdict(TrainingSettings()))), **saved}
+    changed = [name for name in now if name not in _FREE_ON_RESUME and saved[name] != now[name]]
     if changed:
         name = changed[0]
         raise UsageError(
-            f"The run in {folder} has {name} = {saved.get(name)!r}, not {now[name]!r}; resume it with its own settings."
+            f"The run in {folder} has {name} = {saved[name]!r}, not {now[name]!r}; resume it with its own settings."
         )
     if saved_examples != examples:
         raise UsageError(

@@ -1,6 +1,8 @@
 """The model, the processor and the optimiser that settings and data ask for."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +34,15 @@ _NOT_TAKEN_OVER = (
     "num_labels",
     "cms_layers",
 )
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+)
+_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 Classifier: TypeAlias = CMSBertForSequenceClassification | CMSBertCLRForSequenceClassification
 Loaded: TypeAlias = tuple[Classifier, Any]  # a model and its tokenizer
 
@@ -76,8 +87,10 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
         )
     else:
         fields["vocab_size"] = len(embedded_tokenizer())
+    fields = {**saved, **fields, **settings.architecture}
+    _check_architecture(fields)
     try:
-        config = CMSBertConfig(**{**saved, **fields, **settings.architecture})
+        config = CMSBertConfig(**fields)
         layers = range(config.num_hidden_layers) if variant.cms_layers is None else variant.cms_layers
         config.cms_layers = list(layers) if variant.multimodal else []
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -107,10 +120,11 @@ def build(
     model, tokenizer = loaded or load(settings, build_config(settings, corpus))
     config = model.config
     processor = CMSBertProcessor(tokenizer, max_length=settings.max_length)
-    if corpus.standardise and corpus.statistics is not None:
+    standardise = corpus.standardise and settings.standardise
+    if standardise and corpus.statistics is not None:
         sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
         processor.set_statistics({name: values for name, values in corpus.statistics.items() if sizes[name]})
-    elif corpus.standardise:
+    elif standardise:
         processor.fit(fitting(example, config) for example in corpus.splits["train"])
     return model, processor
 
@@ -210,12 +224,37 @@ def _saved_config(name: str) -> dict[str, Any]:
     return saved
 
 
+def _check_architecture(fields: dict[str, Any]) -> None:
+    """Finds what BertConfig lets pass and a layer, or the first step, fails on.
+
+    Raises:
+        UsageError: A size or a probability is out of range.
+    """
+    rules: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
+        **dict.fromkeys(_SIZES, (int, lambda v: v >= 1, "a whole number of at least 1")),
+        **dict.fromkeys(_PROBABILITIES, ((int, float), lambda v: 0 <= v < 1, "at least 0 and less than 1")),
+        "initializer_range": ((int, float), lambda v: 0 <= v < math.inf, "a number of at least 0"),
+        "layer_norm_eps": ((int, float), lambda v: 0 < v < math.inf, "a number greater than 0"),
+    }
+    for name, (kind, valid, rule) in rules.items():
+        value = fields.get(name)
+        if name not in fields or (name == "classifier_dropout" and value is None):
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
+            raise UsageError(f"The architecture is not possible: {name} is {value!r} but must be {rule}.")
+    defaults = CMSBertConfig()
+    hidden, heads = (fields.get(name, getattr(defaults, name)) for name in ("hidden_size", "num_attention_heads"))
+    if hidden % heads:
+        raise UsageError(
+            f"The architecture is not possible: hidden_size is {hidden}, which {heads} attention heads cannot share; "
+            "choose a num_attention_heads that divides it."
+        )
+
+
 def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[str, Any], corpus: Corpus) -> None:
     kind = saved.get("model_type")
     if kind not in ("bert", "cmsbert"):
         raise UsageError(f"{settings.model} is a checkpoint of architecture {kind!r}; give one of BERT or CMSBERT.")
-    if kind == "bert":
-        return
     for modality in ("visual", "acoustic"):
         trained, given = saved.get(f"{modality}_size") or 0, fields[f"{modality}_size"]
         if trained and given and trained != given:
@@ -225,6 +264,8 @@ def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[s
             )
     trained_labels = len(saved.get("id2label") or {}) or saved.get("num_labels", 2)
     has_head = any(name.endswith("ForSequenceClassification") for name in saved.get("architectures") or ())
+    if kind == "bert" and VARIANTS[settings.variant].contrastive:
+        has_head = False  # CMSBERT-CLR has none of the kind: it is not loaded
     if has_head and trained_labels != fields["num_labels"]:
         raise UsageError(
             f"{settings.model} predicts {trained_labels} values but {corpus.name} asks for {fields['num_labels']}; "

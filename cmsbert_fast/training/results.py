@@ -24,7 +24,7 @@ from cmsbert_fast.processing_cmsbert import CMSBertProcessor
 from cmsbert_fast.training import checkpoint
 from cmsbert_fast.training.evaluation import Batches, Predictions
 from cmsbert_fast.training.models import Classifier
-from cmsbert_fast.training.settings import TrainingSettings
+from cmsbert_fast.training.settings import TrainingSettings, UsageError
 
 RESULTS = "results.json"
 _PACKAGES = ("torch", "triton", "transformers", "numpy", "scikit-learn")
@@ -74,9 +74,22 @@ class RunLog:
             self._board.close()
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """What ``results.json`` of a run holds; None where the run is not finished.
+
+    Raises:
+        UsageError: The file is damaged.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(found[part], dict) for part in ("settings", "data", "test")) and found["data"]["fingerprint"]:
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UsageError(f"{path} is damaged; remove it, and the run is tested again from its checkpoint.")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -179,8 +192,10 @@ def _telling_example(predictions: Predictions) -> int:
     return int(error.masked_fill(~clear, torch.inf).argmin()) if clear.any() else int(error.argmin())
 
 
-def provenance(settings: TrainingSettings, world_size: int, device: str) -> dict[str, Any]:
-    """What has to be known to repeat a run: settings, versions, machine, and the commit where this is a checkout."""
+def provenance(settings: TrainingSettings, world_size: int, device: str, backend: str) -> dict[str, Any]:
+    """What has to be known to repeat a run: settings, the backend of CMS attention that they came to, versions,
+    machine, and the commit where this is a checkout.
+    """
     versions = {"python": platform.python_version(), "cmsbert_fast": cmsbert_fast.__version__}
     for package in _PACKAGES:
         try:
@@ -189,6 +204,7 @@ def provenance(settings: TrainingSettings, world_size: int, device: str) -> dict
             continue
     return {
         "settings": dataclasses.asdict(settings),
+        "backend": backend,
         "versions": versions,
         "commit": _commit(),
         "machine": {

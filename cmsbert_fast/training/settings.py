@@ -115,6 +115,9 @@ class TrainingSettings:
     )
     projection_size: int | None = _setting(None, "size d of the common space; none: the encoder's hidden size")
     max_length: int = _setting(50, "most word pieces of an utterance; longer ones are cut at a word")
+    standardise: bool = _setting(
+        True, "true or false: whether frames are standardised per feature; false for data that are normalised already"
+    )
     architecture: dict[str, Any] = dataclasses.field(
         default_factory=dict, metadata={"help": "fields of BertConfig to change, such as hidden_dropout_prob=0.2"}
     )
@@ -141,9 +144,10 @@ class TrainingSettings:
             requested_backend(self.backend)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        counts = ("epochs", "accumulation", "early_stopping", "projection_size", "fold", "threads")
+        counts = ("epochs", "accumulation", "early_stopping", "projection_size", "fold")
         for name in (*counts, "checkpoint_every_epochs", "checkpoint_every_steps"):
             self._check(name, lambda v: v >= 1, "at least 1")
+        self._check("threads", lambda v: 1 <= v <= 4096, "between 1 and 4096")
         self._check("batch_size", lambda v: v >= 2, "at least 2")
         self._check("max_length", lambda v: v >= 3, "at least 3 ([CLS], a piece, [SEP])")
         self._check("seed", lambda v: 0 <= v < 2**32, "between 0 and 4294967295")
@@ -192,7 +196,8 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
     """Reads the command line of ``train.py``.
 
     Values come from the command line, else from the YAML file of ``--config``, else from ``embedded_config`` where the
-    embedded corpus is trained on, else from :class:`TrainingSettings`; so too each field of ``architecture``.
+    embedded corpus is trained on, else from :class:`TrainingSettings`; so too each field of ``architecture``, but for
+    that of ``embedded_config`` where a checkpoint brings its own.
 
     Raises:
         UsageError: An unknown name, a value of the wrong type or outside its range, a file that cannot be read.
@@ -232,20 +237,27 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
     if "architecture" in given:
         given["architecture"] = _assignments("architecture", given["architecture"])
 
-    if config is None and given.get("data", "embedded") == "embedded":
-        config = embedded_config
-    values = read_yaml(config) if config else {}
-    if "architecture" in given and "architecture" in values:
-        given["architecture"] = {
-            **_converted("architecture", values["architecture"], dict[str, Any]),
-            **given["architecture"],
-        }
-    values |= given
+    values = _layered(read_yaml(config) if config else {}, given)
+    if values.get("data", "embedded") == "embedded":
+        base = read_yaml(embedded_config)
+        if _converted("model", values.get("model"), str | None) is not None:
+            base.pop("architecture", None)
+        values = _layered(base, values)
     axes = [_listed(values.pop(axis, TrainingSettings.__dataclass_fields__[axis].default)) for axis in RUN_AXES]
     runs = [settings_from({**values, **dict(zip(RUN_AXES, run, strict=True))}) for run in itertools.product(*axes)]
     if any(run in runs[:i] for i, run in enumerate(runs)):
         raise UsageError("The same run is asked for twice; name each variant, seed and fold once.")
     return Command(runs=tuple(runs), output=output, resume=resume)
+
+
+def _layered(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of both, those of ``upper`` first; of ``architecture`` each field by itself."""
+    values = {**lower, **upper}
+    layers = [layer["architecture"] for layer in (lower, upper) if "architecture" in layer]
+    if layers:
+        fields = [_converted("architecture", layer, dict[str, Any]) for layer in layers]
+        values["architecture"] = {name: value for layer in fields for name, value in layer.items()}
+    return values
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -256,9 +268,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise UsageError(f"The config file {path} cannot be read ({reason}); give an existing YAML file.") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in its name
+        reason = "it is not text" if isinstance(error, UnicodeDecodeError) else os_reason(error)
+        name = str(path) if str(path).isprintable() else repr(str(path))
+        raise UsageError(
+            f"The config file {name:.200} cannot be read ({reason}); give an existing YAML file."
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
@@ -266,6 +281,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path} holds no settings; write 'name: value' lines.")
     return values
+
+
+def os_reason(error: Exception) -> str:
+    """Why the system refused a path, without the path."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def settings_from(values: Mapping[str, Any]) -> TrainingSettings:
@@ -297,6 +317,10 @@ def _converted(name: str, value: Any, hint: Any) -> Any:
         if isinstance(names, (list, tuple)) and all(isinstance(item, str) for item in names):
             return tuple(names)
         raise UsageError(f"{name} must be a name or a list of names.")
+    if kind is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise UsageError(f"{name} is {value!r} but must be true or false.")
+        return str(value).lower() == "true"
     word = {int: "a whole number", float: "a number", str: "text"}[kind]
     if isinstance(value, (dict, list, bool)) or value is None:
         raise UsageError(f"{name} is {value!r} but must be {word}.")

@@ -1,11 +1,14 @@
 """Figures drawn from small inputs: what stands where, and that it can be written."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from cmsbert_fast.data.embedded import Event
+from cmsbert_fast.training import figures
 from cmsbert_fast.training.figures import plot_embeddings, plot_shift_maps
 
 TOKENS = ["[CLS]", "its", "normal", "[SEP]"]
@@ -35,6 +38,18 @@ def test_shift_maps_show_every_layer_with_words_down_and_frames_across(tmp_path:
     assert [list(line.get_xdata()) for line in visual.lines][-1] == [1.5, 4.5]  # frames 2, 3 and 4
     figure.savefig(tmp_path / "maps.png")
     assert (tmp_path / "maps.png").stat().st_size > 10_000
+
+
+def test_shift_maps_with_the_oldest_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    get_figure = Axes.get_figure
+
+    def before_3_10(self: Axes, *arguments: object, **options: object) -> object:
+        if sys._getframe(1).f_code.co_filename == figures.__file__:  # matplotlib's own calls are those of its version
+            assert not {*arguments, *options}
+        return get_figure(self, *arguments, **options)
+
+    monkeypatch.setattr(Axes, "get_figure", before_3_10)
+    plot_shift_maps([(gates(3), None)], TOKENS, events=[Event("visual", "gaze down", 0, 2)])
 
 
 def test_shift_maps_of_one_modality_and_one_frame(tmp_path: Path) -> None:

@@ -52,6 +52,39 @@ def test_no_argument_compares_text_with_clr_on_the_embedded_corpus():
     assert runs[0].threads == 1
 
 
+def test_a_config_without_data_lies_over_that_of_the_embedded_corpus(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("epochs: 3\narchitecture: {num_hidden_layers: 1}\n")
+    runs = parse_command(["--config", str(config), "--batch-size", "16"], EMBEDDED).runs
+    base = read_yaml(EMBEDDED)
+    assert [run.variant for run in runs] == base["variant"]
+    for run in runs:
+        assert (run.epochs, run.batch_size, run.learning_rate) == (3, 16, base["learning_rate"])
+        assert run.architecture == base["architecture"] | {"num_hidden_layers": 1}
+
+
+def test_a_checkpoint_brings_its_own_architecture(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("model: x\n")
+    for arguments in (["--model", "x"], ["--config", str(config)]):
+        run = parse_command(arguments, EMBEDDED).runs[0]
+        assert (run.model, run.architecture, run.epochs) == ("x", {}, read_yaml(EMBEDDED)["epochs"])
+        run = parse_command([*arguments, "--architecture", "hidden_act=relu"], EMBEDDED).runs[0]
+        assert run.architecture == {"hidden_act": "relu"}
+        run = parse_command([*arguments, "--model", "none"], EMBEDDED).runs[0]
+        assert (run.model, run.architecture) == (None, read_yaml(EMBEDDED)["architecture"])
+
+
+def test_true_and_false(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("standardise: no\n")  # YAML 1.1 reads it as false
+    assert parse_command([], EMBEDDED).runs[0].standardise is True
+    assert parse_command(["--config", str(config)], EMBEDDED).runs[0].standardise is False
+    for text in ("true", "False"):
+        run = parse_command(["--config", str(config), "--standardise", text], EMBEDDED).runs[0]
+        assert run.standardise is (text == "true")
+
+
 def test_other_data_starts_from_the_papers_values():
     (run,) = parse_command(["--data", "x"], EMBEDDED).runs
     assert run == TrainingSettings(data="x")
@@ -100,6 +133,9 @@ def test_paper_configs(name):
             (["--architecture", f"{name}=3"], f"architecture names {name!r}; it may change hidden_size")
             for name in ("hidden_sice", "to_dict", "num_labels", "visual_size", "vocab_size", "is_decoder", "backend")
         ),
+        (["--standardise", "maybe"], "standardise is 'maybe' but must be true or false"),
+        (["--threads", "99999999999"], "threads is 99999999999 but must be between 1 and 4096"),
+        (["--config", "a\0b.yaml"], r"'a\x00b.yaml' cannot be read (embedded null byte)"),
         (["--gate-activation", "gelu"], "gate_activation is 'gelu'"),
         (["--config", "missing.yaml"], "missing.yaml cannot be read"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoProcessor, BertTokenizerFast
+from transformers import AutoConfig, AutoProcessor, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, reference
 from cmsbert_fast.data import read_corpus
@@ -338,6 +338,23 @@ def save_config(folder: Path, config) -> Path:
         (["--architecture", "hidden_sice=3"], "'hidden_sice'"),
         (["--architecture", "hidden_size=abc"], "architecture is not possible"),
         (["--architecture", "hidden_act=abc"], "architecture is not possible"),
+        (
+            ["--architecture", "num_attention_heads=0"],
+            "num_attention_heads is 0 but must be a whole number of at least",
+        ),
+        (["--architecture", "num_attention_heads=3"], "choose a num_attention_heads that divides it"),
+        (["--architecture", "num_hidden_layers=0", "--variant", "cmsbert/1"], "num_hidden_layers is 0"),
+        (["--architecture", "attention_probs_dropout_prob=1.0"], "must be at least 0 and less than 1"),
+        (["--architecture", "hidden_dropout_prob=1.5"], "must be at least 0 and less than 1"),
+        (["--architecture", "initializer_range=-1"], "initializer_range is -1"),
+        (["--model", "{tmp}/five", "--variant", "bert"], "predicts 5 values but reviews asks for 1"),
+        (["--data", "{tmp}/huge"], "has the label 1e+30"),
+        (["--backend", "triton", "--device", "cpu"], 'backend="triton" cannot run here'),
+        (["--resume", "--output", "{tmp}/nosuch"], "nosuch to resume"),
+        (["--output", "{tmp}/taken"], "taken/cmsbert-clr/seed-0 cannot be made"),
+        (["--output", "x" * 300], "cannot be made"),
+        (["--resume", "--output", "x" * 300], "cannot be made"),
+        (["--output", "a\0b"], "cannot be made (embedded null byte)"),
         (["--model", "{tmp}/clr", "--variant", "bert", "cmsbert-clr", "--projection-size", "8"], "have other sizes"),
         (["--model", "{tmp}/no-tokenizer"], "holds no tokenizer"),
         (["--visual", "none", "--acoustic", "none"], "no visual or acoustic frames"),
@@ -349,7 +366,7 @@ def save_config(folder: Path, config) -> Path:
     ],
 )
 def test_users_errors(train, short, tmp_path, corpus_folder, make_corpus, arguments, message):
-    if "--device" in arguments and torch.cuda.is_available():
+    if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.txt").touch()
@@ -369,7 +386,14 @@ def test_users_errors(train, short, tmp_path, corpus_folder, make_corpus, argume
     CMSBertCLRForSequenceClassification(own).save_pretrained(tmp_path / "clr")
     BertTokenizerFast.from_pretrained(short[3]).save_pretrained(tmp_path / "clr")
     CMSBertCLRForSequenceClassification(own).save_pretrained(tmp_path / "no-tokenizer")
+    if "{tmp}/five" in arguments:
+        five = BertForSequenceClassification(BertConfig.from_pretrained(short[3], num_labels=5))
+        five.save_pretrained(tmp_path / "five")
+        BertTokenizerFast.from_pretrained(short[3]).save_pretrained(tmp_path / "five")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "cmsbert-clr").touch()
     for name, change in (
+        ("huge", lambda lines: [*lines, "extra\ttrain\t1e30\tgood film"]),
         ("single", lambda lines: lines[:2] + [line for line in lines if "\ttrain\t" not in line][1:]),
         ("unlabelled", lambda lines: [*lines, "extra\ttrain\t\tgood film"]),
     ):
@@ -383,6 +407,107 @@ def test_users_errors(train, short, tmp_path, corpus_folder, make_corpus, argume
     assert errors.count("\n") == 1
     assert message in errors
     assert not (tmp_path / "out").exists()  # found before the first of all runs
+
+
+@pytest.mark.parametrize(
+    "option", ["--words=x", "--label=zz", "--folds=nosuch.json", "--fold=3", "--visual=x", "--acoustic=x"]
+)
+def test_the_embedded_corpus_has_no_choices(train, tmp_path, option):
+    status, errors = train(option, "--output", tmp_path / "out")
+    assert status == 2
+    assert errors.startswith(f"error: Leave out {option.split('=')[0]}: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_corpus_without_a_modality():
+    corpus = loop.read(TrainingSettings(visual=("none",)))
+    assert corpus.visual_size == 0
+    assert corpus.acoustic_size > 0
+    assert "left out: visual" in str(corpus.report)
+    for examples in corpus.splits.values():
+        assert not any(example.visual.size for example in examples)
+        assert all(example.acoustic.size for example in examples)
+
+
+def test_another_sequence_classifiers_head_is_no_hindrance(bert, tmp_path):
+    BertForSequenceClassification(BertConfig.from_pretrained(bert, num_labels=5)).save_pretrained(tmp_path)
+    settings = TrainingSettings(data="tiny", model=str(tmp_path))  # cmsbert-clr has another head
+    assert build_config(settings, tiny_corpus(2)).num_labels == 1
+
+
+def test_which_backend_ran(train, short, tmp_path, monkeypatch, capsys):
+    for given, missing, expected in (
+        ("reference", None, "CMS attention: reference"),
+        ("auto", "there is no C++ compiler", "CMS attention: torch (not cpu: there is no C++ compiler)"),
+    ):
+        monkeypatch.setattr(loop.attention_cpu.cpu_library, "why_not", lambda missing=missing: missing)
+        out = tmp_path / given
+        arguments = [*short, "--variant", "cmsbert", "--epochs", 1, "--device", "cpu", "--backend", given]
+        assert loop.main([*map(str, arguments), "--seeds", "0", "1", "--output", str(out)], "none") == 0
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("CMS attention")]
+        assert told == [expected]
+        for path in out.glob("*/*/results.json"):
+            found = json.loads(path.read_text())
+            assert (found["backend"], found["settings"]["backend"]) == (expected.split()[2], given)
+    status, errors = train(*short, "--device", "cpu", "--backend", "cpu", "--output", tmp_path / "cpu")
+    assert status == 2
+    assert "there is no C++ compiler" in errors
+    assert not (tmp_path / "cpu").exists()
+
+
+def test_figures_of_a_finished_run_are_drawn_when_it_is_resumed(train, short, tmp_path, monkeypatch):
+    write = results.write_figures
+
+    def killed(folder, *arguments):
+        write(folder, *arguments)
+        (folder / "shift_maps.png").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "write_figures", killed)
+    arguments = [*short, "--epochs", 1, "--output", tmp_path]
+    assert train(*arguments, figures=True)[0] == 130
+    (folder,) = (path.parent for path in tmp_path.glob("*/*/results.json"))
+    monkeypatch.setattr(results, "write_figures", write)
+    before = (folder / "results.json").read_bytes()
+    assert train(*arguments, "--resume", figures=True)[0] == 0
+    assert {path.name for path in (folder / "figures").iterdir()} == {"shift_maps.png", "embeddings.png"}
+    assert (folder / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": {}, "data": {}, "test": {}}'])
+def test_damaged_results(train, short, tmp_path, text):
+    folder = tmp_path / "cmsbert-clr" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(text)
+    status, errors = train(*short, "--output", tmp_path, "--resume")
+    assert status == 2
+    assert (
+        errors
+        == f"error: {folder / 'results.json'} is damaged; remove it, and the run is tested again from its "
+        + ("checkpoint.\n")
+    )
+
+
+def test_interrupted_before_training(train, short, tmp_path, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.distributed, "start", interrupt)
+    status, errors = train(*short, "--output", tmp_path)
+    assert status == 130
+    assert errors.count("\n") == 1
+
+
+def test_frames_as_they_are(train, short, tmp_path):
+    arguments = [*short, "--epochs", 1, "--standardise", "false", "--output", tmp_path]
+    assert train(*arguments)[0] == 0
+    (best,) = tmp_path.glob("*/*/best")
+    assert AutoProcessor.from_pretrained(best).visual_mean is None
+    # A run from before there was this setting is one that standardises.
+    path = best.parent / "results.json"
+    path.write_text(path.read_text().replace('"standardise": false', '"unknown": false'))
+    assert train(*arguments, "--resume")[0] == 2
+    assert train(*arguments, "--resume", "--standardise", "true")[0] == 0
 
 
 def test_resuming_with_other_settings_or_data(train, short, tmp_path, make_corpus):
@@ -532,9 +657,9 @@ def tiny_corpus(count: int) -> Corpus:
 
 def test_batches_smaller_than_the_ranks(bert):
     settings = TrainingSettings(data="tiny", model=str(bert), batch_size=4)
-    check(settings, tiny_corpus(6), world_size=3)  # batches of 3 and 3
+    check(settings, tiny_corpus(6), Ranks(0, 3, CPU.device))  # batches of 3 and 3
     with pytest.raises(UsageError, match="smallest batch has 3 examples for 4 ranks"):
-        check(settings, tiny_corpus(6), world_size=4)
+        check(settings, tiny_corpus(6), Ranks(0, 4, CPU.device))
 
 
 def test_a_default_output_is_new_each_time_and_resumed_by_name(train, short, tmp_path, monkeypatch):
