@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import convert, open_source, read_corpus
-from .example import Corpus, DataError, Example
+from .example import Corpus, DataError, Example, outlines, printable
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -35,16 +35,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _examples(corpus: Corpus) -> list[Example]:
-    return [example for examples in corpus.splits.values() for example in examples]
-
-
 def summary(corpus: Corpus) -> str:
     """What a corpus holds, in a few lines."""
     lines = [str(corpus.report)]
     for split, examples in corpus.splits.items():
-        labels = [example.label for example in examples if example.label is not None]
-        words = np.array([len(example.words) for example in examples])
+        known = list(outlines(examples))
+        labels = [outline.label for outline in known if outline.label is not None]
+        words = np.array([len(outline.words) for outline in known])
         line = f"  {split}: {words.mean():.1f} words an example (at most {words.max()})"
         if labels and corpus.classes:
             counts = np.bincount(np.array(labels, dtype=int), minlength=len(corpus.classes))
@@ -54,7 +51,7 @@ def summary(corpus: Corpus) -> str:
         else:
             line += ", no labels"
         lines.append(line)
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 _TITLE, _TICK, _TICKS = 400, 20, 60  # characters of a title and of a word below a frame, and how many such words
@@ -108,30 +105,35 @@ def draw(example: Example, file: Path, sample: Sequence[Example]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 2 where the user has to change something."""
+    """Run one command; 2 where the user has to change something, 130 after Ctrl-C, 141 where nobody reads."""
     options = _parser().parse_args(arguments)
     asked: dict[str, Any] = {k: getattr(options, k) for k in ("visual", "acoustic", "words", "label", "folds", "fold")}
     try:
         if options.command == "convert":
             report = convert.convert(open_source(options.source, **asked), options.target, asked)
             print(report)
-            print(f"converted to {options.target}")
+            print(printable(f"converted to {options.target}"))
+            sys.stdout.flush()
             return 0
         corpus = read_corpus(options.source, **asked)
         print(summary(corpus))
         if options.picture is not None:
-            examples = _examples(corpus)
-            chosen = next((e for e in examples if options.id in (None, e.id)), None)
+            named = [(e.id, part, k) for part in corpus.splits.values() for k, e in enumerate(outlines(part))]
+            chosen = next((part[k] for name, part, k in named if options.id in (None, name)), None)
             if chosen is None:
                 raise DataError(f"Choose another --id: there is no example {options.id!r}.")
-            draw(chosen, options.picture, examples[:: max(1, len(examples) // 200)])
-            print(f"drew {chosen.id} in {options.picture}")
+            draw(chosen, options.picture, [part[k] for _, part, k in named[:: max(1, len(named) // 200)]])
+            print(printable(f"drew {chosen.id} in {options.picture}"))
+        sys.stdout.flush()
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; the same command continues a conversion from here.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # nobody reads any more; Python flushes standard output once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

@@ -17,8 +17,10 @@ under its name only when it is complete; until then it is ``NAME.partial``, from
 import fcntl
 import hashlib
 import json
+import math
 import mmap
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -30,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from . import iemocap
-from .example import Corpus, DataError, Example, Outline, ReadReport
+from .example import Corpus, DataError, Example, Outline, ReadReport, whole
 from .folds import NO_FOLD, choose, read_folds, split_by_part
 from .source import MODALITIES, Counter, Resident, Source, ordered, video_of
 
@@ -39,6 +41,7 @@ _MANIFEST, _EXAMPLES, _JOURNAL = "manifest.json", "examples.jsonl", "journal.jso
 _DRAFT = _JOURNAL + ".new"
 _OURS = {_MANIFEST, _EXAMPLES, _JOURNAL, _DRAFT, *(f"{modality}.safetensors" for modality in MODALITIES)}
 _HEADER = 512  # bytes of a safetensors header; JSON may be padded with spaces
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character, or of a pair that is one
 _EVERY = 5.0  # seconds between two marks from which a conversion can continue
 
 
@@ -356,6 +359,9 @@ class Mapped(Sequence[Example]):
             modality: self._frames[modality].rows(begin, count)
             for modality, (begin, count) in zip(MODALITIES, line.frames, strict=True)
         }
+        for modality, rows in parts.items():  # here: to look at all of them takes long
+            if not np.isfinite(rows).all():
+                raise DataError(f"Convert the data again: not all {modality} values of {line.id!r} are finite.")
         return Example(line.id, line.words, line.label, parts["visual"], parts["acoustic"], line.aligned)
 
     def __iter__(self) -> Iterator[Example]:
@@ -385,16 +391,26 @@ class _Line:
         self.words: tuple[str, ...] = tuple(_typed(entry["words"], list))
         if not set(map(type, self.words)) <= {str}:  # at once: a call for every word takes long
             raise ValueError("a word is no text")
+        if not self.words:
+            raise ValueError("an example has no words")
         self.label: float | int | None = entry["label"]
         if self.label is not None and classes is None:
-            _typed(self.label, int, float)
+            if not math.isfinite(_typed(self.label, int, float)):
+                raise ValueError(f"a label is {self.label}")
         elif self.label is not None and not 0 <= _typed(self.label, int) < (classes or 0):
             raise ValueError(f"a label is {self.label}, but there are {classes} classes")
-        self.aligned: bool = entry["aligned"] is True
+        self.aligned = _typed(entry["aligned"], bool)
         self.frames = tuple((begins[modality], _count(entry[modality])) for modality in MODALITIES)
+        if self.aligned and not {count for _, count in self.frames} <= {0, len(self.words)}:
+            raise ValueError("an aligned example has not as many frames as words")
         self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
         self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
         self.parts: dict[str, int] | None = _counts(entry["parts"]) if "parts" in entry else None
+
+
+def _parse(text: str) -> Any:
+    value = json.loads(text)
+    return json.loads(whole(json.dumps(value, ensure_ascii=False))) if _HALF.search(text) else value
 
 
 def _typed(value: Any, *types: type) -> Any:
@@ -503,7 +519,7 @@ def open_converted(
             examples.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = _parse((path / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
             raise DataError(f"Convert {path} again: it has version {manifest['version']}, this is version {VERSION}.")
         name, standardise = _typed(manifest["name"], str), _typed(manifest["standardise"], bool)
@@ -518,15 +534,20 @@ def open_converted(
             else _Frames()
             for modality, width in widths.items()
         }
+        report.counts = {split: count for split, count in report.counts.items() if count}
         splits: dict[str, list[_Line]] = {split: [] for split in report.counts}
+        ids: set[str] = set()
         everything: list[_Line] = []
         begins = dict.fromkeys(MODALITIES, 0)
         with (path / _EXAMPLES).open(encoding="utf-8") as lines:
             for text in lines:
-                entry = json.loads(text)
+                entry = _parse(text)
                 line = _Line(entry, begins, None if classes is None else len(classes))
                 if not labels:
                     line.label = None
+                if line.id in ids:
+                    raise ValueError(f"two examples are {line.id!r:.80}")
+                ids.add(line.id)
                 splits[entry["split"]].append(line)
                 everything.append(line)
                 for modality in MODALITIES:
@@ -540,6 +561,8 @@ def open_converted(
         counted = {split: len(lines) for split, lines in splits.items()}
         if counted != report.counts or any(begins[m] != report.frames.get(m, 0) for m in MODALITIES if widths[m]):
             raise ValueError("its parts do not fit one another")
+        if not everything:
+            raise ValueError("it has no examples")
     except (
         *(AttributeError, IndexError, KeyError, MemoryError, OSError, OverflowError, RecursionError),
         *(SafetensorError, TypeError, ValueError),

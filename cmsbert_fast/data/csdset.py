@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .csd import FLOOR, RATIO, CsdStream
-from .example import DataError, Example, ReadReport
+from .example import DataError, Example, ReadReport, whole
 from .folds import NO_FOLD, read_folds
 from .segments import ALL
 from .source import MODALITIES, Budget, Source, no_frames, video_of
@@ -89,10 +89,10 @@ def csd_source(
         budget.spend(_ROW * sum(s.rows(key) for s in (spoken_in, cut_by) if s is not None and key in s))
         scores = cut_by.read(key) if cut_by is not None and key in cut_by else None
         aligned_entry = _ENTRY.fullmatch(key) is not None
-        whole = aligned_entry or scores is None
+        entire = aligned_entry or scores is None
         video = video_of(key) if aligned_entry else key
         count = 1 if scores is None else len(scores.features)
-        names = [key if whole else f"{key}[{number}]" for number in range(count)]
+        names = [whole(key) if entire else whole(f"{key}[{number}]") for number in range(count)]
         splits = [ALL if chosen is None else chosen.split_of(name, video) for name in names]
         if None in splits:
             report.drop(NO_FOLD, splits.count(None))
@@ -116,7 +116,7 @@ def csd_source(
         for name, split, value, (start, stop) in zip(names, splits, values, intervals, strict=True):
             if split is None:
                 continue
-            if whole:
+            if entire:
                 spoken, spans = heard, times
             else:
                 budget.spend(len(heard) // 8)  # all are looked through, whether or not any is found

@@ -1,5 +1,6 @@
 """An utterance as every reader delivers it, and the corpus it belongs to."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -9,8 +10,25 @@ import numpy as np
 SPLITS = ("train", "valid", "test")
 
 
+_HALVES = re.compile("[\ud800-\udfff]")
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def whole(text: str) -> str:
+    """Text in which halves of characters (lone surrogates), which no file and no tokenizer takes, are replaced."""
+    return text if text.isascii() else _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal obeys or cannot show; tabs and ends of lines stay."""
+    return _CONTROLS.sub("?", text)
+
+
 class DataError(Exception):
     """The data cannot be used as given. The message is one sentence that says what to do."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())  # names in it are a stranger's
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +121,7 @@ class ReadReport:
         lines += [f"  dropped {n}: {reason}" for reason, n in self.dropped.items() if n]
         lines += [f"  {n} {what}" for what, n in self.tallies.items()]
         lines += [f"  {note}" for note in self.notes]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 @dataclass(frozen=True, slots=True)

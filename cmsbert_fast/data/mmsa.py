@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import pickles
-from .example import DataError, Example, ReadReport
+from .example import DataError, Example, ReadReport, whole
 from .segments import class_names
 from .source import Source, frames_of, no_frames, split_name, splits_of, words_of
 
@@ -53,7 +53,7 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, l
         names: set[Any] = set()
         for column in columns.values():
             for value in pickles.items_of(column):
-                names.add(value if isinstance(value, str) else None if value is None else 0.0)
+                names.add(whole(value) if isinstance(value, str) else None if value is None else 0.0)
                 if len(names) > _CLASSES:
                     raise DataError(f"Choose another label than {name}: it has more than {_CLASSES} classes.")
         classes = class_names(list(names), path.name)
@@ -63,7 +63,7 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, l
         if not labels:
             return None
         if isinstance(value, str):
-            return index[value]
+            return index[whole(value)]
         if not isinstance(value, int | float):  # and is not shown: a stranger's object may be of any size
             raise DataError(f"Choose another label than {name}: it holds a {type(value).__name__}, not a number.")
         if classes is None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from .example import DataError
+from .example import DataError, whole
 
 MEMORY_FACTOR = 16  # bytes that parsing may take for each byte of the file,
 MEMORY_FLOOR = 64 << 20  # and for the smallest of files
@@ -640,7 +640,7 @@ def text_of(value: Any) -> str:
     if not isinstance(value, str | bytes | memoryview | LongText):
         raise DataError(f"Expected text, found {type(value).__name__}.")
     if isinstance(value, str) or len(value) <= 4 * _TEXT:  # bytes of a character in UTF-8
-        text = _decoded(value)
+        text = whole(_decoded(value))
         if len(text) <= _TEXT:
             return text
     raise DataError(f"Shorten the texts: one of them is longer than {_TEXT:,} characters.")
@@ -709,7 +709,7 @@ def texts_of(values: Collection[Any]) -> list[str]:
     lasting = isinstance(values, list | tuple)  # it keeps its parts alive: their identities stay theirs
     for value in values:
         if isinstance(value, str):
-            result.append(value)
+            result.append(whole(value))
             continue
         text = known.get(id(value))
         if text is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from .example import SPLITS, Corpus, DataError, Example, ReadReport
+from .example import SPLITS, Corpus, DataError, Example, ReadReport, whole
 
 if TYPE_CHECKING:
     from .folds import Rotation
@@ -36,7 +36,7 @@ _NUMBERED = re.compile(r"(.+?)(?:\$_\$|_|\[|-)\d+\]?", re.DOTALL)
 
 def split_name(name: str) -> str:
     """The project's name of a split ("dev" is "valid"); other names stay as they are."""
-    return _SPLIT_NAMES.get(name.strip().lower(), name.strip())
+    return _SPLIT_NAMES.get(name.strip().lower(), whole(name.strip()))
 
 
 def splits_of(root: Mapping[str, Any], path: Path) -> list[str]:

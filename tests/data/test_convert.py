@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -601,6 +601,12 @@ LINES = [
     {"parts": [1]},
     {"parts": {"speaker": "1"}},
     {"non_finite": {"visual": "many"}},
+    {"label": float("nan")},
+    {"label": 10**400},
+    {"words": []},
+    {"words": ["one"]},  # with frames of two
+    {"aligned": 1},
+    {"id": "vidtrain[1]"},  # the next one's
 ]
 
 
@@ -613,6 +619,70 @@ def test_a_strangers_lines(line: Any, files: Any, tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, entries)) + "\n")
     with pytest.raises(DataError, match="Convert"):
         read_corpus(tmp_path / "c")
+
+
+def altered(folder: Path, name: str, change: Callable[[Any], None]) -> None:
+    """Change the manifest, or all lines, of converted data."""
+    path = folder / name
+    lines = [path.read_text()] if name == "manifest.json" else path.read_text().splitlines()
+    entries = [json.loads(text) for text in lines]
+    for entry in entries:
+        change(entry)
+    path.write_text("\n".join(map(json.dumps, entries)) + "\n")
+
+
+def test_a_split_without_examples_is_none(files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    altered(tmp_path / "c", "manifest.json", lambda m: m["report"]["counts"].update(more=0))
+    assert main(["inspect", str(tmp_path / "c")]) == 0
+    assert "more" not in capsys.readouterr().out
+
+
+def test_what_a_stranger_writes_is_text_and_no_command_of_the_terminal(
+    files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+
+    def split(entry: dict[str, Any]) -> None:
+        entry["split"] = {"train": "x\udc80"}.get(entry["split"], entry["split"])
+        entry["words"] = [word + "\ud800" for word in entry["words"]]
+
+    def manifest(entry: dict[str, Any]) -> None:
+        entry["report"]["counts"]["x\udc80"] = entry["report"]["counts"].pop("train")
+        entry["report"]["notes"] = ["\x1b[31mred\x07"]
+
+    altered(tmp_path / "c", "examples.jsonl", split)
+    altered(tmp_path / "c", "manifest.json", manifest)
+    assert main(["inspect", str(tmp_path / "c")]) == 0
+    said = capsys.readouterr().out
+    assert "?[31mred?" in said
+    assert "x\ufffd" in said
+    assert {e.words[0][-1] for e in read_corpus(tmp_path / "c").splits["x\ufffd"]} == {"\ufffd"}
+    assert str(DataError("\x1b]0;title\x07 \udc80")) == "?]0;title? ?"
+
+
+def test_frames_that_are_not_finite_are_refused_where_they_are_read(files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    path = tmp_path / "c" / "visual.safetensors"
+    frames = load_file(path)["frames"].copy()
+    frames[-1, 0] = np.nan
+    save_file({"frames": frames}, path)
+    assert main(["inspect", str(tmp_path / "c")]) == 0  # frames are not looked at
+    test = read_corpus(tmp_path / "c").splits["test"]
+    assert np.isfinite(test[0].visual).all()
+    with pytest.raises(DataError, match="visual values"):
+        test[len(test) - 1]
+
+
+def test_a_closed_pipe_is_no_traceback(files: Any) -> None:
+    command = [sys.executable, "-m", "cmsbert_fast.data", "inspect", str(write("mag", files))]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as "| head" does
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=120) == 141
 
 
 def test_a_strangers_numbers_of_frames_and_classes(files: Any, tmp_path: Path) -> None:

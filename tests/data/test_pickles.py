@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 
 from cmsbert_fast.data import DataError, convert, mag, open_source, read_corpus
 from cmsbert_fast.data import pickles as safe
+from cmsbert_fast.data.__main__ import main
 
 PROTOCOLS = range(6)
 
@@ -651,6 +652,28 @@ def test_what_is_left_out_after_it_was_read_is_charged(choice: str, files: Any, 
     choices: Any = {"folds": folds} if choice == "folds" else {"visual": "none", "acoustic": "none"}
     with pytest.raises(DataError, match="many times larger"):
         read_corpus(path, **choices)
+
+
+@pytest.mark.parametrize("kind", ["mag", "mmsa", "array"])
+def test_halves_of_characters_are_replaced(
+    kind: str, files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, texts = np.ones((1, 1, 2)), ["w\udc80 x"]
+    root: Any = {"raw_text": texts, "id": ["a\ud800"], "annotations": ["good\udfff"], "vision": rows}
+    if kind == "mag":
+        root = [((["w\udc80", "x"], np.ones((2, 2)), np.ones((2, 2))), 0.5, "a\ud800")]
+    elif kind == "array":
+        root |= {"raw_text": np.array(texts), "id": np.array(root["id"])}
+    path = files.pickle("file.pkl", {"x\udc80": root})
+    label = [] if kind == "mag" else ["--label", "annotations"]
+    assert main(["inspect", str(path), *label]) == 0
+    assert main(["convert", str(path), str(tmp_path / "c"), *label]) == 0
+    capsys.readouterr().out.encode()
+    for source in (path, tmp_path / "c"):
+        corpus = read_corpus(source, label=label[1] if label and source == path else None)
+        (example,) = corpus.splits["x\ufffd"]
+        assert (example.id, example.words) == ("a\ufffd", ("w\ufffd", "x"))
+        assert corpus.classes in (None, ("good\ufffd",))
 
 
 def test_a_label_that_is_an_object_is_refused_without_showing_it(tmp_path: Path) -> None:
