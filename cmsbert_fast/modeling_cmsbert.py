@@ -2,7 +2,8 @@
 
 The encoder is BERT's own layers with another self-attention. Inputs are padded or packed; inside, nothing is computed
 on padding: padded batches are packed on the way in and padded again on the way out. Exceptions: attention of the
-"reference" backend, and of "torch" on a GPU; and a padded batch under torch.compile, whose shapes may not depend on data.
+"reference" backend, and of "torch" on a GPU; and a padded batch under torch.compile, whose shapes may not depend on
+data.
 """
 
 from dataclasses import dataclass
