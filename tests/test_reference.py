@@ -82,6 +82,25 @@ def test_gradients():
         (v, *weights),
     )
 
+    def weights_of(**modules):
+        named = [(f"{m}.{n}", p) for m, module in modules.items() for n, p in module.double().named_parameters()]
+        return zip(*named, strict=True)
+
+    torch.manual_seed(0)  # no input of a ReLU near 0
+    layers = {"dense": torch.nn.Linear(3, 4), "out_proj": torch.nn.Linear(4, 4)}
+    projector_names, weights = weights_of(**layers)
+    assert torch.autograd.gradcheck(
+        lambda u, *w: reference.projector(u, dict(zip(projector_names, w, strict=True))),
+        (randn(2, 3, grad=True), *weights),
+    )
+    layers = {"dense": torch.nn.Linear(12, 4), "out_proj": torch.nn.Linear(4, 1)}
+    layers["transformer"] = torch.nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0)
+    fusion_names, weights = weights_of(**layers)
+    middles = [randn(2, 4, seed=s, grad=True) for s in range(3)]
+    assert torch.autograd.gradcheck(
+        lambda *t: reference.fusion(list(t[:3]), dict(zip(fusion_names, t[3:], strict=True))), (*middles, *weights)
+    )
+
     embeddings = [randn(4, 3, seed=s, grad=True) for s in range(3)]
     labels = torch.tensor([1.0, 1.05, -1.0, 0.0])
     tau = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
