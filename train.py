@@ -3,7 +3,11 @@
 import sys
 from pathlib import Path
 
-from cmsbert_fast.training.loop import main
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], embedded_config=Path(__file__).parent / "configs" / "embedded.yaml"))
+    try:
+        from cmsbert_fast.training.loop import main  # takes seconds, in which Ctrl-C may come
+
+        status = main(sys.argv[1:], embedded_config=Path(__file__).parent / "configs" / "embedded.yaml")
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

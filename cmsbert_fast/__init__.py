@@ -1,6 +1,7 @@
 """CMSBERT-CLR, fast: context-driven modality shifting BERT with contrastive learning.
 
 The public names are listed in ``__all__`` and loaded on first use, so that ``import cmsbert_fast`` stays cheap.
+Hugging Face's Auto classes know "cmsbert" once ``CMSBertModel`` (``AutoProcessor``: ``CMSBertProcessor``) was loaded.
 """
 
 import importlib

@@ -182,7 +182,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
         distributed.report_once(str(error))
         return 128 + (stop.signal or signal.SIGTERM)
     except KeyboardInterrupt:  # before StopRequest was entered, or a second time
-        distributed.report_once("Stopped at once; the same command with --resume continues from the last checkpoint.")
+        distributed.report_once("Stopped at once; runs that have a checkpoint continue with --resume.")
         return 128 + signal.SIGINT
     finally:
         distributed.stop()

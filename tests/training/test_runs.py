@@ -257,6 +257,14 @@ def test_torchrun_restarts_and_resumes(tmp_path, base, undisturbed):
     assert_same(type(run)([], tmp_path), run)
 
 
+def test_interrupted_while_importing(tmp_path):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
+    command = [sys.executable, str(Path(__file__).resolve().parents[2] / "train.py")]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 @pytest.mark.cuda
 def test_killed_and_resumed_on_a_gpu(tmp_path, start_run, base):
     base = [*base, "--device", "cuda"]
