@@ -44,9 +44,11 @@ def pairwise_contrastive_loss(
     sign and differs by at most ``threshold`` (and 1e-5, labels being float32). Where S_i is empty, or ``smoothing`` is
     None, the target is the example itself.
 
-    Every similarity matrix serves both of its directions and none is stored: memory beyond inputs and gradients is
-    O(n). With three modalities forward and backward take 15 n^2 d multiply-adds on Triton; on PyTorch 12 in one process
-    and 15 in a group, whose ranks divide them. Deterministic. The roofline stands in
+    Every similarity matrix serves both of its directions, and memory beyond inputs and gradients is O(n): no n x n
+    matrix is kept from forward to backward, nor held whole at large n. PyTorch computes chunks of rows; Triton's
+    backward pass writes strips of the similarities' gradients, at most 64 MiB or 256 rows in all directions, which is
+    all of them up to 1,024 rows. With three modalities forward and backward take 15 n^2 d multiply-adds on Triton; on
+    PyTorch 12 in one process and 15 in a group, whose ranks divide them. Deterministic. The roofline stands in
     ``cmsbert_fast.kernels.contrastive``.
 
     Args:

@@ -18,7 +18,9 @@ byte, where the machine balances at 148. So arithmetic is the bound, except belo
 two forward and two backward up to ``SMALL`` rows.
 
 Memory beyond inputs and gradients: forward, at most 16 partial sums a row, pair and role; backward, a strip of G, 256
-rows (more while it fits in ``STRIP_BYTES``) by n columns by six directions, and float32 sums of one strip. All O(n).
+rows (more while it fits in ``STRIP_BYTES``) by n columns by six directions, and float32 sums of one strip. All O(n);
+but up to ``SMALL`` rows one partial sum a tile, and one strip that holds all of G, six n x n matrices: 25 MB in float32
+at most.
 
 Names: ``o_`` offsets, ``m_`` masks, ``p_`` pointers, ``b_`` tiles; shapes stand beside tiles.
 """
@@ -625,8 +627,12 @@ def choose_tile(kernel: str, rows: int, d: int, element_size: int, architecture:
             return Tile(32, 64, 64, 4, 2)
         if kernel == "statistics":
             return Tile(32, 32, 128 if half else 32, 8, 2)
-        return Tile(32, 32, 2 * deep, 4, 2)
-    if d % 16 != 0:
+        # Masked along d, float32 spills in the deeper one.
+        return Tile(32, 32, 2 * deep if half or d % 16 == 0 else deep, 4, 2)
+    if kernel == "statistics" and not half and rows <= SMALL:
+        return Tile(32, 64, deep, 8, stages)  # 64 rows spill up to 512 bytes a thread on sm_80
+    masked = kernel == "statistics" and half and rows > SMALL and d % deep != 0  # along d: spills 544 bytes on sm_90
+    if d % 16 != 0 or masked:
         return Tile(64, 64, deep, 8, 2)
     if rows <= SMALL:
         return Tile(64, 64, deep, 8 if kernel == "statistics" else 4, stages)

@@ -16,18 +16,32 @@ class Case(NamedTuple):
     width: int
     dtype: str
     labels: str | None = "float32"
+    modalities: int = 3
+    learned: bool = True  # the temperature
+    group: bool = False  # what one of two ranks launches, instead of forward and backward of one process
+    tf32: bool = False
 
     def __str__(self) -> str:
-        return f"n={self.rows} d={self.width} {self.dtype} labels={self.labels}"
+        unusual = [
+            "" if self.modalities == 3 else f" M={self.modalities}",
+            "" if self.learned else " fixed temperature",
+        ]
+        unusual += [" group" if self.group else "", " tf32" if self.tf32 else ""]
+        return f"n={self.rows} d={self.width} {self.dtype} labels={self.labels}" + "".join(unusual)
 
 
 CASES = [
-    *(Case(n, 768, t) for n in (128, 512, 4096) for t in ("bfloat16", "float32")),
-    Case(128, 768, "float16"),
-    Case(4096, 768, "float16"),
+    *(Case(n, 768, t) for n in (128, 512, 4096) for t in ("bfloat16", "float16", "float32")),
+    *(Case(n, 100, "float32") for n in (128, 512, 4099)),  # d is no multiple of 16
+    *(Case(n, 100, "bfloat16") for n in (512, 4099)),
+    Case(4096, 80, "bfloat16"),  # a multiple of 16, of no tile
+    # Above SMALL rows one process launches what a group does.
+    *(Case(n, 768, t, group=True) for n in (128, 512) for t in ("bfloat16", "float32")),
+    Case(512, 100, "float32", group=True),
+    *(Case(n, 768, "float32", tf32=True) for n in (512, 4096)),
+    *(Case(n, 768, t, None, 2, learned=False) for n, t in ((128, "bfloat16"), (512, "float32"), (4096, "bfloat16"))),
     Case(4096, 768, "bfloat16", "int64"),
     Case(128, 768, "bfloat16", None),
-    Case(4099, 100, "bfloat16"),
 ]
 # Every kernel and size class, on targets in turn.
 QUICK = [
@@ -42,19 +56,37 @@ def launches(case: Case, target: str) -> list[Launch]:
     import torch
     from cmsbert_fast.kernels import contrastive as kernels
 
+    from cmsbert_fast.contrastive_torch import Block
+
     n = case.rows
-    embeddings = [torch.zeros(n, case.width, dtype=getattr(torch, case.dtype)) for _ in range(3)]
+    embeddings = [torch.zeros(n, case.width, dtype=getattr(torch, case.dtype)) for _ in range(case.modalities)]
     labels = None if case.labels is None else torch.zeros(n, dtype=getattr(torch, case.labels))
     temperature = torch.ones(())
 
     def forward_and_backward() -> None:
-        loss, *saved = kernels.forward(embeddings, labels, temperature, 0.0, 0.9, 0.1)
-        kernels.backward(loss, embeddings, labels, temperature, 0.0, 0.9, 0.1, *saved)
+        options = (labels, temperature if case.learned else None, 0.1, 0.9, 0.1)
+        loss, *saved = kernels.forward(embeddings, *options)
+        kernels.backward(loss, embeddings, *options, *saved)
+
+    def half_against_all() -> None:
+        every = kernels.make_block(embeddings, labels, 0.9, 0.1)
+        half = slice(n // 2)
+        own = Block(
+            tuple(z[half] for z in embeddings),
+            None if labels is None else labels[half],
+            every.inverse_norm[:, half],
+            every.weight[half],
+        )
+        kernels.statistics(own, every, temperature, 0.9, 0.1)
+        lse = torch.zeros(case.modalities * (case.modalities - 1), n)
+        kernels.gradients(own.with_lse(lse[:, half]), every.with_lse(lse), temperature, 0.9, 0.1)
 
     architecture = kernels.HIP if target == "gfx942" else aot.TARGETS[target][1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "_architecture", lambda device: architecture)
-        recorded = aot.record(forward_and_backward)
+        if case.tf32 and architecture != kernels.HIP:
+            patch.setattr(kernels, "_precision", lambda device: "tf32")
+        recorded = aot.record(half_against_all if case.group else forward_and_backward)
     # One strip after the other launches the same kernels.
     return list({launch.name: launch for launch in recorded}.values())
 
