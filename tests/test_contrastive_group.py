@@ -6,6 +6,7 @@ Four processes start once and go through everything; a failed assertion in any o
 import contextlib
 import datetime
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -272,6 +273,41 @@ def work(rank: int, store: str) -> None:
 def test_one_two_and_four_ranks(tmp_path: Path) -> None:
     run: Callable[..., None] = mp.spawn
     run(work, args=(str(tmp_path / "store"),), nprocs=RANKS)
+
+
+class WithLoss(nn.Module):
+    """A model whose forward pass ends in the loss, all of it compiled."""
+
+    def __init__(self, group: "dist.ProcessGroup | None" = None):
+        super().__init__()
+        self.model, self.group = Model(), group
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        from cmsbert_fast import pairwise_contrastive_loss
+
+        *z, _ = self.model(x)
+        return pairwise_contrastive_loss(*z, y, self.model.temperature, group=self.group)
+
+
+def work_under_inductor(rank: int, store: str) -> None:
+    from cmsbert_fast import contrastive
+
+    with joined(rank, store, 2):
+        x, y = data()
+        single = WithLoss()
+        single(x, y).backward()
+        mine = slice(0, COUNTS[2][0]) if rank == 0 else slice(COUNTS[2][0], None)
+        for ring in (False, True):
+            contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+            model = DistributedDataParallel(WithLoss(dist.group.WORLD))
+            torch.compile(model, backend="inductor")(x[mine], y[mine]).backward()
+            assert_same(gradients(model), gradients(single))
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="inductor needs a compiler")
+def test_inductor_under_ddp(tmp_path: Path) -> None:
+    run: Callable[..., None] = mp.spawn
+    run(work_under_inductor, args=(str(tmp_path / "store"),), nprocs=2)
 
 
 def work_without_gradients_on_one_rank(rank: int, store: str) -> None:
