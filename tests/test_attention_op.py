@@ -6,6 +6,7 @@ The Triton operator runs on a GPU or in Triton's interpreter; without a GPU one 
 
 import datetime
 import os
+import re
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 # What torch.compile does with the graph it captured: generates kernels on a GPU, runs it as it is elsewhere.
 COMPILER = "inductor" if DEVICE == "cuda" else "aot_eager"
+AT_LEAST = 40  # tests that pass in the interpreter
 
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process already")
@@ -44,7 +46,9 @@ def test_in_the_interpreter() -> None:
     root = Path(__file__).resolve().parents[1]
     result = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    assert " passed" in result.stdout
+    passed = re.search(r"(\d+) passed", result.stdout)
+    assert passed is not None, result.stdout
+    assert int(passed[1]) >= AT_LEAST, result.stdout  # what skips everything is green too
 
 
 class ShapeClass(NamedTuple):
@@ -387,17 +391,17 @@ def test_two_ranks_give_the_gradients_of_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no graphs")
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
-def test_cuda_graph_replay(dropout_p: float) -> None:
+def test_cuda_graph_replay(shape_class: ShapeClass, dropout_p: float) -> None:
     """Replay reads new inputs and draws new dropout."""
-    if INTERPRETED:
-        pytest.skip("the interpreter has no graphs")
-    leaves, options = inputs()
+    leaves, options = inputs(shape_class.dtype)
 
     def step() -> list[Tensor]:
         return value_and_gradients(lambda x: run(x, "triton", dropout_p=dropout_p, **options), leaves)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             step()
@@ -416,6 +420,49 @@ def test_cuda_graph_replay(dropout_p: float) -> None:
         replayed = [x.clone() for x in captured]
         for a, e in zip(replayed, step(), strict=True):
             assert torch.equal(a, e)
+
+
+# What backward launches beside _KEPT's kernels in PyTorch: <da, W> of each modality, by names of cuBLAS.
+PRODUCTS = ("gemm", "gemv", "cutlass", "cublas", "splitk", "memset")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter launches nothing")
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+def test_launches_on_gpu(shape_class: ShapeClass, dropout_p: float) -> None:
+    """What the device really runs, without the host ever waiting; dropout adds one launch, the draw of its seed."""
+    leaves, options = inputs(shape_class.dtype)
+    wanted = [x for i, x in enumerate(leaves) if i not in (6, 10)]  # the weights' gradients are products of their own
+    d_out = torch.ones_like(leaves[0])
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(run(leaves, "triton", dropout_p=dropout_p, **options), wanted, d_out)
+
+    step()  # compiles and allocates
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    events = profiler.profiler.kineto_results.events()
+    # The profiler notes waiting, as the line above does, as if the device did something.
+    launched = [e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA and "Sync" not in e.name()]
+    names = [e.name().removesuffix("_kernel") for e in sorted(launched, key=lambda e: e.start_ns())]
+    gates = ["gate_backward_token", "gate_backward_frame"] * 2
+    expected = {
+        "short": ["short_forward", "short_backward", "short_gate_backward"],
+        "medium": ["medium_forward", "attention_backward_query", "attention_backward_key", *gates],
+        "long": ["shift_forward", "attention_forward", "attention_backward_query", "attention_backward_key", *gates],
+    }[next(name for name, chosen in SHAPE_CLASSES.items() if chosen is shape_class)]
+    assert [name for name in names if name in shape_class.kernels] == expected
+    others = [name for name in names if name not in shape_class.kernels]
+    if "short_forward" not in expected:
+        others = [name for name in others if not any(product in name.lower() for product in PRODUCTS)]
+    assert len(others) == (dropout_p > 0), others
 
 
 @pytest.mark.cuda
