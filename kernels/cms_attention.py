@@ -29,11 +29,11 @@ a position counts if it lies within and its mask, if there is one, says so. Rows
 shares by all programs. Offsets of rows, heads and sequences are 64-bit, within a tile's row 32-bit.
 
 Where a program reads back from memory what its other threads wrote, a barrier lies between. On NVIDIA it orders global
-memory among them; on AMD too, by fences of workgroup scope and because CDNA runs a workgroup on one compute unit
-(``tests/kernels/test_aot.py`` reads both in the compiled kernels). RDNA gives no such word and is refused.
+memory among them, as PTX's ``bar.sync`` does; on AMD too, by fences of workgroup scope (which for AMD
+``tests/kernels/test_aot.py`` reads) and because CDNA runs a workgroup on one compute unit. RDNA is refused.
 
-Cost, computed for B = 128, N = N_v = N_a = 50, H = 12, d_h = 64, d_v = 47, d_a = 74, bfloat16, on a device of 4.0 TB/s
-and 800 TFLOP/s (an H200, dense); memory traffic without re-reads:
+Cost, computed for B = 128, N = N_v = N_a = 50, H = 12, d_h = 64, d_v = 47, d_a = 74, bfloat16, at 4.0 TB/s and 800
+TFLOP/s, taken as attainable on an H200 (nominally 4.8 TB/s and 989 TFLOP/s, dense); memory traffic without re-reads:
 
 ========  ==================================================================  =======  ============  ==========
 pass      what moves                                                          bytes    operations    bound by

@@ -120,16 +120,15 @@ def _example(tokens: int, head_size: int, dtype: torch.dtype, batch: int, frames
 
     cu = cumulative(tokens)
     rows = int(cu[-1])
-    projected = random(rows, 3 * hidden + 16)
-    q, k, v = projected[:, : 3 * hidden].unflatten(-1, (3, 12, head_size)).unbind(1)
+    # In memory as the model makes them: q, k and v by three projections, both token gates by a fourth.
+    q, k, v = (random(rows, 12, head_size) for _ in range(3))
+    token_gates = random(rows, 2)
 
     def modality(i: int, size: int) -> kernels.Modality:
         cu_f = cumulative(frames)
         total = int(cu_f[-1])
         weight = random(hidden, size) / size**0.5
-        return kernels.Modality(
-            projected[:, 3 * hidden + i], random(total), random(total, size), weight, cu_f, None, frames
-        )
+        return kernels.Modality(token_gates[:, i], random(total), random(total, size), weight, cu_f, None, frames)
 
     call = kernels.Call(q, k, v, modality(0, 47), modality(1, 74), cu, None, tokens, "relu", head_size**-0.5, 0.0, None)
     return call, random(rows, 12, head_size)

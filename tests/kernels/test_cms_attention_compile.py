@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.kernels import aot
-from tests.kernels.aot import Launch
+from tests.kernels.aot import Launch, needs_compiler
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -22,10 +22,13 @@ class Case(NamedTuple):
     dropout: float = 0.1
     packed: bool = True
     frames_wanted: bool = False
+    masked: bool = True  # the padded form; the model's is without
+    odd_rows: bool = False  # q, k and v are columns of a wider tensor, whose rows are no multiple of 16 long
 
     def __str__(self) -> str:
-        form = "packed" if self.packed else "padded"
-        return f"{self.length} x {self.head_size} {self.dtype} {form}, frames {self.frames} x {self.sizes}"
+        form = "packed" if self.packed else "padded" if self.masked else "padded without mask"
+        rows = ", odd rows" if self.odd_rows else ""
+        return f"{self.length} x {self.head_size} {self.dtype} {form}, frames {self.frames} x {self.sizes}{rows}"
 
 
 REAL = (47, 74)  # MOSI
@@ -36,6 +39,14 @@ CASES = [
     Case(50, 64, "float16", (0, 74), dropout=0.0),
     Case(50, 64, "float16", (0, 0), dropout=0.0),
     Case(700, 64, "float16", (0, 0), packed=False),
+    # As the model calls where no sequence is padded.
+    *(Case(n, 64, t, REAL, packed=False, masked=False) for n, t in ((50, "bfloat16"), (128, "float32"))),
+    Case(50, 64, "bfloat16", REAL, odd_rows=True),
+    # float32 is what leaves the fewest registers.
+    Case(128, 64, "float32", REAL, packed=False),
+    Case(128, 64, "float32", (0, 0)),
+    Case(128, 64, "float32", (128, 128), frames_wanted=True),
+    Case(700, 64, "float32", (0, 0), packed=False),
 ]
 # Every kernel of the three shape classes, on targets in turn.
 QUICK = [
@@ -53,29 +64,32 @@ def launches(case: Case, target: str) -> list[Launch]:
     from cmsbert_fast.kernels import cms_attention as kernels
 
     n, d, heads, batch, dtype = case.length, case.head_size, 12, 2, getattr(torch, case.dtype)
-    hidden = heads * d
+    hidden, masked = heads * d, case.masked and not case.packed
     lead = (2 * n,) if case.packed else (batch, n)
     frame_lead = (2 * case.frames,) if case.packed else (batch, case.frames)
     cu = torch.tensor([0, n, 2 * n], dtype=torch.int32) if case.packed else None
-    # q, k, v and both token gates as a model makes them: columns of one projection, rounded up to 16.
-    projected = torch.zeros(*lead, 3 * hidden + 16, dtype=dtype)
-    q, k, v = projected[..., : 3 * hidden].unflatten(-1, (3, heads, d)).unbind(-3)
+    # As the model makes them: q, k and v by three projections, the token gates of all modalities present by a fourth,
+    # so that they are two apart and the second begins between two multiples of 16 bytes.
+    width = hidden + 1 if case.odd_rows else hidden
+    q, k, v = (torch.zeros(*lead, width, dtype=dtype)[..., :hidden].unflatten(-1, (heads, d)) for _ in range(3))
+    present = [i for i, size in enumerate(case.sizes) if size]
+    token_gates = torch.zeros(*lead, len(present), dtype=dtype)
 
     def modality(i: int, size: int) -> Any:
         if size == 0:
             return None
         return kernels.Modality(
-            projected[..., 3 * hidden + i],
+            token_gates[..., present.index(i)],
             torch.zeros(frame_lead, dtype=dtype),
             torch.zeros(*frame_lead, size, dtype=dtype),
             torch.zeros(hidden, size, dtype=dtype),
             None if cu is None else torch.tensor([0, case.frames, 2 * case.frames], dtype=torch.int32),
-            None if case.packed else torch.ones(frame_lead, dtype=torch.bool),
+            torch.ones(frame_lead, dtype=torch.bool) if masked else None,
             case.frames,
         )
 
     visual, acoustic = modality(0, case.sizes[0]), modality(1, case.sizes[1])
-    mask = None if case.packed else torch.ones(lead, dtype=torch.bool)
+    mask = torch.ones(lead, dtype=torch.bool) if masked else None
     seed = torch.zeros(1, dtype=torch.int64)
     call = kernels.Call(q, k, v, visual, acoustic, cu, mask, n, "sigmoid", d**-0.5, case.dropout, seed)
 
@@ -88,14 +102,16 @@ def launches(case: Case, target: str) -> list[Launch]:
         return aot.record(forward_and_backward)
 
 
-def spill_rule(case: Case, target: str, kernel: str) -> int | None:
-    """Heads of 64 do not spill on sm_80 and sm_90.
+# But for these bytes a thread: more warps would cost the model's own calls, whose rows are multiples of 16, what they
+# need for rows that are not.
+SPILLS = {("bfloat16", "sm_80", "short_backward"): 8}
 
-    Triton 3.6 keeps one number of one float32 kernel in memory, 3.7 (the budget's) none; tiles without would be slower.
-    """
+
+def spill_rule(case: Case, target: str, kernel: str) -> int | None:
+    """Heads of 64 do not spill on sm_80 and sm_90, ``SPILLS`` of odd rows apart."""
     if case.head_size > 64 or target not in ("sm_80", "sm_90"):
         return None
-    return 8 if (kernel, case.dtype) == ("attention_backward_key", "float32") else 0
+    return SPILLS.get((case.dtype, target, kernel), 0) if case.odd_rows else 0
 
 
 SUITE = aot.Suite(CASES, QUICK, launches, spill_rule, Path(__file__).with_name("cms_attention_budget.json"))
@@ -103,3 +119,11 @@ SUITE = aot.Suite(CASES, QUICK, launches, spill_rule, Path(__file__).with_name("
 
 def test_registers_spills_and_shared_memory() -> None:
     aot.run_quick("cms_attention")
+
+
+@needs_compiler
+def test_calls_lie_in_memory_as_the_models() -> None:
+    """Three projections, and token gates in turn: what is compiled is what is launched."""
+    given = launches(Case(50, 64, "bfloat16", REAL), "sm_90")[0].arguments
+    assert [given[name] for name in ("s_qn", "s_kn", "s_vn", "s_pvn", "s_pan")] == [12 * 64] * 3 + [2] * 2
+    assert [given[f"token_gate_{x}"].data_ptr() % 16 for x in "va"] == [0, 2]
