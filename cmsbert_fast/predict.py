@@ -7,15 +7,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import transformers
 
 from cmsbert_fast.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import Corpus, DataError
+from cmsbert_fast.data.example import Corpus, DataError, printable
 from cmsbert_fast.processing_cmsbert import CMSBertProcessor
 from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.evaluation import Batches, Predictions, predict
-from cmsbert_fast.training.models import load_trained
+from cmsbert_fast.training.models import Classifier, load_trained
 from cmsbert_fast.training.results import prediction_rows, write_csv
 from cmsbert_fast.training.settings import Parser, UsageError
 
@@ -48,6 +49,9 @@ def main(arguments: Sequence[str]) -> int:
         given = parser.parse_args(arguments)
         if given.batch_size < 1:
             raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
+        # Before data are read, which takes long where there are many.
+        model, processor = load_trained(given.checkpoint)
+        device = find_device(given.device)
         corpus = read_corpus(
             given.data,
             visual=given.visual,
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
             labels=False,
         )
         print(corpus.report, file=sys.stderr)
-        predictions, classes = predict_corpus(given.checkpoint, corpus, given.split, given.batch_size, given.device)
+        predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
         rows = prediction_rows(predictions, classes)
         if given.output is None:
             csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
@@ -84,24 +88,29 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def predict_corpus(
-    name: str, corpus: Corpus, split: str | None = None, batch_size: int = 32, device: str = "auto"
+    model: Classifier,
+    processor: CMSBertProcessor,
+    corpus: Corpus,
+    device: torch.device,
+    split: str | None = None,
+    batch_size: int = 32,
 ) -> tuple[Predictions, list[str] | None]:
     """Predicts the examples of a corpus with a trained model.
 
     Args:
-        name: Folder of a model saved with its processor, or of a run of ``train.py``.
+        model, processor: From `load_trained`.
         corpus: Labels are not needed, and not looked at.
+        device: Where the model is to run.
         split: One split; None = all, one after the other.
         batch_size: Examples at a time.
-        device: "auto", "cpu" or "cuda".
 
     Returns:
         The predictions, and the model's classes (None for scores).
 
     Raises:
-        UsageError: There is no such model or split, or the model was trained with frames of another size.
+        UsageError: There is no such split, the model was trained with frames of another size, or it gives no finite
+            score.
     """
-    model, processor = load_trained(name)
     if split is not None and split not in corpus.splits:
         raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
     chosen = list(corpus.splits) if split is None else [split]
@@ -109,9 +118,16 @@ def predict_corpus(
     if not examples:
         raise UsageError(f"{corpus.name} holds no example to predict; give data with at least one.")
     _check_width(model.config, processor, corpus)
-    ranks = Ranks(0, 1, find_device(device))
+    ranks = Ranks(0, 1, device)
     model.to(ranks.device)  # type: ignore[arg-type]
     predictions = predict(model, Batches(examples, processor, model.config, ranks.device), ranks, batch_size)
+    lost = [k for k, finite in enumerate(predictions.logits.isfinite().all(dim=1).tolist()) if not finite]
+    if lost:
+        ids = ", ".join(printable(predictions.ids[k]) for k in lost[:5]) + (", ..." if len(lost) > 5 else "")
+        raise UsageError(
+            f"{len(lost)} of {len(examples)} examples have no finite score ({ids}); correct their frames, which are "
+            "far beyond those of training, or use another checkpoint."
+        )
     names: dict = model.config.id2label or {}
     classes = [names[i] for i in sorted(names)] if predictions.logits.shape[1] > 1 else None
     return predictions, classes

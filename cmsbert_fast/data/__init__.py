@@ -36,19 +36,31 @@ def open_source(
     labels: bool = True,
 ) -> Source:
     """Recognise a source from its content, without reading its examples. Arguments and errors as in `read_corpus`."""
-    from . import csdset, segments
+    from . import convert, csdset, segments
 
     path = Path(source)
     try:
         if not path.exists():
             raise DataError(f"Check the path of the data: {path} does not exist.")
+        if convert.is_converted(path):
+            raise DataError(f"Use {path} as it is: it is already converted.")
+        if path.is_file() and path.suffix.lower() == ".csd":
+            raise DataError(
+                f"Give the folder of {path.name}: a set of .csd files has words, labels and frames in several."
+            )
         table = segments.find_table(path)
         if table is not None:
             found = segments.segment_source(
-                table, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold
+                table,
+                visual=visual,
+                acoustic=acoustic,
+                words=words,
+                label=label,
+                folds=folds,
+                fold=fold,
+                labels=labels,
             )
             found.by_video = True
-            found = found if labels else _unlabelled(found)
         elif csdset.recognise(path):
             found = csdset.csd_source(
                 path, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
@@ -89,7 +101,7 @@ def _open_pickle(path: Path, words: str | None, label: str | None, labels: bool)
     from . import funny, mag, misa, mmsa, mult, pickles
 
     with _blaming(path.name, "one of the known formats"):
-        if (files := misa.find(path)) and misa.recognise(pickles.load(files["train"])):
+        if (files := misa.find(path)) and misa.recognise(pickles.load(next(iter(files.values())))):
             return _guarded(misa.misa_source(path, files, label, labels))
         if path.is_dir():
             several = sorted(p for p in path.iterdir() if p.is_file() and pickles.is_pickle(p))

@@ -66,6 +66,17 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     return [name.strip().lower() for name in header], rows()
 
 
+def number_of(cell: str) -> float:
+    """A cell as a number.
+
+    Raises:
+        ValueError: It is none. ``1_0``, an id more likely than ten, is none.
+    """
+    if "_" in cell:
+        raise ValueError(f"could not convert string to float: {cell!r}")
+    return float(cell)
+
+
 def _load_npy(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:  # numpy.load would open archives and pickles too
@@ -89,7 +100,7 @@ def _load_npy(path: Path) -> np.ndarray:
 def _frame_of(header: list[str]) -> bool:
     """Whether the first line of a csv is a frame: all numbers, but not 0, 1, 2, ..., the names that pandas gives."""
     try:
-        _ = [float(name) for name in header]
+        _ = [number_of(name) for name in header]
     except ValueError:
         return False
     return len(header) == 1 or header != [str(k) for k in range(len(header))]
@@ -108,6 +119,8 @@ def _load_csv(path: Path) -> tuple[Track, set[str]]:
     bounds = [header.index(name) for names in (START, STOP) for name in names if name in header]
     if len(bounds) not in (0, 2) or (bounds and header[bounds[1]] in START) or (bounds and header[bounds[0]] in STOP):
         raise DataError(f"Give {path.name} both columns start and stop, or neither.")
+    face = header.index("face_id") if "face_id" in header else None
+    faces: set[str] = set()
     numbers: list[list[float]] = []
     times: list[list[float]] = []
     try:
@@ -115,14 +128,18 @@ def _load_csv(path: Path) -> tuple[Track, set[str]]:
             if len(row) != len(header):
                 line = len(numbers) + first
                 raise DataError(f"Give every line of {path.name} {len(header)} cells: line {line} has {len(row)}.")
-            numbers.append([float(row[k]) for k in columns])
+            numbers.append([number_of(row[k]) for k in columns])
+            if face is not None:
+                faces.add(row[face].strip())
             if len(bounds) == 2:
-                times.append([float(row[k]) for k in bounds])
+                times.append([number_of(row[k]) for k in bounds])
             elif timed is not None:
-                times.append([float(row[timed])])
+                times.append([number_of(row[timed])])
     except ValueError as error:
         line = len(times if bounds or timed is not None else numbers) + first
         raise DataError(f"Fill every cell of {path.name} with a number: line {line} has not ({error}).") from error
+    if len(faces) > 1:
+        raise DataError(f"Keep the rows of one face in {path.name}: its column face_id names {len(faces)}.")
     features = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(columns))
     left_out = {name for name in header if name in _BOOKKEEPING}
     if not times:

@@ -20,22 +20,18 @@ _FILES = {"train": ("train.pkl",), "valid": ("dev.pkl", "valid.pkl", "val.pkl"),
 
 
 def find(path: Path) -> dict[str, Path]:
-    """The files of the splits at a path: the folder, or one of its files; empty where ``train.pkl`` is missing.
+    """The files of the splits at a path: those of the folder, or the one file; empty where there are none so called.
 
     Raises:
         DataError: Several files may be one split.
     """
-    folder = path if path.is_dir() else path.parent
-    names = {name for several in _FILES.values() for name in several}
-    if path.is_file() and path.name not in names:
-        return {}
-    present = {split: [folder / n for n in several if (folder / n).is_file()] for split, several in _FILES.items()}
-    if not present["train"]:
-        return {}
+    if path.is_file():
+        return {split: path for split, several in _FILES.items() if path.name in several}
+    present = {split: [path / n for n in several if (path / n).is_file()] for split, several in _FILES.items()}
     for split, several_files in present.items():
         if len(several_files) > 1:
             names_found = ", ".join(file.name for file in several_files)
-            raise DataError(f"Keep one of {names_found} in {folder}: each may be its {split} split.")
+            raise DataError(f"Keep one of {names_found} in {path}: each may be its {split} split.")
     return {split: files[0] for split, files in present.items() if files}
 
 

@@ -36,7 +36,7 @@ class _Words:
     """Finds the text of an utterance in a table of segments."""
 
     def __init__(self, table: Path) -> None:
-        segments = read_segments(table)
+        segments = read_segments(table, labels=False)
         self._by_id = {segment.id: segment for segment in segments}
         self._by_video: dict[str, list[Segment]] = {}
         for segment in segments:

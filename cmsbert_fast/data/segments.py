@@ -15,7 +15,7 @@ import numpy as np
 
 from . import iemocap
 from .example import DataError, Example, ReadReport
-from .files import START, STOP, read_table
+from .files import START, STOP, number_of, read_table
 from .folds import COLUMN, NO_FOLD, Rotation, choose, read_folds
 from .source import MODALITIES, Source, no_frames, split_name, video_of, words_of
 from .streams import Assignment, Cutter, words_within
@@ -80,7 +80,7 @@ def _column(header: list[str], role: str, table: Path, named: str | None = None)
 
 def _time(value: str, table: Path, line: int) -> float:
     try:
-        seconds = float(value)
+        seconds = number_of(value)
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds):
@@ -88,8 +88,8 @@ def _time(value: str, table: Path, line: int) -> float:
     return seconds
 
 
-def read_segments(table: Path, label: str | None = None) -> list[Segment]:
-    """The rows of a table of segments.
+def read_segments(table: Path, label: str | None = None, labels: bool = True) -> list[Segment]:
+    """The rows of a table of segments; ``labels=False``: whatever its labels are, and whether or not it has some.
 
     Raises:
         DataError: A needed column is missing, or a cell cannot be read.
@@ -98,6 +98,8 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
     twice = next((name for k, name in enumerate(header) if name and name in header[:k]), None)
     if twice is not None:
         raise DataError(f"Give every column of {table.name} its own name: {twice!r} occurs twice.")
+    if label is not None and not labels and label.lower() not in header:
+        label = None
     at = {role: _column(header, role, table, label if role == "label" else None) for role in _ALIASES}
     transcripts = next((table.parent / name for name in _TRANSCRIPTS if (table.parent / name).is_dir()), None)
     clip = header.index("clip_id") if "clip_id" in header and at["video"] is not None else None  # as MMSA's label.csv
@@ -140,7 +142,7 @@ def read_segments(table: Path, label: str | None = None) -> list[Segment]:
                 video=cell("video") or video_of(name),
                 split=split_name(split) if split else ALL,
                 span=span,
-                label=_label(cell("label"), table, line),
+                label=_label(cell("label"), table, line) if labels else cell("label") or None,
                 text=text or "",
                 fold=cell("fold") or "",
                 has_video=bool(cell("video")),
@@ -156,7 +158,7 @@ def _label(value: str | None, table: Path, line: int) -> float | str | None:
     if value is None or value == "":
         return None
     try:
-        number = float(value)
+        number = number_of(value)
     except ValueError:
         return value
     if not math.isfinite(number):
@@ -216,24 +218,28 @@ def segment_source(
     label: str | None = None,
     folds: str | Path | None = None,
     fold: int | None = None,
+    labels: bool = True,
 ) -> Source:
-    """A table of segments with the streams beside it.
+    """A table of segments with the streams beside it; ``labels=False``: all of them, without labels.
 
     Raises:
         DataError: A column is missing, or which stream serves what cannot be told.
     """
-    segments = read_segments(table, label)
+    segments = read_segments(table, label, labels)
     notes: list[str] = []
     dropped: dict[str, int] = {}
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...] | None = None
     if iemocap.recognise([(s.id, s.label) for s in segments]):
         kind = "IEMOCAP table"
-        segments, classes, dropped = iemocap.select(segments)
-        rotations = iemocap.rotations(segments)
+        chosen, names, others = iemocap.select(segments)
+        rotations = iemocap.rotations(chosen)  # the same with and without labels
+        if labels:
+            segments, classes, dropped = chosen, names, others
     else:
         kind = "table of segments"
-        classes = class_names([s.label for s in segments], table.name)
         rotations = _column_of_folds(segments)
+        if labels:
+            classes = class_names([s.label for s in segments], table.name)
     assign = _splitter(table, rotations, folds, fold)
     if folds is not None and choose(rotations, folds) is None:
         rotations = {}  # of what a file names, which may be less than all
@@ -284,7 +290,9 @@ def segment_source(
                 if widths[modality] and (found is None or not len(found)):
                     report.tally(f"examples have no {modality} frame", 1)
                 frames[modality] = no_frames(widths[modality]) if found is None else found
-            value = index[segment.label] if isinstance(segment.label, str) else segment.label
+            value = None
+            if labels:
+                value = index[segment.label] if isinstance(segment.label, str) else segment.label
             yield split, Example(segment.id, spoken, value, aligned=times is not None, **frames)
         for cutter in cutters.values():
             cutter.forget()

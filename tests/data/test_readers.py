@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmsbert_fast.data import Corpus, DataError, Example, read_corpus
+from cmsbert_fast.data import Corpus, DataError, Example, convert, open_source, read_corpus
 
 
 def find(corpus: Corpus, name: str) -> Example:
@@ -137,9 +137,12 @@ def test_misa_and_mmim(files: Any, lengths: bool) -> None:
     root = files.misa(lengths)
     for split, content in root.items():
         files.pickle(f"{split}.pkl", content)
-    for path in (files.folder, files.folder / "train.pkl"):
+    for path, counts in (
+        (files.folder, {"train": 3, "valid": 3, "test": 3}),
+        (files.folder / "dev.pkl", {"valid": 3}),
+    ):
         corpus = read_corpus(path)
-        assert corpus.report.counts == {"train": 3, "valid": 3, "test": 3}
+        assert corpus.report.counts == counts
         for example, (inner, label, segment) in zip(corpus.splits["valid"], root["dev"], strict=True):
             words = inner[3]
             assert (example.id, example.words, example.aligned) == (segment, tuple(words), not lengths)
@@ -430,3 +433,46 @@ def test_values_of_examples_that_the_folds_leave_out_are_not_counted(files: Any)
     folds.write_text(json.dumps({"train": ["v[1]"]}))
     report = read_corpus(files.pickle("mag.pkl", {"train": items}), folds=folds).report
     assert list(report.tallies.values()) == [1]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_any_file_of_misa_is_the_split_of_its_name(files: Any, whole: bool) -> None:
+    root = files.misa()
+    path = files.pickle("test.pkl", root["test"])
+    if not whole:
+        files.pickle("train.pkl", root["train"])
+    assert read_corpus(files.folder if whole else path).report.counts == {"test": 3}
+
+
+@pytest.mark.parametrize(
+    ("header", "lines"),
+    [
+        ("id\tlabel\ttext", ["a\tnan\thi", "b\t1\tyo"]),
+        ("id\tlabel\ttext", ["a\tunknown\thi", "b\t1\tyo"]),
+        ("id\temotion\ttext", ["Ses01F_impro01_F000\tfru\thi", "Ses01F_impro01_F001\tang\tyo"]),
+    ],
+)
+def test_prediction_does_not_depend_on_the_labels_of_a_table(files: Any, header: str, lines: list[str]) -> None:
+    path = files.folder / "segments.tsv"
+    path.write_text("\n".join([header, *lines]) + "\n")
+    for label in (None, "another"):
+        corpus = read_corpus(path, labels=False, label=label)
+        assert [(e.words, e.label) for e in corpus.splits["all"]] == [(("hi",), None), (("yo",), None)]
+        assert corpus.classes is None
+
+
+def test_iemocaps_folds_are_those_of_training_in_prediction(files: Any) -> None:
+    files.table(iemocap_rows(), "id\temotion\ttext")
+    for folds in ("speaker", "random"):
+        trained, predicted = (read_corpus(files.folder, folds=folds, fold=2, labels=known) for known in (True, False))
+        for split, examples in trained.splits.items():
+            assert {e.id for e in predicted.splits[split]} == {e.id for e in examples}
+
+
+def test_one_csd_file_and_converted_data_are_told_what_to_do(files: Any) -> None:
+    path = files.csd("COVAREP", "COVAREP", {"a": (np.ones((2, 2)), [[0, 1], [1, 2]])})
+    with pytest.raises(DataError, match="Give the folder"):
+        read_corpus(path)
+    convert.convert(open_source(files.pickle("mag.pkl", files.mag())), files.folder / "c")
+    with pytest.raises(DataError, match="already converted"):
+        open_source(files.folder / "c")

@@ -292,6 +292,21 @@ def test_columns_of_a_csv(files: Any) -> None:
     assert "audio: no features are the columns confidence, frame" in str(corpus.report)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x,y\n1_0,2\n", "Fill every cell"),
+        ("frame, face_id, timestamp, x\n1, 0, 0.1, 5\n1, 1, 0.1, 6\n", "rows of one face"),
+    ],
+)
+def test_a_csv_of_two_faces_or_of_what_is_no_number_is_refused(files: Any, content: str, message: str) -> None:
+    files.table([["a", "train", 0, 1, 0, "hi"]])
+    (files.folder / "visual").mkdir()
+    (files.folder / "visual" / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_corpus(files.folder)
+
+
 def test_two_files_of_one_utterance_are_refused(files: Any) -> None:
     files.table(ROWS[:1])
     (files.folder / "audio").mkdir()

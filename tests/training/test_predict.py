@@ -2,6 +2,7 @@
 
 import csv
 import io
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from transformers import BertConfig
 
+from cmsbert_fast.data import SPLITS, convert, open_source, read_corpus
 from cmsbert_fast.predict import main
 
 
@@ -87,6 +89,41 @@ def test_a_csd_set_without_labels(predict, run_folder, tmp_path):
         status, out, _ = predict(run_folder, tmp_path, "--label", name)
         assert status == 0
         assert list(rows(out)) == [f"a[{k}]" for k in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["pickle", "converted"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_other_forms_of_the_same_data_have_the_same_scores(predict, run_folder, corpus_folder, tmp_path, kind, device):
+    corpus = read_corpus(corpus_folder)
+    if kind == "converted":
+        convert.convert(open_source(corpus_folder), tmp_path / "data")
+    else:
+        (tmp_path / "data").write_bytes(
+            pickle.dumps(
+                {s: [((list(e.words), e.visual, e.acoustic), np.nan, e.id) for e in corpus.splits[s]] for s in SPLITS}
+            )
+        )
+    expected = rows((run_folder / "predictions.csv").read_text())
+    status, out, _ = predict(run_folder, tmp_path / "data", "--split", "test", "--device", device, "--batch-size", 1)
+    assert status == 0
+    assert rows(out) == pytest.approx(expected, abs=1e-5 if device == "cpu" else 1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_score_that_is_not_finite_is_an_error(predict, run_folder, tmp_path):
+    frames = [np.full((1, 3), 3e38), np.full((1, 2), -3e38)]
+    items = [((["the"], *frames), 0.0, "huge"), ((["the"], *(0 * f for f in frames)), 0.0, "fine")]
+    (tmp_path / "data.pkl").write_bytes(pickle.dumps({"test": items}))
+    status, out, err = predict(run_folder, tmp_path / "data.pkl")
+    assert (status, out) == (2, "")
+    assert "1 of 2 examples have no finite score (huge)" in err
+
+
+def test_the_checkpoint_is_looked_at_before_the_data(predict, tmp_path, corpus_folder, monkeypatch):
+    monkeypatch.setattr("cmsbert_fast.predict.read_corpus", lambda *_, **__: pytest.fail("data were read"))
+    status, _, err = predict(tmp_path / "missing", corpus_folder)
+    assert status == 2
+    assert "There is no checkpoint" in err
 
 
 def test_as_a_module(run_folder, corpus_folder):
