@@ -304,8 +304,7 @@ print(json.dumps([measure.timed(step, device) for _ in range(5)]))
 
 def test_growth_with_batch(race, device):
     """Time over the number of valid tokens, from batch 16 to 128."""
-    shape = "BERT-base"
-    config = make_config(shape)
+    config = make_config()
     model = clr(config, device)
     trainer = Trainer(model, device)
     runs = {}
@@ -313,4 +312,4 @@ def test_growth_with_batch(race, device):
         lengths = draw_lengths("mosi", size)
         batch = ModelBatch.draw(config, lengths, device)
         runs[sum(lengths)] = trainer.step(lambda batch=batch: model(**batch.packed).loss)
-    race.growth(SUITE, f"cmsbert-clr, {shape} shape, batch 16 to 128", "valid tokens", runs, seconds=60, fewest=5)
+    race.growth(SUITE, "cmsbert-clr, BERT-base shape, batch 16 to 128", "valid tokens", runs, seconds=60, fewest=5)

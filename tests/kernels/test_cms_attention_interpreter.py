@@ -360,7 +360,7 @@ def test_float32_products_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
             self.arguments["PRECISION"] = "split"
 
     monkeypatch.setattr(kernels, "_Launcher", Splitting)
-    check(make_case([20, 7], [33, 20], [5, 1], head_size=64), torch.float32)
+    check(make_case([20, 7], [33, 20], [35, 11], head_size=64), torch.float32)
     assert precision == ["ieee", "ieee"]
 
 
