@@ -4,9 +4,12 @@ A frame belongs to an interval if the two overlap. Intervals that only touch do 
 rounding of time stamps in the files.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from .example import DataError
 
 TOLERANCE = 1e-5  # seconds: far below any frame, above the rounding of decimal and float32 time stamps
 
@@ -106,3 +109,38 @@ def _nested_means(
                 sums[words, columns] += tails.reshape(values.shape)[begin]
         width *= 2
     return sums / np.maximum(counts, 1)[:, None], counts
+
+
+_PAIRS = 25_000_000  # 5,000 words against 5,000: hours of speech in one segment; bounds the time and 50 MB of memory
+
+
+def common_subsequence(one: Sequence[str], other: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices into both of a longest common subsequence: as many equal words as can be paired in order.
+
+    Time is at most ``len(one) * len(other)``, whatever the words are.
+
+    Raises:
+        DataError: There are too many of them.
+    """
+    if len(one) * len(other) > _PAIRS or max(len(one), len(other)) >= 1 << 15:
+        raise DataError(
+            f"Cut long segments into shorter ones: words are paired with those of the word stream, {len(one)} with "
+            f"{len(other)} in one segment."
+        )
+    number = {word: k for k, word in enumerate({*one, *other})}
+    first, second = (np.array([number[word] for word in words], dtype=np.int64) for words in (one, other))
+    longest = np.zeros((len(one) + 1, len(other) + 1), dtype=np.int16)  # of what remains from there on
+    for i in reversed(range(len(one))):
+        best = np.maximum(longest[i + 1, :-1], longest[i + 1, 1:] + (first[i] == second))
+        longest[i, :-1] = np.maximum.accumulate(best[::-1])[::-1]
+    pairs = np.zeros((int(longest[0, 0]), 2), dtype=np.int64)
+    i = j = found = 0
+    while found < len(pairs):
+        if first[i] == second[j]:
+            pairs[found] = i, j
+            i, j, found = i + 1, j + 1, found + 1
+        elif longest[i + 1, j] >= longest[i, j + 1]:
+            i += 1
+        else:
+            j += 1
+    return pairs[:, 0], pairs[:, 1]

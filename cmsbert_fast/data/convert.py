@@ -4,8 +4,8 @@ The form is a folder:
     manifest.json           version, format, splits, widths, counts, statistics, the SHA-256 of the source, and for each
                             way of making folds the part that validates in every fold
     examples.jsonl          a line an example: id, split, words, label, frames of each modality; its video where the id
-                            does not tell it, how many of its values were not finite, where there were some, and its
-                            part in each way of making folds that the source has
+                            does not tell it, how many of its values were not finite and what else was counted of it,
+                            where there was something, and its part in each way of making folds that the source has
     visual.safetensors      all frames of a modality, float32 (frames, d), in the order of the lines
     acoustic.safetensors
 
@@ -22,7 +22,7 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -36,7 +36,7 @@ from .example import Corpus, DataError, Example, Outline, ReadReport, whole
 from .folds import NO_FOLD, choose, read_folds, split_by_part
 from .source import MODALITIES, Counter, Resident, Source, ordered, video_of
 
-VERSION = 1
+VERSION = 2
 _MANIFEST, _EXAMPLES, _JOURNAL = "manifest.json", "examples.jsonl", "journal.json"
 _DRAFT = _JOURNAL + ".new"
 _OURS = {_MANIFEST, _EXAMPLES, _JOURNAL, _DRAFT, *(f"{modality}.safetensors" for modality in MODALITIES)}
@@ -112,7 +112,7 @@ class _Writer:
         self._source = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files] + [asked]
         self._rotations = source.rotations
         self._source.append({name: list(rotation.valid) for name, rotation in source.rotations.items()})
-        self._before: dict[str, int] = {}
+        self._before = dict(self.report.non_finite), dict(self.report.tallies)
         self.files: dict[str, IO[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
@@ -153,18 +153,24 @@ class _Writer:
             self.counter.ids = {json.loads(line)["id"] for line in lines}
         if self._budget is not None:
             self._budget.left = journal["left"]
-        self._before = dict(self.report.non_finite)
+        self._before = dict(self.report.non_finite), dict(self.report.tallies)
 
     def write(self, split: str, example: Example, video: str | None) -> None:
         self.counter.see(split, example)
-        altered = {m: n - self._before.get(m, 0) for m, n in self.report.non_finite.items()}
-        self._before = dict(self.report.non_finite)
+        now = dict(self.report.non_finite), dict(self.report.tallies)
+        altered, tallies = (
+            {what: n - before.get(what, 0) for what, n in after.items() if n != before.get(what, 0)}
+            for after, before in zip(now, self._before, strict=True)
+        )
+        self._before = now
         line: dict[str, Any] = {"id": example.id, "split": split, "label": example.label, "words": example.words}
         line |= {"aligned": example.aligned}
         if video is not None and video != video_of(example.id):
             line["video"] = video
-        if any(altered.values()):
+        if altered:
             line["non_finite"] = altered
+        if tallies:
+            line["tallies"] = tallies
         parts = {name: r.part_of[example.id] for name, r in self._rotations.items() if example.id in r.part_of}
         if parts:
             line["parts"] = parts
@@ -384,7 +390,7 @@ class _Line:
         ValueError: It is not of the form that `convert` writes.
     """
 
-    __slots__ = ("aligned", "frames", "id", "label", "non_finite", "parts", "video", "words")
+    __slots__ = ("aligned", "frames", "id", "label", "non_finite", "parts", "tallies", "video", "words")
 
     def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None) -> None:
         self.id: str = _typed(entry["id"], str)
@@ -405,6 +411,7 @@ class _Line:
             raise ValueError("an aligned example has not as many frames as words")
         self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
         self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
+        self.tallies: dict[str, int] | None = _counts(entry["tallies"]) if "tallies" in entry else None
         self.parts: dict[str, int] | None = _counts(entry["parts"]) if "parts" in entry else None
 
 
@@ -607,6 +614,14 @@ def _splitter(
     return read_folds(folds, fold).splitter
 
 
+def _sum(counts: Iterable[dict[str, int] | None]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in counts:
+        for what, n in (one or {}).items():
+            total[what] = total.get(what, 0) + n
+    return total
+
+
 def _resplit(
     path: Path, everything: list[_Line], split_of: Callable[[_Line], str | None], report: ReadReport
 ) -> dict[str, list[_Line]]:
@@ -624,8 +639,6 @@ def _resplit(
     for k, modality in enumerate(MODALITIES):
         if modality in report.frames:
             report.frames[modality] = sum(line.frames[k][1] for line in kept)
-        altered = sum(line.non_finite.get(modality, 0) for line in kept if line.non_finite)
-        report.non_finite.pop(modality, None)
-        if altered:
-            report.non_finite[modality] = altered
+    report.non_finite = _sum(line.non_finite for line in kept)
+    report.tallies = _sum(line.tallies for line in kept)
     return {split: again[split] for split in report.counts}

@@ -8,12 +8,12 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 
 from . import iemocap
+from .align import common_subsequence
 from .example import DataError, Example, ReadReport
 from .files import START, STOP, number_of, read_table
 from .folds import COLUMN, NO_FOLD, Rotation, choose, read_folds
@@ -186,12 +186,14 @@ def word_times(
 ) -> tuple[np.ndarray, int]:
     """Intervals (n, 2) of the words of a transcript, from the words heard in its segment; and how many had no partner.
 
-    Words are paired in order. Those without a partner share the time between their neighbours evenly.
+    As many words as can be are paired in order. Those without a partner share the time between their neighbours evenly.
+
+    Raises:
+        DataError: There are too many words to pair.
     """
     result = np.full((len(words), 2), np.nan)
-    matcher = SequenceMatcher(None, [w.lower() for w in words], [w.lower() for w in heard], autojunk=False)
-    for block in matcher.get_matching_blocks():
-        result[block.a : block.a + block.size] = times[block.b : block.b + block.size]
+    written, spoken = common_subsequence([w.lower() for w in words], [w.lower() for w in heard])
+    result[written] = times[spoken]
     missing = np.isnan(result[:, 0])
     k = 0
     while k < len(words):

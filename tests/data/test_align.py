@@ -1,5 +1,6 @@
 """Alignment equals its definition: the mean of the frames that overlap the word."""
 
+import functools
 import time
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmsbert_fast.data.align import TOLERANCE, interval_means, overlapping
+from cmsbert_fast.data.align import TOLERANCE, common_subsequence, interval_means, overlapping
+from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.segments import word_times
 
 
@@ -117,3 +119,27 @@ def test_words_without_partner_share_the_gap() -> None:
     np.testing.assert_allclose(found, [[1, 2], [2, 3], [3, 4.5], [4.5, 6], [6, 7]])
     found, missing = word_times(["q"], [], np.zeros((0, 2)), (4, 5))
     np.testing.assert_allclose(found, [[4, 5]])
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=9), st.lists(st.sampled_from("abc"), max_size=9))
+def test_as_many_words_as_can_be_are_paired_in_order(one: list[str], other: list[str]) -> None:
+    first, second = common_subsequence(one, other)
+    assert [one[k] for k in first] == [other[k] for k in second]
+    assert (np.diff(first) > 0).all()
+    assert (np.diff(second) > 0).all()
+
+    @functools.cache
+    def longest(i: int, j: int) -> int:  # by its definition
+        if min(i, j) == 0:
+            return 0
+        return max(longest(i - 1, j), longest(i, j - 1), longest(i - 1, j - 1) + (one[i - 1] == other[j - 1]))
+
+    assert len(first) == longest(len(one), len(other))
+
+
+def test_pairing_words_takes_bounded_time() -> None:
+    words = ["a", "b"] * 1500  # all of them fit nearly all others
+    first, _ = common_subsequence(words, ["b", "b", "a"] * 1000)
+    assert len(first) == 2499  # b, b, a from b, a, b, a and b, a from b, a, half and half, but for the first a
+    with pytest.raises(DataError, match=r"Cut long segments.* 6000 with 6000"):
+        common_subsequence(words * 2, words * 2)

@@ -467,8 +467,9 @@ def test_training_takes_the_statistics_without_reading_frames(mosi_folder: Path,
 
 
 def test_folds_by_video_on_converted_data(files: Any, tmp_path: Path) -> None:
-    """As on the source itself: videos, frames and altered values of what the folds name."""
-    files.table([["aa", "v1", 1, "so good"], ["bb", "v2", 1, "so bad"]], "id\tvideo\tlabel\ttext")
+    """As on the source itself: videos, frames, altered values and other counts of what the folds name."""
+    rows = [["aa", "v1", 1, "so good"], ["bb", "v2", 1, "so bad"], ["cc", "v1", 1, "so"], ["dd", "v2", 1, "no"]]
+    files.table([*rows, ["ee", "v2", 1, "yes"]], "id\tvideo\tlabel\ttext")
     (files.folder / "audio").mkdir()
     for name, value in (("aa", 1.0), ("bb", np.nan)):
         np.save(files.folder / "audio" / f"{name}.npy", np.full((5, 2), value))
@@ -478,7 +479,9 @@ def test_folds_by_video_on_converted_data(files: Any, tmp_path: Path) -> None:
         folds.write_text(json.dumps(content))
         found, meant = (read_corpus(path, folds=folds).report for path in (tmp_path / "c", files.folder))
         assert (found.counts, found.frames, found.non_finite) == (meant.counts, meant.frames, meant.non_finite)
-        assert found.frames == {"acoustic": 5 * sum(found.counts.values())}
+        assert found.frames == {"acoustic": 5 * len(content)}
+        assert found.tallies == meant.tallies
+        assert sum(found.tallies.values()) == ("train" in content) + 2 * ("test" in content)  # cc, dd, ee have no frame
     folds.write_text('{"train": ["nothing"]}')
     with pytest.raises(DataError, match="none of the examples"):
         read_corpus(tmp_path / "c", folds=folds)
