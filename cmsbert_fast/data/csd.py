@@ -132,6 +132,8 @@ class CsdStream:
         if not isinstance(entry, h5py.Group):
             raise self._damaged(f"{key} must be a group of features and intervals")
         features, intervals = self._data_set(entry, "features"), self._data_set(entry, "intervals")
+        if features.shape[:1] == intervals.shape[:1] == (0,):  # what is made of an empty list has no second dimension
+            return features, intervals
         if features.ndim != 2 or (features.dtype.kind == "O" and features.shape[1] != 1):
             raise self._damaged(f"features of {key} have the shape {features.shape}, expected (n, d), or (n, 1) words")
         if intervals.shape != (len(features), 2) or intervals.dtype.kind not in "fiu":
@@ -165,6 +167,8 @@ class CsdStream:
             features, intervals = (self._array(data) for data in self._open(key))
         except _ERRORS as error:
             raise self._damaged(f"{key} cannot be read", error) from error
+        if not len(features):
+            return features.reshape(0, features.shape[1] if features.ndim == 2 else 0), np.zeros((0, 2))
         intervals = intervals.astype(np.float64)
         if not np.isfinite(intervals).all():
             raise self._damaged(f"{key} has intervals that are not finite")
@@ -177,7 +181,7 @@ class CsdStream:
             DataError: The entry is missing, damaged, or does not hold numbers.
         """
         features, intervals = self._pair(key)
-        if features.dtype.kind not in "fiub":
+        if features.dtype.kind not in "fiub" and len(features):
             raise DataError(f"Choose another stream: {self.name} holds text, not frames of numbers.")
         return Track(features, intervals)
 
@@ -188,6 +192,8 @@ class CsdStream:
             DataError: The entry is missing, damaged, or does not hold text.
         """
         features, intervals = self._pair(key)
+        if not len(features):
+            return [], intervals
         if features.dtype.kind not in "SO" or features.shape[1] != 1:
             raise DataError(f"Choose another word stream: {self.name} does not hold one word a row.")
         words = [w.decode("utf-8", "replace") if isinstance(w, bytes) else str(w) for w in features[:, 0].tolist()]

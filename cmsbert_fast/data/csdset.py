@@ -64,7 +64,8 @@ def csd_source(
     assignment.describe(notes)
     if chosen is None:
         notes.append("no folds were given: all examples are in one split; give the standard folds with --folds FILE")
-    cutters = {m: Cutter(getattr(assignment, m), m) for m in MODALITIES}
+    budget = Budget(sum(RATIO * path.stat().st_size for path in assignment.files) + FLOOR)
+    cutters = {m: Cutter(getattr(assignment, m), m, budget) for m in MODALITIES}
     widths = {m: cutter.width for m, cutter in cutters.items()}
     keys = list(spoken_in if cut_by is None else cut_by)
     if cut_by is None:
@@ -82,13 +83,16 @@ def csd_source(
     for key in keys:
         groups.setdefault(video_of(key) if _ENTRY.fullmatch(key) else key, []).append(key)
     last = next(reversed(groups), None)
-    budget = Budget(sum(RATIO * path.stat().st_size for path in assignment.files) + FLOOR)
 
     def examples(key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         # Segments may overlap: what is made of a video can grow with the product of its words and labels.
         budget.spend(_ROW * sum(s.rows(key) for s in (spoken_in, cut_by) if s is not None and key in s))
         scores = cut_by.read(key) if cut_by is not None and key in cut_by else None
         aligned_entry = _ENTRY.fullmatch(key) is not None
+        if scores is not None and not len(scores.features):
+            if not aligned_entry:
+                return  # a video without segments
+            scores = None
         entire = aligned_entry or scores is None
         video = video_of(key) if aligned_entry else key
         count = 1 if scores is None else len(scores.features)
@@ -128,7 +132,6 @@ def csd_source(
                 report.drop("its label is not a number")
                 continue
             frames: dict[str, np.ndarray] = {}
-            budget.reserve(8 * len(spoken) * sum(widths.values()))
             for modality, cutter in cutters.items():
                 found = cutter.average(key, video, (float(start), float(stop)), spans, report)
                 if found is None and widths[modality]:

@@ -68,7 +68,8 @@ def misa_source(path: Path, files: dict[str, Path], label: str | None = None, la
             score = score_of(value, where, column) if labels else None
             if len(features) == 6 and (score is not None or not labels):  # what is dropped is not looked at
                 visual, acoustic = (
-                    _cut(rows, length, where) for rows, length in zip((visual, acoustic), features[4:], strict=True)
+                    _cut(rows, length, where, reading)
+                    for rows, length in zip((visual, acoustic), features[4:], strict=True)
                 )
             yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, reading, labels)
 
@@ -83,8 +84,9 @@ def misa_source(path: Path, files: dict[str, Path], label: str | None = None, la
     )
 
 
-def _cut(value: Any, length: Any, where: str) -> np.ndarray:
+def _cut(value: Any, length: Any, where: str, reading: pickles.Reading) -> np.ndarray:
     rows = rows_of(value, where)
+    reading.spend(rows.nbytes)  # nothing may be left of them
     count = pickles.few_of(length, 1)
     if count is None or count.size != 1 or count.dtype.kind not in "fiu" or not 0 <= count[0] <= len(rows):
         raise DataError(f"Repair {where}: its length does not fit its {len(rows)} frames.")

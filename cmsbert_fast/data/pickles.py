@@ -664,9 +664,9 @@ def limit_of(path: Path) -> int:
 
 
 class Reading:
-    """How much text one pass over a split may look at: one text can be named by a million examples.
+    """How much one pass over a split may look at: one text or array can be named by a million examples.
 
-    What an example holds is charged elsewhere; texts of white space are dropped, and leave nothing to charge.
+    What an example holds is charged elsewhere; of texts of white space and of frames that are cut off nothing is left.
     """
 
     def __init__(self, path: Path) -> None:
@@ -676,11 +676,11 @@ class Reading:
         """Charge bytes before they are taken.
 
         Raises:
-            DataError: All texts together are many times larger than the file.
+            DataError: All of them together are many times larger than the file.
         """
         self._left -= size
         if self._left < 0:
-            raise DataError("Do not use this file: its texts together are many times larger than it is.")
+            raise DataError("Do not use this file: its examples together are many times larger than it is.")
 
     def text_of(self, value: Any) -> str:
         """`text_of`.
@@ -693,8 +693,8 @@ class Reading:
         return text
 
     def texts_of(self, values: Collection[Any]) -> list[str]:
-        """`texts_of`, charged by their number: one byte of the file can be a text."""
-        self.spend(TEXT_SIZE * len(values))
+        """`texts_of`, charged by their number: one byte of the file can be a text; and what an array of them holds."""
+        self.spend(TEXT_SIZE * len(values) + getattr(values, "nbytes", 0))
         return texts_of(values)
 
 
@@ -750,6 +750,7 @@ class _Items:
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
+        self.nbytes = array.nbytes
 
     def __len__(self) -> int:
         return len(self._array)

@@ -6,6 +6,7 @@ files) are cut per segment, or averaged per word where a word stream is named.
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from . import iemocap
-from .align import common_subsequence
+from .align import MOST_PAIRS, common_subsequence
+from .csd import FLOOR, RATIO
 from .example import DataError, Example, ReadReport
 from .files import START, STOP, number_of, read_table
 from .folds import COLUMN, NO_FOLD, Rotation, choose, read_folds
-from .source import MODALITIES, Source, no_frames, split_name, video_of, words_of
+from .source import MODALITIES, Budget, Source, no_frames, split_name, video_of, words_of
 from .streams import Assignment, Cutter, words_within
 
 _ALIASES = {
@@ -31,6 +33,7 @@ _ALIASES = {
     "fold": ("fold",),
 }
 _TRANSCRIPTS = ("text", "transcripts", "transcript")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
 ALL = "all"  # the split of tables without one, for prediction
 
 
@@ -160,6 +163,8 @@ def _label(value: str | None, table: Path, line: int) -> float | str | None:
     try:
         number = number_of(value)
     except ValueError:
+        if _DECIMAL_COMMA.fullmatch(value):
+            raise DataError(f"Write labels with a decimal point: line {line} of {table.name} has {value!r}.") from None
         return value
     if not math.isfinite(number):
         raise DataError(f"Leave unknown labels empty: line {line} of {table.name} has {value!r}.")
@@ -187,9 +192,6 @@ def word_times(
     """Intervals (n, 2) of the words of a transcript, from the words heard in its segment; and how many had no partner.
 
     As many words as can be are paired in order. Those without a partner share the time between their neighbours evenly.
-
-    Raises:
-        DataError: There are too many words to pair.
     """
     result = np.full((len(words), 2), np.nan)
     written, spoken = common_subsequence([w.lower() for w in words], [w.lower() for w in heard])
@@ -252,7 +254,9 @@ def segment_source(
     groups: dict[str, list[Segment]] = {}
     for segment in segments:
         groups.setdefault(segment.video, []).append(segment)
-    cutters = {m: Cutter(getattr(assignment, m), m) for m in MODALITIES}
+    files = [table, *(s.transcript for s in segments if s.transcript), *assignment.files]
+    budget = Budget(RATIO * sum(file.stat().st_size for file in files) + FLOOR)
+    cutters = {m: Cutter(getattr(assignment, m), m, budget) for m in MODALITIES}
     widths = {m: cutter.width for m, cutter in cutters.items()}
     first, last = next(iter(groups), None), next(reversed(groups), None)
 
@@ -278,7 +282,13 @@ def segment_source(
                     report.drop(f"its video is not in {assignment.words.name}")
                     continue
                 told = told or assignment.words.read_words(video)
-                times, missing = word_times(spoken, *words_within(*told, *segment.span), segment.span)
+                heard, spans = words_within(*told, *segment.span)
+                if len(spoken) * len(heard) > MOST_PAIRS:
+                    raise DataError(
+                        f"Cut {segment.id!r} into shorter segments: it has {len(spoken)} words, to be found among "
+                        f"{len(heard)} of {assignment.words.name}."
+                    )
+                times, missing = word_times(spoken, heard, spans, segment.span)
                 report.tally("words are not in the word stream; their times were interpolated", missing)
             # An id without a number is called a video's only because there is nothing to cut off.
             alone = segment.id == video and len(groups[video]) == 1 and not segment.has_video
@@ -295,7 +305,9 @@ def segment_source(
             value = None
             if labels:
                 value = index[segment.label] if isinstance(segment.label, str) else segment.label
-            yield split, Example(segment.id, spoken, value, aligned=times is not None, **frames)
+            example = Example(segment.id, spoken, value, aligned=times is not None, **frames)
+            budget.see(example)
+            yield split, example
         for cutter in cutters.values():
             cutter.forget()
             if video == last:
@@ -305,11 +317,12 @@ def segment_source(
         name=table.parent.resolve().name,
         format=kind,
         path=table.parent,
-        files=[table, *(s.transcript for s in segments if s.transcript), *assignment.files],
+        files=files,
         groups=list(groups),
         read=read,
         notes=notes,
         classes=classes,
+        budget=budget,
         rotations=rotations,
     )
 

@@ -10,9 +10,10 @@ from .align import TOLERANCE, Track, interval_means, overlapping
 from .csd import CsdStream, verify
 from .example import DataError, ReadReport
 from .files import SUFFIXES, FileStream
-from .source import MODALITIES, frames_of
+from .source import MODALITIES, Budget, frames_of
 
 Stream = CsdStream | FileStream
+_LOOK = 16  # frames that are looked through for a segment cost a byte of the budget
 
 # The order matters: "TimestampedWordVectors" are embeddings, not words.
 _KINDS = (
@@ -164,9 +165,10 @@ class Cutter:
     Several streams of a modality are joined along the features: per word, or on the frames of the first of them.
     """
 
-    def __init__(self, streams: Iterable[Stream], modality: str) -> None:
+    def __init__(self, streams: Iterable[Stream], modality: str, budget: Budget) -> None:
         self._streams = list(streams)
         self._modality = modality
+        self._budget = budget
         self._held: dict[int, tuple[str, Track]] = {}
         self._widths: dict[int, int] = {}
 
@@ -175,7 +177,9 @@ class Cutter:
         if held is None or held[0] != key:
             stream = self._streams[number]
             track = stream.read(key)
-            width = self._widths.setdefault(number, track.features.shape[1])
+            width = self._width(number)
+            if not len(track.features):
+                track = Track(np.zeros((0, width)), track.intervals)
             if track.features.shape[1] != width:
                 raise DataError(
                     f"Repair {stream.name}: {key} has {track.features.shape[1]} features, others have {width}."
@@ -186,6 +190,8 @@ class Cutter:
             clean = frames_of(track.features, self._modality, report)
             held = (key, Track(clean, track.intervals))
             self._held[number] = held
+        # Any number of segments may overlap, each of them all of a video.
+        self._budget.spend(len(held[1].features) // _LOOK)
         return held[1]
 
     def _find(
@@ -193,6 +199,8 @@ class Cutter:
     ) -> tuple[Track, bool] | None:
         """The track that holds a segment, on the video's clock, and whether it holds nothing else."""
         stream = self._streams[number]
+        if not self._width(number):
+            return None
         if segment in stream and segment != video and (video is not None or isinstance(stream, FileStream)):
             track = self._track(number, segment, report)
             # A file of one's own begins when its segment does; the times of a .csd are the video's throughout.
@@ -268,6 +276,7 @@ class Cutter:
         """
         parts: list[np.ndarray] = []
         bare = np.zeros(len(times), dtype=bool)
+        self._budget.reserve(8 * len(times) * self.width)
         for number in range(len(self._streams)):
             found = self._find(number, segment, video, span, report)
             if found is None:
@@ -297,7 +306,7 @@ class Cutter:
         Raises:
             DataError: Not one of them has a frame, although there are streams.
         """
-        if not self.width or not report.counts:
+        if not self._streams or not report.counts:
             return
         if report.frames.get(self._modality, 0) == report.tallies.get(self._bare, 0):
             names = ", ".join(stream.name for stream in self._streams)
@@ -313,11 +322,15 @@ class Cutter:
     @property
     def width(self) -> int:
         """Features of a frame, all streams of the modality together."""
-        for number, stream in enumerate(self._streams):
-            first = next(iter(stream), None)
-            if number not in self._widths and first is not None:
-                self._widths[number] = stream.read(first).features.shape[1]
-        return sum(self._widths.values())
+        return sum(map(self._width, range(len(self._streams))))
+
+    def _width(self, number: int) -> int:
+        """Features of a frame of one stream: of the first that there is."""
+        if number not in self._widths:
+            stream = self._streams[number]
+            tracks = (stream.read(key) for key in stream)
+            self._widths[number] = next((t.features.shape[1] for t in tracks if len(t.features)), 0)
+        return self._widths[number]
 
 
 def _rows_of(intervals: np.ndarray, times: np.ndarray) -> list[int] | None:

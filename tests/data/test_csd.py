@@ -211,7 +211,7 @@ def test_aligned_words_with_frames_of_whole_videos(files: Any, converted: bool, 
     assert read_corpus(data, folds=folds).report.counts == {"train": 3, "test": 3}
 
 
-@pytest.mark.parametrize("kind", ["square", "labels", "silence", "wide"])
+@pytest.mark.parametrize("kind", ["square", "labels", "silence", "wide", "frames"])
 def test_small_files_of_many_segments_are_no_bombs(
     files: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +221,7 @@ def test_small_files_of_many_segments_are_no_bombs(
         "labels": (1, 200_000, 1),
         "silence": (5000, 5000, 1),
         "wide": (2000, 1, 50_000),
+        "frames": (1, 1000, 1),  # each segment looks through all of them
     }[kind]
     deflated = dict(compression="gzip", compression_opts=9)
 
@@ -231,8 +232,8 @@ def test_small_files_of_many_segments_are_no_bombs(
 
     write("words", np.full((words, 1), b"ab"), [0, 1])
     write("labels", np.ones((labels, 1), dtype="i1"), [5, 6] if kind == "silence" else [0, 1])
-    if kind == "wide":
-        write("COVAREP", np.ones((4, width), dtype="i1"), [0, 1])
+    if kind in ("wide", "frames"):
+        write("COVAREP", np.ones((4 if kind == "wide" else 50_000, width), dtype="i1"), [0, 1])
     size = sum(path.stat().st_size for path in files.folder.iterdir())
     tracemalloc.start()
     with pytest.raises(DataError, match="many times larger"):
@@ -249,6 +250,22 @@ def test_a_stream_without_frames_is_told_although_the_last_entry_is_left_out(mos
         folds.write_text(f'{{"train": ["{video}"]}}')
         with pytest.raises(DataError, match="no example has a frame"):
             read_corpus(mosei.folder, folds=folds)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 0), (0, 3)])
+def test_videos_without_frames_or_words(files: Any, shape: tuple[int, ...]) -> None:
+    """What is made of an empty list has the shape (0,)."""
+    nothing, spoken = (np.zeros(shape), np.zeros(shape[:1])), words_entry(["so", "good"])
+    files.csd("words", "words", {"a": nothing, "b": spoken, "c": spoken})
+    files.csd("labels", "labels", {v: (np.ones((1, 1)), [[0, 2]]) for v in "abc"} | {"d": nothing})
+    files.csd("COVAREP", "COVAREP", {"a": nothing, "b": frames_entry(files.random, 2, 10, 3), "c": nothing})
+    corpus = read_corpus(files.folder)
+    assert [(e.id, e.acoustic.shape) for e in corpus.splits["all"]] == [("b[0]", (2, 3)), ("c[0]", (2, 3))]
+    assert corpus.report.dropped == {"no word is spoken in it": 1}
+    assert corpus.report.tallies == {"words have no acoustic frame; theirs are zeros": 2}
+    files.csd("COVAREP", "COVAREP", {"b": nothing})
+    with pytest.raises(DataError, match="no example has a frame"):
+        read_corpus(files.folder)
 
 
 # Files that lie

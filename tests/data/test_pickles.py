@@ -546,7 +546,23 @@ def test_a_text_of_spaces_named_again_and_again_is_refused(
     train = root | {"regression_labels": [0.5] * count} if kind == "mmsa" else [(part, part, 1, 0)] * count
     path.write_bytes(pickle.dumps({"train": train}, 4))
     assert path.stat().st_size < 100_000
-    with pytest.raises(DataError, match="texts together are many times larger"):
+    with pytest.raises(DataError, match="many times larger"):
+        read_corpus(path)
+
+
+@pytest.mark.parametrize("kind", ["frames that are cut off", "wide word"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_an_array_of_which_nothing_is_left_is_charged_all_the_same(
+    kind: str, protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each example looks at all of it, and decodes it where a protocol before 3 wrote it."""
+    monkeypatch.setattr(safe, "MEMORY_FLOOR", 1 << 20)
+    rows, words = np.zeros((20_000, 1)), np.array(["a"], dtype="U50000")
+    inner = (0, rows, rows, ["a"], 0, 0) if kind != "wide word" else (0, rows[:1], rows[:1], words)
+    path = tmp_path / "train.pkl"
+    path.write_bytes(pickle.dumps([(inner, 1.0, f"v[{k}]") for k in range(100)], protocol))
+    assert path.stat().st_size < 350_000
+    with pytest.raises(DataError, match="many times larger"):
         read_corpus(path)
 
 

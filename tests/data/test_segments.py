@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data import DataError, read_corpus, segments
 
 WORDS = "ModifiedTimestampedWords"
 
@@ -134,6 +134,29 @@ def test_words_of_a_stream_align_the_tables_text(files: Any) -> None:
     np.testing.assert_array_equal(averaged.acoustic, [[0.5], [4.5], [6.5]])
 
 
+def test_more_words_than_can_be_paired(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.table([["v_1", "train", 0, 9, 1, "so good"]])
+    words = np.array([[b"so"], [b"good"], [b"so"]]), [[0, 1], [1, 2], [2, 3]]
+    files.csd("words", "words", {"v": words})
+    monkeypatch.setattr(segments, "MOST_PAIRS", 5)
+    with pytest.raises(DataError, match=r"Cut 'v_1' into shorter segments: it has 2 words, .* 3 of words\."):
+        read_corpus(files.folder, words="words")
+
+
+@pytest.mark.parametrize("words", [None, "words"])
+def test_a_small_table_of_a_long_video_is_no_bomb(
+    files: Any, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "FLOOR", 1 << 20)
+    files.table([[f"v_{k}", "all", 0, 200_000, 1, "a"] for k in range(1000)])
+    frames = np.zeros((200_000, 1), dtype="i1"), np.arange(200_000)[:, None] + [0.0, 1.0]
+    files.csd("COVAREP", "COVAREP", {"v": frames}, compression="gzip", compression_opts=9, shuffle=True)
+    files.csd("words", "words", {"v": (np.array([[b"a"]]), [[0, 200_000]])})
+    assert sum(path.stat().st_size for path in files.folder.iterdir()) < 130_000
+    with pytest.raises(DataError, match="many times larger"):
+        read_corpus(files.folder, words=words)
+
+
 def test_tables_of_every_kind(files: Any) -> None:
     path = files.folder / "my data.csv"
     path.write_text('\ufeffID;Mode;Label;Text\na;train;1;"semi; colon"\nb;test;-1;two words\n', encoding="utf-8")
@@ -200,6 +223,7 @@ def test_a_column_of_folds(files: Any) -> None:
         ("id,text\na,\n", "no text"),
         ("id,text,label\na,b,1\nc,d,inf\n", "line 3"),
         ("id,text,label\na,b,NaN\n", "line 2"),
+        ("id;text;label\na;b;-1,5\n", "decimal point: line 2"),
         ("id,split,split,text\na,train,test,b\n", "'split' occurs twice"),
         ("id,text,start,end\na,b,5,2\n", "line 2 of segments.csv has 5 to 2"),
         ('id,text\na,b\nc,"d\ne,f\n', "beyond line"),
