@@ -15,11 +15,11 @@ from cmsbert_fast.contrastive import pairwise_contrastive_loss
 from cmsbert_fast.loss import task_loss, total_loss
 
 
-def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """CMSBERT-CLR with the weights of ``model``, all of it computed on padding: the "torch" backend in padded form.
 
     Returns:
-        logits and loss; what the model itself returns for the same utterances, to rounding.
+        logits and loss (None without labels); what the model itself returns for the same utterances, to rounding.
     """
     config = model.config
     masks = {name: batch[f"{name}_mask"].bool() for name in ("visual", "acoustic")}
@@ -65,6 +65,8 @@ def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tens
         middle, embeds[name] = getattr(model, f"{name}_projector")(_masked_mean(encoded, masks[name]))
         middles.append(middle)
     logits = model.fusion(middles)
+    if "labels" not in batch:
+        return logits, None
     contrastive = pairwise_contrastive_loss(
         embeds["linguistic"],
         embeds["visual"],
@@ -205,11 +207,11 @@ class TextBert(nn.Module):
         self.bert = BertModel(_bert_config(config, attention), add_pooling_layer=False)
         self.classifier = nn.Linear(config.hidden_size, 1)
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns logits (B, 1) and the loss."""
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Returns logits (B, 1) and the loss (None without labels)."""
         hidden = self.bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state
         logits = self.classifier(_masked_mean(hidden, batch["attention_mask"].bool()))
-        return logits, task_loss(logits, batch["labels"])
+        return logits, task_loss(logits, batch["labels"]) if "labels" in batch else None
 
 
 class MagBert(nn.Module):
@@ -232,8 +234,8 @@ class MagBert(nn.Module):
         self.dropout = nn.Dropout(0.5)
         self.classifier = nn.Linear(hidden, 1)
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Returns logits (B, 1) and the loss."""
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Returns logits (B, 1) and the loss (None without labels)."""
         text = self.bert.embeddings(batch["input_ids"])
         visual, acoustic = batch["visual"], batch["acoustic"]
         shift = torch.relu(self.visual_gate(torch.cat([visual, text], dim=-1))) * self.visual(visual)
@@ -244,7 +246,7 @@ class MagBert(nn.Module):
         mask = (1.0 - batch["attention_mask"][:, None, None].to(text.dtype)) * torch.finfo(text.dtype).min
         hidden = self.bert.encoder(text, attention_mask=mask).last_hidden_state
         logits = self.classifier(F.dropout(self.bert.pooler(hidden), 0.1, self.training))
-        return logits, task_loss(logits, batch["labels"])
+        return logits, task_loss(logits, batch["labels"]) if "labels" in batch else None
 
 
 def _bert_config(config: CMSBertConfig, attention: str) -> BertConfig:

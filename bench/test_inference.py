@@ -10,6 +10,7 @@ from cmsbert_fast import CMSBertCLRForSequenceClassification
 from cmsbert_fast.training.distributed import has_fast_bfloat16
 
 SUITE = "Inference"
+COMPILED, LITERAL = "torch.compile of it, padded to the longest", "the literal reference"
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 256])
@@ -17,10 +18,13 @@ def test_inference(race, device, batch_size):
     config = make_config()
     lengths = draw_lengths("mosi", batch_size) if batch_size > 1 else [15]
     batch = ModelBatch.draw(config, lengths, device, PADDED_LENGTH)
-    to_the_longest = ModelBatch.draw(config, lengths, device).padded
     torch.manual_seed(0)
     model = CMSBertCLRForSequenceClassification(config).to(device).eval()
     mag, text = MagBert(config).to(device).eval(), TextBert(config).to(device).eval()
+    literal = CMSBertCLRForSequenceClassification(make_config(backend="reference")).to(device).eval()
+    literal.load_state_dict(model.state_dict())
+    torch.compiler.reset()
+    compiled = torch.compile(padded_clr, dynamic=False)
 
     def of(function):
         def run():
@@ -33,12 +37,17 @@ def test_inference(race, device, batch_size):
         with torch.autocast(device.type, torch.bfloat16):
             return model(**packed).logits
 
-    packed = {name: value for name, value in batch.packed.items() if name != "labels"}
+    packed, to_50, to_the_longest = (
+        {name: value for name, value in inputs.items() if name != "labels"}
+        for inputs in (batch.packed, batch.padded, ModelBatch.draw(config, lengths, device).padded)
+    )
     runs = {
         "ours: cmsbert-clr": of(lambda: model(**packed).logits),
-        "the same on the torch backend, padded to 50": of(lambda: padded_clr(model, batch.padded)[0]),
+        "the same on the torch backend, padded to 50": of(lambda: padded_clr(model, to_50)[0]),
         "the same on the torch backend, padded to the longest": of(lambda: padded_clr(model, to_the_longest)[0]),
-        "MAG-BERT's way: padded to 50, eager": of(lambda: mag(batch.padded)[0]),
+        COMPILED: of(lambda: compiled(model, to_the_longest)[0]),
+        LITERAL: of(lambda: literal(**packed).logits),
+        "MAG-BERT's way: padded to 50, eager": of(lambda: mag(to_50)[0]),
         "Hugging Face BERT, text only, padded to the longest": of(lambda: text(to_the_longest)[0]),
         "ours in bfloat16": of(in_bfloat16),
     }
@@ -46,8 +55,11 @@ def test_inference(race, device, batch_size):
     if not has_fast_bfloat16(device):
         missing["ours in bfloat16"] = measure.NO_BFLOAT16
         del runs["ours in bfloat16"]
-    ours, *same = list(runs)[:3]
-    for name in same:
+    if device.type == "cpu" and batch_size > 64:
+        missing |= {COMPILED: "compiled for smaller batches only: minutes on this machine", LITERAL: "takes too long"}
+        del runs[COMPILED], runs[LITERAL]
+    ours, *others = list(runs)
+    for name in (name for name in others if name in (COMPILED, LITERAL) or name.startswith("the same")):
         torch.testing.assert_close(runs[name](), runs[ours](), rtol=1e-3, atol=1e-3)
     race(
         SUITE,

@@ -24,7 +24,7 @@ from cmsbert_fast.dropout import Dropout
 from cmsbert_fast.training.distributed import Gradients, Ranks, has_fast_bfloat16
 
 SUITE = "Training step"
-BATCH = 32
+BATCH, REFERENCE_BATCH = 32, 4
 ROOT = Path(__file__).resolve().parents[1]
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -136,6 +136,25 @@ def test_step(race, device):
     )
 
 
+def test_step_of_the_reference(race, device):
+    """The equations literally, on a batch whose N x N x D tensors fit beside the models."""
+    config = make_config()
+    lengths = draw_lengths("mosi", REFERENCE_BATCH)
+    batch = ModelBatch.draw(config, lengths, device)
+    model, literal = clr(config, device), clr(make_config(backend="reference"), device)
+    check_same(batch, model, literal)
+    race(
+        SUITE,
+        f"cmsbert-clr and the literal reference, MOSI lengths, batch {REFERENCE_BATCH}",
+        {
+            "ours: cmsbert-clr": Trainer(model, device).step(lambda: model(**batch.packed).loss),
+            "literal reference": plain_step(literal, lambda: literal(**batch.padded).loss),
+        },
+        seconds=30,
+        facts={"tokens": sum(lengths)},
+    )
+
+
 def test_step_compiled(race, device):
     """What torch.compile makes of it. Apart from the others: all the models at once would fill the memory.
 
@@ -188,13 +207,20 @@ def variants(device, batch):
 
 
 def test_variants(race, device):
+    """All packed, and what text-only BERT costs those who take Hugging Face's as it is."""
     config = make_config()
     lengths = draw_lengths("mosi", BATCH)
     batch = ModelBatch.draw(config, lengths, device)
+    text = TextBert(config).to(device).train()
+
+    def forward():
+        return text(batch.padded)[1]
+
+    theirs = plain_step(text, autocast(forward, device) if device.type == "cuda" else forward)
     race(
         SUITE,
         f"what the variants cost, all packed, MOSI lengths, batch {BATCH}",
-        variants(device, batch),
+        variants(device, batch) | {"Hugging Face BERT, text only, padded to the longest": theirs},
         seconds=80,
         fewest=11,
         flops=step_flops(config, lengths, True),
