@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import attention_cpu, attention_torch, attention_triton, reference
-from cmsbert_fast.backends import requested_backend
+from cmsbert_fast.backends import advice, request, requested_backend
 from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
@@ -131,7 +131,7 @@ def choose_backend(query: Tensor, backend: str = "auto") -> str:
         return next((name for name, backend in compiled.items() if backend.is_available(query)), "torch")
     reason = compiled[name].why_not(query)
     if reason is not None:
-        raise ValueError(f'backend="{name}" cannot run here: {reason}; use backend="auto" or "torch".')
+        raise ValueError(f"{request(backend)} cannot run here: {reason}; {advice(backend)}.")
     return name
 
 

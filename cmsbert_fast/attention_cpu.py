@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cmsbert_fast import cpu_library
+from cmsbert_fast.once import once_differentiable
 from cmsbert_fast.packing import Packing, pack_mask, uniform_packing
 
 if TYPE_CHECKING:
@@ -294,9 +294,9 @@ class _CMSAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, mean, softmax = ctx.saved_tensors
+    @once_differentiable("cms_attention")
+    def backward(ctx: Any, saved: tuple[Any, ...], d_out: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, mean, softmax = saved
         wanted = ctx.needs_input_grad
         dq, dk, dv, *rest = torch.ops.cmsbert_fast.cms_attention_cpu_backward(
             d_out, mean, softmax, [wanted[5], wanted[6], wanted[10], wanted[11]], *tensors, *ctx.options

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from cmsbert_fast.once import once_differentiable
 from cmsbert_fast.packing import Packing
 
 if TYPE_CHECKING:
@@ -216,9 +216,9 @@ class _CMSAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, mean, shift, lse, out = ctx.saved_tensors
+    @once_differentiable("cms_attention")
+    def backward(ctx: Any, saved: tuple[Any, ...], d_out: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, mean, shift, lse, out = saved
         wanted = ctx.needs_input_grad
         dq, dk, dv, d_shift, *rest = torch.ops.cmsbert_fast.cms_attention_backward(
             d_out, out, mean, shift, lse, wanted[5], wanted[11], *tensors, *ctx.options

@@ -29,3 +29,14 @@ def requested_backend(backend: str = "auto") -> str:
     if backend not in BACKENDS:
         raise ValueError(f"{origin}={backend!r} is not a backend; choose one of {', '.join(BACKENDS)}.")
     return backend
+
+
+def request(backend: str = "auto") -> str:
+    """What :func:`requested_backend` obeyed, as the user wrote it: for errors."""
+    name = requested_backend(backend)
+    return f'backend="{name}"' if backend == name else f"CMSBERT_BACKEND={name} in the environment"
+
+
+def advice(backend: str = "auto") -> str:
+    """What to do where that backend cannot run: for errors."""
+    return 'use backend="auto" or "torch"' if backend != "auto" else "unset CMSBERT_BACKEND, or set it to auto or torch"

@@ -5,21 +5,20 @@ registered operators ``cmsbert_fast::contrastive`` (one process) and ``cmsbert_f
 process group).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import wraps
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from cmsbert_fast import contrastive_torch, reference
 from cmsbert_fast.attention_triton import HAS_TRITON, INTERPRETED, why_not_device
-from cmsbert_fast.backends import requested_backend
+from cmsbert_fast.backends import advice, request, requested_backend
 from cmsbert_fast.contrastive_torch import Block
+from cmsbert_fast.once import once_differentiable
 
 # Above this size of the gathered embeddings, ranks pass blocks around a ring instead.
 GATHER_LIMIT_BYTES = 2**30
@@ -166,7 +165,7 @@ def _choose_backend(backend: str, z: Tensor) -> str:
         return "triton" if z.device.type == "cuda" and _triton_reason(z) is None else "torch"
     reason = _triton_reason(z)
     if reason is not None:
-        raise ValueError(f'backend="triton": {reason}; use backend="auto".')
+        raise ValueError(f"{request(backend)}: {reason}; {advice(backend)}.")
     return requested
 
 
@@ -181,44 +180,6 @@ def _engine(backend: str) -> ModuleType:
 
         return engine
     return contrastive_torch
-
-
-class _Gradients(torch.autograd.Function):
-    """Hands gradients on as functions of ``sources``, of which they have no derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, gradients: list[Tensor], *sources: Tensor) -> tuple[Tensor, ...]:
-        return tuple(gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> None:
-        raise RuntimeError(
-            "The contrastive loss can be differentiated only once; for second derivatives use "
-            'pairwise_contrastive_loss(..., backend="reference").'
-        )
-
-
-def _once_differentiable(function: Callable[..., tuple]) -> Callable[..., tuple]:
-    """Makes differentiating the gradients of ``function(ctx, saved tensors, *upstream)`` an error, never a silent zero.
-
-    torch.autograd.function.once_differentiable takes no lists of gradients, and keeps silent where the upstream
-    gradient needs none, as that of a loss.
-    """
-
-    @wraps(function)
-    def differentiate(ctx: Any, *upstream: Any) -> tuple:
-        saved = ctx.saved_tensors
-        with torch.no_grad():
-            gradients = function(ctx, saved, *upstream)
-        if not torch.is_grad_enabled():
-            return gradients
-        flat, spec = pytree.tree_flatten(gradients)
-        given = [g for g in flat if g is not None]
-        sources = [x for x in (*saved, *upstream) if isinstance(x, Tensor) and x.requires_grad]
-        marked = iter(_Gradients.apply(given, *sources))
-        return pytree.tree_unflatten([None if g is None else next(marked) for g in flat], spec)
-
-    return differentiate
 
 
 # --- One process -----------------------------------------------------------------------------------------------------
@@ -311,7 +272,7 @@ def _save_for_contrastive(ctx, inputs, output):
     ctx.mark_non_differentiable(lse, inverse_norm, weight)
 
 
-@_once_differentiable
+@once_differentiable("pairwise_contrastive_loss")
 def _differentiate_contrastive(ctx, saved, grad, *_):
     *embeddings, labels, temperature, lse, inverse_norm, weight = saved
     gradients, temperature_gradient = torch.ops.cmsbert_fast.contrastive_backward(
@@ -550,7 +511,7 @@ def _save_for_group(ctx, inputs, output):
     ctx.save_for_backward(temperature_gradient, *gradients)
 
 
-@_once_differentiable
+@once_differentiable("pairwise_contrastive_loss")
 def _differentiate_group(ctx, saved, grad, *_):
     # The gradient was computed in the forward pass, while the other ranks' rows were at hand: no second exchange.
     temperature_gradient, *gradients = saved

@@ -7,13 +7,14 @@
 
 One kernel after the other is given each of its candidates while the others keep their configuration; what is timed is
 the whole forward or backward pass, replayed as a CUDA graph, so that no launch overhead counts. A candidate that does
-not fit the device, or changes the result beyond rounding, is passed over. ``--write`` puts the winners into
-``cms_attention_table.json`` as rows of this very device; renew the budget of registers afterwards.
+not fit the device, does not compile, or changes the result beyond rounding, is passed over. ``--write`` puts the
+winners into ``cms_attention_table.json`` as rows of this very device; renew the budget of registers afterwards.
 """
 
 import argparse
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,28 @@ def _close(a: list[Tensor], b: list[Tensor]) -> bool:
     return all((x - y).abs().max() <= scale * (1 + y.abs().max()) for x, y in zip(a, b, strict=True) if y.numel())
 
 
-def tune(call: kernels.Call, d_out: Tensor, milliseconds: Timer) -> dict[str, dict[str, int]]:
+def _cannot_run(error: Exception) -> bool:
+    """Whether an error is of one configuration: it does not fit the device, or does not compile.
+
+    Triton's passes fail with a plain RuntimeError. One of the device is not the candidate's: nothing runs after it.
+    """
+    if isinstance(error, (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError)):
+        return True
+    return type(error).__name__ == "PTXASError" or "PassManager::run failed" in str(error)
+
+
+def tune(
+    call: kernels.Call, d_out: Tensor, milliseconds: Timer, left_out: Counter[str] | None = None
+) -> dict[str, dict[str, int]]:
     """The fastest configuration found for each kernel that ``call`` launches, where it beats the table's by 2 %.
 
     Args:
         call: What to tune for.
         d_out: Gradient of z.
         milliseconds: Times a function.
+        left_out: Gets the number of candidates of each kernel that do not fit the device or do not compile.
     """
+    left_out = Counter() if left_out is None else left_out
     committed = kernels.configuration
     chosen: dict[str, dict[str, int]] = {}
     launched: list[str] = []
@@ -92,7 +107,10 @@ def tune(call: kernels.Call, d_out: Tensor, milliseconds: Timer) -> dict[str, di
                     chosen[kernel] = candidate
                     try:
                         elapsed = milliseconds(run) if _close(run(), expected) else float("inf")
-                    except triton.runtime.errors.OutOfResources:
+                    except Exception as error:
+                        if not _cannot_run(error):
+                            raise
+                        left_out[kernel] += 1
                         continue
                     if elapsed < 0.98 * best:
                         best, before = elapsed, candidate
@@ -146,7 +164,12 @@ def main() -> None:
     options = parser.parse_args()
     dtype = getattr(torch, options.dtype)
     call, d_out = _example(options.tokens, options.head_size, dtype, options.batch, options.frames)
-    winners = tune(call, d_out, lambda run: triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median"))
+    left_out: Counter[str] = Counter()
+    winners = tune(
+        call, d_out, lambda run: triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median"), left_out
+    )
+    for kernel, count in left_out.items():
+        print(f"{kernel}: {count} configurations left out, which do not fit the device or do not compile")
     device = kernels.device_class(call.query.device)
     tokens = {"short": kernels.SHORT_TOKENS, "medium": kernels.MEDIUM_TOKENS, "long": 1 << 30}[call.shape_class]
     rows = [

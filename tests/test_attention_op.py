@@ -22,9 +22,10 @@ from torch import multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from cmsbert_fast import ModalityShift, attention_cpu, attention_triton, cms_attention
+from cmsbert_fast import ModalityShift, attention_cpu, attention_triton, cms_attention, contrastive
 from cmsbert_fast.attention import choose_backend
 from cmsbert_fast.packing import cumulative
+from tests.launches import launched_on_gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
@@ -207,6 +208,36 @@ def test_only_what_is_asked_for_gets_a_gradient() -> None:
         z.sum().backward()
         assert [i for i, x in enumerate(chosen) if x.grad is not None] == [index]
         assert chosen[index].grad.shape == chosen[index].shape
+
+
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("triton", marks=runs_kernels)])
+def test_a_second_derivative_is_refused(backend: str) -> None:
+    """A gradient penalty must not lose its part in silence, also where the upstream gradient needs no gradient."""
+    leaves, options = inputs(torch.float32)
+    if backend == "cpu":
+        leaves = [x.detach().cpu().requires_grad_() for x in leaves]
+        options = {name: x.cpu() if isinstance(x, Tensor) else x for name, x in options.items()}
+        if reason := attention_cpu.why_not(leaves[0]):
+            pytest.skip(reason)
+    loss = run(leaves, backend, **options).sum()
+    once = torch.autograd.grad(loss, leaves, retain_graph=True)
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+    for a, b, x in zip(once, gradients, leaves, strict=True):
+        assert torch.equal(a, b)
+        assert b.shape == x.shape
+    for gradient in gradients:
+        with pytest.raises(RuntimeError, match=r"only once; .* cms_attention\(\.\.\., backend=\"reference\"\)"):
+            (loss + gradient.square().sum()).backward(retain_graph=True)
+
+
+def test_the_error_names_the_environment_that_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.empty(1, 2, 64, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r'^backend="triton" cannot run here: .*; use backend="auto" or "torch"\.'):
+        choose_backend(query, "triton")
+    monkeypatch.setenv("CMSBERT_BACKEND", "triton")
+    for choose in (choose_backend, lambda query: contrastive._choose_backend("auto", query)):
+        with pytest.raises(ValueError, match=r"^CMSBERT_BACKEND=triton in the environment.*; unset CMSBERT_BACKEND"):
+            choose(query)
 
 
 @every_way
@@ -438,20 +469,7 @@ def test_launches_on_gpu(shape_class: ShapeClass, dropout_p: float) -> None:
     def step() -> tuple[Tensor, ...]:
         return torch.autograd.grad(run(leaves, "triton", dropout_p=dropout_p, **options), wanted, d_out)
 
-    step()  # compiles and allocates
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        step()
-        torch.cuda.synchronize()
-    events = profiler.profiler.kineto_results.events()
-    # The profiler notes waiting, as the line above does, as if the device did something.
-    launched = [e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA and "Sync" not in e.name()]
-    names = [e.name().removesuffix("_kernel") for e in sorted(launched, key=lambda e: e.start_ns())]
+    names = [name.removesuffix("_kernel") for name in launched_on_gpu(step)]
     gates = ["gate_backward_token", "gate_backward_frame"] * 2
     expected = {
         "short": ["short_forward", "short_backward", "short_gate_backward"],

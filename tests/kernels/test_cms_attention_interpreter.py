@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -604,6 +605,63 @@ def test_addresses_beyond_two_to_the_31(shape_class: str, far_apart: str) -> Non
         torch.testing.assert_close(a, e, rtol=2e-2, atol=2e-2)
 
 
+@runs_kernels
+@pytest.mark.parametrize("kind", ["short", "medium", "long", "plain"])
+def test_stores_beyond_two_to_the_31(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one sequence begins at row 2^28 + 1 of 16 columns: a product of 32-bit numbers would be that of row 1.
+
+    Untouched pages take no memory. What the long backward pass leaves to PyTorch would touch them: forward only.
+    """
+    if DEVICE == "cuda":
+        pytest.skip("takes 8 GB a tensor where pages are not lazy")
+    kernels = attention_triton.kernels
+    torch.use_deterministic_algorithms(False)  # which would touch them
+    monkeypatch.setattr(kernels, "SHORT_TOKENS", 64 if kind == "short" else 0)
+    monkeypatch.setattr(kernels, "MEDIUM_TOKENS", 0 if kind == "long" else 128)
+    n, generator = 3, torch.Generator().manual_seed(0)
+
+    def poisoned(empty: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            result = empty(*arguments)
+            for x in tree_leaves(result):
+                if x.shape[0] > 1:  # but for the log-sum-exp, of one head
+                    x[-n:] = float("nan")  # the sequence's rows
+            return result
+
+        return call
+
+    for name in ("empty_outputs", "empty_gradients"):
+        monkeypatch.setattr(kernels, name, poisoned(getattr(kernels, name)))
+    row = torch.randn(3, 1, 1, 16, generator=generator).half()
+    gate, frames, weight = (torch.randn(*shape, generator=generator).half() for shape in ((1,), (2, 16), (16, 16)))
+    cu_frames = torch.tensor([0, 2], dtype=torch.int32)
+
+    def run(first: int) -> list[Tensor]:
+        """All outputs of rows [first, first + n), the sequence's; all rows of each input are one row in memory."""
+        rows = first + n
+        q, k, v = (x.expand(rows, 1, 16) for x in row)
+        cu = torch.tensor([first, rows], dtype=torch.int32)
+        m = kernels.Modality(gate.expand(rows), torch.ones(2).half(), frames, weight, cu_frames, None, 2)
+        call = kernels.Call(q, k, v, None if kind == "plain" else m, None, cu, None, n, "tanh", 0.25, 0.0, None)
+        out, saved = kernels.forward(call)
+        rowwise = [out, saved.mean, *([saved.shift] if saved.shift.numel() else []), saved.lse.T]
+        if kind in ("short", "plain"):
+            gradients = kernels.backward(call, out, out, saved, (False, False))
+            rowwise += [*gradients[:4], gradients.token_gates[0]]
+        return [x[first:] for x in rowwise if x.shape[0] == rows and x.numel()]
+
+    try:
+        far = run(2**28 + 1)
+    except RuntimeError as error:
+        if "alloc" not in str(error):
+            raise
+        pytest.skip("no memory")
+    near = run(0)
+    assert len(far) == len(near) >= 3
+    for a, e in zip(far, near, strict=True):
+        assert torch.equal(a, e)
+
+
 # ------------------------------------------------------------------ dropout
 
 
@@ -828,7 +886,7 @@ def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.Monke
 
     kernels = attention_triton.kernels
     monkeypatch.setattr(tuner, "CANDIDATES", {
-        "short_forward": {"HEADS": (1, 2, 3), "BLOCK_F": (16,), "num_warps": (4,), "num_stages": (1,)},
+        "short_forward": {"HEADS": (1, 2, 3, 4, 5, 6), "BLOCK_F": (16,), "num_warps": (4,), "num_stages": (1,)},
         "short_backward": {"HEADS": (1, 2), "num_warps": (4,), "num_stages": (1,)},
         "short_gate_backward": {"BLOCK_F": (16, 32), "BLOCK_C": (16,), "num_warps": (4,), "num_stages": (1,)},
     })  # fmt: skip
@@ -842,9 +900,16 @@ def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.Monke
     call = kernels.Call(*qkv, visual, None, None, None, 5, "relu", 0.25, 0.0, None)
     used: dict[str, dict[str, int]] = {}
     run = kernels._run
+    failures: dict[int, Exception] = {
+        4: tuner.triton.runtime.errors.OutOfResources(2, 1, "shared memory"),
+        5: RuntimeError("PassManager::run failed"),
+        6: tuner.triton.compiler.errors.CompilationError("", None, "no"),
+    }
 
     def record(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: dict[str, int]) -> None:
         name = kernel.fn.__name__.removesuffix("_kernel")
+        if name == "short_forward" and config["HEADS"] in failures:
+            raise failures[config["HEADS"]]
         used[name] = config
         run(kernel, grid, arguments, config)
         if name == "short_forward" and config["HEADS"] == 3:
@@ -861,8 +926,13 @@ def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.Monke
         "configuration",
         lambda *key: dict(committed(*key), HEADS=1) if "forward" in key[0] else committed(*key),
     )
-    found = tuner.tune(call, random(1, 5, 3, 16), milliseconds)
+    left_out: Counter[str] = Counter()
+    found = tuner.tune(call, random(1, 5, 3, 16), milliseconds, left_out)
     assert found == {"short_forward": {"HEADS": 2, "BLOCK_F": 16, "num_warps": 4, "num_stages": 1}}
+    assert left_out == {"short_forward": 3}
+    failures[5] = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        tuner.tune(call, random(1, 5, 3, 16), milliseconds)
 
 
 # ------------------------------------------------------------------ refusals
