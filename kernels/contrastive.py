@@ -54,6 +54,13 @@ STRIP_BYTES = 64 * 2**20
 MIN_STRIP = 256
 PROGRAMS = 264  # enough to fill the machine: two for each of an H100's processors
 
+# Counts of tiles and the like: no kernel is compiled anew because one of them is 1 or a multiple of 16. The numbers of
+# rows are not among them: a multiple of 16 makes loads of labels, norms and sums wide, and spares registers.
+_COUNTS = [
+    "diagonal", "steps", "groups", "row_groups", "column_groups", "row_blocks", "column_blocks", "radial_tiles",
+    "blocks",
+]  # fmt: skip
+
 
 @triton.jit
 def _pointer(index, first, second, third):
@@ -166,7 +173,7 @@ def _weight(p_labels, y, n, reach, smoothing, B: tl.constexpr, BL: tl.constexpr,
     return tl.where(others > 0, (1.0 - smoothing) / tl.maximum(others, 1.0), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _norm_kernel(p_0, p_1, p_2, stride_0, stride_1, stride_2, p_inverse, n, d, BM: tl.constexpr, BK: tl.constexpr):
     modality = tl.program_id(1)
     o_m = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -181,7 +188,7 @@ def _norm_kernel(p_0, p_1, p_2, stride_0, stride_1, stride_2, p_inverse, n, d, B
     tl.store(p_inverse + modality.to(tl.int64) * n + o_m, _inverse_norm(squared), mask=o_m < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _count_kernel(p_labels, p_sorted, p_count, rows, n, reach, steps, B: tl.constexpr):
     """How many of n sorted labels are related to each label: the ends of their run, by bisection (O(n log n) in all).
 
@@ -212,7 +219,7 @@ def _count_kernel(p_labels, p_sorted, p_count, rows, n, reach, steps, B: tl.cons
     tl.store(p_count + o_i, count, mask=m_i)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _statistics_kernel(
     p_rows_0,
     p_rows_1,
@@ -344,11 +351,14 @@ def _statistics_kernel(
     tl.store(p_attraction + (pair * row_groups + i_rows) * column_groups + i_columns, tl.sum(attraction))
 
 
-@triton.jit
-def _merge(p_max, p_sum, p_lse, o, m, n, groups):
-    """Merges the partial log-sum-exps of one block of rows, stores and returns them."""
-    p_max += o
-    p_sum += o
+@triton.jit(do_not_specialize=_COUNTS)
+def _merge_kernel(p_max, p_sum, p_lse, n, groups, B: tl.constexpr):
+    """Merges the partial log-sum-exps of a block of rows."""
+    pair = tl.program_id(1).to(tl.int64)
+    o = tl.program_id(0) * B + tl.arange(0, B)
+    m = o < n
+    p_max += pair * groups * n + o
+    p_sum += pair * groups * n + o
     top = tl.load(p_max, mask=m, other=0.0)
     total = tl.load(p_sum, mask=m, other=1.0)
     for _ in range(1, groups):
@@ -359,19 +369,38 @@ def _merge(p_max, p_sum, p_lse, o, m, n, groups):
         new = tl.maximum(top, part_max)
         total = total * tl.exp(top - new) + part_sum * tl.exp(part_max - new)
         top = new
-    lse = top + tl.log(total)
-    tl.store(p_lse + o, lse, mask=m)
-    return lse
+    tl.store(p_lse + pair * n + o, top + tl.log(total), mask=m)
 
 
 @triton.jit
-def _merge_kernel(p_max, p_sum, p_lse, n, groups, B: tl.constexpr):
-    pair = tl.program_id(1).to(tl.int64)
-    o = tl.program_id(0) * B + tl.arange(0, B)
-    _merge(p_max + pair * groups * n, p_sum + pair * groups * n, p_lse + pair * n, o, o < n, n, groups)
+def _merge_all(p_max, p_sum, p_lse, n, groups, P: tl.constexpr, B: tl.constexpr, G: tl.constexpr):
+    """Merges and stores the log-sum-exps of all rows of all pairs in one program; [B], the sums of them.
+
+    Nobody else runs meanwhile: what counts is how often it waits for memory, so G partial sums are read at a time.
+    """
+    o_g = tl.arange(0, G)
+    total = tl.zeros([B], tl.float32)
+    for start in range(0, P * n, B):
+        o = start + tl.arange(0, B)
+        o_row = tl.minimum(o, P * n - 1)
+        o_row += o_row // n * (groups - 1) * n  # of the pair's first group
+        top = tl.full([B], float("-inf"), tl.float32)
+        b_sum = tl.zeros([B], tl.float32)
+        for group in range(0, groups, G):
+            m_g = group + o_g < groups
+            o_part = (group + o_g)[:, None] * n + o_row[None, :]
+            b_max = tl.load(p_max + o_part, mask=m_g[:, None], other=float("-inf"))  # [G, B]
+            b_part = tl.load(p_sum + o_part, mask=m_g[:, None], other=0.0)
+            new = tl.maximum(top, tl.max(b_max, 0))
+            b_sum = b_sum * tl.exp(top - new) + tl.sum(b_part * tl.exp(b_max - new[None, :]), 0)
+            top = new
+        lse = top + tl.log(b_sum)
+        tl.store(p_lse + o, lse, mask=o < P * n)
+        total += tl.where(o < P * n, lse, 0.0)
+    return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _loss_kernel(
     p_row_max,
     p_row_sum,
@@ -387,17 +416,8 @@ def _loss_kernel(
     B: tl.constexpr,
 ):
     """Small n, one program: all log-sum-exps and the loss."""
-    total = tl.zeros([B], tl.float32)
-    for start in range(0, n, B):
-        o = start + tl.arange(0, B)
-        m = o < n
-        for pair in tl.static_range(P):
-            at = pair * column_groups * n
-            lse = _merge(p_row_max + at, p_row_sum + at, p_lse + pair * n, o, m, n, column_groups)
-            total += tl.where(m, lse, 0.0)
-            at = pair * row_groups * n
-            lse = _merge(p_column_max + at, p_column_sum + at, p_lse + (P + pair) * n, o, m, n, row_groups)
-            total += tl.where(m, lse, 0.0)
+    total = _merge_all(p_row_max, p_row_sum, p_lse, n, column_groups, P, B, 16)
+    total += _merge_all(p_column_max, p_column_sum, p_lse + P * n, n, row_groups, P, B, 16)
     tiles = P * row_groups * column_groups
     for start in range(0, tiles, B):
         o = start + tl.arange(0, B)
@@ -405,7 +425,7 @@ def _loss_kernel(
     tl.store(p_loss, tl.sum(total) / n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _gradient_tile_kernel(
     p_rows_0,
     p_rows_1,
@@ -502,7 +522,7 @@ def _gradient_tile_kernel(
     tl.store(p_g, (b_g * SCALE).to(p_g.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_COUNTS)
 def _gradient_product_kernel(
     p_columns_0,
     p_columns_1,
@@ -566,8 +586,10 @@ def _gradient_product_kernel(
                 b_z = (b_z.to(tl.float32) * inverse_j[:, None]).to(b_z.dtype)
             b_raw = tl.dot(b_g, b_z, b_raw, input_precision=PRECISION)
         if FINAL:
-            for tile in range(radial_tiles):
-                radial += tl.load(p_radial + (direction * radial_tiles + tile) * strip + o_i)
+            for first_tile in range(0, radial_tiles, 16):
+                o_t = first_tile + tl.arange(0, 16)
+                p_parts = p_radial + (direction * radial_tiles + o_t)[:, None] * strip + o_i[None, :]
+                radial += tl.sum(tl.load(p_parts, mask=(o_t < radial_tiles)[:, None], other=0.0), 0)  # [16, BM]
     b_raw = b_raw * (1.0 / SCALE)
 
     if FINAL:
@@ -585,13 +607,16 @@ def _gradient_product_kernel(
         p_out = _pointer(a, p_out_0, p_out_1, p_out_2) + o_i.to(tl.int64)[:, None] * d + o_d[None, :]
         tl.store(p_out, b_out.to(p_out.dtype.element_ty), mask=m_o)
         if (i_d == 0) & (i_row == 0) & (a == 0):
-            # Each pair's two directions have the same sum: half of all.
-            total = tl.zeros([BM], tl.float32)
-            count = 2 * P * radial_tiles * strip
-            for at in range(0, count, BM):
-                o = at + tl.arange(0, BM)
-                total += tl.load(p_radial + o, mask=o < count, other=0.0)
-            tl.store(p_temperature_gradient, -0.5 * scale / tau * tl.sum(total))
+            temperature_gradient = 0.0
+            if LEARNED:
+                # Each pair's two directions have the same sum: half of all. One program adds, many numbers at a time.
+                total = tl.zeros([4096], tl.float32)
+                count = 2 * P * radial_tiles * strip
+                for at in range(0, count, 4096):
+                    o = at + tl.arange(0, 4096)
+                    total += tl.load(p_radial + o, mask=o < count, other=0.0)
+                temperature_gradient = -0.5 * scale / tau * tl.sum(total)
+            tl.store(p_temperature_gradient, temperature_gradient)
     else:
         p_out = p_out_0 + ((split * M + a) * strip + o_i).to(tl.int64)[:, None] * d + o_d[None, :]
         tl.store(p_out, b_raw, mask=m_d[None, :] & (o_i < strip)[:, None])
@@ -1007,7 +1032,19 @@ def forward(
     n_pairs, row_groups, column_groups = attraction.shape
     lse, loss = inverse_norm.new_empty(2 * n_pairs, n), inverse_norm.new_empty(())
     _loss_kernel[1,](
-        row[0], row[1], column[0], column[1], attraction, lse, loss, n, row_groups, column_groups, P=n_pairs, B=128
+        row[0],
+        row[1],
+        column[0],
+        column[1],
+        attraction,
+        lse,
+        loss,
+        n,
+        row_groups,
+        column_groups,
+        P=n_pairs,
+        B=512,
+        num_warps=16,
     )
     return loss, lse, inverse_norm, block.weight
 
@@ -1031,7 +1068,8 @@ def backward(
         lse, inverse_norm, weight: as :func:`forward` returned them.
 
     Returns:
-        M gradients of the embeddings, in their dtype; the temperature's, 0-dim, float32.
+        M gradients of the embeddings, in their dtype; the temperature's, 0-dim, float32 (a fixed one's, which nobody
+        uses, is 0 up to ``SMALL`` rows).
     """
     n = embeddings[0].shape[0]
     block = Block(tuple(embeddings), labels, inverse_norm, weight, lse)

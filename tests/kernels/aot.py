@@ -119,8 +119,8 @@ def compile_launch(launch: Launch, target: str) -> Any:
             constants[(i,)] = value
         elif isinstance(value, torch.Tensor):
             signature[name] = names.get(str(value.dtype).split(".")[1], "*u8")
-            hints[(i,)] = [["tt.divisibility", 16]] if value.data_ptr() % 16 == 0 else []
-            if target == "gfx942":
+            hints[(i,)] = [["tt.divisibility", 16]] if specialized and value.data_ptr() % 16 == 0 else []
+            if target == "gfx942" and specialized:
                 hints[(i,)].append(["tt.pointer_range", 32])
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"

@@ -24,11 +24,12 @@ class Case(NamedTuple):
     frames_wanted: bool = False
     masked: bool = True  # the padded form; the model's is without
     odd_rows: bool = False  # q, k and v are columns of a wider tensor, whose rows are no multiple of 16 long
+    tf32: bool = False  # the user allows it
 
     def __str__(self) -> str:
         form = "packed" if self.packed else "padded" if self.masked else "padded without mask"
-        rows = ", odd rows" if self.odd_rows else ""
-        return f"{self.length} x {self.head_size} {self.dtype} {form}, frames {self.frames} x {self.sizes}{rows}"
+        unusual = (", odd rows" if self.odd_rows else "") + (", tf32" if self.tf32 else "")
+        return f"{self.length} x {self.head_size} {self.dtype} {form}, frames {self.frames} x {self.sizes}{unusual}"
 
 
 REAL = (47, 74)  # MOSI
@@ -42,6 +43,8 @@ CASES = [
     # As the model calls where no sequence is padded.
     *(Case(n, 64, t, REAL, packed=False, masked=False) for n, t in ((50, "bfloat16"), (128, "float32"))),
     Case(50, 64, "bfloat16", REAL, odd_rows=True),
+    Case(128, 64, "float32", REAL, odd_rows=True),
+    Case(128, 64, "float32", REAL, tf32=True),
     # float32 is what leaves the fewest registers.
     Case(128, 64, "float32", REAL, packed=False),
     Case(128, 64, "float32", (0, 0)),
@@ -99,19 +102,24 @@ def launches(case: Case, target: str) -> list[Launch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "device_class", lambda device: target)
-        return aot.record(forward_and_backward)
+        before = torch.backends.cuda.matmul.fp32_precision
+        try:
+            torch.backends.cuda.matmul.fp32_precision = "tf32" if case.tf32 else before
+            return aot.record(forward_and_backward)
+        finally:
+            torch.backends.cuda.matmul.fp32_precision = before
 
 
 # But for these bytes a thread: more warps would cost the model's own calls, whose rows are multiples of 16, what they
-# need for rows that are not.
-SPILLS = {("bfloat16", "sm_80", "short_backward"): 8}
+# need for rows that are not; and tf32 takes the tiles of true float32.
+SPILLS = {("bfloat16", "sm_80", "short_backward"): 8, ("float32", "sm_80", "attention_backward_key"): 24}
 
 
 def spill_rule(case: Case, target: str, kernel: str) -> int | None:
-    """Heads of 64 do not spill on sm_80 and sm_90, ``SPILLS`` of odd rows apart."""
+    """Heads of 64 do not spill on sm_80 and sm_90, ``SPILLS`` of odd rows and of tf32 apart."""
     if case.head_size > 64 or target not in ("sm_80", "sm_90"):
         return None
-    return SPILLS.get((case.dtype, target, kernel), 0) if case.odd_rows else 0
+    return SPILLS.get((case.dtype, target, kernel), 0) if case.odd_rows or case.tf32 else 0
 
 
 SUITE = aot.Suite(CASES, QUICK, launches, spill_rule, Path(__file__).with_name("cms_attention_budget.json"))

@@ -124,6 +124,25 @@ def test_small_batches_take_two_launches_each_way(dtype: str, labels: str | None
     assert called <= {"zeros", "ones", "new_empty", "select", "detach"}
 
 
+@needs_compiler
+def test_numbers_of_tiles_compile_nothing_anew() -> None:
+    """A compile costs seconds, and Triton makes one for every pattern of arguments that are 1 or multiples of 16."""
+
+    def patterns(n: int) -> dict[str, list[tuple[bool, bool]]]:
+        return {
+            launch.name: [
+                (value == 1, value % 16 == 0)
+                for parameter in launch.kernel.params
+                if type(value := launch.arguments[parameter.name]) is int
+                and not (parameter.do_not_specialize or parameter.is_constexpr)
+            ]
+            for launch in launches(Case(n, 64, "bfloat16"), "sm_90")
+        }
+
+    # 128 rows a tile: 9, 33 and 257 tiles, in groups of 1, 3 and 17.
+    assert patterns(1040) == patterns(4112) == patterns(32784)
+
+
 def test_strips_are_linear_in_memory() -> None:
     """What the backward pass holds, by its plan, up to a million rows: bounded by so much a row, and a constant."""
     from cmsbert_fast.kernels import contrastive as kernels
