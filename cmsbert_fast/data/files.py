@@ -1,7 +1,8 @@
 """Feature files of one's own: a folder with one ``.npy`` or ``.csv`` file per segment or per video.
 
 ``visual/03bSnISJMiM_11.npy`` holds the frames (n, d) of that segment. A file named by the video is cut by time: a csv
-then has a column ``timestamp`` (seconds, or ``start`` and ``stop``), an npy the rate given as ``NAME@HZ``.
+then has a column ``timestamp`` (seconds, or ``start`` and ``stop``); to an npy, and a csv without such columns, the
+frame rate gives times, ``NAME@HZ``.
 """
 
 import csv
@@ -196,12 +197,12 @@ class FileStream:
             DataError: The file does not hold (frames, features) of numbers.
         """
         path = self._files[key]
-        if path.suffix.lower() != ".npy":
+        if path.suffix.lower() == ".npy":
+            track = Track(_load_npy(path), None)
+        else:
             track, left_out = _load_csv(path)
             self.left_out |= left_out
+        if self._rate is None or track.intervals is not None:
             return track
-        values = _load_npy(path)
-        if self._rate is None:
-            return Track(values, None)
-        begin = np.arange(len(values)) / self._rate
-        return Track(values, np.stack([begin, begin + 1 / self._rate], axis=1))
+        begin = np.arange(len(track.features)) / self._rate
+        return Track(track.features, np.stack([begin, begin + 1 / self._rate], axis=1))

@@ -119,6 +119,8 @@ class Assignment:
             here = ", ".join(p.name for p in self._paths) or "none"
             what = "fits several streams" if found else "is no stream of this folder"
             raise DataError(f"Choose the {role} stream among: {here}; {name!r} {what}.")
+        if rate is not None and not found[0].is_dir():
+            raise DataError(f"Leave out @{hertz}: {found[0].name} has times of its own.")
         self._taken[found[0]] = role
         return found[0], rate
 

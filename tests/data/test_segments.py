@@ -107,6 +107,16 @@ def test_own_files_one_a_video(files: Any) -> None:
     np.testing.assert_array_equal(example.acoustic, whole["v1"][20:40])
     with pytest.raises(DataError, match=r"NAME@HZ"):
         read_corpus(files.folder, acoustic="voice@fast")
+    (example,) = read_corpus(files.folder, acoustic="voice@10", visual="openface@99").splits["valid"]
+    np.testing.assert_array_equal(example.visual, whole["v1"][20:40])  # its own times are better
+    for video, values in whole.items():
+        (files.folder / "voice" / f"{video}.npy").unlink()
+        np.savetxt(files.folder / "voice" / f"{video}.csv", values, delimiter=",", header="pitch,energy", comments="")
+    (example,) = read_corpus(files.folder, acoustic="voice@10").splits["valid"]
+    np.testing.assert_array_equal(example.acoustic, whole["v1"][20:40])
+    files.csd("COVAREP", "COVAREP", {"v1": (np.ones((1, 1)), [[0, 1]])})
+    with pytest.raises(DataError, match="Leave out @10"):
+        read_corpus(files.folder, acoustic="COVAREP@10")
 
 
 def test_streams_of_one_modality_are_joined_on_the_first_ones_frames(files: Any) -> None:
