@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,10 +121,13 @@ def spelt(value: Any, protocol: int, core: str, monkeypatch: pytest.MonkeyPatch)
         parts = original(thing, name).split(".")
         return ".".join([parts[0], core, *parts[2:]] if parts[:2] in (["numpy", "core"], ["numpy", "_core"]) else parts)
 
+    own = original(np.array(0).__reduce__()[0], "_reconstruct").split(".")[1]
+    modules = {name: module for name, module in sys.modules.items() if name.startswith(f"numpy.{own}.")}
     buffer = io.BytesIO()
-    with monkeypatch.context() as patch, warnings.catch_warnings():
+    with monkeypatch.context() as patch:
         patch.setattr(pickle, "whichmodule", whichmodule)
-        warnings.simplefilter("ignore")  # each numpy knows the other's names, and says that they are not its own
+        for name, module in modules.items():  # pickle looks for what it names; numpy 1.26 has not all names of 2.x
+            patch.setitem(sys.modules, name.replace(f"numpy.{own}.", f"numpy.{core}.", 1), module)
         pickle._Pickler(buffer, protocol).dump(value)
     return buffer.getvalue()
 
