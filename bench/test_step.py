@@ -137,12 +137,14 @@ def test_step(race, device):
 
 
 def test_step_of_the_reference(race, device):
-    """The equations literally, on a batch whose N x N x D tensors fit beside the models."""
+    """Attention and loss by the equations, literally, on a batch whose N x N x D tensors fit beside the models."""
     config = make_config()
     lengths = draw_lengths("mosi", REFERENCE_BATCH)
     batch = ModelBatch.draw(config, lengths, device)
     model, literal = clr(config, device), clr(make_config(backend="reference"), device)
     check_same(batch, model, literal)
+    torch.testing.assert_close(literal.eval()(**batch.padded).loss, literal(**batch.packed).loss, rtol=1e-4, atol=1e-4)
+    literal.train()
     race(
         SUITE,
         f"cmsbert-clr and the literal reference, MOSI lengths, batch {REFERENCE_BATCH}",
@@ -207,7 +209,7 @@ def variants(device, batch):
 
 
 def test_variants(race, device):
-    """All packed, and what text-only BERT costs those who take Hugging Face's as it is."""
+    """Ours, all packed, and what text-only BERT costs those who take Hugging Face's as it is."""
     config = make_config()
     lengths = draw_lengths("mosi", BATCH)
     batch = ModelBatch.draw(config, lengths, device)

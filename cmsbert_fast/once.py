@@ -29,7 +29,8 @@ def once_differentiable(name: str) -> Callable[[Callable[..., tuple]], Callable[
     """Makes differentiating the gradients of ``function(ctx, saved tensors, *upstream)`` an error, never a silent zero.
 
     torch.autograd.function.once_differentiable takes no lists of gradients, and keeps silent where the upstream
-    gradient needs none, as that of a loss. In graphs of torch.compile PyTorch itself raises.
+    gradient needs none, as that of a loss. In what torch.compile differentiates ahead of time (inductor, aot_eager)
+    PyTorch itself raises; its debugging backend "eager" does not.
 
     Args:
         name: Of the public function whose backward this is.

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -145,3 +146,17 @@ def test_editable(tmp_path, runner, hf_kernels):
     if not any(origin.get("dir_info", {}).get("editable") for origin in origins):
         pytest.skip("this environment has no editable install of the project")
     check(probe(tmp_path, runner, tmp_path, [], hf_kernels), ROOT, hf_kernels)
+
+
+def test_the_lowest_versions_are_those_that_are_promised() -> None:
+    lowest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci" / "lowest.txt").read_text(), re.MULTILINE))
+    promised = dict(re.findall(r'"([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
+    for other in ("setuptools", "tensorboard", "ruff", "mypy"):  # to build, optional, or for those who change the code
+        del promised[other]
+
+    def version(text: str) -> list[int]:
+        return [int(part) for part in text.split(".")]
+
+    assert lowest.keys() == promised.keys()
+    for name, bound in promised.items():
+        assert version(lowest[name])[: len(version(bound))] == version(bound), name

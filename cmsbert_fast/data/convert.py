@@ -583,6 +583,7 @@ def open_converted(
         widths[modality], frames[modality] = 0, _Frames()
         for counts in (report.widths, report.frames, report.non_finite):
             counts.pop(modality, None)
+        report.tallies = {what: n for what, n in report.tallies.items() if f" {modality} frame" not in what}
         report.note(f"left out: {modality}")
     return Corpus(
         name=name,

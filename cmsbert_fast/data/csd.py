@@ -21,6 +21,7 @@ from .example import DataError
 
 _DEFLATE_RATIO = 1100  # zlib cannot expand by more than 1032
 RATIO, FLOOR = 64, 64 << 20  # all that a file declares, in file sizes and bytes: streams of zeros deflate well
+ROW = 200  # bytes of a word or a label while its video is read
 _STRING_CHUNK = 1 << 20  # bytes: what HDF5 keeps of a data set that is read piece by piece
 _POINTER, _STRING = 16, 56  # bytes of a string: in a data set, which points to its text; empty in memory
 _COMPRESSING = {1, 4, 32000}  # gzip, szip, lzf

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .csd import FLOOR, RATIO, CsdStream
+from .csd import FLOOR, RATIO, ROW, CsdStream
 from .example import DataError, Example, ReadReport, whole
 from .folds import NO_FOLD, read_folds
 from .segments import ALL
 from .source import MODALITIES, Budget, Source, no_frames, video_of
 from .streams import Assignment, Cutter, words_within
 
-_ROW = 200  # bytes of a word or a label while its video is read
 _ENTRY = re.compile(r".+\[\d+\]", re.DOTALL)  # an entry of an aligned set is one segment
 MOSEI_LABELS = ("sentiment", "happy", "sad", "anger", "surprise", "disgust", "fear")  # columns of "All Labels"
 
@@ -86,7 +85,7 @@ def csd_source(
 
     def examples(key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         # Segments may overlap: what is made of a video can grow with the product of its words and labels.
-        budget.spend(_ROW * sum(s.rows(key) for s in (spoken_in, cut_by) if s is not None and key in s))
+        budget.spend(ROW * sum(s.rows(key) for s in (spoken_in, cut_by) if s is not None and key in s))
         scores = cut_by.read(key) if cut_by is not None and key in cut_by else None
         aligned_entry = _ENTRY.fullmatch(key) is not None
         if scores is not None and not len(scores.features):

@@ -202,7 +202,9 @@ class FileStream:
         else:
             track, left_out = _load_csv(path)
             self.left_out |= left_out
-        if self._rate is None or track.intervals is not None:
+        if self._rate is None:
             return track
+        if track.intervals is not None:
+            raise DataError(f"Leave out @{self._rate:g}: {path.name} has times of its own.")
         begin = np.arange(len(track.features)) / self._rate
         return Track(track.features, np.stack([begin, begin + 1 / self._rate], axis=1))

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import iemocap
 from .align import MOST_PAIRS, common_subsequence
-from .csd import FLOOR, RATIO
+from .csd import FLOOR, RATIO, ROW
 from .example import DataError, Example, ReadReport
 from .files import START, STOP, number_of, read_table
 from .folds import COLUMN, NO_FOLD, Rotation, choose, read_folds
@@ -34,6 +34,7 @@ _ALIASES = {
 }
 _TRANSCRIPTS = ("text", "transcripts", "transcript")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
+_LOOK, _COMPARE = 8, 1000  # words looked through for a segment, pairs of words compared, that cost a byte of the budget
 ALL = "all"  # the split of tables without one, for prediction
 
 
@@ -281,13 +282,17 @@ def segment_source(
                 if video not in assignment.words:
                     report.drop(f"its video is not in {assignment.words.name}")
                     continue
-                told = told or assignment.words.read_words(video)
+                if told is None:
+                    budget.spend(ROW * assignment.words.rows(video))
+                    told = assignment.words.read_words(video)
                 heard, spans = words_within(*told, *segment.span)
                 if len(spoken) * len(heard) > MOST_PAIRS:
                     raise DataError(
                         f"Cut {segment.id!r} into shorter segments: it has {len(spoken)} words, to be found among "
                         f"{len(heard)} of {assignment.words.name}."
                     )
+                # Any number of segments may look through all words of a video.
+                budget.spend(len(told[0]) // _LOOK + len(spoken) * len(heard) // _COMPARE)
                 times, missing = word_times(spoken, heard, spans, segment.span)
                 report.tally("words are not in the word stream; their times were interpolated", missing)
             # An id without a number is called a video's only because there is nothing to cut off.

@@ -485,6 +485,7 @@ def test_folds_by_video_on_converted_data(files: Any, tmp_path: Path) -> None:
     folds.write_text('{"train": ["nothing"]}')
     with pytest.raises(DataError, match="none of the examples"):
         read_corpus(tmp_path / "c", folds=folds)
+    assert read_corpus(tmp_path / "c", acoustic="none").report.tallies == {}
 
 
 @pytest.mark.parametrize("converted_with", [{}, {"fold": 3}, {"folds": "random", "fold": 2}])

@@ -429,3 +429,16 @@ def test_a_stream_that_no_example_meets_is_refused(files: Any, start: int) -> No
     with pytest.raises(DataError, match="audio by ids"):
         read_corpus(files.folder, acoustic="audio@10")
     assert read_corpus(files.folder, acoustic="none").acoustic_size == 0
+
+
+def test_a_table_that_has_all_words_of_a_video_looked_through_is_no_bomb(
+    files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "FLOOR", 1 << 23)
+    files.table([[f"v_{k}", "all", 0, 1, 1, "a"] for k in range(8000)])
+    times = np.arange(20_000)[:, None] * [0.0, 0.0] + [5.0, 6.0]
+    files.csd("words", "words", {"v": (np.full((20_000, 1), b"a"), times)}, compression="gzip", compression_opts=9)
+    with pytest.raises(DataError, match="many times larger"):
+        read_corpus(files.folder, words="words", acoustic="none")
+    files.table([["v_0", "all", 0, 1, 1, "a"]])
+    assert len(read_corpus(files.folder, words="words", acoustic="none").splits["all"]) == 1
