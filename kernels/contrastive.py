@@ -416,8 +416,8 @@ def _loss_kernel(
     B: tl.constexpr,
 ):
     """Small n, one program: all log-sum-exps and the loss."""
-    total = _merge_all(p_row_max, p_row_sum, p_lse, n, column_groups, P, B, 16)
-    total += _merge_all(p_column_max, p_column_sum, p_lse + P * n, n, row_groups, P, B, 16)
+    total = _merge_all(p_row_max, p_row_sum, p_lse, n, column_groups, P, B, 8)
+    total += _merge_all(p_column_max, p_column_sum, p_lse + P * n, n, row_groups, P, B, 8)
     tiles = P * row_groups * column_groups
     for start in range(0, tiles, B):
         o = start + tl.arange(0, B)

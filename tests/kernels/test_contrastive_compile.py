@@ -92,8 +92,11 @@ def launches(case: Case, target: str) -> list[Launch]:
 
 
 def spill_rule(case: Case, target: str, kernel: str) -> int:
-    """What is spilled in "statistics" lies outside its loop over d (read in the sm_90 assembly): vectors of columns."""
-    return 128 if kernel == "statistics" else 0
+    """What is spilled in "statistics" lies outside its loop over d (read in the sm_90 assembly): vectors of columns.
+
+    Triton 3.6 spills more of them on sm_100.
+    """
+    return (288 if target == "sm_100" else 128) if kernel == "statistics" else 0
 
 
 SUITE = aot.Suite(CASES, QUICK, launches, spill_rule, Path(__file__).with_name("contrastive_budget.json"))
