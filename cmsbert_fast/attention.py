@@ -1,6 +1,6 @@
 """CMS attention, the public operator: what it means, what it accepts, and which backend runs it."""
 
-from itertools import pairwise
+from operator import sub
 from typing import NamedTuple
 
 import torch
@@ -117,6 +117,11 @@ def cms_attention(
     return run(query, key, value, visual, acoustic, packing, attention_mask, activation, scale, dropout_p)
 
 
+_FLOATING = {
+    modality: tuple(f"{modality}.{field}" for field in ModalityShift._fields[:4]) for modality in ("visual", "acoustic")
+}
+
+
 def choose_backend(query: Tensor, backend: str = "auto") -> str:
     """Which backend :func:`cms_attention` runs for queries like these: the answer to "what did auto pick?".
 
@@ -231,7 +236,7 @@ def _check(
     for name, modality in (("visual", visual), ("acoustic", acoustic)):
         if modality is not None:
             _check_modality(name, modality, query, cu_seqlens)
-            floating |= {f"{name}.{field}": t for field, t in zip(modality._fields[:4], modality[:4], strict=True)}
+            floating |= zip(_FLOATING[name], modality[:4], strict=True)
     for name, tensor in floating.items():
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name} is {tensor.dtype} but query is {query.dtype}; give all of them one dtype.")
@@ -299,7 +304,7 @@ def _check_cu_seqlens(
         )
     if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
         ends = cu_seqlens.tolist()
-        lengths = [end - begin for begin, end in pairwise(ends)]
+        lengths = list(map(sub, ends[1:], ends))
         if ends[0] != 0 or min(lengths) < 0 or ends[-1] > values.shape[0]:
             raise ValueError(
                 f"{name} must start at 0, never fall, and end at or below the {values.shape[0]} rows of {values_name}."

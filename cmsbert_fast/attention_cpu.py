@@ -5,7 +5,7 @@ checkpointing; :class:`_CMSAttention` ties them together for autograd. The libra
 :mod:`cmsbert_fast.cpu_library`.
 """
 
-import ctypes
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,8 @@ def cms_attention(
     generator: recomputation under checkpointing draws the same.
     """
     seed = torch.randint(2**62, (1,), dtype=torch.int64) if dropout_p > 0 else None
-    options = (seed, activation, scale, dropout_p)
+    for_backward = torch.is_grad_enabled()
+    options = (seed, activation, scale, dropout_p, for_backward)
     if packing is not None:
         shifts = (*_tensors(visual), *_tensors(acoustic))
         return _CMSAttention.apply(query, key, value, *shifts, packing.cu_seqlens, *options)
@@ -102,32 +103,8 @@ def _tensors(modality: "ModalityShift | None") -> tuple[Tensor | None, ...]:
 # ------------------------------------------------------------------ the call
 
 
-class _Modality(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_int64) for field in ("token_gate", "frame_gate", "frames", "weight")
-          for name in (field, f"{field}_stride")),
-        *((name, ctypes.c_int64) for name in ("cu_seqlens", "rows", "size", "d_token_gate", "d_frame_gate",
-                                              "d_frames", "d_weight")),
-    )  # fmt: skip
-
-
-class _Heads(ctypes.Structure):
-    _fields_ = (("data", ctypes.c_int64), ("row", ctypes.c_int64), ("head", ctypes.c_int64))
-
-
-class _Call(ctypes.Structure):
-    """``Call`` of the C++, pointers as integers."""
-
-    _fields_ = (
-        *((name, _Heads) for name in ("query", "key", "value", "d_out")),
-        *((name, ctypes.c_int64) for name in ("cu_seqlens", "batch", "rows", "heads", "head_size")),
-        ("scale", ctypes.c_double),
-        *((name, ctypes.c_int64) for name in ("activation", "bfloat16", "seed")),
-        ("dropout_p", ctypes.c_double),
-        *((name, ctypes.c_int64) for name in ("out", "d_query", "d_key", "d_value", "mean", "softmax", "threads",
-                                              "parallel")),
-        ("modalities", _Modality * 2),
-    )  # fmt: skip
+_HEADS, _MODALITY = "3q", "15q"
+_CALL = struct.Struct(f"={_HEADS * 4}5qd3qd9q{_MODALITY * 2}")  # ``Call`` of the C++; pointers are integers
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -139,31 +116,18 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _heads(tensor: Tensor) -> _Heads:
-    return _Heads(tensor.data_ptr(), *tensor.stride()[:2])
+def _heads(tensor: Tensor | None) -> tuple[int, ...]:
+    """``Heads`` of the C++."""
+    return (0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride()[:2])
 
 
 def _modality(
-    token_gate: Tensor | None,
-    frame_gate: Tensor | None,
-    frames: Tensor | None,
-    weight: Tensor | None,
-    cu_seqlens: Tensor | None,
-    gradients: list[Tensor | None],
-) -> _Modality:
-    if frames is None:
-        return _Modality()
-    assert token_gate is not None
-    assert frame_gate is not None
-    assert weight is not None
-    vectors = (token_gate.data_ptr(), token_gate.stride(0), frame_gate.data_ptr(), frame_gate.stride(0))
-    matrices = (frames.data_ptr(), frames.stride(0), weight.data_ptr(), weight.stride(0))
-    return _Modality(*vectors, *matrices, _address(cu_seqlens), *frames.shape, *map(_address, gradients))
-
-
-def _run(name: str, call: _Call) -> None:
-    if cpu_library.run(f"cms_attention_{name}", call) == 1:
-        raise ValueError("cu_seqlens must start at 0, never fall, and end at or below the number of rows.")
+    token_gate: Tensor, frame_gate: Tensor, frames: Tensor, weight: Tensor, cu_seqlens: Tensor, gradients: list[int]
+) -> tuple[int, ...]:
+    """``Modality`` of the C++."""
+    tensors = (token_gate, frame_gate, frames, weight)
+    placed = (number for x in tensors for number in (x.data_ptr(), x.stride(0)))
+    return (*placed, cu_seqlens.data_ptr(), *frames.shape, *gradients)
 
 
 # ------------------------------------------------------------------ registered operators
@@ -177,18 +141,30 @@ _ARGUMENTS = ", ".join(
     ]
 )
 _LIBRARY = torch.library.Library("cmsbert_fast", "FRAGMENT")
-_LIBRARY.define(f"cms_attention_cpu_forward({_ARGUMENTS}) -> (Tensor out, Tensor mean, Tensor softmax)")
-_LIBRARY.define(
-    f"cms_attention_cpu_backward(Tensor d_out, Tensor mean, Tensor softmax, bool[] wanted, {_ARGUMENTS}) -> Tensor[]"
-)
+_SAVED = "Tensor mean, Tensor shift, Tensor softmax"
+_LIBRARY.define(f"cms_attention_cpu_forward({_ARGUMENTS}, bool for_backward) -> (Tensor out, {_SAVED})")
+_LIBRARY.define(f"cms_attention_cpu_backward(Tensor d_out, {_SAVED}, bool[] wanted, {_ARGUMENTS}) -> Tensor[]")
 
 
-def _outputs(query: Tensor, frames: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty z (T, H, d_h), mean frames (T, K), both modalities' sizes rounded up to 16, and softmax (H, T, 2)."""
-    columns = sum(-(-x.shape[1] // 16) * 16 for x in frames if x is not None)
-    mean = query.new_empty(query.shape[0], columns, dtype=torch.float32)
-    softmax = query.new_empty(query.shape[1], query.shape[0], 2, dtype=torch.float32)
-    return torch.empty_like(query, memory_format=torch.contiguous_format), mean, softmax
+def _outputs(
+    query: Tensor, frames: tuple[Tensor | None, Tensor | None], for_backward: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Empty z (T, H, d_h), mean frames (T, K), shifts (H, T, d_h), of no elements if not kept, and softmax (H, T, 2).
+
+    K is both modalities' sizes, each rounded up to 16; the shifts' d_h is too.
+    """
+
+    def rounded_up(size: int) -> int:
+        return -(-size // 16) * 16
+
+    rows, heads, head_size = query.shape
+    columns = sum(rounded_up(x.shape[1]) for x in frames if x is not None)
+    shift_size = rounded_up(head_size) if for_backward and columns else 0
+    mean, shift, softmax = (
+        query.new_empty(shape, dtype=torch.float32)
+        for shape in ((rows, columns), (heads, rows, shift_size), (heads, rows, 2))
+    )
+    return torch.empty_like(query, memory_format=torch.contiguous_format), mean, shift, softmax
 
 
 def _gradients(wanted: list[bool], tensors: Sequence[Any]) -> list[Tensor]:
@@ -203,17 +179,19 @@ def _gradients(wanted: list[bool], tensors: Sequence[Any]) -> list[Tensor]:
     return result
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, activation, scale, dropout_p = arguments
-    outputs = _outputs(tensors[0], (tensors[5], tensors[10]))
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *tensors, activation, scale, dropout_p, _ = arguments
+    outputs = _forward_fake(*arguments)
     _launch("forward", tensors, activation, scale, dropout_p, *outputs)
     return outputs
 
 
-def _backward(d_out: Tensor, mean: Tensor, softmax: Tensor, wanted: list[bool], *arguments: Any) -> list[Tensor]:
+def _backward(
+    d_out: Tensor, mean: Tensor, shift: Tensor, softmax: Tensor, wanted: list[bool], *arguments: Any
+) -> list[Tensor]:
     *tensors, activation, scale, dropout_p = arguments
     gradients = _gradients(wanted, tensors)
-    _launch("backward", tensors, activation, scale, dropout_p, None, mean, softmax, d_out, gradients, wanted)
+    _launch("backward", tensors, activation, scale, dropout_p, None, mean, shift, softmax, d_out, gradients, wanted)
     return gradients
 
 
@@ -225,32 +203,34 @@ def _launch(
     dropout_p: float,
     out: Tensor | None,
     mean: Tensor,
+    shift: Tensor,
     softmax: Tensor,
     d_out: Tensor | None = None,
     gradients: list[Tensor] | None = None,
     wanted: list[bool] | None = None,
 ) -> None:
-    query, key, value = (_rows(x) for x in tensors[:3])
-    modalities = []
-    alive = [query, key, value]  # what the pointers point into
+    query, key, value = alive = [_rows(x) for x in tensors[:3]]  # what the pointers point into
+    modalities: list[int] = []
     for m in range(2):
         token_gate, frame_gate, frames, weight, cu_seqlens = tensors[3 + 5 * m : 8 + 5 * m]
-        if frames is not None:
-            frames, weight, cu_seqlens = _rows(frames), _rows(weight), cu_seqlens.contiguous()
-            alive += [frames, weight, cu_seqlens]
-        to: list[Tensor | None] = [None] * 4
+        if frames is None:
+            modalities += [0] * 15
+            continue
+        to = [0] * 4
         if gradients is not None and wanted is not None:
             asked = (True, True, *wanted[2 * m : 2 * m + 2])
-            to = [x if ask else None for x, ask in zip(gradients[3 + 4 * m : 7 + 4 * m], asked, strict=True)]
-        modalities.append(_modality(token_gate, frame_gate, frames, weight, cu_seqlens, to))
+            to = [x.data_ptr() if ask else 0 for x, ask in zip(gradients[3 + 4 * m : 7 + 4 * m], asked, strict=True)]
+        frames, weight, cu_seqlens = _rows(frames), _rows(weight), cu_seqlens.contiguous()
+        alive += [frames, weight, cu_seqlens]
+        modalities += _modality(token_gate, frame_gate, frames, weight, cu_seqlens, to)
     cu_seqlens, seed = tensors[13].contiguous(), tensors[14]
     if d_out is not None:
         d_out = _rows(d_out)
-    call = _Call(
-        _heads(query),
-        _heads(key),
-        _heads(value),
-        _Heads() if d_out is None else _heads(d_out),
+    call = _CALL.pack(
+        *_heads(query),
+        *_heads(key),
+        *_heads(value),
+        *_heads(d_out),
         cu_seqlens.data_ptr(),
         cu_seqlens.shape[0] - 1,
         *query.shape,
@@ -262,19 +242,23 @@ def _launch(
         _address(out),
         *(map(_address, gradients[:3]) if gradients is not None else (0, 0, 0)),
         mean.data_ptr(),
+        shift.data_ptr(),
         softmax.data_ptr(),
         torch.get_num_threads(),
         cpu_library.parallel_loop(),
-        (_Modality * 2)(*modalities),
+        *modalities,
     )
-    _run(name, call)
+    if cpu_library.run(f"cms_attention_{name}", call) == 1:
+        raise ValueError("cu_seqlens must start at 0, never fall, and end at or below the number of rows.")
 
 
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _outputs(arguments[0], (arguments[5], arguments[10]))
+def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _outputs(arguments[0], (arguments[5], arguments[10]), arguments[-1])
 
 
-def _backward_fake(d_out: Tensor, mean: Tensor, softmax: Tensor, wanted: list[bool], *arguments: Any) -> list[Tensor]:
+def _backward_fake(
+    d_out: Tensor, mean: Tensor, shift: Tensor, softmax: Tensor, wanted: list[bool], *arguments: Any
+) -> list[Tensor]:
     return _gradients(wanted, arguments)
 
 
@@ -288,22 +272,22 @@ class _CMSAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        out, mean, softmax = torch.ops.cmsbert_fast.cms_attention_cpu_forward(*arguments)
-        ctx.options = arguments[15:]
-        ctx.save_for_backward(*arguments[:15], mean, softmax)
+        out, *kept = torch.ops.cmsbert_fast.cms_attention_cpu_forward(*arguments)
+        ctx.options = arguments[15:-1]
+        ctx.save_for_backward(*arguments[:15], *kept)
         return out
 
     @staticmethod
     @once_differentiable("cms_attention")
     def backward(ctx: Any, saved: tuple[Any, ...], d_out: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, mean, softmax = saved
+        tensors, kept = saved[:15], saved[15:]
         wanted = ctx.needs_input_grad
         dq, dk, dv, *rest = torch.ops.cmsbert_fast.cms_attention_cpu_backward(
-            d_out, mean, softmax, [wanted[5], wanted[6], wanted[10], wanted[11]], *tensors, *ctx.options
+            d_out, *kept, [wanted[5], wanted[6], wanted[10], wanted[11]], *tensors, *ctx.options
         )
         gradients: list[Tensor | None] = [dq, dk, dv]
         for m in range(2):
             needed = wanted[3 + 5 * m : 7 + 5 * m]
             gradients += [x if need else None for x, need in zip(rest[4 * m : 4 * m + 4], needed, strict=True)]
             gradients.append(None)
-        return (*gradients, *[None] * 5)
+        return (*gradients, *[None] * 6)

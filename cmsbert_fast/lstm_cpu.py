@@ -3,7 +3,7 @@
 Rows are in the order of a PackedSequence: step by step, within a step the longest sequence first.
 """
 
-import ctypes
+import struct
 
 import torch
 from torch import Tensor
@@ -19,16 +19,7 @@ def is_wanted(frames: Tensor, backend: str = "auto") -> bool:
     return frames.device.type == "cpu" and frames.dtype == torch.float32 and cpu_library.why_not() is None
 
 
-class _LSTM(ctypes.Structure):
-    """``LSTM`` of the C++, pointers as integers."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in (
-            *("batch_sizes", "steps", "size", "weight", "weight_stride"),
-            *("gates", "hidden", "cells", "d_hidden", "d_gates", "threads", "parallel"),
-        )
-    )
+_CALL = struct.Struct("=12q")  # ``LSTM`` of the C++; pointers are integers
 
 
 def forward(batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, hidden: Tensor, cells: Tensor) -> None:
@@ -63,7 +54,7 @@ def _run(
 ) -> None:
     if weight_hh.stride(1) != 1:
         weight_hh = weight_hh.contiguous()
-    call = _LSTM(
+    call = _CALL.pack(
         batch_sizes.data_ptr(),
         len(batch_sizes),
         weight_hh.shape[1],

@@ -319,19 +319,41 @@ def test_only_what_is_asked_for_gets_a_gradient():
 
 
 @needs_compiler
-def test_what_is_kept_for_backward_is_linear_in_the_length():
+@pytest.mark.parametrize("shifted", [True, False])
+def test_what_is_kept_for_backward_is_linear_in_the_length(shifted):
     kept = []
 
     def pack(tensor):
         kept.append(tensor.numel())
         return tensor
 
-    n, heads, head_size = 400, 2, 64
+    n, heads, head_size = 400, 2, 40
     leaves, *rest = make(([n], [n], [n]), (heads, head_size, 47, 74), extra_rows=0)
+    if not shifted:
+        leaves, rest[0] = leaves[:3], [None, None]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         call(leaves, *rest, backend="cpu", dropout_p=0.1)
     own = sum(kept) - sum(x.numel() for x in leaves)  # beyond the inputs
-    assert own <= n * (48 + 80 + 2 * heads) + 16
+    assert own <= n * (shifted * (48 + 80 + 48 * heads) + 2 * heads) + 16
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shifted", "for_backward", "shape"),
+    [(True, True, (2, 30, 48)), (True, False, (2, 30, 0)), (False, True, (2, 30, 0))],
+)
+def test_shifts_are_kept_for_a_backward_pass_only(shifted, for_backward, shape):
+    n, heads, head_size = 30, 2, 40
+    leaves, shifts, arguments = make(([n], [n], [n]), (heads, head_size, 47, 74), extra_rows=0)
+    tensors = [x.detach() for x in leaves]
+    modalities = (*tensors[3:7], shifts[0][0], *tensors[7:], shifts[1][0]) if shifted else (None,) * 10
+    options = (arguments["cu_seqlens"], None, "relu", 0.1, 0.0, for_backward)
+    z, _, kept, _ = torch.ops.cmsbert_fast.cms_attention_cpu_forward(*tensors[:3], *modalities, *options)
+    assert kept.shape == shape
+    others = torch.ops.cmsbert_fast.cms_attention_cpu_forward(
+        *tensors[:3], *modalities, *options[:-1], not for_backward
+    )
+    assert torch.equal(z, others[0])
 
 
 @needs_compiler
@@ -350,7 +372,7 @@ def operator_arguments(dropout_p):
     tensors = [x.detach() for x in leaves]
     seed = torch.tensor([7]) if dropout_p else None
     modalities = (*tensors[3:7], shifts[0][0], *tensors[7:], shifts[1][0])
-    return (*tensors[:3], *modalities, arguments["cu_seqlens"], seed, "tanh", 0.5, dropout_p)
+    return (*tensors[:3], *modalities, arguments["cu_seqlens"], seed, "tanh", 0.5, dropout_p)  # of both operators
 
 
 @needs_compiler
@@ -359,8 +381,9 @@ def test_operators_pass_opcheck(poisoned, dropout_p):
     arguments = operator_arguments(dropout_p)
     operators = torch.ops.cmsbert_fast
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(operators.cms_attention_cpu_forward.default, arguments, test_utils=tests)
-    out, *saved = operators.cms_attention_cpu_forward(*arguments)
+    for for_backward in (False, True):
+        torch.library.opcheck(operators.cms_attention_cpu_forward.default, (*arguments, for_backward), test_utils=tests)
+    out, *saved = operators.cms_attention_cpu_forward(*arguments, True)
     assert all(x.isfinite().all() for x in saved)  # also where no sequence is
     backward = (torch.ones_like(out), *saved, [True, True, False, True], *arguments)
     torch.library.opcheck(operators.cms_attention_cpu_backward.default, backward, test_utils=tests)

@@ -5,8 +5,9 @@
 // Every matrix product is one register-blocked kernel, C = A B or C += A B, with A of any strides and the rows of B and
 // C padded to whole vectors. All arithmetic is float32. A task owns what it writes and sums in a fixed order: results
 // do not depend on the number of threads. Queries go in blocks of QUERIES rows against all keys, so that scratch memory
-// is linear in the length. From forward to backward only the mean frames (T, K) and each row's maximum and inverse sum
-// of the softmax (H, T, 2) are kept: apart, as their log-sum-exp in float32 would lose digits where scores are large.
+// is linear in the length. From forward to backward are kept the mean frames (T, K), the shifts a (H, T, d_h), whose
+// product would be a fifth of the backward pass, and each row's maximum and inverse sum of the softmax (H, T, 2): apart,
+// as their log-sum-exp in float32 would lose digits where scores are large.
 
 #include "common.h"
 
@@ -115,6 +116,15 @@ inline void assign(BFloat16& y, float x) {  // rounds to nearest, ties to even
     y.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
 }
 
+inline Vec load_elements(const float* x) { return load(x); }
+inline Vec load_elements(const BFloat16* x) {
+    typedef uint16_t Bits __attribute__((vector_size(LANES * 2)));
+    typedef uint32_t Wide __attribute__((vector_size(LANES * 4)));
+    Bits bits;
+    std::memcpy(&bits, x, sizeof bits);
+    return reinterpret_cast<Vec>(__builtin_convertvector(bits, Wide) << 16);
+}
+
 // Row of n elements -> n_padded floats, the rest 0.
 template <class T>
 inline void load_row(float* to, const T* from, int64_t n, int64_t n_padded) {
@@ -162,7 +172,7 @@ struct Call {
     const int64_t* seed;  // null = no dropout
     double dropout_p;
     void *out, *d_query, *d_key, *d_value;  // contiguous
-    float *mean, *softmax;                  // (T, K), (H, T, 2)
+    float *mean, *shift, *softmax;          // (T, K), (H, T, d_h padded) or null = not kept, (H, T, 2)
     int64_t threads;
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
     Modality modalities[2];
@@ -208,7 +218,7 @@ class Attention {
   public:
     explicit Attention(const Call& call)
         : call_(call),
-          head_padded_(padded(call.head_size)),
+          head_padded_(multiple(call.head_size, 16)),
           size_{padded_size(call.modalities[0]), padded_size(call.modalities[1])},
           depth_(size_[0] + size_[1]),
           status_(DONE) {
@@ -224,30 +234,42 @@ class Attention {
         if (status_ != DONE) return status_;
         float* transposed = call_scratch.take(call_.heads * depth_ * head_padded_, status_);
         if (status_ != DONE) return status_;
-        mean_frames();
-        pack_weights(transposed, nullptr);
+        if (depth_) {
+            const int64_t blocks = (longest_ + QUERIES - 1) / QUERIES;
+            for_each(call_, call_.heads + call_.batch * blocks, 1, [&](int64_t task) {
+                if (task < call_.heads) {
+                    float* weight = thread_scratch.take(head_padded_ * depth_, status_);
+                    if (weight == nullptr) return;
+                    pack_weight(task, weight);
+                    transpose(transposed + task * depth_ * head_padded_, head_padded_, weight, depth_, head_padded_,
+                              depth_);
+                } else {
+                    mean_frames((task - call_.heads) / blocks, (task - call_.heads) % blocks * QUERIES);
+                }
+            });
+        }
         if (status_ != DONE) return status_;
-        for_each(call_, call_.heads * call_.batch, 4, [&](int64_t task) {
-            forward_head(task / call_.batch, task % call_.batch, transposed);
-        });
+        for_each_head([&](int64_t b, int64_t head) { forward_head(b, head, transposed); });
         zero_tail(static_cast<T*>(call_.out), call_.heads * call_.head_size, call_.cu_seqlens, call_.rows);
         zero_tail(call_.mean, depth_, call_.cu_seqlens, call_.rows);
-        for (int64_t head = 0; head < call_.heads; ++head)
+        for (int64_t head = 0; head < call_.heads; ++head) {
             zero_tail(call_.softmax + head * call_.rows * 2, 2, call_.cu_seqlens, call_.rows);
+            if (depth_ && call_.shift != nullptr)
+                zero_tail(call_.shift + head * call_.rows * head_padded_, head_padded_, call_.cu_seqlens, call_.rows);
+        }
         return status_;
     }
 
     int backward() {
         if (status_ != DONE) return status_;
         const int64_t weights = call_.heads * depth_ * head_padded_, shifts = call_.heads * call_.rows * head_padded_;
-        float* transposed = call_scratch.take(2 * weights + (depth_ ? shifts : 0) + call_.rows * depth_, status_);
+        float* weight = call_scratch.take(weights + (depth_ ? shifts : 0) + call_.rows * depth_, status_);
         if (status_ != DONE) return status_;
-        float* weight = transposed + weights;
         float* d_shift = depth_ ? weight + weights : nullptr;  // (H, T, d_h padded)
         float* d_mean = weight + weights + shifts;             // (T, K)
-        pack_weights(transposed, weight);
-        for_each(call_, call_.heads * call_.batch, 4, [&](int64_t task) {
-            backward_head(task / call_.batch, task % call_.batch, transposed, d_shift);
+        for_each_head([&](int64_t b, int64_t head) {
+            if (b == 0 && depth_) pack_weight(head, weight + head * head_padded_ * depth_);
+            backward_head(b, head, d_shift);
         });
         for (void* gradient : {call_.d_query, call_.d_key, call_.d_value})
             zero_tail(static_cast<T*>(gradient), call_.heads * call_.head_size, call_.cu_seqlens, call_.rows);
@@ -276,6 +298,7 @@ class Attention {
 
   private:
     static constexpr int64_t BLOCK = 24;  // rows a task takes of the products over all tokens
+    static constexpr int64_t HEADS_AT_ONCE = 6;  // of a sequence, by one thread, which fetches the next while it computes
 
     // The columns a modality has in `mean`: the same on every CPU, because the caller allocates it.
     static int64_t padded_size(const Modality& modality) { return multiple(modality.size, 16); }
@@ -298,26 +321,26 @@ class Attention {
         for (int64_t i = cu_seqlens[call_.batch] * columns; i < rows * columns; ++i) x[i] = Element{};
     }
 
-    // The shift weights with head as the first axis: `transposed` (H, K, d_h padded), `weight` (H, d_h padded, K) or
-    // null. K is the axis of the mean frames: the face's, padded, then the voice's.
-    void pack_weights(float* transposed, float* weight) {
-        if (!depth_) return;
-        for_each(call_, call_.heads, 1, [&](int64_t head) {
-            float* rows = thread_scratch.take(head_padded_ * depth_, status_);
-            if (rows == nullptr) return;
-            if (weight != nullptr) rows = weight + head * head_padded_ * depth_;
-            std::fill(rows + call_.head_size * depth_, rows + head_padded_ * depth_, 0.0f);
-            for (int m = 0; m < 2; ++m) {
-                const Modality& modality = call_.modalities[m];
-                for (int64_t d = 0; size_[m] && d < call_.head_size; ++d) {
-                    const int64_t row = head * call_.head_size + d;
-                    load_row(rows + d * depth_ + m * size_[0],
-                             static_cast<const T*>(modality.weight) + row * modality.weight_stride, modality.size,
-                             size_[m]);
-                }
+    // body(sequence, head): a sequence's heads one after the other, because they lie beside each other in memory.
+    template <class Body>
+    void for_each_head(const Body& body) const {
+        for_each(call_, call_.batch * call_.heads, HEADS_AT_ONCE,
+                 [&](int64_t task) { body(task / call_.heads, task % call_.heads); });
+    }
+
+    // A head's rows of both shift weights -> (d_h padded, K). K is the axis of the mean frames: the face's, padded,
+    // then the voice's.
+    void pack_weight(int64_t head, float* rows) const {
+        std::fill(rows + call_.head_size * depth_, rows + head_padded_ * depth_, 0.0f);
+        for (int m = 0; m < 2; ++m) {
+            const Modality& modality = call_.modalities[m];
+            for (int64_t d = 0; size_[m] && d < call_.head_size; ++d) {
+                const int64_t row = head * call_.head_size + d;
+                load_row(rows + d * depth_ + m * size_[0],
+                         static_cast<const T*>(modality.weight) + row * modality.weight_stride, modality.size,
+                         size_[m]);
             }
-            transpose(transposed + head * depth_ * head_padded_, head_padded_, rows, depth_, head_padded_, depth_);
-        });
+        }
     }
 
     // The frames of a sequence, (n, size padded).
@@ -334,64 +357,57 @@ class Attention {
         std::fill(to + n, to + padded(n), 0.0f);
     }
 
-    // m_i = 1/N_m sum_j act(p_i + r_j) x_j for all tokens -> mean (T, K).
-    void mean_frames() {
-        if (!depth_) return;
-        const int64_t blocks = (longest_ + QUERIES - 1) / QUERIES;
-        for_each(call_, call_.batch * blocks, 1, [&](int64_t task) {
-            const int64_t b = task / blocks, start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start;
-            const int64_t first = task % blocks * QUERIES, n_tokens = std::min(QUERIES, n - first);
-            if (n_tokens <= 0) return;
-            for (int m = 0; m < 2; ++m) {
-                if (!size_[m]) continue;
-                const Modality& modality = call_.modalities[m];
-                const int64_t first_frame = modality.cu_seqlens[b];
-                const int64_t n_frames = modality.cu_seqlens[b + 1] - first_frame, width = padded(n_frames);
-                float* frames =
-                    thread_scratch.take(n_frames * size_[m] + (QUERIES + 1) * width + padded(QUERIES), status_);
-                if (frames == nullptr) return;
-                float *frame_gate = frames + n_frames * size_[m], *gates = frame_gate + width;
-                float* token_gate = gates + QUERIES * width;
-                load_frames(m, first_frame, n_frames, frames);
-                load_gates(modality.frame_gate, modality.frame_gate_stride, first_frame, n_frames, frame_gate);
-                load_gates(modality.token_gate, modality.token_gate_stride, start + first, n_tokens, token_gate);
-                const float share = 1.0f / static_cast<float>(std::max<int64_t>(n_frames, 1));
-                for (int64_t i = 0; i < n_tokens; ++i)
-                    for (int64_t j = 0; j < width; j += LANES) {
-                        Vec gate, slope;
-                        activate(call_.activation, token_gate[i] + load(frame_gate + j), gate, slope);
-                        store(gates + i * width + j, gate * share);
-                    }
-                product(n_tokens, size_[m], n_frames, gates, width, 1, frames, size_[m],
-                        call_.mean + (start + first) * depth_ + m * size_[0], depth_);
-            }
-        });
+    // m_i = 1/N_m sum_j act(p_i + r_j) x_j of a block of a sequence's tokens -> mean (T, K).
+    void mean_frames(int64_t b, int64_t first) {
+        const int64_t start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start;
+        const int64_t n_tokens = std::min(QUERIES, n - first);
+        if (n_tokens <= 0) return;
+        for (int m = 0; m < 2; ++m) {
+            if (!size_[m]) continue;
+            const Modality& modality = call_.modalities[m];
+            const int64_t first_frame = modality.cu_seqlens[b];
+            const int64_t n_frames = modality.cu_seqlens[b + 1] - first_frame, width = padded(n_frames);
+            float* frames = thread_scratch.take(n_frames * size_[m] + (QUERIES + 1) * width + padded(QUERIES), status_);
+            if (frames == nullptr) return;
+            float *frame_gate = frames + n_frames * size_[m], *gates = frame_gate + width;
+            float* token_gate = gates + QUERIES * width;
+            load_frames(m, first_frame, n_frames, frames);
+            load_gates(modality.frame_gate, modality.frame_gate_stride, first_frame, n_frames, frame_gate);
+            load_gates(modality.token_gate, modality.token_gate_stride, start + first, n_tokens, token_gate);
+            const float share = 1.0f / static_cast<float>(std::max<int64_t>(n_frames, 1));
+            for (int64_t i = 0; i < n_tokens; ++i)
+                for (int64_t j = 0; j < width; j += LANES) {
+                    Vec gate, slope;
+                    activate(call_.activation, token_gate[i] + load(frame_gate + j), gate, slope);
+                    store(gates + i * width + j, gate * share);
+                }
+            product(n_tokens, size_[m], n_frames, gates, width, 1, frames, size_[m],
+                    call_.mean + (start + first) * depth_ + m * size_[0], depth_);
+        }
     }
 
     // x, or factor (x + a), of one head of one sequence -> (n, d_h padded).
     void load_head(const Heads& x, int64_t head, int64_t start, int64_t n, float* to, const float* shift = nullptr,
                    float factor = 1) const {
-        for (int64_t i = 0; i < n; ++i) {
-            float* row = to + i * head_padded_;
-            load_row(row, static_cast<const T*>(x.data) + (start + i) * x.row + head * x.head, call_.head_size,
-                     head_padded_);
-            for (int64_t d = 0; shift != nullptr && d < head_padded_; d += LANES)
-                store(row + d, (load(row + d) + load(shift + i * head_padded_ + d)) * factor);
-        }
+        const T* from = static_cast<const T*>(x.data) + start * x.row + head * x.head;
+        const int64_t whole = call_.head_size / LANES * LANES;
+        float last[LANES];
+        for (int64_t i = 0; i < n; ++i, from += x.row, to += head_padded_)
+            for (int64_t d = 0; d < head_padded_; d += LANES) {
+                __builtin_prefetch(from + x.head + d);  // the next head's: rows are too short for the hardware to see
+                if (d >= whole) load_row(last, from + d, std::max<int64_t>(call_.head_size - d, 0), LANES);
+                Vec element = d < whole ? load_elements(from + d) : load(last);
+                if (shift != nullptr) element += load(shift + i * head_padded_ + d);
+                store(to + d, element * factor);
+            }
     }
 
     // The tiles scale (q + a), k + a and v + a. With the scale in the queries, forward and backward see the same scores
     // to the bit.
-    void load_tiles(int64_t head, int64_t start, int64_t n, const float* transposed, float* a, float* q, float* k,
-                    float* v) const {
-        if (depth_)
-            product(n, head_padded_, depth_, call_.mean + start * depth_, depth_, 1,
-                    transposed + head * depth_ * head_padded_, head_padded_, a, head_padded_);
-        else
-            std::fill(a, a + n * head_padded_, 0.0f);
-        load_head(call_.query, head, start, n, q, a, static_cast<float>(call_.scale));
-        load_head(call_.key, head, start, n, k, a);
-        load_head(call_.value, head, start, n, v, a);
+    void load_tiles(int64_t head, int64_t start, int64_t n, const float* shift, float* q, float* k, float* v) const {
+        load_head(call_.query, head, start, n, q, shift, static_cast<float>(call_.scale));
+        load_head(call_.key, head, start, n, k, shift);
+        load_head(call_.value, head, start, n, v, shift);
     }
 
     void drop(int64_t b, int64_t head, int64_t first, int64_t n_queries, int64_t n_keys, float* factors) const {
@@ -401,17 +417,24 @@ class Attention {
                             static_cast<float>(call_.dropout_p), factors + i * padded(n_keys), padded(n_keys));
     }
 
-    void forward_head(int64_t head, int64_t b, const float* transposed) {
+    void forward_head(int64_t b, int64_t head, const float* transposed) {
         const int64_t start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start, width = padded(n);
         if (n == 0) return;
         const int64_t tile = n * head_padded_, blocked = std::min(QUERIES, multiple(n, 4));
-        float* a = thread_scratch.take(
+        float* q = thread_scratch.take(
             4 * tile + head_padded_ * width + blocked * (2 * width + head_padded_), status_);
-        if (a == nullptr) return;
-        float *q = a + tile, *k = q + tile, *v = k + tile, *k_transposed = v + tile;
+        if (q == nullptr) return;
+        float *k = q + tile, *v = k + tile, *shift = v + tile, *k_transposed = shift + tile;
+        if (!depth_)
+            shift = nullptr;
+        else if (call_.shift != nullptr)
+            shift = call_.shift + (head * call_.rows + start) * head_padded_;
         float *scores = k_transposed + head_padded_ * width, *factors = scores + blocked * width;
         float* z = factors + blocked * width;
-        load_tiles(head, start, n, transposed, a, q, k, v);
+        if (shift != nullptr)
+            product(n, head_padded_, depth_, call_.mean + start * depth_, depth_, 1,
+                    transposed + head * depth_ * head_padded_, head_padded_, shift, head_padded_);
+        load_tiles(head, start, n, shift, q, k, v);
         transpose(k_transposed, width, k, head_padded_, n, call_.head_size);
 
         for (int64_t first = 0; first < n; first += QUERIES) {
@@ -452,16 +475,16 @@ class Attention {
     }
 
     // dq, dk, dv of one head of one sequence, and da = dq + dk + dv.
-    void backward_head(int64_t head, int64_t b, const float* transposed, float* d_shift) {
+    void backward_head(int64_t b, int64_t head, float* d_shift) {
         const int64_t start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start, width = padded(n);
         if (n == 0) return;
         const int64_t tile = n * head_padded_, blocked = std::min(QUERIES, multiple(n, 4));
-        float* a = thread_scratch.take(8 * tile + 2 * head_padded_ * width + 3 * blocked * width, status_);
-        if (a == nullptr) return;
-        float *q = a + tile, *k = q + tile, *v = k + tile, *dz = v + tile, *dq = dz + tile, *dk = dq + tile;
+        float* q = thread_scratch.take(7 * tile + 2 * head_padded_ * width + 3 * blocked * width, status_);
+        if (q == nullptr) return;
+        float *k = q + tile, *v = k + tile, *dz = v + tile, *dq = dz + tile, *dk = dq + tile;
         float *dv = dk + tile, *k_transposed = dv + tile, *v_transposed = k_transposed + head_padded_ * width;
         float *p = v_transposed + head_padded_ * width, *ds = p + blocked * width, *factors = ds + blocked * width;
-        load_tiles(head, start, n, transposed, a, q, k, v);
+        load_tiles(head, start, n, depth_ ? call_.shift + (head * call_.rows + start) * head_padded_ : nullptr, q, k, v);
         load_head(call_.d_out, head, start, n, dz);
         transpose(k_transposed, width, k, head_padded_, n, call_.head_size);
         transpose(v_transposed, width, v, head_padded_, n, call_.head_size);
