@@ -71,7 +71,7 @@ def hidden_and_gradients(lstm, frames, packing, backend):
 # Sizes: parts of a vector, several panels; the depth of a sum's first part (256). Sequences: several groups of rows.
 @needs_compiler
 @pytest.mark.parametrize("size", [1, 4, 16, 67, 300])
-@pytest.mark.parametrize("lengths", [*LENGTHS, [5, 3, 0, 7, 1] * 8, [40, 2, 2], [3] * 25], ids=str)
+@pytest.mark.parametrize("lengths", [*LENGTHS, [0, 40], [5, 3, 0, 7, 1] * 8, [40, 2, 2], [3] * 25], ids=str)
 def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths, size):
     """The largest error is at most 2 times (gradients: 3 times) that of the loop of PyTorch's operators."""
     poison = torch.empty
@@ -97,16 +97,16 @@ def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths,
 
 
 @needs_compiler
-def test_the_compiled_recurrence_does_not_depend_on_threads():
-    lengths = [9, 0, 50, 3, 3, 21] * 4
+@pytest.mark.parametrize(("lengths", "size"), [([9, 0, 50, 3, 3, 21] * 4, 200), ([40], 450)], ids=["many", "one"])
+def test_the_compiled_recurrence_does_not_depend_on_threads(lengths, size):
     sizes = (torch.arange(max(lengths))[:, None] < torch.tensor(lengths)).sum(dim=1)
-    weight = torch.randn(800, 200, generator=torch.Generator().manual_seed(0)) * 200**-0.5
+    weight = torch.randn(4 * size, size, generator=torch.Generator().manual_seed(0)) * size**-0.5
     results = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            gates, hidden, cells = (torch.full((sum(lengths), n * 200), 0.1) for n in (4, 1, 1))
+            gates, hidden, cells = (torch.full((sum(lengths), n * size), 0.1) for n in (4, 1, 1))
             lstm_cpu.forward(sizes, weight, gates, hidden, cells)
             d_gates = lstm_cpu.backward(sizes, weight, gates, hidden, cells, torch.ones_like(hidden))
             results.append([gates, hidden, cells, d_gates])

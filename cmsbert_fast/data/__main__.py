@@ -115,6 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(printable(f"converted to {options.target}"))
             sys.stdout.flush()
             return 0
+        if options.id is not None and options.picture is None:
+            raise DataError("--id chooses the example to draw; add --picture FILE.")
         corpus = read_corpus(options.source, **asked)
         print(summary(corpus))
         if options.picture is not None:

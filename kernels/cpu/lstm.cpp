@@ -75,33 +75,46 @@ void panel_product(int64_t rows, int64_t depth, const float* a, int64_t a_row, c
     products[rows - 1](depth, a, a_row, panel, total);
 }
 
+float dot(const float* x, const float* y, int64_t n) {
+    Vec part[GATES] = {};  // several at a time: a sum waits for the one before it
+    int64_t k = 0;
+    for (; k + PANEL <= n; k += PANEL)
+        for (int j = 0; j < GATES; ++j) part[j] += load(x + k + j * LANES) * load(y + k + j * LANES);
+    for (; k < n; k += LANES) part[0] += load_some(x + k, n - k) * load_some(y + k, n - k);
+    return sum((part[0] + part[1]) + (part[2] + part[3]));
+}
+
 class Recurrence {
   public:
     explicit Recurrence(const LSTM& call) : call_(call), status_(DONE) {
         units_ = (call.size + LANES - 1) / LANES;
         blocks_ = (call.size + PANEL - 1) / PANEL;
-        const int64_t most = call.steps ? call.batch_sizes[0] : 0;
+        most_ = call.steps ? call.batch_sizes[0] : 0;
         // A thread's share of a step must be worth waking it up for.
-        call_.threads = std::max<int64_t>(1, std::min(call.threads, most * call.size / 512));
+        call_.threads = std::max<int64_t>(1, std::min(call.threads, most_ * GATES * call.size * call.size >> 18));
     }
 
     int forward() {
-        float* packed = call_scratch.take(units_ * call_.size * PANEL, status_);
-        if (status_ != DONE) return status_;
-        for_each(call_, units_, 1, [&](int64_t unit) { pack_units(unit, packed + unit * call_.size * PANEL); });
-        if (status_ != DONE) return status_;
+        // A single sequence reads every weight once a step: to pack them first would cost more than it saves.
+        float* packed = nullptr;
+        if (most_ > 1) {
+            packed = call_scratch.take(units_ * call_.size * PANEL, status_);
+            if (status_ != DONE) return status_;
+            for_each(call_, units_, 1, [&](int64_t unit) { pack_units(unit, packed + unit * call_.size * PANEL); });
+            if (status_ != DONE) return status_;
+        }
         for (int64_t t = 0, begin = 0; t < call_.steps; begin += call_.batch_sizes[t++]) {
             const int64_t alive = call_.batch_sizes[t], before = t ? begin - call_.batch_sizes[t - 1] : -1;
             for_each(call_, units_, 1, [&](int64_t unit) {
-                forward_units(unit, begin, before, alive, packed + unit * call_.size * PANEL);
+                forward_units(unit, begin, before, alive, packed ? packed + unit * call_.size * PANEL : nullptr);
             });
         }
         return status_;
     }
 
     int backward() {
-        const int64_t weights = blocks_ * GATES * call_.size * PANEL, most = call_.steps ? call_.batch_sizes[0] : 0;
-        float* packed = call_scratch.take(weights + most * call_.size, status_);
+        const int64_t weights = blocks_ * GATES * call_.size * PANEL;
+        float* packed = call_scratch.take(weights + most_ * call_.size, status_);
         if (status_ != DONE) return status_;
         float* d_cells = packed + weights;  // of the step after, (most, d)
         for_each(call_, blocks_, 1, [&](int64_t block) { pack_columns(block, packed); });
@@ -144,15 +157,28 @@ class Recurrence {
         }
     }
 
+    // What a panel's product with the hidden state h gives, from W_hh as it lies.
+    void row_product(int64_t unit, const float* h, Vec* total) const {
+        const int64_t first = unit * LANES, n = std::min<int64_t>(LANES, call_.size - first);
+        for (int64_t gate = 0; gate < GATES; ++gate) {
+            float lanes[LANES] = {};
+            for (int64_t i = 0; i < n; ++i)
+                lanes[i] = dot(call_.weight + (gate * call_.size + first + i) * call_.weight_stride, h, call_.size);
+            total[gate] = load(lanes);
+        }
+    }
+
     // A vector of units of all sequences of a step: gates, cell, hidden state. Rows from `begin` on; the same sequences'
-    // step before lies from `before` on, or nowhere (-1).
+    // step before lies from `before` on, or nowhere (-1). Without a panel there is one sequence.
     void forward_units(int64_t unit, int64_t begin, int64_t before, int64_t alive, const float* panel) const {
         const int64_t size = call_.size, first = unit * LANES, n = std::min<int64_t>(LANES, size - first);
         const int64_t parts = (alive + ROWS - 1) / ROWS;
         for (int64_t part = 0; part < parts; ++part) {
             const int64_t i = alive * part / parts, rows = alive * (part + 1) / parts - i;
             Vec total[ROWS][GATES] = {};
-            if (before >= 0)
+            if (before >= 0 && panel == nullptr)
+                row_product(unit, call_.hidden + before * size, total[0]);
+            else if (before >= 0)
                 panel_product(rows, size, call_.hidden + (before + i) * size, size, panel, total);
             for (int64_t r = 0; r < rows; ++r) {
                 const int64_t row = begin + i + r;
@@ -217,7 +243,7 @@ class Recurrence {
     }
 
     LSTM call_;
-    int64_t units_, blocks_;
+    int64_t units_, blocks_, most_;  // most sequences of a step
     std::atomic<int> status_;
 };
 

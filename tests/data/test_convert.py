@@ -433,6 +433,7 @@ def test_commands(
         ["inspect", str(tmp_path / "missing")],
         ["inspect", str(path), "--visual", "nothing"],
         ["inspect", str(path), "--picture", str(picture), "--id", "nobody"],
+        ["inspect", str(path), "--id", "v_2"],
         ["inspect", str(path), "--picture", str(tmp_path / "one.what")],
         ["convert", str(path), str(tmp_path / "c")],
     ):
