@@ -117,11 +117,6 @@ def cms_attention(
     return run(query, key, value, visual, acoustic, packing, attention_mask, activation, scale, dropout_p)
 
 
-_FLOATING = {
-    modality: tuple(f"{modality}.{field}" for field in ModalityShift._fields[:4]) for modality in ("visual", "acoustic")
-}
-
-
 def choose_backend(query: Tensor, backend: str = "auto") -> str:
     """Which backend :func:`cms_attention` runs for queries like these: the answer to "what did auto pick?".
 
@@ -197,6 +192,12 @@ def _cast_for_autocast(
     return query.to(dtype), key.to(dtype), value.to(dtype), cast(visual), cast(acoustic)
 
 
+# Made once: a call has little to do for one utterance.
+_FLOATING = {
+    modality: tuple(f"{modality}.{field}" for field in ModalityShift._fields[:4]) for modality in ("visual", "acoustic")
+}
+
+
 def _check(
     query: Tensor,
     key: Tensor,
@@ -236,7 +237,7 @@ def _check(
     for name, modality in (("visual", visual), ("acoustic", acoustic)):
         if modality is not None:
             _check_modality(name, modality, query, cu_seqlens)
-            floating |= zip(_FLOATING[name], modality[:4], strict=True)
+            floating.update(zip(_FLOATING[name], modality[:4], strict=True))
     for name, tensor in floating.items():
         if tensor.dtype != query.dtype:
             raise TypeError(f"{name} is {tensor.dtype} but query is {query.dtype}; give all of them one dtype.")

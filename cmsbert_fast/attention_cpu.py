@@ -159,7 +159,8 @@ def _outputs(
 
     rows, heads, head_size = query.shape
     columns = sum(rounded_up(x.shape[1]) for x in frames if x is not None)
-    shift_size = rounded_up(head_size) if for_backward and columns else 0
+    shifted = any(x is not None for x in frames)
+    shift_size = rounded_up(head_size) if for_backward and shifted else 0
     mean, shift, softmax = (
         query.new_empty(shape, dtype=torch.float32)
         for shape in ((rows, columns), (heads, rows, shift_size), (heads, rows, 2))
@@ -190,6 +191,8 @@ def _backward(
     d_out: Tensor, mean: Tensor, shift: Tensor, softmax: Tensor, wanted: list[bool], *arguments: Any
 ) -> list[Tensor]:
     *tensors, activation, scale, dropout_p = arguments
+    if mean.shape[1] and not shift.shape[2]:
+        raise ValueError("the forward pass kept nothing for a backward pass; call it with for_backward=True.")
     gradients = _gradients(wanted, tensors)
     _launch("backward", tensors, activation, scale, dropout_p, None, mean, shift, softmax, d_out, gradients, wanted)
     return gradients
@@ -242,7 +245,7 @@ def _launch(
         _address(out),
         *(map(_address, gradients[:3]) if gradients is not None else (0, 0, 0)),
         mean.data_ptr(),
-        shift.data_ptr(),
+        shift.data_ptr(),  # 0 where it has no elements
         softmax.data_ptr(),
         torch.get_num_threads(),
         cpu_library.parallel_loop(),

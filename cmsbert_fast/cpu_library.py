@@ -44,7 +44,8 @@ def run(name: str, call: bytes) -> int:
 
 
 def most_scratch_bytes() -> int:
-    """The most memory that the library held beside its callers' tensors since the last call of this; 0 without it."""
+    """What calls of the library took beside their callers' tensors since the last call of this, of every thread the
+    most; 0 without the library."""
     library = cpu_build.load()
     if isinstance(library, str):
         return 0

@@ -29,6 +29,7 @@ CASES = {
     "no frames anywhere": ([4, 2], [0, 0], [0, 0]),
     "one utterance without frames": ([4, 2], [3, 0], [0, 5]),
     "an utterance without tokens": ([4, 0, 17], [3, 2, 1], [1, 1, 5]),
+    "a first utterance without tokens": ([0, 5], [2, 3], [1, 4]),
     "visual only": ([16, 2], [3, 16], None),
     "acoustic only": ([4, 33], None, [31, 6]),
     "text only": ([4, 15], None, None),
@@ -357,6 +358,25 @@ def test_shifts_are_kept_for_a_backward_pass_only(shifted, for_backward, shape):
 
 
 @needs_compiler
+def test_nothing_is_kept_without_a_graph(monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention_cpu, "_outputs", lambda *a, f=attention_cpu._outputs: asked.append(a[-1]) or f(*a))
+    leaves, *rest = make(CASES["unequal"], DIMENSIONS[0])
+    for graph in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with graph():
+            call(leaves, *rest, backend="cpu")
+    assert asked == [False, False, True]
+
+
+@needs_compiler
+def test_a_backward_pass_of_what_kept_nothing_is_refused():
+    arguments = operator_arguments(0.0)
+    out, *saved = torch.ops.cmsbert_fast.cms_attention_cpu_forward(*arguments, False)
+    with pytest.raises(ValueError, match="call it with for_backward=True"):
+        torch.ops.cmsbert_fast.cms_attention_cpu_backward(torch.ones_like(out), *saved, [False] * 4, *arguments)
+
+
+@needs_compiler
 @pytest.mark.parametrize("cu", [[0, 3, 9], [0, 5, 3], [1, 2, 4], [0, -1, 4]])
 def test_cu_seqlens_that_point_outside_are_refused(cu):
     x = torch.randn(4, 2, 8)
@@ -408,12 +428,22 @@ def test_compiles_without_a_graph_break_for_any_lengths(backend):
 @needs_compiler
 def test_checkpointing_draws_the_same_mask():
     leaves, *rest = make(CASES["unequal"], DIMENSIONS[0])
+
+    def attention(*leaves):
+        return call(leaves, *rest, backend="cpu", dropout_p=0.4)
+
     results = []
-    for run in (call, lambda *x, **k: checkpoint(call, *x, use_reentrant=False, **k)):
+    for run in (
+        attention,
+        lambda *x: checkpoint(attention, *x, use_reentrant=False),
+        lambda *x: checkpoint(attention, *x, use_reentrant=True),
+    ):
         torch.manual_seed(5)
-        z = run(leaves, *rest, backend="cpu", dropout_p=0.4)
-        results.append(torch.autograd.grad(z.square().sum(), leaves))
-    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+        own = [x.detach().requires_grad_() for x in leaves]
+        run(*own).square().sum().backward()
+        results.append([x.grad for x in own])
+    for gradients in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], gradients, strict=True))
 
 
 @needs_compiler

@@ -177,6 +177,7 @@ struct Call {
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
     Modality modalities[2];
 };
+static_assert(sizeof(Call) == 61 * 8, "attention_cpu.py lays it out");
 }
 
 namespace {
@@ -268,6 +269,7 @@ class Attention {
         float* d_shift = depth_ ? weight + weights : nullptr;  // (H, T, d_h padded)
         float* d_mean = weight + weights + shifts;             // (T, K)
         for_each_head([&](int64_t b, int64_t head) {
+            // Read after this loop only: packed here it needs none of its own.
             if (b == 0 && depth_) pack_weight(head, weight + head * head_padded_ * depth_);
             backward_head(b, head, d_shift);
         });
@@ -298,9 +300,9 @@ class Attention {
 
   private:
     static constexpr int64_t BLOCK = 24;  // rows a task takes of the products over all tokens
-    static constexpr int64_t HEADS_AT_ONCE = 6;  // of a sequence, by one thread, which fetches the next while it computes
+    static constexpr int64_t HEADS_AT_ONCE = 6;  // one after the other by one thread, which fetches the next meanwhile
 
-    // The columns a modality has in `mean`: the same on every CPU, because the caller allocates it.
+    // The columns a modality has in `mean`: the same on every CPU, because the caller allocates it. So with `shift`.
     static int64_t padded_size(const Modality& modality) { return multiple(modality.size, 16); }
 
     // The longest sequence; notes where sequences do not lie one after the other within the rows.
@@ -324,7 +326,8 @@ class Attention {
     // body(sequence, head): a sequence's heads one after the other, because they lie beside each other in memory.
     template <class Body>
     void for_each_head(const Body& body) const {
-        for_each(call_, call_.batch * call_.heads, HEADS_AT_ONCE,
+        const int64_t tasks = call_.batch * call_.heads;  // with few of them, a smaller share for every thread
+        for_each(call_, tasks, std::max<int64_t>(1, std::min(HEADS_AT_ONCE, tasks / (2 * call_.threads))),
                  [&](int64_t task) { body(task / call_.heads, task % call_.heads); });
     }
 
@@ -627,8 +630,9 @@ int cms_attention_backward(const Call* call) {
     return status;
 }
 
-// The most bytes of scratch at a time since the last call of this.
+// Bytes of scratch that calls took since the last call of this, of every thread the most.
 int64_t most_scratch_bytes() {
-    return most_scratch_floats.exchange(scratch_floats) * static_cast<int64_t>(sizeof(float));
+    ++scratch_counts;
+    return scratch_floats.exchange(0) * static_cast<int64_t>(sizeof(float));
 }
 }

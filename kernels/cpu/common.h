@@ -13,7 +13,8 @@
 #include <cstdlib>
 #include <cstring>
 
-inline std::atomic<int64_t> scratch_floats{0}, most_scratch_floats{0};  // of all threads: now, and at most
+// What all threads took since the last count; what they merely keep from before it is nobody's.
+inline std::atomic<int64_t> scratch_floats{0}, scratch_counts{0};
 
 namespace {
 
@@ -134,6 +135,14 @@ class Scratch {
   public:
     ~Scratch() { release_above(0); }
     float* take(int64_t floats, std::atomic<int>& status) {
+        if (counted_ != scratch_counts) {
+            counted_ = scratch_counts;
+            taken_ = 0;
+        }
+        if (floats > taken_) {
+            scratch_floats += floats - taken_;
+            taken_ = floats;
+        }
         if (floats > size_) {
             release_above(0);
             void* memory = nullptr;
@@ -144,16 +153,11 @@ class Scratch {
                 return nullptr;
             }
             size_ = floats;
-            const int64_t now = scratch_floats += floats;
-            int64_t most = most_scratch_floats;
-            while (now > most && !most_scratch_floats.compare_exchange_weak(most, now)) {
-            }
         }
         return data_;
     }
     void release_above(int64_t floats) {
         if (size_ <= floats) return;
-        scratch_floats -= size_;
         std::free(data_);
         data_ = nullptr;
         size_ = 0;
@@ -161,7 +165,7 @@ class Scratch {
 
   private:
     float* data_ = nullptr;
-    int64_t size_ = 0;
+    int64_t size_ = 0, taken_ = 0, counted_ = -1;
 };
 
 thread_local Scratch thread_scratch, call_scratch;

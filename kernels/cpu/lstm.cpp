@@ -4,7 +4,8 @@
 // first rows of the step before; it computes what does not depend on time: the products with the frames and the
 // gradients of the weights. Here is the recurrence: one parallel loop a time step, in which a task owns some units (of
 // some sequences): their products with W_hh, the gates and the cell, without a pass over memory in between. W_hh is
-// packed at the start so that a task reads it in order; with few sequences left a step costs one reading of W_hh.
+// packed at the start so that a task reads it in order, unless there is one sequence forward; with few sequences left a
+// step costs one reading of W_hh.
 // A task sums in a fixed order: results do not depend on the number of threads.
 
 #include "common.h"
@@ -23,6 +24,7 @@ struct LSTM {
     int64_t threads;
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
 };
+static_assert(sizeof(LSTM) == 12 * 8, "lstm_cpu.py lays it out");
 }
 
 namespace {
@@ -86,12 +88,11 @@ float dot(const float* x, const float* y, int64_t n) {
 
 class Recurrence {
   public:
-    explicit Recurrence(const LSTM& call) : call_(call), status_(DONE) {
+    explicit Recurrence(const LSTM& call) : call_(call), all_threads_(call.threads), status_(DONE) {
         units_ = (call.size + LANES - 1) / LANES;
         blocks_ = (call.size + PANEL - 1) / PANEL;
         most_ = call.steps ? call.batch_sizes[0] : 0;
-        // A thread's share of a step must be worth waking it up for.
-        call_.threads = std::max<int64_t>(1, std::min(call.threads, most_ * GATES * call.size * call.size >> 18));
+        use_threads(most_);
     }
 
     int forward() {
@@ -105,6 +106,7 @@ class Recurrence {
         }
         for (int64_t t = 0, begin = 0; t < call_.steps; begin += call_.batch_sizes[t++]) {
             const int64_t alive = call_.batch_sizes[t], before = t ? begin - call_.batch_sizes[t - 1] : -1;
+            use_threads(alive);
             for_each(call_, units_, 1, [&](int64_t unit) {
                 forward_units(unit, begin, before, alive, packed ? packed + unit * call_.size * PANEL : nullptr);
             });
@@ -123,6 +125,7 @@ class Recurrence {
         for (int64_t t = call_.steps - 1; t >= 0; after = call_.batch_sizes[t--]) {
             const int64_t alive = call_.batch_sizes[t], row_groups = (alive + GROUP - 1) / GROUP;
             begin -= alive;
+            use_threads(alive);
             for_each(call_, blocks_ * row_groups, 1, [&](int64_t task) {
                 const int64_t first = task % row_groups * GROUP;
                 backward_units(task / row_groups, t, begin, first, std::min(first + GROUP, alive), alive, after, packed,
@@ -133,7 +136,13 @@ class Recurrence {
     }
 
   private:
-    static constexpr int64_t GROUP = 4 * ROWS;  // sequences of a task
+    static constexpr int64_t GROUP = 4 * ROWS;       // sequences of a task
+    static constexpr int64_t LEAST_WORK = 1 << 18;  // multiply-adds of a step that are worth waking a thread up for
+
+    void use_threads(int64_t alive) {
+        const int64_t worth = alive * GATES * call_.size * call_.size / LEAST_WORK;
+        call_.threads = std::max<int64_t>(1, std::min(all_threads_, worth));
+    }
 
     // Rows of W_hh of a vector of units, transposed: (d, gates x LANES).
     void pack_units(int64_t unit, float* to) {
@@ -243,6 +252,7 @@ class Recurrence {
     }
 
     LSTM call_;
+    int64_t all_threads_;
     int64_t units_, blocks_, most_;  // most sequences of a step
     std::atomic<int> status_;
 };

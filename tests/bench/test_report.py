@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bench import measure, report, scaling_model
+from cmsbert_fast import cms_attention, cpu_library
 
 
 def test_ratio_is_the_median_of_rounds_with_its_interval():
@@ -37,6 +38,29 @@ def test_peak_memory_counts_what_is_held_at_a_time():
             torch.empty(1_000_000).fill_(0)  # 4 MB, freed before the next
 
     assert measure.peak_memory(run, torch.device("cpu")) == pytest.approx(4e6, rel=0.01)
+
+
+@pytest.mark.skipif(cpu_library.why_not() is not None, reason="needs a C++ compiler")
+def test_peak_memory_counts_the_scratch_of_those_who_take_it():
+    """Threads keep theirs between calls: a call that takes as much is charged again, any other never."""
+    x = torch.randn(300, 2, 64)
+    cu_seqlens = torch.tensor([0, 300], dtype=torch.int32)
+
+    def attend():
+        cms_attention(x, x, x, cu_seqlens=cu_seqlens, max_seqlen=300, backend="cpu")
+
+    def rest():
+        torch.empty(1000)
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # or they share the heads as it comes
+        first, other, again = (measure.peak_memory(run, torch.device("cpu")) for run in (attend, rest, attend))
+    finally:
+        torch.set_num_threads(threads)
+    assert first > x.nbytes + 4 * 300 * 64 * 4  # z, and at least a head's q, k and v and their products
+    assert other == 4000
+    assert again == first
 
 
 def test_saved_for_backward_counts_activations_once_and_no_parameters():
