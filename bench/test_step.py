@@ -282,7 +282,7 @@ def test_engineering(race, device):
         f"what each thing gains, cmsbert-clr, MOSI lengths, batch {BATCH}",
         {
             "ours: cmsbert-clr": step,
-            "without the compiled LSTM": without(lstm_cpu, "is_wanted", lambda *arguments: False),
+            "without the compiled LSTM": without(lstm_cpu, "product_dtype", lambda *arguments: None),
             "with PyTorch's dropout": without(Dropout, "forward", nn.Dropout.forward),
             "with AdamW not fused": unfused,
         },

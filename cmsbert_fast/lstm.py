@@ -3,6 +3,9 @@
 On CPUs ATen's LSTM adds to the weights' gradients at every time step, which moves more bytes than all else it does; the
 operator here makes them with one matrix product after the last. Its recurrence is compiled C++ (float32, where the
 "cpu" backend runs) or a loop of PyTorch's operators.
+
+Under autocast to bfloat16 the compiled recurrence rounds W_hh, and what it multiplies, to bfloat16: gates, cells, sums
+and hidden states stay float32. The others keep the parameters' dtype.
 """
 
 from typing import Any
@@ -40,14 +43,14 @@ class PackedLSTM(nn.Module):
         The time steps are laid out on the CPU: without ``host_cu_seqlens``, which is ``packing.cu_seqlens`` there, it
         waits for the device. ``backend``: see :mod:`cmsbert_fast.backends`; only "auto" and "cpu" run compiled C++.
         """
+        frames = frames.to(self.weight_ih_l0.dtype)
         cu_seqlens = packing.cu_seqlens if host_cu_seqlens is None else host_cu_seqlens
         weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
-        # Recurrence amplifies rounding: under autocast the LSTM keeps the parameters' dtype.
+        products = lstm_cpu.product_dtype(frames, backend)
         with torch.autocast(frames.device.type, enabled=False):
-            frames = frames.to(self.weight_ih_l0.dtype)
             if frames.is_cuda and not torch.compiler.is_compiling():
                 return _cudnn_lstm(frames, cu_seqlens, *weights)
-            return torch.ops.cmsbert_fast.lstm(frames, cu_seqlens, *weights, lstm_cpu.is_wanted(frames, backend))[0]
+            return torch.ops.cmsbert_fast.lstm(frames, cu_seqlens, *weights, products)[0]
 
 
 def _cudnn_lstm(
@@ -103,17 +106,33 @@ def _lstm_op(
     weight_hh: Tensor,
     bias_ih: Tensor,
     bias_hh: Tensor,
-    compiled: bool = False,
+    products: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Hidden states (F, d); for the backward, in the order of time: hidden states (F, d), the activated gates i, f, g,
-    o (F, 4d) and the cells c (F, d)."""
+    """Hidden states (F, d); for the backward, in the order of time: hidden states as W_hh was multiplied with them (F,
+    d, made even where they are rounded), the activated gates i, f, g, o (F, 4d) and the cells c (F, d).
+
+    ``products``: of :func:`cmsbert_fast.lstm_cpu.product_dtype`.
+    """
     rows, batch_sizes = _time_steps(cu_seqlens, frames.device)
     size = weight_hh.shape[1]
     gates, hidden, cells = (frames.new_zeros(frames.shape[0], columns) for columns in (4 * size, size, size))
     torch.addmm(bias_ih + bias_hh, frames[rows], weight_ih.T, out=gates[: len(rows)])
-    recur = lstm_cpu.forward if compiled else _recur
-    recur(batch_sizes, weight_hh, gates, hidden, cells)
-    return torch.zeros_like(hidden).index_copy_(0, rows, hidden[: len(rows)]), hidden, gates, cells
+    operand = hidden
+    if products is None:
+        _recur(batch_sizes, weight_hh, gates, hidden, cells)
+    elif products == torch.float32:
+        lstm_cpu.forward(batch_sizes, weight_hh, gates, hidden, cells)
+    else:
+        operand = hidden.new_zeros(_operand_shape(hidden), dtype=products)
+        lstm_cpu.forward(batch_sizes, weight_hh, gates, hidden, cells, operand)
+    in_order = torch.zeros_like(hidden).index_copy_(0, rows, hidden[: len(rows)])
+    return in_order, operand, gates, cells
+
+
+def _operand_shape(hidden: Tensor) -> tuple[int, int]:
+    """Of the rounded hidden states: they are multiplied two and two."""
+    rows, size = hidden.shape
+    return rows, size + size % 2
 
 
 def _recur(batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, hidden: Tensor, cells: Tensor) -> None:
@@ -144,10 +163,13 @@ def _(
     weight_hh: Tensor,
     bias_ih: Tensor,
     bias_hh: Tensor,
-    compiled: bool = False,
+    products: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, size = frames.shape[0], weight_hh.shape[1]
-    return tuple(frames.new_empty(rows, columns) for columns in (size, size, 4 * size, size))  # type: ignore[return-value]
+    hidden, gates, cells = (frames.new_empty(rows, columns) for columns in (size, 4 * size, size))
+    rounds = products == torch.bfloat16
+    operand = hidden.new_empty(_operand_shape(hidden), dtype=products) if rounds else torch.empty_like(hidden)
+    return hidden, operand, gates, cells
 
 
 @torch.library.custom_op("cmsbert_fast::lstm_backward", mutates_args=())
@@ -159,25 +181,28 @@ def _lstm_backward_op(
     hidden: Tensor,
     gates: Tensor,
     cells: Tensor,
-    compiled: bool,
+    products: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the gates before activation (F, 4d), 0 at rows of no sequence, and of both weights."""
     rows, batch_sizes = _time_steps(cu_seqlens, grad.device)
-    recur_back = lstm_cpu.backward if compiled else _recur_back
-    grad_gates = recur_back(batch_sizes, weight_hh, gates, hidden, cells, grad[rows])
+    if products is None:
+        grad_gates = operand = _recur_back(batch_sizes, weight_hh, gates, cells, grad[rows])
+    else:
+        grad_gates, operand = lstm_cpu.backward(batch_sizes, weight_hh, gates, cells, grad[rows], products)
     sizes = batch_sizes.tolist()
     begins = (batch_sizes.cumsum(0) - batch_sizes).tolist()
     before = [torch.arange(begin, begin + alive) for begin, alive in zip(begins, sizes[1:], strict=False)]
-    later = grad_gates[sizes[0] :] if sizes else grad_gates
-    grad_hh = later.T @ hidden[torch.cat(before)] if before else torch.zeros_like(weight_hh)
+    if before:
+        product = operand[sizes[0] :].T @ hidden[torch.cat(before)]
+        grad_hh = product[:, : weight_hh.shape[1]].to(weight_hh.dtype)
+    else:
+        grad_hh = torch.zeros_like(weight_hh)
     grad_ih = grad_gates.T @ frames[rows]  # rows of no sequence may hold NaN
     return torch.zeros_like(gates).index_copy_(0, rows, grad_gates), grad_ih, grad_hh
 
 
-def _recur_back(
-    batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, hidden: Tensor, cells: Tensor, d_hidden: Tensor
-) -> Tensor:
-    """As :func:`cmsbert_fast.lstm_cpu.backward`, for any dtype and device."""
+def _recur_back(batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, cells: Tensor, d_hidden: Tensor) -> Tensor:
+    """The gradients that :func:`cmsbert_fast.lstm_cpu.backward` computes, for any dtype and device."""
     sizes = batch_sizes.tolist()
     begins = (batch_sizes.cumsum(0) - batch_sizes).tolist()
     grad_gates = gates.new_empty(len(d_hidden), gates.shape[1])
@@ -213,13 +238,13 @@ def _(
     hidden: Tensor,
     gates: Tensor,
     cells: Tensor,
-    compiled: bool,
+    products: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(gates), gates.new_empty(gates.shape[1], frames.shape[1]), torch.empty_like(weight_hh)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    frames, cu_seqlens, weight_ih, weight_hh, _, _, ctx.compiled = inputs
+    frames, cu_seqlens, weight_ih, weight_hh, _, _, ctx.products = inputs
     ctx.save_for_backward(frames, cu_seqlens, weight_ih, weight_hh, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -229,7 +254,7 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, .
     frames, cu_seqlens, weight_ih, weight_hh, hidden, gates, cells = ctx.saved_tensors
     with torch.autocast(grad.device.type, enabled=False):
         grad_gates, grad_ih, grad_hh = torch.ops.cmsbert_fast.lstm_backward(
-            grad, frames, cu_seqlens, weight_hh, hidden, gates, cells, ctx.compiled
+            grad, frames, cu_seqlens, weight_hh, hidden, gates, cells, ctx.products
         )
         bias = grad_gates.sum(dim=0)
         grad_frames = grad_gates @ weight_ih if ctx.needs_input_grad[0] else None

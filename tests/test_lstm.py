@@ -8,6 +8,7 @@ from cmsbert_fast.lstm import PackedLSTM, _cudnn_lstm
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
 LENGTHS = [[3, 1, 5, 5], [1], [0, 4, 0, 2], [0, 0]]
+PRODUCTS = [torch.float32, torch.bfloat16]  # of the compiled recurrence
 MISSING = cpu_library.why_not()
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
@@ -53,17 +54,24 @@ def test_equals_the_reference(run, lengths, device):
         torch.testing.assert_close(grad, expected_grad, rtol=0, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)])
-def test_operator_passes_opcheck(compiled):
-    dtype = torch.float32 if compiled else torch.float64
-    lstm, packing = module(dtype), Packing(cumulative(torch.tensor([3, 0, 2])), 3)
+@pytest.mark.parametrize("products", [None, *(pytest.param(t, marks=needs_compiler) for t in PRODUCTS)])
+def test_operator_passes_opcheck(products):
+    dtype = torch.float64 if products is None else torch.float32
+    lstm, packing = module(dtype, 5), Packing(cumulative(torch.tensor([3, 0, 2])), 3)
     frames = torch.randn(5, 3, dtype=dtype, requires_grad=True)
-    arguments = (frames, packing.cu_seqlens, *lstm.parameters(), compiled)
+    arguments = (frames, packing.cu_seqlens, *lstm.parameters(), products)
     torch.library.opcheck(torch.ops.cmsbert_fast.lstm.default, arguments)
 
 
-def hidden_and_gradients(lstm, frames, packing, backend):
-    hidden = lstm(frames, packing, backend=backend)
+def run_literal(lstm, frames, packing, backend):
+    mask = valid_positions(packing)
+    hidden = reference.lstm(pad(frames, packing), mask, dict(lstm.named_parameters()))[mask]
+    anchor = sum(parameter.sum() for parameter in lstm.parameters())  # keeps all in the graph
+    return torch.cat([hidden, frames[len(hidden) :, :1].expand(-1, hidden.shape[1]) * 0]) + 0 * anchor
+
+
+def hidden_and_gradients(lstm, frames, packing, backend, run=PackedLSTM.__call__):
+    hidden = run(lstm, frames, packing, backend=backend)
     weight = torch.randn(hidden.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(hidden.dtype)
     return [hidden.detach(), *torch.autograd.grad((hidden * weight).sum(), [frames, *lstm.parameters()])]
 
@@ -72,8 +80,10 @@ def hidden_and_gradients(lstm, frames, packing, backend):
 @needs_compiler
 @pytest.mark.parametrize("size", [1, 4, 16, 67, 300])
 @pytest.mark.parametrize("lengths", [*LENGTHS, [0, 40], [5, 3, 0, 7, 1] * 8, [40, 2, 2], [3] * 25], ids=str)
-def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths, size):
-    """The largest error is at most 2 times (gradients: 3 times) that of the loop of PyTorch's operators."""
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths, size, products):
+    """The largest error is at most 2 times (gradients: 3 times) that of PyTorch's operators: of our loop of them; in
+    bfloat16, of the literal reference under autocast."""
     poison = torch.empty
     monkeypatch.setattr(lstm_cpu.torch, "empty", lambda *a, **k: poison(*a, **k).fill_(torch.nan))
     packing = Packing(cumulative(torch.tensor(lengths)), max(lengths))
@@ -86,10 +96,12 @@ def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths,
     generator = torch.Generator().manual_seed(2)
     frames = torch.randn(sum(lengths) + 2, 3, generator=generator).requires_grad_()
     wide = frames.detach().double().requires_grad_()
-    assert lstm_cpu.is_wanted(frames)
     exact = hidden_and_gradients(exact_lstm, wide, packing, "auto")
-    eager = hidden_and_gradients(lstm, frames, packing, "torch")
-    actual = hidden_and_gradients(lstm, frames, packing, "auto")
+    with torch.autocast("cpu", torch.bfloat16, enabled=products == torch.bfloat16):
+        assert lstm_cpu.product_dtype(frames) == products
+        run = run_literal if products == torch.bfloat16 else PackedLSTM.__call__
+        eager = hidden_and_gradients(lstm, frames, packing, "torch", run)
+        actual = hidden_and_gradients(lstm, frames, packing, "auto")
     eps = torch.finfo(torch.float32).eps
     for i, (e, t, a) in enumerate(zip(exact, eager, actual, strict=True)):
         limit = (3 if i else 2) * (t - e).abs().max() + 8 * eps * e.abs().max()
@@ -98,7 +110,8 @@ def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths,
 
 @needs_compiler
 @pytest.mark.parametrize(("lengths", "size"), [([9, 0, 50, 3, 3, 21] * 4, 200), ([40], 450)], ids=["many", "one"])
-def test_the_compiled_recurrence_does_not_depend_on_threads(lengths, size):
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_the_compiled_recurrence_does_not_depend_on_threads(lengths, size, products):
     sizes = (torch.arange(max(lengths))[:, None] < torch.tensor(lengths)).sum(dim=1)
     weight = torch.randn(4 * size, size, generator=torch.Generator().manual_seed(0)) * size**-0.5
     results = []
@@ -107,9 +120,10 @@ def test_the_compiled_recurrence_does_not_depend_on_threads(lengths, size):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             gates, hidden, cells = (torch.full((sum(lengths), n * size), 0.1) for n in (4, 1, 1))
-            lstm_cpu.forward(sizes, weight, gates, hidden, cells)
-            d_gates = lstm_cpu.backward(sizes, weight, gates, hidden, cells, torch.ones_like(hidden))
-            results.append([gates, hidden, cells, d_gates])
+            rounded = torch.zeros_like(hidden, dtype=products)
+            lstm_cpu.forward(sizes, weight, gates, hidden, cells, None if products == torch.float32 else rounded)
+            d_gates = lstm_cpu.backward(sizes, weight, gates, cells, torch.ones_like(hidden), products)
+            results.append([gates, hidden, cells, rounded, *d_gates])
     finally:
         torch.set_num_threads(before)
     assert results[0][1].isfinite().all()
@@ -133,13 +147,17 @@ def test_the_backend_decides_what_runs(monkeypatch):
     assert len(calls) == 2
 
 
-def test_rows_of_no_sequence_may_hold_nan_and_backward_may_run_under_autocast():
+@pytest.mark.parametrize("forward", [False, True])
+def test_rows_of_no_sequence_may_hold_nan_and_backward_may_run_under_autocast(forward):
+    """Whatever the backward pass runs under, it does what the forward pass asks for."""
     lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([3, 2])), 3)
     frames = torch.randn(7, 3)
 
-    def gradients(frames, autocast):
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return torch.autograd.grad(lstm(frames, packing).square().sum(), list(lstm.parameters()))
+    def gradients(frames, backward):
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            loss = lstm(frames, packing).square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            return torch.autograd.grad(loss, list(lstm.parameters()))
 
     expected = gradients(frames, False)
     poisoned = frames.clone()
@@ -147,3 +165,19 @@ def test_rows_of_no_sequence_may_hold_nan_and_backward_may_run_under_autocast():
     for got in (gradients(poisoned, False), gradients(frames, True)):
         for gradient, wanted in zip(got, expected, strict=True):
             assert torch.equal(gradient, wanted)
+
+
+@needs_compiler
+def test_autocast_to_bfloat16_rounds_the_products_alone():
+    lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([9])), 9)
+    frames = torch.randn(9, 3)
+    exact = lstm(frames, packing)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = lstm(frames, packing)
+        assert torch.equal(lstm(frames, packing, backend="torch"), lstm(frames, packing, backend="reference"))
+    with torch.autocast("cpu", torch.float16):  # no instructions for it
+        assert torch.equal(lstm(frames, packing), exact)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded[0], exact[0])  # multiplies no hidden state
+    assert not torch.equal(rounded[1:], exact[1:])
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)

@@ -95,35 +95,7 @@ void product(int64_t m, int64_t n, int64_t depth, const float* a, int64_t a_row,
     } while (k < depth);
 }
 
-// ------------------------------------------------------------------ elements in memory
-
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline float to_float(float x) { return x; }
-inline float to_float(BFloat16 x) {
-    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
-    float y;
-    std::memcpy(&y, &bits, sizeof y);
-    return y;
-}
-inline void assign(float& y, float x) { y = x; }
-inline void assign(BFloat16& y, float x) {  // rounds to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    y.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
-}
-
-inline Vec load_elements(const float* x) { return load(x); }
-inline Vec load_elements(const BFloat16* x) {
-    typedef uint16_t Bits __attribute__((vector_size(LANES * 2)));
-    typedef uint32_t Wide __attribute__((vector_size(LANES * 4)));
-    Bits bits;
-    std::memcpy(&bits, x, sizeof bits);
-    return reinterpret_cast<Vec>(__builtin_convertvector(bits, Wide) << 16);
-}
+// ------------------------------------------------------------------ rows in memory
 
 // Row of n elements -> n_padded floats, the rest 0.
 template <class T>
@@ -182,8 +154,8 @@ static_assert(sizeof(Call) == 61 * 8, "attention_cpu.py lays it out");
 
 namespace {
 
-// Philox 4x32, 7 rounds. Fills 4 rows of dropout's factors, 0 or 1 / (1 - p), for queries i, ..., i + 3 (i a multiple
-// of 4) and all keys; the counter is (key, query / 4, head, sequence), whatever the vector length.
+// Fills 4 rows of dropout's factors, 0 or 1 / (1 - p), for queries i, ..., i + 3 (i a multiple
+// of 4) and all keys; Philox's counter is (key, query / 4, head, sequence), whatever the vector length.
 void dropout_factors(uint64_t seed, int64_t sequence, int64_t head, int64_t query, int64_t n_keys, float dropout_p,
                      float* factors, int64_t row) {
     const uint32_t threshold = static_cast<uint32_t>(std::lround(static_cast<double>(dropout_p) * (1 << 24)));
@@ -196,19 +168,7 @@ void dropout_factors(uint64_t seed, int64_t sequence, int64_t head, int64_t quer
             c[2][l] = static_cast<uint32_t>(head);
             c[3][l] = static_cast<uint32_t>(sequence);
         }
-        uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-        for (int round = 0; round < 7; ++round) {
-            for (int l = 0; l < LANES; ++l) {
-                const uint64_t x = static_cast<uint64_t>(c[0][l]) * 0xD2511F53u;
-                const uint64_t y = static_cast<uint64_t>(c[2][l]) * 0xCD9E8D57u;
-                c[0][l] = static_cast<uint32_t>(y >> 32) ^ c[1][l] ^ k0;
-                c[2][l] = static_cast<uint32_t>(x >> 32) ^ c[3][l] ^ k1;
-                c[1][l] = static_cast<uint32_t>(y);
-                c[3][l] = static_cast<uint32_t>(x);
-            }
-            k0 += 0x9E3779B9u;
-            k1 += 0xBB67AE85u;
-        }
+        philox(seed, c);
         for (int i = 0; i < 4; ++i)
             for (int l = 0; l < LANES; ++l) factors[i * row + key + l] = c[i][l] >> 8 >= threshold ? kept : 0.0f;
     }

@@ -1,14 +1,20 @@
-// One-layer LSTM on the CPU (Eq. 11 of the paper), forward and backward over time, in float32; no padding.
+// One-layer LSTM on the CPU (Eq. 11 of the paper), forward and backward over time, in float32; no padding. The operands
+// of the products with W_hh may be rounded to bfloat16: all else, sums included, stays float32.
 //
 // The caller orders rows by time, the longest sequence first, so that a time step is a slice and its sequences are the
 // first rows of the step before; it computes what does not depend on time: the products with the frames and the
 // gradients of the weights. Here is the recurrence: one parallel loop a time step, in which a task owns some units (of
 // some sequences): their products with W_hh, the gates and the cell, without a pass over memory in between. W_hh is
-// packed at the start so that a task reads it in order, unless there is one sequence forward; with few sequences left a
-// step costs one reading of W_hh.
+// packed at the start so that a task reads it in order, unless there is one sequence forward in float32; with few
+// sequences left a step costs one reading of W_hh.
 // A task sums in a fixed order: results do not depend on the number of threads.
 
 #include "common.h"
+
+#include <type_traits>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 extern "C" {
 
@@ -18,13 +24,16 @@ struct LSTM {
     const float* weight;         // W_hh (4d, d): the gates i, f, g, o
     int64_t weight_stride;
     float* gates;          // (F, 4d); forward: products with the frames in, activated gates out
-    float *hidden, *cells; // (F, d)
-    const float* d_hidden; // (F, d), backward only, like those that follow
-    float* d_gates;        // (F, 4d), of the gates before activation
+    float* hidden;               // (F, d), forward only
+    float* cells;                // (F, d)
+    const float* d_hidden;       // (F, d), backward only
+    float* d_gates;              // (F, 4d), of the gates before activation, backward only
+    BFloat16* rounded_hidden;    // (F, d, made even with a column of 0), forward only; null = products in float32
+    BFloat16* rounded_d_gates;   // (F, 4d), backward only; likewise
     int64_t threads;
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
 };
-static_assert(sizeof(LSTM) == 12 * 8, "lstm_cpu.py lays it out");
+static_assert(sizeof(LSTM) == 14 * 8, "lstm_cpu.py lays it out");
 }
 
 namespace {
@@ -48,21 +57,61 @@ inline void store_some(float* x, Vec v, int64_t n) {
     std::memcpy(x, lanes, static_cast<size_t>(n) * sizeof(float));
 }
 
-// total (rows, 4 vectors) = A (rows, depth) times a panel (depth, PANEL).
-template <int R>
-void panel_product(int64_t depth, const float* a, int64_t a_row, const float* panel, Vec (*total)[GATES]) {
+// T: what the operands of a product are, float or BFloat16. The terms of a sum go by words of 4 bytes: one float, or two
+// bfloat16 that follow each other, which CPUs with an instruction for them multiply and add together.
+template <class T>
+constexpr int64_t TERMS = 4 / sizeof(T);
+
+template <class T>
+inline Vec splat_word(const T* x) {
+    int32_t word;
+    std::memcpy(&word, x, sizeof word);
+    return reinterpret_cast<Vec>(IntVec{} + word);
+}
+
+template <class T>
+inline Vec add_products(Vec total, Vec x, Vec y) {
+    if constexpr (TERMS<T> == 1) {
+        return total + x * y;
+    } else {
+#if defined(__AVX512BF16__)
+        return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(total), reinterpret_cast<__m512bh>(x),
+                                                      reinterpret_cast<__m512bh>(y)));
+#else
+        const Bits a = reinterpret_cast<Bits>(x), b = reinterpret_cast<Bits>(y);
+        total += reinterpret_cast<Vec>(a << 16) * reinterpret_cast<Vec>(b << 16);
+        return total + reinterpret_cast<Vec>(a & 0xffff0000u) * reinterpret_cast<Vec>(b & 0xffff0000u);
+#endif
+    }
+}
+
+inline Vec words(Vec first, Vec second) {
+    return reinterpret_cast<Vec>(rounded(first) >> 16 | (rounded(second) & 0xffff0000u));
+}
+
+inline void store_rounded(BFloat16* x, Vec v, int64_t n) {
+    if (n >= LANES) return store_elements(x, v);
+    BFloat16 lanes[LANES];
+    store_elements(lanes, v);
+    std::memcpy(x, lanes, static_cast<size_t>(n) * sizeof(BFloat16));
+}
+
+// total (rows, 4 vectors) = A (rows, depth words) times a panel (depth words, PANEL).
+template <class T, int R>
+void panel_product(int64_t depth, const T* a, int64_t a_row, const float* panel, Vec (*total)[GATES]) {
+    constexpr int64_t WORDS = DEPTH / TERMS<T>;
     for (int i = 0; i < R; ++i)
         for (int j = 0; j < GATES; ++j) total[i][j] = Vec{};
-    for (int64_t begin = 0; begin < depth; begin += DEPTH) {
+    for (int64_t begin = 0; begin < depth; begin += WORDS) {
         Vec part[R][GATES];
         for (int i = 0; i < R; ++i)
             for (int j = 0; j < GATES; ++j) part[i][j] = Vec{};
-        for (int64_t k = begin; k < std::min(begin + DEPTH, depth); ++k) {
+        for (int64_t k = begin; k < std::min(begin + WORDS, depth); ++k) {
             Vec row[GATES];
             for (int j = 0; j < GATES; ++j) row[j] = load(panel + k * PANEL + j * LANES);
             for (int i = 0; i < R; ++i) {
-                const Vec x = splat(a[i * a_row + k]);
-                for (int j = 0; j < GATES; ++j) part[i][j] += x * row[j];
+                const Vec x = splat_word(a + i * a_row + k * TERMS<T>);
+                for (int j = 0; j < GATES; ++j) part[i][j] = add_products<T>(part[i][j], x, row[j]);
             }
         }
         for (int i = 0; i < R; ++i)
@@ -70,10 +119,11 @@ void panel_product(int64_t depth, const float* a, int64_t a_row, const float* pa
     }
 }
 
-void panel_product(int64_t rows, int64_t depth, const float* a, int64_t a_row, const float* panel,
-                   Vec (*total)[GATES]) {
-    static constexpr void (*products[])(int64_t, const float*, int64_t, const float*, Vec(*)[GATES]) = {
-        panel_product<1>, panel_product<2>, panel_product<3>, panel_product<4>, panel_product<5>, panel_product<6>};
+template <class T>
+void panel_product(int64_t rows, int64_t depth, const T* a, int64_t a_row, const float* panel, Vec (*total)[GATES]) {
+    static constexpr void (*products[])(int64_t, const T*, int64_t, const float*, Vec(*)[GATES]) = {
+        panel_product<T, 1>, panel_product<T, 2>, panel_product<T, 3>,
+        panel_product<T, 4>, panel_product<T, 5>, panel_product<T, 6>};
     products[rows - 1](depth, a, a_row, panel, total);
 }
 
@@ -86,9 +136,18 @@ float dot(const float* x, const float* y, int64_t n) {
     return sum((part[0] + part[1]) + (part[2] + part[3]));
 }
 
+template <class T>
 class Recurrence {
   public:
     explicit Recurrence(const LSTM& call) : call_(call), all_threads_(call.threads), status_(DONE) {
+        if constexpr (ROUNDS) {
+            hidden_ = call.rounded_hidden;
+            d_gates_ = call.rounded_d_gates;
+        } else {
+            hidden_ = call.hidden;
+            d_gates_ = call.d_gates;
+        }
+        words_ = (call.size + TERMS<T> - 1) / TERMS<T>;
         units_ = (call.size + LANES - 1) / LANES;
         blocks_ = (call.size + PANEL - 1) / PANEL;
         most_ = call.steps ? call.batch_sizes[0] : 0;
@@ -96,26 +155,27 @@ class Recurrence {
     }
 
     int forward() {
-        // A single sequence reads every weight once a step: to pack them first would cost more than it saves.
+        // A single sequence reads every weight once a step: to pack them first would cost more than it saves, unless
+        // they are rounded, too.
         float* packed = nullptr;
-        if (most_ > 1) {
-            packed = call_scratch.take(units_ * call_.size * PANEL, status_);
+        if (most_ > 1 || ROUNDS) {
+            packed = call_scratch.take(units_ * words_ * PANEL, status_);
             if (status_ != DONE) return status_;
-            for_each(call_, units_, 1, [&](int64_t unit) { pack_units(unit, packed + unit * call_.size * PANEL); });
+            for_each(call_, units_, 1, [&](int64_t unit) { pack_units(unit, packed + unit * words_ * PANEL); });
             if (status_ != DONE) return status_;
         }
         for (int64_t t = 0, begin = 0; t < call_.steps; begin += call_.batch_sizes[t++]) {
             const int64_t alive = call_.batch_sizes[t], before = t ? begin - call_.batch_sizes[t - 1] : -1;
             use_threads(alive);
             for_each(call_, units_, 1, [&](int64_t unit) {
-                forward_units(unit, begin, before, alive, packed ? packed + unit * call_.size * PANEL : nullptr);
+                forward_units(unit, begin, before, alive, packed ? packed + unit * words_ * PANEL : nullptr);
             });
         }
         return status_;
     }
 
     int backward() {
-        const int64_t weights = blocks_ * GATES * call_.size * PANEL;
+        const int64_t weights = blocks_ * panel_size();
         float* packed = call_scratch.take(weights + most_ * call_.size, status_);
         if (status_ != DONE) return status_;
         float* d_cells = packed + weights;  // of the step after, (most, d)
@@ -136,6 +196,7 @@ class Recurrence {
     }
 
   private:
+    static constexpr bool ROUNDS = std::is_same_v<T, BFloat16>;
     static constexpr int64_t GROUP = 4 * ROWS;       // sequences of a task
     static constexpr int64_t LEAST_WORK = 1 << 18;  // multiply-adds of a step that are worth waking a thread up for
 
@@ -144,7 +205,10 @@ class Recurrence {
         call_.threads = std::max<int64_t>(1, std::min(all_threads_, worth));
     }
 
-    // Rows of W_hh of a vector of units, transposed: (d, gates x LANES).
+    // Of W_hh's 4d rows and PANEL columns, packed.
+    int64_t panel_size() const { return GATES * call_.size / TERMS<T> * PANEL; }
+
+    // Rows of W_hh of a vector of units, transposed: (d, gates x LANES), the terms of d in words.
     void pack_units(int64_t unit, float* to) {
         float* columns = thread_scratch.take(call_.size * LANES, status_);
         if (columns == nullptr) return;
@@ -152,17 +216,26 @@ class Recurrence {
         for (int64_t gate = 0; gate < GATES; ++gate) {
             transpose(columns, LANES, call_.weight + (gate * call_.size + first) * call_.weight_stride,
                       call_.weight_stride, n, call_.size);
-            for (int64_t k = 0; k < call_.size; ++k) store(to + k * PANEL + gate * LANES, load(columns + k * LANES));
+            for (int64_t k = 0; k < words_; ++k) {
+                const float* row = columns + k * TERMS<T> * LANES;
+                Vec word = load(row);
+                if constexpr (ROUNDS) word = words(word, 2 * k + 1 < call_.size ? load(row + LANES) : Vec{});
+                store(to + k * PANEL + gate * LANES, word);
+            }
         }
     }
 
-    // PANEL columns of W_hh: (4d, PANEL).
+    // PANEL columns of W_hh: (4d, PANEL), the terms of 4d in words.
     void pack_columns(int64_t block, float* packed) const {
-        const int64_t first = block * PANEL, n = std::min(PANEL, call_.size - first);
-        for (int64_t k = 0; k < GATES * call_.size; ++k) {
-            float* to = packed + (block * GATES * call_.size + k) * PANEL;
-            std::memcpy(to, call_.weight + k * call_.weight_stride + first, static_cast<size_t>(n) * sizeof(float));
-            std::fill(to + n, to + PANEL, 0.0f);
+        float* to = packed + block * panel_size();
+        for (int64_t k = 0; k < GATES * call_.size; k += TERMS<T>) {
+            const float* row = call_.weight + k * call_.weight_stride;
+            for (int64_t j = block * PANEL; j < (block + 1) * PANEL; j += LANES, to += LANES) {
+                const int64_t n = std::max<int64_t>(0, call_.size - j);
+                Vec word = load_some(row + j, n);
+                if constexpr (ROUNDS) word = words(word, load_some(row + call_.weight_stride + j, n));
+                store(to, word);
+            }
         }
     }
 
@@ -188,7 +261,8 @@ class Recurrence {
             if (before >= 0 && panel == nullptr)
                 row_product(unit, call_.hidden + before * size, total[0]);
             else if (before >= 0)
-                panel_product(rows, size, call_.hidden + (before + i) * size, size, panel, total);
+                panel_product(rows, words_, hidden_ + (before + i) * words_ * TERMS<T>, words_ * TERMS<T>, panel,
+                              total);
             for (int64_t r = 0; r < rows; ++r) {
                 const int64_t row = begin + i + r;
                 float* gates = call_.gates + row * GATES * size + first;
@@ -201,7 +275,9 @@ class Recurrence {
                 Vec cell = gate[0] * gate[2];
                 if (before >= 0) cell += gate[1] * load_some(call_.cells + (before + i + r) * size + first, n);
                 store_some(call_.cells + row * size + first, cell, n);
-                store_some(call_.hidden + row * size + first, gate[3] * tanh(cell), n);
+                const Vec hidden = gate[3] * tanh(cell);
+                store_some(call_.hidden + row * size + first, hidden, n);
+                if constexpr (ROUNDS) store_rounded(hidden_ + row * words_ * TERMS<T> + first, hidden, n);
             }
         }
     }
@@ -211,15 +287,15 @@ class Recurrence {
     void backward_units(int64_t block, int64_t t, int64_t begin, int64_t first, int64_t end, int64_t alive,
                         int64_t after, const float* packed, float* d_cells) const {
         const int64_t size = call_.size, column = block * PANEL;
-        const float* panel = packed + block * GATES * size * PANEL;
+        const float* panel = packed + block * panel_size();
         for (int64_t i = first, rows; i < end; i += rows) {
             // Rows with a later step and rows without one are not mixed in a product.
             const bool later = i < after;
             rows = std::min<int64_t>(ROWS, (later ? std::min(after, end) : end) - i);
             Vec total[ROWS][GATES] = {};
             if (later)
-                panel_product(rows, GATES * size, call_.d_gates + (begin + alive + i) * GATES * size, GATES * size,
-                              panel, total);
+                panel_product(rows, GATES * size / TERMS<T>, d_gates_ + (begin + alive + i) * GATES * size,
+                              GATES * size, panel, total);
             for (int64_t r = 0; r < rows; ++r)
                 for (int v = 0; v < GATES && column + v * LANES < size; ++v)
                     backward_vector(t, begin + i + r, i + r, column + v * LANES, later, total[r][v], d_cells);
@@ -244,15 +320,18 @@ class Recurrence {
             d_f = d_c * load_some(call_.cells + before * size + unit, n) * (f - f * f);
             store_some(carried, d_c * f, n);
         }
-        float* to = call_.d_gates + row * GATES * size + unit;
-        store_some(to, d_c * g * (i - i * i), n);
-        store_some(to + size, d_f, n);
-        store_some(to + 2 * size, d_c * i * (1.0f - g * g), n);
-        store_some(to + 3 * size, d_h * tanh_c * (o - o * o), n);
+        const Vec d_gates[GATES] = {d_c * g * (i - i * i), d_f, d_c * i * (1.0f - g * g), d_h * tanh_c * (o - o * o)};
+        for (int64_t j = 0; j < GATES; ++j) {
+            const int64_t at = row * GATES * size + j * size + unit;
+            store_some(call_.d_gates + at, d_gates[j], n);
+            if constexpr (ROUNDS) store_rounded(d_gates_ + at, d_gates[j], n);
+        }
     }
 
     LSTM call_;
     int64_t all_threads_;
+    T *hidden_, *d_gates_;  // operands: the call's, or what is rounded
+    int64_t words_;         // of d terms
     int64_t units_, blocks_, most_;  // most sequences of a step
     std::atomic<int> status_;
 };
@@ -262,13 +341,14 @@ class Recurrence {
 extern "C" {
 
 int lstm_forward(const LSTM* call) {
-    const int status = Recurrence(*call).forward();
+    const int status = call->rounded_hidden ? Recurrence<BFloat16>(*call).forward() : Recurrence<float>(*call).forward();
     call_scratch.release_above(MOST_KEPT);
     return status;
 }
 
 int lstm_backward(const LSTM* call) {
-    const int status = Recurrence(*call).backward();
+    const int status =
+        call->rounded_d_gates ? Recurrence<BFloat16>(*call).backward() : Recurrence<float>(*call).backward();
     call_scratch.release_above(MOST_KEPT);
     return status;
 }
