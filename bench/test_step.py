@@ -1,5 +1,7 @@
 """The whole training step: forward, loss, backward, AdamW. BERT-base shape, both modalities."""
 
+import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -12,11 +14,12 @@ from torch import nn
 
 from bench import measure
 from bench.rivals import MagBert, TextBert, padded_clr
-from bench.workload import PADDED_LENGTH, ModelBatch, draw_lengths, make_config, step_flops
+from bench.workload import PADDED_LENGTH, ModelBatch, draw_lengths, draw_random_lengths, make_config, step_flops
 from cmsbert_fast import (
     CMSBertCLRForSequenceClassification,
     CMSBertForSequenceClassification,
     lstm_cpu,
+    modeling_cmsbert,
     pairwise_contrastive_loss,
 )
 from cmsbert_fast.attention import choose_backend
@@ -134,6 +137,41 @@ def test_step(race, device):
         },
         missing=missing,
     )
+
+
+def test_bfloat16(race, device):
+    """Over many batches: on a CPU the rate of bfloat16 products hangs on the number of tokens. And what each thing done
+    for it gains."""
+    batches = 13
+    case = f"cmsbert-clr in bfloat16, random batches of MOSI lengths, batch {BATCH}"
+    if not has_fast_bfloat16(device):
+        race.skip(SUITE, case, measure.NO_BFLOAT16)
+        return
+    config = make_config()
+    model = clr(config, device)
+    drawn = [ModelBatch.draw(config, lengths, device) for lengths in draw_random_lengths(BATCH, batches)]
+    check_same(drawn[0], model)
+    trainer = Trainer(model, device)
+
+    def step(bfloat16=True, **instead):
+        """Every contender goes through the batches in the same order, one a call."""
+        turn = itertools.cycle(drawn)
+
+        def forward():
+            with contextlib.ExitStack() as stack:
+                for name, (owner, value) in instead.items():
+                    stack.enter_context(mock.patch.object(owner, name, value))
+                return model(**next(turn).packed).loss
+
+        return trainer.step(autocast(forward, device) if bfloat16 else forward)
+
+    contenders = {"ours in bfloat16": step(), "ours in float32": step(bfloat16=False)}
+    if device.type == "cpu":
+        contenders["with the LSTM's products in float32"] = step(
+            product_dtype=(lstm_cpu, lambda *arguments: torch.float32)
+        )
+        contenders["without rounding up the number of rows"] = step(_ROW_MULTIPLE=(modeling_cmsbert, 1))
+    race(SUITE, case, contenders, seconds=60, fewest=batches, dtype="bfloat16")
 
 
 def test_step_of_the_reference(race, device):

@@ -39,6 +39,12 @@ def draw_lengths(kind: str | int, batch: int) -> list[int]:
     return [int(kind)] * batch
 
 
+def draw_random_lengths(batch: int, batches: int) -> list[list[int]]:
+    """Lengths of several batches, drawn from MOSI's at random: their numbers of tokens differ as in training."""
+    draws = np.random.default_rng(0).choice(MOSI_LENGTHS, (batches, batch))
+    return [lengths.tolist() for lengths in draws]
+
+
 def make_config(shape: str = "BERT-base", **options: object) -> CMSBertConfig:
     """A model's configuration, both modalities present."""
     hidden, layers, heads = SHAPES[shape]

@@ -99,6 +99,7 @@ class OneRound:
         functools.partial(inference.test_inference, batch_size=1),
         functools.partial(inference.test_inference, batch_size=3),
         step.test_step,
+        step.test_bfloat16,
         step.test_step_of_the_reference,
         step.test_step_compiled,
         step.test_variants,
