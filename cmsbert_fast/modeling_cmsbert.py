@@ -406,9 +406,6 @@ class CMSBertModel(CMSBertPreTrainedModel):
             h_l (1, T, D), the hidden states and the shift maps, if asked for.
         """
         hidden = self.embeddings(**inputs.embeddings)
-        added = _rows_to_add(hidden, inputs.batch)
-        if added:
-            hidden = nn.functional.pad(hidden, (0, 0, 0, added))
         hidden_states, shift_maps = [hidden], []
         for layer in self.encoder.layer:
             attention: CMSBertSelfAttention = layer.attention.self  # type: ignore[union-attr, assignment]
@@ -416,13 +413,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
                 shift_maps.append(attention.shift_maps(hidden[0], inputs.batch))
             hidden = layer(hidden, batch=inputs.batch)
             hidden_states.append(hidden)
-        if added:
-            hidden_states = [state[:, :-added] for state in hidden_states]
-        return (
-            hidden_states[-1],
-            hidden_states if output_hidden_states else None,
-            shift_maps if output_shift_maps else None,
-        )
+        return hidden, hidden_states if output_hidden_states else None, shift_maps if output_shift_maps else None
 
     def forward(
         self,
@@ -649,19 +640,6 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
             visual_embeds=embeds.get("visual"),
             acoustic_embeds=embeds.get("acoustic"),
         )
-
-
-# oneDNN cuts the rows of a bfloat16 product into equal parts. Where no part of a suitable size divides their number, as
-# of 473 or 481, products take up to 1.4 times as long; a multiple of 4 always has one.
-_ROW_MULTIPLE = 4
-
-
-def _rows_to_add(hidden: Tensor, batch: Batch) -> int:
-    """How many rows of no sequence make the layers' products faster: 0 to 3, on CPUs in bfloat16 only."""
-    if hidden.device.type != "cpu" or batch.full or torch.compiler.is_compiling():
-        return 0
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else hidden.dtype
-    return -hidden.shape[1] % _ROW_MULTIPLE if dtype == torch.bfloat16 else 0
 
 
 def positions(packing: Packing, total: int) -> Tensor:

@@ -13,7 +13,6 @@ from cmsbert_fast import (
     CMSBertForSequenceClassification,
     CMSBertModel,
     attention_triton,
-    modeling_cmsbert,
     reference,
 )
 
@@ -469,38 +468,6 @@ def test_autocast(batch, dtype):
     torch.testing.assert_close(output.loss, expected, rtol=2e-2, atol=0)
     for name, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), name
-
-
-@pytest.mark.parametrize("form", ["padded", "packed"])
-@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
-def test_rows_added_for_bfloat16_on_cpus_change_nothing(monkeypatch, batch, form, backend):
-    """22 tokens: the layers work on 24 rows, or on 32, which nobody sees; without bfloat16 they work on 22."""
-    batch = {k: v.float() if v.is_floating_point() else v for k, v in batch.items()}
-    inputs = packed(batch) if form == "packed" else batch
-    model = lively(CMSBertModel(config(backend=backend))).float()
-    worked_on = set()
-    model.encoder.layer[-1].register_forward_hook(lambda module, arguments, out: worked_on.add(out.shape[1]))
-
-    def run(multiple, autocast=True):
-        monkeypatch.setattr(modeling_cmsbert, "_ROW_MULTIPLE", multiple)
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            output = model(**inputs, output_hidden_states=True, output_shift_maps=True)
-        states = torch.stack(output.hidden_states)
-        assert torch.equal(output.last_hidden_state, states[-1])
-        gradients = torch.autograd.grad(states.square().mean(), list(model.parameters()))
-        maps = [gate for layer in output.shift_maps for gate in layer]
-        return [states, *maps, *gradients]
-
-    run(1, autocast=False)
-    run(32, autocast=False)
-    expected = run(1)
-    assert worked_on == {22}
-    for multiple, rows in ((4, 24), (32, 32)):
-        worked_on.clear()
-        for actual, wanted in zip(run(multiple), expected, strict=True):
-            scale = wanted.abs().max().clamp(min=1e-3)
-            torch.testing.assert_close(actual / scale, wanted / scale, rtol=0, atol=0.02)
-        assert worked_on == {rows}
 
 
 def test_half_precision_models_take_float32_frames(batch):
