@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor
 
 from cmsbert_fast import cpu_library
-from cmsbert_fast.training.distributed import has_fast_bfloat16
+from cmsbert_fast.backends import has_fast_bfloat16
 
 RESAMPLES = 2000
 NO_BFLOAT16 = "this processor has no bfloat16 instructions"

@@ -13,6 +13,8 @@ auto      the fastest of these that is correct for the device, dtype and shapes
 
 import os
 
+import torch
+
 BACKENDS = ("reference", "torch", "triton", "cpu", "auto")
 
 
@@ -40,3 +42,18 @@ def request(backend: str = "auto") -> str:
 def advice(backend: str = "auto") -> str:
     """What to do where that backend cannot run: for errors."""
     return 'use backend="auto" or "torch"' if backend != "auto" else "unset CMSBERT_BACKEND, or set it to auto or torch"
+
+
+@torch.compiler.assume_constant_result  # while torch.compile traces, the answer is asked for, not the way to it
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run on instructions meant for them, and not far slower than in float32.
+
+    GPUs: True. CPUs: what oneDNN needs (AVX-512 or Arm's bfloat16 instructions); without them PyTorch falls back to
+    loops that are tens of times slower than float32. A build of PyTorch that cannot tell counts as True.
+    """
+    if device.type != "cpu":
+        return True
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a private name, and builds without oneDNN have none
+        return True

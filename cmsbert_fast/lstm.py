@@ -4,8 +4,9 @@ On CPUs ATen's LSTM adds to the weights' gradients at every time step, which mov
 operator here makes them with one matrix product after the last. Its recurrence is compiled C++ (float32, where the
 "cpu" backend runs) or a loop of PyTorch's operators.
 
-Under autocast to bfloat16 the compiled recurrence rounds W_hh, and what it multiplies, to bfloat16: gates, cells, sums
-and hidden states stay float32. The others keep the parameters' dtype.
+Under autocast to bfloat16 the compiled recurrence rounds W_hh, and what it multiplies, to bfloat16; gates, cells, sums
+and hidden states stay float32, and W_hh's gradient is a product in bfloat16 as every weight's. The others keep the
+parameters' dtype.
 """
 
 from typing import Any
@@ -120,19 +121,19 @@ def _lstm_op(
     operand = hidden
     if products is None:
         _recur(batch_sizes, weight_hh, gates, hidden, cells)
-    elif products == torch.float32:
-        lstm_cpu.forward(batch_sizes, weight_hh, gates, hidden, cells)
-    else:
-        operand = hidden.new_zeros(_operand_shape(hidden), dtype=products)
+    elif products == torch.bfloat16:
+        operand = _rounded(hidden)
         lstm_cpu.forward(batch_sizes, weight_hh, gates, hidden, cells, operand)
+    else:
+        lstm_cpu.forward(batch_sizes, weight_hh, gates, hidden, cells)
     in_order = torch.zeros_like(hidden).index_copy_(0, rows, hidden[: len(rows)])
     return in_order, operand, gates, cells
 
 
-def _operand_shape(hidden: Tensor) -> tuple[int, int]:
-    """Of the rounded hidden states: they are multiplied two and two."""
+def _rounded(hidden: Tensor) -> Tensor:
+    """Zeros for the rounded hidden states: of even size, because they are multiplied two and two."""
     rows, size = hidden.shape
-    return rows, size + size % 2
+    return hidden.new_zeros(rows, size + size % 2, dtype=torch.bfloat16)
 
 
 def _recur(batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, hidden: Tensor, cells: Tensor) -> None:
@@ -167,8 +168,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, size = frames.shape[0], weight_hh.shape[1]
     hidden, gates, cells = (frames.new_empty(rows, columns) for columns in (size, 4 * size, size))
-    rounds = products == torch.bfloat16
-    operand = hidden.new_empty(_operand_shape(hidden), dtype=products) if rounds else torch.empty_like(hidden)
+    operand = _rounded(hidden) if products == torch.bfloat16 else torch.empty_like(hidden)
     return hidden, operand, gates, cells
 
 

@@ -84,8 +84,9 @@ def hidden_and_gradients(lstm, frames, packing, backend, run=PackedLSTM.__call__
 def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths, size, products):
     """The largest error is at most 2 times (gradients: 3 times) that of PyTorch's operators: of our loop of them; in
     bfloat16, of the literal reference under autocast."""
-    poison = torch.empty
-    monkeypatch.setattr(lstm_cpu.torch, "empty", lambda *a, **k: poison(*a, **k).fill_(torch.nan))
+    poison, poison_like = torch.Tensor.new_empty, torch.empty_like
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison(*a, **k).fill_(torch.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison_like(*a, **k).fill_(torch.nan))
     packing = Packing(cumulative(torch.tensor(lengths)), max(lengths))
     exact_lstm = module(torch.float64, size)
     for parameter in exact_lstm.parameters():
@@ -168,16 +169,90 @@ def test_rows_of_no_sequence_may_hold_nan_and_backward_may_run_under_autocast(fo
 
 
 @needs_compiler
-def test_autocast_to_bfloat16_rounds_the_products_alone():
+@pytest.mark.parametrize("size", [1, 5, 64, 301])
+@pytest.mark.parametrize("lengths", [[9], [4, 0, 7, 1, 7]], ids=str)
+def test_what_is_rounded_to_bfloat16(lengths, size):
+    """W_hh, h and the gates' gradients in the products of time steps and in W_hh's gradient; in float64 otherwise."""
+
+    def rounded(x):
+        return x.bfloat16().to(x.dtype)
+
+    sizes = (torch.arange(max(lengths))[:, None] < torch.tensor(lengths)).sum(dim=1)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4 * size, size, generator=generator) * size**-0.5
+    gates, d_hidden = (torch.randn(sum(lengths), n * size, generator=generator) for n in (4, 1))
+    wide, h, c, begin = gates.double(), None, None, 0
+    steps = []
+    for alive in sizes.tolist():
+        z = wide[begin : begin + alive]
+        if h is not None:
+            z = z + rounded(h[:alive]) @ rounded(weight).double().T
+        i, f, g, o = (
+            act(x)
+            for act, x in zip((torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid), z.chunk(4, 1), strict=True)
+        )
+        c = i * g if c is None else i * g + f * c[:alive]
+        h = o * c.tanh()
+        steps.append((begin, alive, torch.cat([i, f, g, o], 1), c, h))
+        begin += alive
+
+    hidden, cells = (torch.full((sum(lengths), size), torch.nan) for _ in range(2))
+    operand = torch.zeros(sum(lengths), size + size % 2, dtype=torch.bfloat16)
+    lstm_cpu.forward(sizes, weight, gates, hidden, cells, operand)
+    d_gates, d_operand = lstm_cpu.backward(sizes, weight, gates, cells, d_hidden, torch.bfloat16)
+    assert torch.equal(operand[:, :size], hidden.bfloat16())
+    assert torch.equal(d_operand, d_gates.bfloat16())
+    d_h = d_c = None
+    for begin, alive, activated, c, h in reversed(steps):
+        step = slice(begin, begin + alive)
+        # A number that the two round to different sides moves all that follow, by a part of bfloat16's precision.
+        for actual, wanted in ((gates[step], activated), (cells[step], c), (hidden[step], h)):
+            torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=1e-3)
+        i, f, g, o = gates[step].double().chunk(4, 1)
+        tanh_c = cells[step].double().tanh()
+        total = d_hidden[step].double()
+        if d_h is not None:
+            total[: len(d_h)] += d_h
+        d_cell = total * o * (1 - tanh_c**2)
+        if d_c is not None:
+            d_cell[: len(d_c)] += d_c
+        d_f = torch.zeros_like(f)
+        if begin:
+            before = begin - steps[[s[0] for s in steps].index(begin) - 1][1]
+            d_f = d_cell * cells[before : before + alive].double() * (f - f * f)
+        wanted = torch.cat([d_cell * g * (i - i * i), d_f, d_cell * i * (1 - g * g), total * tanh_c * (o - o * o)], 1)
+        torch.testing.assert_close(d_gates[step].double(), wanted, rtol=1e-5, atol=1e-5)
+        d_h = d_operand[step].double() @ rounded(weight).double()
+        d_c = d_cell * f
+
+
+@needs_compiler
+def test_autocast_to_bfloat16_rounds_the_products_alone(monkeypatch):
     lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([9])), 9)
     frames = torch.randn(9, 3)
-    exact = lstm(frames, packing)
+    exact, of_torch = lstm(frames, packing), lstm(frames, packing, backend="torch")
     with torch.autocast("cpu", torch.bfloat16):
         rounded = lstm(frames, packing)
-        assert torch.equal(lstm(frames, packing, backend="torch"), lstm(frames, packing, backend="reference"))
-    with torch.autocast("cpu", torch.float16):  # no instructions for it
+        assert torch.equal(lstm(frames, packing, backend="torch"), of_torch)
+        monkeypatch.setattr(lstm_cpu, "has_fast_bfloat16", lambda device: False)
+        assert torch.equal(lstm(frames, packing), exact)  # no instructions for it
+    with torch.autocast("cpu", torch.float16):
         assert torch.equal(lstm(frames, packing), exact)
     assert rounded.dtype == torch.float32
     assert torch.equal(rounded[0], exact[0])  # multiplies no hidden state
-    assert not torch.equal(rounded[1:], exact[1:])
+    assert (rounded - exact).abs().max() > 1e-4
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
+
+
+@needs_compiler
+def test_buffers_are_float32_whatever_the_default():
+    lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([3, 2])), 3)
+    frames = torch.randn(5, 3, requires_grad=True)
+    expected = hidden_and_gradients(lstm, frames, packing, "cpu")
+    try:
+        torch.set_default_dtype(torch.float64)
+        actual = hidden_and_gradients(lstm, frames, packing, "cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)

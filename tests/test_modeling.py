@@ -435,6 +435,21 @@ def test_compiles_without_a_graph_break_to_the_same_loss_and_gradients(batch, fo
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=0, atol=1e-11, msg=name)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_compiles_without_a_graph_break_in_bfloat16(batch, dropout):
+    """In training mode under autocast: compiled code's dropout is PyTorch's own."""
+    torch.compiler.reset()
+    batch = {k: v.float() if v.is_floating_point() else v for k, v in batch.items()}
+    model = CMSBertCLRForSequenceClassification(config(num_hidden_layers=1, hidden_dropout_prob=dropout)).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = compiled(**batch, labels=torch.zeros(4)).loss
+        expected = model(**batch, labels=torch.zeros(4)).loss
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    torch.testing.assert_close(loss, expected, rtol=0.5 if dropout else 0.02, atol=0)
+
+
 def test_checkpointing_gives_the_same_gradients(batch):
     torch.manual_seed(0)
     model = CMSBertCLRForSequenceClassification(

@@ -93,20 +93,6 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 run on instructions meant for them, and not far slower than in float32.
-
-    GPUs: True. CPUs: what oneDNN needs (AVX-512 or Arm's bfloat16 instructions); without them PyTorch falls back to
-    loops that are tens of times slower than float32. A build of PyTorch that cannot tell counts as True.
-    """
-    if device.type != "cpu":
-        return True
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):  # a private name, and builds without oneDNN have none
-        return True
-
-
 def keep_freed_memory() -> None:
     """Lets this process keep the memory it frees, instead of giving large blocks back to the system and asking anew.
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from cmsbert_fast import attention_cpu
 from cmsbert_fast.attention import choose_backend
-from cmsbert_fast.backends import requested_backend
+from cmsbert_fast.backends import has_fast_bfloat16, requested_backend
 from cmsbert_fast.contrastive import pairwise_contrastive_loss
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, DataError, outlines
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
 def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     """Does every run of a command, after checking all of them, and prints the table of their test metrics."""
     say = print if ranks.is_main else _silent
-    if command.runs[0].precision == "bf16" and not distributed.has_fast_bfloat16(ranks.device):
+    if command.runs[0].precision == "bf16" and not has_fast_bfloat16(ranks.device):
         say(
             "warning: this CPU has no instructions for bfloat16, so --precision bf16 takes many times as long here as "
             "float32; train with --precision fp32.",

@@ -104,9 +104,10 @@ inline void load_row(float* to, const T* from, int64_t n, int64_t n_padded) {
     for (int64_t i = n; i < n_padded; ++i) to[i] = 0;
 }
 
+// n floats, in memory whole vectors -> row of n elements.
 template <class T>
 inline void store_row(T* to, const float* from, int64_t n, float scale = 1) {
-    for (int64_t i = 0; i < n; ++i) assign(to[i], from[i] * scale);
+    for (int64_t i = 0; i < n; i += LANES) store_some(to + i, load(from + i) * scale, n - i);
 }
 
 }  // namespace
@@ -154,8 +155,8 @@ static_assert(sizeof(Call) == 61 * 8, "attention_cpu.py lays it out");
 
 namespace {
 
-// Fills 4 rows of dropout's factors, 0 or 1 / (1 - p), for queries i, ..., i + 3 (i a multiple
-// of 4) and all keys; Philox's counter is (key, query / 4, head, sequence), whatever the vector length.
+// Philox 4x32, 7 rounds. Fills 4 rows of dropout's factors, 0 or 1 / (1 - p), for queries i, ..., i + 3 (i a multiple
+// of 4) and all keys; the counter is (key, query / 4, head, sequence), whatever the vector length.
 void dropout_factors(uint64_t seed, int64_t sequence, int64_t head, int64_t query, int64_t n_keys, float dropout_p,
                      float* factors, int64_t row) {
     const uint32_t threshold = static_cast<uint32_t>(std::lround(static_cast<double>(dropout_p) * (1 << 24)));
@@ -168,7 +169,19 @@ void dropout_factors(uint64_t seed, int64_t sequence, int64_t head, int64_t quer
             c[2][l] = static_cast<uint32_t>(head);
             c[3][l] = static_cast<uint32_t>(sequence);
         }
-        philox(seed, c);
+        uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+        for (int round = 0; round < 7; ++round) {
+            for (int l = 0; l < LANES; ++l) {
+                const uint64_t x = static_cast<uint64_t>(c[0][l]) * 0xD2511F53u;
+                const uint64_t y = static_cast<uint64_t>(c[2][l]) * 0xCD9E8D57u;
+                c[0][l] = static_cast<uint32_t>(y >> 32) ^ c[1][l] ^ k0;
+                c[2][l] = static_cast<uint32_t>(x >> 32) ^ c[3][l] ^ k1;
+                c[1][l] = static_cast<uint32_t>(y);
+                c[3][l] = static_cast<uint32_t>(x);
+            }
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
+        }
         for (int i = 0; i < 4; ++i)
             for (int l = 0; l < LANES; ++l) factors[i * row + key + l] = c[i][l] >> 8 >= threshold ? kept : 0.0f;
     }
@@ -557,7 +570,7 @@ class Attention {
                         total += d;
                         store(of_block + j, load(of_block + j) + d);
                     }
-                    assign(static_cast<T*>(modality.d_token_gate)[start + first + i], sum(total));
+                    store_some(static_cast<T*>(modality.d_token_gate) + start + first + i, splat(sum(total)), 1);
                 }
                 for (int64_t j = 0; j < width; j += LANES) store(d_frame_gate + j, load(d_frame_gate + j) + load(of_block + j));
                 if (modality.d_frames)

@@ -120,14 +120,6 @@ inline float to_float(BFloat16 x) {
     std::memcpy(&y, &bits, sizeof y);
     return y;
 }
-inline void assign(float& y, float x) { y = x; }
-inline void assign(BFloat16& y, float x) {  // rounds to nearest, ties to even
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    y.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
-}
-
 inline void store_elements(float* x, Vec v) { store(x, v); }
 inline void store_elements(BFloat16* x, Vec v) {
     const HalfBits bits = __builtin_convertvector(rounded(v) >> 16, HalfBits);
@@ -140,26 +132,21 @@ inline Vec load_elements(const BFloat16* x) {
     return reinterpret_cast<Vec>(__builtin_convertvector(bits, Bits) << 16);
 }
 
-// ------------------------------------------------------------------ random bits
-
-// Philox 4x32, 7 rounds: LANES counters in, as many random numbers of 128 bits out.
-inline void philox(uint64_t seed, uint32_t (&c)[4][LANES]) {
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    for (int round = 0; round < 7; ++round) {
-        for (int l = 0; l < LANES; ++l) {
-            const uint64_t x = static_cast<uint64_t>(c[0][l]) * 0xD2511F53u;
-            const uint64_t y = static_cast<uint64_t>(c[2][l]) * 0xCD9E8D57u;
-            c[0][l] = static_cast<uint32_t>(y >> 32) ^ c[1][l] ^ k0;
-            c[2][l] = static_cast<uint32_t>(x >> 32) ^ c[3][l] ^ k1;
-            c[1][l] = static_cast<uint32_t>(y);
-            c[3][l] = static_cast<uint32_t>(x);
-        }
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
+// n numbers, at most LANES; the rest 0.
+inline Vec load_some(const float* x, int64_t n) {
+    if (n >= LANES) return load(x);
+    float lanes[LANES] = {};
+    std::memcpy(lanes, x, static_cast<size_t>(n) * sizeof(float));
+    return load(lanes);
 }
 
-// ------------------------------------------------------------------ layout
+template <class T>
+inline void store_some(T* x, Vec v, int64_t n) {
+    if (n >= LANES) return store_elements(x, v);
+    T lanes[LANES];
+    store_elements(lanes, v);
+    std::memcpy(x, lanes, static_cast<size_t>(n) * sizeof(T));
+}
 
 inline int64_t multiple(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
 inline int64_t padded(int64_t n) { return multiple(n, LANES); }

@@ -1,5 +1,5 @@
 // One-layer LSTM on the CPU (Eq. 11 of the paper), forward and backward over time, in float32; no padding. The operands
-// of the products with W_hh may be rounded to bfloat16: all else, sums included, stays float32.
+// of a time step's products with W_hh may be rounded to bfloat16: all else, sums included, stays float32.
 //
 // The caller orders rows by time, the longest sequence first, so that a time step is a slice and its sequences are the
 // first rows of the step before; it computes what does not depend on time: the products with the frames and the
@@ -24,12 +24,12 @@ struct LSTM {
     const float* weight;         // W_hh (4d, d): the gates i, f, g, o
     int64_t weight_stride;
     float* gates;          // (F, 4d); forward: products with the frames in, activated gates out
-    float* hidden;               // (F, d), forward only
-    float* cells;                // (F, d)
-    const float* d_hidden;       // (F, d), backward only
-    float* d_gates;              // (F, 4d), of the gates before activation, backward only
-    BFloat16* rounded_hidden;    // (F, d, made even with a column of 0), forward only; null = products in float32
-    BFloat16* rounded_d_gates;   // (F, 4d), backward only; likewise
+    float* hidden;              // (F, d), forward only
+    float* cells;               // (F, d)
+    const float* d_hidden;      // (F, d), backward only
+    float* d_gates;             // (F, 4d), of the gates before activation, backward only
+    BFloat16* rounded_hidden;   // (F, d, made even with a column of 0), forward only; null = products in float32
+    BFloat16* rounded_d_gates;  // (F, 4d), backward only; likewise
     int64_t threads;
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
 };
@@ -41,21 +41,6 @@ namespace {
 constexpr int GATES = 4;                             // a panel of W_hh is as many vectors wide
 constexpr int ROWS = MAX_VECTORS == 4 ? MAX_ROWS : 3;  // accumulators: ROWS x 4 vectors
 constexpr int64_t PANEL = GATES * LANES;
-
-// n numbers, at most LANES; the rest 0.
-inline Vec load_some(const float* x, int64_t n) {
-    if (n >= LANES) return load(x);
-    float lanes[LANES] = {};
-    std::memcpy(lanes, x, static_cast<size_t>(n) * sizeof(float));
-    return load(lanes);
-}
-
-inline void store_some(float* x, Vec v, int64_t n) {
-    if (n >= LANES) return store(x, v);
-    float lanes[LANES];
-    store(lanes, v);
-    std::memcpy(x, lanes, static_cast<size_t>(n) * sizeof(float));
-}
 
 // T: what the operands of a product are, float or BFloat16. The terms of a sum go by words of 4 bytes: one float, or two
 // bfloat16 that follow each other, which CPUs with an instruction for them multiply and add together.
@@ -87,13 +72,6 @@ inline Vec add_products(Vec total, Vec x, Vec y) {
 
 inline Vec words(Vec first, Vec second) {
     return reinterpret_cast<Vec>(rounded(first) >> 16 | (rounded(second) & 0xffff0000u));
-}
-
-inline void store_rounded(BFloat16* x, Vec v, int64_t n) {
-    if (n >= LANES) return store_elements(x, v);
-    BFloat16 lanes[LANES];
-    store_elements(lanes, v);
-    std::memcpy(x, lanes, static_cast<size_t>(n) * sizeof(BFloat16));
 }
 
 // total (rows, 4 vectors) = A (rows, depth words) times a panel (depth words, PANEL).
@@ -158,7 +136,7 @@ class Recurrence {
         // A single sequence reads every weight once a step: to pack them first would cost more than it saves, unless
         // they are rounded, too.
         float* packed = nullptr;
-        if (most_ > 1 || ROUNDS) {
+        if (call_.steps > 1 && (most_ > 1 || ROUNDS)) {
             packed = call_scratch.take(units_ * words_ * PANEL, status_);
             if (status_ != DONE) return status_;
             for_each(call_, units_, 1, [&](int64_t unit) { pack_units(unit, packed + unit * words_ * PANEL); });
@@ -231,9 +209,12 @@ class Recurrence {
         for (int64_t k = 0; k < GATES * call_.size; k += TERMS<T>) {
             const float* row = call_.weight + k * call_.weight_stride;
             for (int64_t j = block * PANEL; j < (block + 1) * PANEL; j += LANES, to += LANES) {
-                const int64_t n = std::max<int64_t>(0, call_.size - j);
-                Vec word = load_some(row + j, n);
-                if constexpr (ROUNDS) word = words(word, load_some(row + call_.weight_stride + j, n));
+                const int64_t n = call_.size - j;
+                Vec word{};
+                if (n > 0) {
+                    word = load_some(row + j, n);
+                    if constexpr (ROUNDS) word = words(word, load_some(row + call_.weight_stride + j, n));
+                }
                 store(to, word);
             }
         }
@@ -277,7 +258,7 @@ class Recurrence {
                 store_some(call_.cells + row * size + first, cell, n);
                 const Vec hidden = gate[3] * tanh(cell);
                 store_some(call_.hidden + row * size + first, hidden, n);
-                if constexpr (ROUNDS) store_rounded(hidden_ + row * words_ * TERMS<T> + first, hidden, n);
+                if constexpr (ROUNDS) store_some(hidden_ + row * words_ * TERMS<T> + first, hidden, n);
             }
         }
     }
@@ -324,7 +305,7 @@ class Recurrence {
         for (int64_t j = 0; j < GATES; ++j) {
             const int64_t at = row * GATES * size + j * size + unit;
             store_some(call_.d_gates + at, d_gates[j], n);
-            if constexpr (ROUNDS) store_rounded(d_gates_ + at, d_gates[j], n);
+            if constexpr (ROUNDS) store_some(d_gates_ + at, d_gates[j], n);
         }
     }
 

@@ -14,10 +14,11 @@ import torch
 from transformers import AutoConfig, AutoProcessor, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, reference
+from cmsbert_fast.backends import has_fast_bfloat16
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, Example, ReadReport
 from cmsbert_fast.training import checkpoint, evaluation, loop, models, results
-from cmsbert_fast.training.distributed import Ranks, has_fast_bfloat16, share
+from cmsbert_fast.training.distributed import Ranks, share
 from cmsbert_fast.training.evaluation import Batches, Predictions
 from cmsbert_fast.training.loop import check, epoch_batches, schedule
 from cmsbert_fast.training.models import build, build_config, is_new, parameter_groups
