@@ -205,7 +205,11 @@ torch.library.register_fake("cmsbert_fast::cms_attention_backward", _backward_fa
 
 
 class _CMSAttention(torch.autograd.Function):
-    """The two operators as one differentiable function; its arguments are theirs."""
+    """The two operators as one differentiable function; its arguments are theirs.
+
+    Not registered as the operator's own formula: backward leaves out what ``needs_input_grad`` says nobody wants, and
+    mean, shift and log-sum-exp, which forward keeps for it, are no outputs that somebody could differentiate.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:

@@ -51,11 +51,11 @@ memory.
 Alternatives weighed, by the same arithmetic:
 
 * The augmented product ``[X, m] [W_QKV; W_shift x 3]`` before any fast attention: attention moves the same 39 MB, but
-  m needs its own launches (gates, two batched products, in padded form), concatenating [X, m] moves 21 MB more, and
+  m needs its own launches (gates, two batched products, in padded form), concatenating [X, m] moves 23 MB more, and
   the QKV product grows by 3.8 GFLOP. It is the best plain PyTorch can do, and the rival that the benchmark measures.
 * The shift computed once a layer and added on load: 20 MB more forward (a written and read once: 15.6 us instead of
   10.7), no recomputation. This is what long sequences do, because there each key tile's shift would be recomputed by
-  every query tile: (d_v + d_a) / d_h times the work of attention itself.
+  every query tile: (d_v + d_a) / (2 BLOCK_M) times the work of attention itself.
 * Recomputed for each group of heads: m costs 1.6 MFLOP a program, so HEADS = 2 spends 1.2 GFLOP (1.5 us) on it and
   keeps 768 programs for some 130 multiprocessors. HEADS = 12 would spend 0.2 GFLOP, but leave a program per sequence:
   fewer programs than multiprocessors. Chosen for short sequences.
@@ -376,7 +376,7 @@ def short_backward_kernel(
     v = _first(v, cu, i_b, i_start, s_vb, s_vn)
     d_out = _first(d_out, cu, i_b, i_start, s_ob, s_on)
     s_out = n_heads * head_size
-    for i_head in range(tl.minimum(HEADS, n_heads - i_g * HEADS)):
+    for i_head in range(1 if HEADS == 1 else tl.minimum(HEADS, n_heads - i_g * HEADS)):
         i_h = i_g * HEADS + i_head
         i_h64 = i_h.to(tl.int64)
         b_shift = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)

@@ -405,6 +405,13 @@ def broken_calls():
         (padded, padded, padded, ModalityShift(p[None], *(t[None] for t in good[1:3]), *good[3:6])),
         {},
     )
+    frame_mask = torch.ones(1, 2, dtype=torch.bool)
+    yield "visual.mask belongs", (x, x, x, good._replace(mask=frame_mask)), packed
+    one = ModalityShift(p[None], *(t[None] for t in good[1:3]), good.weight)
+    two = one._replace(frame_gate=good.frame_gate.expand(2, 2), frames=good.frames.expand(2, 2, 5))
+    yield "visual.frames holds 2 sequences but query 1", (padded, padded, padded, two), {}
+    yield "visual.mask is torch.float32", (padded, padded, padded, one._replace(mask=frame_mask.float())), {}
+    yield "visual.mask has shape", (padded, padded, padded, one._replace(mask=frame_mask[:, :1])), {}
     yield "key is on meta but query is on cpu", (x, x.to("meta"), x), packed
     yield "visual.weight is on meta but query", (x, x, x, good._replace(weight=good.weight.to("meta"))), packed
     yield "^cu_seqlens is on meta but query is on cpu", (x, x, x), packed | {"cu_seqlens": cu.to("meta")}

@@ -868,16 +868,26 @@ def test_tf32_only_where_the_user_allows_it(monkeypatch: pytest.MonkeyPatch) -> 
         x = torch.zeros(1, 2, 1, 16, dtype=dtype)
         return kernels._Launcher(kernels.Call(x, x, x, None, None, None, None, 2, "relu", 1.0, 0.0, None)).precision
 
-    before = torch.backends.cuda.matmul.fp32_precision
+    def allow(interface: str, tf32: bool) -> None:
+        if interface == "fp32_precision":
+            torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+        elif interface == "allow_tf32":
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+        else:
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+    before = torch.backends.cuda.matmul.fp32_precision, torch.get_float32_matmul_precision()
     try:
         assert precision() == "split"
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
-        assert precision() == "tf32"
-        assert precision(torch.bfloat16) == "ieee"
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        assert precision() == "split"
+        for interface in ("fp32_precision", "allow_tf32", "set_float32_matmul_precision"):
+            allow(interface, True)
+            assert precision() == "tf32", interface
+            assert precision(torch.bfloat16) == "ieee"
+            allow(interface, False)
+            assert precision() == "split", interface
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        torch.set_float32_matmul_precision(before[1])
+        torch.backends.cuda.matmul.fp32_precision = before[0]
 
 
 @runs_kernels
