@@ -71,8 +71,10 @@ def cms_attention(
     * packed: ``query`` is (T, H, d_h), the sequences one after the other, with ``cu_seqlens`` and ``max_seqlen``;
     * padded: ``query`` is (B, N, H, d_h), with ``attention_mask`` where some tokens are padding.
 
-    All floating tensors share one dtype and device; under autocast they are cast to its dtype. Differentiable in every
-    floating tensor.
+    All floating tensors share one dtype and device; under autocast they are cast to its dtype, but float64 as little as
+    PyTorch's own operators cast it. Differentiable in every floating tensor.
+    :func:`cmsbert_fast.attention.choose_backend` says which backend runs; the compiled ones copy an operand, or a
+    gradient, whose last stride is not 1.
 
     Args:
         query, key, value: X W + b before the shift, split into heads.
@@ -90,7 +92,7 @@ def cms_attention(
         z in the shape and dtype of ``query``; exactly 0 at invalid tokens.
 
     Raises:
-        TypeError: a tensor's dtype is not what it must be.
+        TypeError: a tensor's dtype is not what it must be (that of cu_seqlens: ValueError).
         ValueError: a shape, device, option or combination of arguments does not fit.
 
     Example:
@@ -120,12 +122,21 @@ def cms_attention(
 def choose_backend(query: Tensor, backend: str = "auto") -> str:
     """Which backend :func:`cms_attention` runs for queries like these: the answer to "what did auto pick?".
 
+    "auto" goes by device, dtype and head size: Triton on a GPU and compiled code on a CPU, wherever they run, else
+    "torch". On a CPU that is the fastest at the lengths of the paper's corpora (BENCHMARKS.md); with thousands of
+    frames an utterance "torch" overtakes compiled code.
+
+    Args:
+        query: As :func:`cms_attention` takes it; under autocast counts what it is cast to.
+        backend: See :mod:`cmsbert_fast.backends`.
+
     Raises:
         ValueError: the backend asked for is unknown or cannot run here; the message says why.
     """
     name = requested_backend(backend)
     if name in ("reference", "torch"):
         return name
+    query = _cast(query, query.device.type)
     compiled = {"triton": attention_triton, "cpu": attention_cpu}
     if name == "auto":
         return next((name for name, backend in compiled.items() if backend.is_available(query)), "torch")
@@ -174,22 +185,27 @@ def _reference(
 def _cast_for_autocast(
     query: Tensor, key: Tensor, value: Tensor, visual: ModalityShift | None, acoustic: ModalityShift | None
 ) -> tuple[Tensor, Tensor, Tensor, ModalityShift | None, ModalityShift | None]:
-    device = query.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.is_autocast_enabled(query.device.type):
         return query, key, value, visual, acoustic
-    dtype = torch.get_autocast_dtype(device)
+    device = query.device.type
 
     def cast(modality: ModalityShift | None) -> ModalityShift | None:
         if modality is None:
             return None
         return modality._replace(
-            token_gate=modality.token_gate.to(dtype),
-            frame_gate=modality.frame_gate.to(dtype),
-            frames=modality.frames.to(dtype),
-            weight=modality.weight.to(dtype),
+            token_gate=_cast(modality.token_gate, device),
+            frame_gate=_cast(modality.frame_gate, device),
+            frames=_cast(modality.frames, device),
+            weight=_cast(modality.weight, device),
         )
 
-    return query.to(dtype), key.to(dtype), value.to(dtype), cast(visual), cast(acoustic)
+    return _cast(query, device), _cast(key, device), _cast(value, device), cast(visual), cast(acoustic)
+
+
+def _cast(tensor: Tensor, device: str) -> Tensor:
+    """What autocast makes of an operand: as for PyTorch's own operators, neither integers nor float64 change."""
+    autocast = torch.is_autocast_enabled(device) and tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(torch.get_autocast_dtype(device)) if autocast else tensor
 
 
 # Made once: a call has little to do for one utterance.

@@ -284,6 +284,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
         cu_seq_lens_k: Tensor | None = None,
         max_length_q: int | None = None,
         max_length_k: int | None = None,
+        seq_idx: Tensor | None = None,
         cu_seq_lens_visual: Tensor | None = None,
         max_length_visual: int | None = None,
         cu_seq_lens_acoustic: Tensor | None = None,
@@ -297,6 +298,16 @@ class CMSBertModel(CMSBertPreTrainedModel):
         tokens = input_ids if input_ids is not None else inputs_embeds
         if tokens is None or (input_ids is not None and inputs_embeds is not None):
             raise ValueError("Give either input_ids or inputs_embeds.")
+        name, axes = ("input_ids", "(B, N)") if inputs_embeds is None else ("inputs_embeds", "(B, N, D)")
+        if tokens.dim() != axes.count(",") + 1:
+            raise ValueError(
+                f"{name} has shape {tuple(tokens.shape)}; give {axes}, or a single row of packed utterances."
+            )
+        if token_type_ids is not None:
+            _check_shape("token_type_ids", token_type_ids, tokens.shape[:2])
+        for_all_rows = (tokens.shape[1:2], (1, tokens.shape[1]))
+        if position_ids is not None and position_ids.shape not in for_all_rows:
+            _check_shape("position_ids", position_ids, tokens.shape[:2])
         rows = None
         padded_shape = None
         if cu_seq_lens_q is None and attention_mask is None and position_ids is not None and tokens.shape[0] == 1:
@@ -308,8 +319,12 @@ class CMSBertModel(CMSBertPreTrainedModel):
                 raise ValueError(
                     "A packed batch needs input_ids of shape (1, T) and max_length_q beside cu_seq_lens_q."
                 )
-            if cu_seq_lens_k is not None and cu_seq_lens_k.shape != cu_seq_lens_q.shape:
-                raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q; in self-attention they are the same.")
+            for argument, of_q, of_k in (
+                ("cu_seq_lens", cu_seq_lens_q, cu_seq_lens_k),
+                ("max_length", max_length_q, max_length_k),
+            ):
+                if of_k is not None and _differ(of_q, of_k):
+                    raise ValueError(f"{argument}_k differs from {argument}_q; in self-attention they are the same.")
             packing = Packing(cu_seq_lens_q, max_length_q)
             if position_ids is None:
                 position_ids = positions(packing, tokens.shape[1])[None]
@@ -321,6 +336,11 @@ class CMSBertModel(CMSBertPreTrainedModel):
                 _check_shape("attention_mask", attention_mask, padded_shape)
                 rows, packing = pack_mask(attention_mask)
             if position_ids is None:
+                if padded_shape[1] > self.config.max_position_embeddings:
+                    raise ValueError(
+                        f"{name} has rows of {padded_shape[1]} pieces, but the model has "
+                        f"{self.config.max_position_embeddings} positions (max_position_embeddings); truncate them."
+                    )
                 position_ids = torch.arange(padded_shape[1], device=tokens.device)
             position_ids = position_ids.expand(padded_shape)
             input_ids, token_type_ids, position_ids, inputs_embeds = (
@@ -371,8 +391,17 @@ class CMSBertModel(CMSBertPreTrainedModel):
                 f"{name} has frames of size {values.shape[-1]}, but the model was made for {name}_size={size}; "
                 "give the features it was trained on, or make a model for these."
             )
+        if values.dim() not in (2, 3):
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}; give padded (B, N, {size}) or packed (F, {size})."
+            )
         values = values.to(self.dtype)
         host_cu_seqlens = None
+        if values.dim() == 3 and cu_seqlens is not None:
+            raise ValueError(
+                f"cu_seq_lens_{name} belongs to packed {name} of shape (F, {size}), but {name} has shape "
+                f"{tuple(values.shape)}; leave one out."
+            )
         if values.dim() == 2:
             if cu_seqlens is None or max_length is None:
                 raise ValueError(
@@ -451,7 +480,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
             **packed: ``position_ids`` (None = 0, 1, ... in every sequence), ``inputs_embeds`` instead of ``input_ids``,
                 ``cu_seq_lens_q``, ``max_length_q``, ``cu_seq_lens_visual``, ``max_length_visual``,
                 ``cu_seq_lens_acoustic``, ``max_length_acoustic``; ``cu_seq_lens_k`` and ``max_length_k`` belong to the
-                convention and must be those of q.
+                convention and must be those of q; so does ``seq_idx``, which says nothing more and is not read.
 
         Raises:
             ValueError: a shape or a combination of arguments does not fit; the message says which.
@@ -671,6 +700,15 @@ def _take(tensor: Tensor, rows: Tensor | None) -> Tensor:
 def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
     if tensor.shape != shape:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {tuple(shape)}.")
+
+
+def _differ(a: Tensor | int | None, b: Tensor | int) -> bool:
+    """Whether two arguments differ; values on a GPU are not compared, which would wait for the device."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return bool(a != b)
+    if a is b or torch.compiler.is_compiling():
+        return False
+    return a.shape != b.shape or (a.device.type == b.device.type == "cpu" and not torch.equal(a, b))
 
 
 def _flag(argument: bool | None, default: bool | None) -> bool:

@@ -361,6 +361,30 @@ def test_autocast_casts_every_operand():
     assert z.dtype == torch.bfloat16
 
 
+def test_autocast_casts_neither_integers_nor_float64():
+    """As PyTorch's own attention: what would lose precision, or hide a mistake, stays an error or as it is."""
+    qkv, shifts, packing = packed_case([5, 3], [4, 2], [1, 1])  # float64
+    arguments = dict(cu_seqlens=packing.cu_seqlens, max_seqlen=5)
+    single = [x.float() for x in qkv]
+    face = shifts[0]._replace(**{n: getattr(shifts[0], n).float() for n in shifts[0]._fields[:4]})
+    face = face._replace(frames=face.frames.long())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cms_attention(*qkv, *shifts, **arguments).dtype == torch.float64
+        with pytest.raises(TypeError, match=r"key is torch.float64 but query is torch.bfloat16"):
+            cms_attention(single[0], *qkv[1:], *shifts, **arguments)
+        with pytest.raises(TypeError, match=r"query is torch.int64; it must be a floating dtype"):
+            cms_attention(*(x.long() for x in qkv), **arguments)
+        with pytest.raises(TypeError, match=r"visual.frames is torch.int64 but query is torch.bfloat16"):
+            cms_attention(*single, face, **arguments)
+
+
+def test_auto_says_what_it_picks_under_autocast():
+    query = torch.zeros(1, 2, 64)
+    with torch.autocast("cpu", torch.float16):
+        assert choose_backend(query) == choose_backend(query.half()) == "torch"  # compiled code computes no float16
+        assert choose_backend(query.double()) == "torch"
+
+
 def test_auto_says_what_it_picks(monkeypatch):
     assert choose_backend(torch.zeros(1, dtype=torch.float64)) == "torch"
     monkeypatch.setenv("CMSBERT_BACKEND", "reference")

@@ -308,6 +308,21 @@ def test_the_kernels_give_the_references_loss_and_gradients(batch, form, monkeyp
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=atol, msg=name)
 
 
+def test_the_real_padding_free_collator_is_understood(batch):
+    """Everything that Hugging Face's DataCollatorWithFlattening can say of a batch, and the padded batch agree."""
+    from transformers import DataCollatorWithFlattening
+
+    model = CMSBertModel(config()).eval()
+    masks = batch["attention_mask"].bool()
+    rows = [ids[mask].tolist() for ids, mask in zip(batch["input_ids"], masks, strict=True)]
+    collate = DataCollatorWithFlattening(return_flash_attn_kwargs=True, return_seq_idx=True)
+    collated = collate([{"input_ids": row, "labels": row} for row in rows])
+    collated.pop("labels")
+    assert {"seq_idx", "cu_seq_lens_k", "max_length_k"} <= set(collated)
+    expected = torch.cat([model(torch.tensor([row])).last_hidden_state[0] for row in rows])
+    torch.testing.assert_close(model(**collated).last_hidden_state[0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_position_ids_of_packed_input_may_be_left_out(batch):
     model = lively(CMSBertModel(config()))
     inputs = packed(batch)
@@ -572,7 +587,18 @@ def test_wrong_inputs_are_named(batch):
         r"shape \(1, T\) and max_length_q": {n: t for n, t in flat.items() if n != "max_length_q"},
         "needs cu_seq_lens_visual": {n: t for n, t in flat.items() if n != "cu_seq_lens_visual"},
         "visual_mask belongs to padded visual": flat | dict(visual_mask=batch["visual_mask"]),
-        "in self-attention they are the same": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"][:-1]),
+        "cu_seq_lens_k differs": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"][:-1]),
+        "cu_seq_lens_k differs from cu_seq_lens_q; in self": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"] - 1),
+        "max_length_k differs": flat | dict(max_length_k=1),
+        r"token_type_ids has shape \(4, 4\)": batch | dict(token_type_ids=batch["attention_mask"][:, :4]),
+        "token_type_ids has shape": flat | dict(token_type_ids=batch["attention_mask"]),
+        r"position_ids has shape \(3,\)": batch | dict(position_ids=torch.arange(3)),
+        "position_ids has shape": flat | dict(position_ids=flat["position_ids"][:, 1:]),
+        r"input_ids has shape \(5,\); give \(B, N\)": {"input_ids": torch.zeros(5, dtype=torch.int64)},
+        "inputs_embeds has shape": {"inputs_embeds": torch.zeros(5, 8)},
+        r"visual has shape \(5,\)": batch | dict(visual=torch.zeros(5), visual_mask=None),
+        "cu_seq_lens_visual belongs to packed": batch | dict(cu_seq_lens_visual=flat["cu_seq_lens_visual"]),
+        "rows of 600 pieces, but the model has": {"input_ids": torch.zeros(1, 600, dtype=torch.int64)},
     }.items():
         with pytest.raises(ValueError, match=message):
             model(**inputs)

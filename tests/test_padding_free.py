@@ -1,5 +1,7 @@
 """From the packed batch to the loss nothing is computed on padding, forward or backward."""
 
+import os
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -53,7 +55,13 @@ def computed(backend):
 
 @pytest.mark.parametrize(
     "backend",
-    ["torch", pytest.param("cpu", marks=pytest.mark.skipif(cpu_library.why_not() is not None, reason="no compiler"))],
+    [
+        "torch",
+        pytest.param("cpu", marks=pytest.mark.skipif(cpu_library.why_not() is not None, reason="no compiler")),
+        pytest.param(
+            "triton", marks=pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="interprets kernels")
+        ),
+    ],
 )
 def test_nothing_is_computed_on_padding(backend):
     assert padded_shapes(computed(backend)) == []

@@ -556,7 +556,10 @@ def train(
         "parameters": best.num_parameters(),
         "data": {"name": corpus.name, "report": str(corpus.report), "fingerprint": examples},
         **results.provenance(
-            settings, ranks.world_size, _device_name(ranks.device), chosen_backend(settings, ranks.device)
+            settings,
+            ranks.world_size,
+            _device_name(ranks.device),
+            chosen_backend(settings, ranks.device, best.config.hidden_size // best.config.num_attention_heads),
         ),
         "seconds": earlier_seconds + time.monotonic() - started,
     }
