@@ -136,7 +136,8 @@ def choose_backend(query: Tensor, backend: str = "auto") -> str:
     name = requested_backend(backend)
     if name in ("reference", "torch"):
         return name
-    query = _cast(query, query.device.type)
+    if query.device.type != "meta":  # which autocast does not know
+        query = _cast(query, query.device.type)
     compiled = {"triton": attention_triton, "cpu": attention_cpu}
     if name == "auto":
         return next((name for name, backend in compiled.items() if backend.is_available(query)), "torch")

@@ -310,6 +310,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
             _check_shape("position_ids", position_ids, tokens.shape[:2])
         rows = None
         padded_shape = None
+        if cu_seq_lens_q is None and position_ids is None and (cu_seq_lens_k is not None or seq_idx is not None):
+            raise ValueError("Of cu_seq_lens_q, cu_seq_lens_k and seq_idx a packed batch needs cu_seq_lens_q at least.")
         if cu_seq_lens_q is None and attention_mask is None and position_ids is not None and tokens.shape[0] == 1:
             cu_seq_lens_q, max_length_q = _restarts(position_ids)
         if cu_seq_lens_q is not None:
@@ -319,12 +321,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
                 raise ValueError(
                     "A packed batch needs input_ids of shape (1, T) and max_length_q beside cu_seq_lens_q."
                 )
-            for argument, of_q, of_k in (
-                ("cu_seq_lens", cu_seq_lens_q, cu_seq_lens_k),
-                ("max_length", max_length_q, max_length_k),
-            ):
-                if of_k is not None and _differ(of_q, of_k):
-                    raise ValueError(f"{argument}_k differs from {argument}_q; in self-attention they are the same.")
+            if cu_seq_lens_k is not None and _differ(cu_seq_lens_k, cu_seq_lens_q):
+                raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q; in self-attention they are the same.")
             packing = Packing(cu_seq_lens_q, max_length_q)
             if position_ids is None:
                 position_ids = positions(packing, tokens.shape[1])[None]
@@ -336,7 +334,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
                 _check_shape("attention_mask", attention_mask, padded_shape)
                 rows, packing = pack_mask(attention_mask)
             if position_ids is None:
-                if padded_shape[1] > self.config.max_position_embeddings:
+                too_long = attention_mask is None and padded_shape[1] > self.config.max_position_embeddings
+                if not torch.compiler.is_compiling() and too_long:
                     raise ValueError(
                         f"{name} has rows of {padded_shape[1]} pieces, but the model has "
                         f"{self.config.max_position_embeddings} positions (max_position_embeddings); truncate them."
@@ -385,15 +384,15 @@ class CMSBertModel(CMSBertPreTrainedModel):
             if not size:
                 return None
             # Not None: the parameters of an absent modality stay in the graph, as DistributedDataParallel needs.
-            values, mask = torch.zeros(batch_size, 0, size, device=self.device), None
+            values, mask, cu_seqlens = torch.zeros(batch_size, 0, size, device=self.device), None, None
+        if values.dim() not in (2, 3):
+            raise ValueError(
+                f"{name} has shape {tuple(values.shape)}; give padded (B, N, {size}) or packed (F, {size})."
+            )
         if values.shape[-1] != size:
             raise ValueError(
                 f"{name} has frames of size {values.shape[-1]}, but the model was made for {name}_size={size}; "
                 "give the features it was trained on, or make a model for these."
-            )
-        if values.dim() not in (2, 3):
-            raise ValueError(
-                f"{name} has shape {tuple(values.shape)}; give padded (B, N, {size}) or packed (F, {size})."
             )
         values = values.to(self.dtype)
         host_cu_seqlens = None
@@ -479,8 +478,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
             return_dict: False = a tuple.
             **packed: ``position_ids`` (None = 0, 1, ... in every sequence), ``inputs_embeds`` instead of ``input_ids``,
                 ``cu_seq_lens_q``, ``max_length_q``, ``cu_seq_lens_visual``, ``max_length_visual``,
-                ``cu_seq_lens_acoustic``, ``max_length_acoustic``; ``cu_seq_lens_k`` and ``max_length_k`` belong to the
-                convention and must be those of q; so does ``seq_idx``, which says nothing more and is not read.
+                ``cu_seq_lens_acoustic``, ``max_length_acoustic``; of the convention also ``cu_seq_lens_k``, which must
+                be that of q, and ``max_length_k`` and ``seq_idx``, which say nothing more and are not read.
 
         Raises:
             ValueError: a shape or a combination of arguments does not fit; the message says which.
@@ -702,13 +701,12 @@ def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it must be {tuple(shape)}.")
 
 
-def _differ(a: Tensor | int | None, b: Tensor | int) -> bool:
-    """Whether two arguments differ; values on a GPU are not compared, which would wait for the device."""
-    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-        return bool(a != b)
-    if a is b or torch.compiler.is_compiling():
-        return False
-    return a.shape != b.shape or (a.device.type == b.device.type == "cpu" and not torch.equal(a, b))
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors differ; values on a GPU, or while tracing, are not compared: that would wait for them."""
+    if a is b or a.shape != b.shape:
+        return a is not b
+    comparable = a.device.type == b.device.type == "cpu" and not torch.compiler.is_compiling()
+    return comparable and not torch.equal(a, b)
 
 
 def _flag(argument: bool | None, default: bool | None) -> bool:

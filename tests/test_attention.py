@@ -382,7 +382,8 @@ def test_auto_says_what_it_picks_under_autocast():
     query = torch.zeros(1, 2, 64)
     with torch.autocast("cpu", torch.float16):
         assert choose_backend(query) == choose_backend(query.half()) == "torch"  # compiled code computes no float16
-        assert choose_backend(query.double()) == "torch"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert choose_backend(query.double()) == choose_backend(query.to("meta")) == "torch"
 
 
 def test_auto_says_what_it_picks(monkeypatch):

@@ -589,7 +589,9 @@ def test_wrong_inputs_are_named(batch):
         "visual_mask belongs to padded visual": flat | dict(visual_mask=batch["visual_mask"]),
         "cu_seq_lens_k differs": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"][:-1]),
         "cu_seq_lens_k differs from cu_seq_lens_q; in self": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"] - 1),
-        "max_length_k differs": flat | dict(max_length_k=1),
+        "needs cu_seq_lens_q at least": {"input_ids": flat["input_ids"], "seq_idx": torch.zeros(1, 22).int()},
+        "cu_seq_lens_q at least": {name: flat[name] for name in ("input_ids", "cu_seq_lens_k")},
+        r"visual has shape \(\)": batch | dict(visual=torch.tensor(1.0), visual_mask=None),
         r"token_type_ids has shape \(4, 4\)": batch | dict(token_type_ids=batch["attention_mask"][:, :4]),
         "token_type_ids has shape": flat | dict(token_type_ids=batch["attention_mask"]),
         r"position_ids has shape \(3,\)": batch | dict(position_ids=torch.arange(3)),
@@ -602,6 +604,21 @@ def test_wrong_inputs_are_named(batch):
     }.items():
         with pytest.raises(ValueError, match=message):
             model(**inputs)
+
+
+def test_what_only_looks_wrong_is_not_refused(batch):
+    """Counts of a modality left out, a looser bound for keys, padding beyond the last position."""
+    model = CMSBertModel(config()).double().eval()
+    flat = packed(batch)
+    without = {name: value for name, value in flat.items() if name != "visual"}
+    expected = model(**{name: value for name, value in without.items() if not name.endswith("_visual")})
+    torch.testing.assert_close(model(**without).last_hidden_state, expected.last_hidden_state)
+    expected = model(**flat).last_hidden_state
+    torch.testing.assert_close(model(**flat | dict(max_length_k=100)).last_hidden_state, expected)
+    longer = model.config.max_position_embeddings + 1 - 9
+    widened = {name: torch.nn.functional.pad(batch[name], (0, longer)) for name in ("input_ids", "attention_mask")}
+    valid = batch["attention_mask"].bool()
+    torch.testing.assert_close(model(**batch | widened).last_hidden_state[:, :9][valid], expected[0])
 
 
 @pytest.mark.parametrize(
