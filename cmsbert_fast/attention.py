@@ -136,8 +136,7 @@ def choose_backend(query: Tensor, backend: str = "auto") -> str:
     name = requested_backend(backend)
     if name in ("reference", "torch"):
         return name
-    if query.device.type != "meta":  # which autocast does not know
-        query = _cast(query, query.device.type)
+    query = _cast(query, _autocast_dtype(query))
     compiled = {"triton": attention_triton, "cpu": attention_cpu}
     if name == "auto":
         return next((name for name, backend in compiled.items() if backend.is_available(query)), "torch")
@@ -186,27 +185,33 @@ def _reference(
 def _cast_for_autocast(
     query: Tensor, key: Tensor, value: Tensor, visual: ModalityShift | None, acoustic: ModalityShift | None
 ) -> tuple[Tensor, Tensor, Tensor, ModalityShift | None, ModalityShift | None]:
-    if not torch.is_autocast_enabled(query.device.type):
+    dtype = _autocast_dtype(query)
+    if dtype is None:
         return query, key, value, visual, acoustic
-    device = query.device.type
 
     def cast(modality: ModalityShift | None) -> ModalityShift | None:
         if modality is None:
             return None
         return modality._replace(
-            token_gate=_cast(modality.token_gate, device),
-            frame_gate=_cast(modality.frame_gate, device),
-            frames=_cast(modality.frames, device),
-            weight=_cast(modality.weight, device),
+            token_gate=_cast(modality.token_gate, dtype),
+            frame_gate=_cast(modality.frame_gate, dtype),
+            frames=_cast(modality.frames, dtype),
+            weight=_cast(modality.weight, dtype),
         )
 
-    return _cast(query, device), _cast(key, device), _cast(value, device), cast(visual), cast(acoustic)
+    return _cast(query, dtype), _cast(key, dtype), _cast(value, dtype), cast(visual), cast(acoustic)
 
 
-def _cast(tensor: Tensor, device: str) -> Tensor:
+def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """To what autocast casts on the tensor's device; None where it is off, as on the meta device it does not know."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """What autocast makes of an operand: as for PyTorch's own operators, neither integers nor float64 change."""
-    autocast = torch.is_autocast_enabled(device) and tensor.is_floating_point() and tensor.dtype != torch.float64
-    return tensor.to(torch.get_autocast_dtype(device)) if autocast else tensor
+    castable = dtype is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if castable else tensor
 
 
 # Made once: a call has little to do for one utterance.

@@ -298,8 +298,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
         tokens = input_ids if input_ids is not None else inputs_embeds
         if tokens is None or (input_ids is not None and inputs_embeds is not None):
             raise ValueError("Give either input_ids or inputs_embeds.")
-        name, axes = ("input_ids", "(B, N)") if inputs_embeds is None else ("inputs_embeds", "(B, N, D)")
-        if tokens.dim() != axes.count(",") + 1:
+        name, axes, dims = ("input_ids", "(B, N)", 2) if inputs_embeds is None else ("inputs_embeds", "(B, N, D)", 3)
+        if tokens.dim() != dims:
             raise ValueError(
                 f"{name} has shape {tuple(tokens.shape)}; give {axes}, or a single row of packed utterances."
             )

@@ -376,6 +376,7 @@ def short_backward_kernel(
     v = _first(v, cu, i_b, i_start, s_vb, s_vn)
     d_out = _first(d_out, cu, i_b, i_start, s_ob, s_on)
     s_out = n_heads * head_size
+    # Known to be a single turn, the loop leaves sm_80 the registers it would spill otherwise.
     for i_head in range(1 if HEADS == 1 else tl.minimum(HEADS, n_heads - i_g * HEADS)):
         i_h = i_g * HEADS + i_head
         i_h64 = i_h.to(tl.int64)

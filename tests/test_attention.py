@@ -29,6 +29,10 @@ def modality(lengths, token_rows, size, generator):
     )
 
 
+def converted(shift, dtype):
+    return shift._replace(**{name: getattr(shift, name).detach().to(dtype) for name in shift._fields[:4]})
+
+
 def packed_case(tokens, visual, acoustic, extra_rows=0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     rows = sum(tokens) + extra_rows
@@ -308,18 +312,16 @@ def test_error_against_float64_is_a_rounding_error(dtype):
     def low(tensor):
         return tensor.detach().to(dtype)
 
-    def lowered(shift):
-        return shift._replace(**{name: low(getattr(shift, name)) for name in shift._fields[:4]})
-
+    lowered = [converted(shift, dtype) for shift in shifts]
     arguments = dict(cu_seqlens=packing.cu_seqlens, max_seqlen=packing.max_length)
-    z = cms_attention(*map(low, qkv), *map(lowered, shifts), **arguments, backend="torch")
+    z = cms_attention(*map(low, qkv), *lowered, **arguments, backend="torch")
     exact = cms_attention(
         *(low(x).double() for x in qkv),
-        *(s._replace(**{n: getattr(s, n).double() for n in s._fields[:4]}) for s in map(lowered, shifts)),
+        *(converted(shift, torch.float64) for shift in lowered),
         **arguments,
         backend="reference",
     )
-    eager = cms_attention(*map(low, qkv), *map(lowered, shifts), **arguments, backend="reference")
+    eager = cms_attention(*map(low, qkv), *lowered, **arguments, backend="reference")
     assert z.dtype == dtype
     limit = 2 * (eager.double() - exact).abs().max() + 4 * torch.finfo(dtype).eps
     assert (z.double() - exact).abs().max() <= limit
@@ -355,7 +357,7 @@ def test_dropout_drops_probabilities_at_its_rate_and_keeps_the_mean():
 def test_autocast_casts_every_operand():
     qkv, shifts, packing = packed_case([5, 3], [4, 2], [1, 1])
     single = [x.detach().float() for x in qkv]
-    shifts = [s._replace(**{n: getattr(s, n).detach().float() for n in s._fields[:4]}) for s in shifts]
+    shifts = [converted(s, torch.float32) for s in shifts]
     with torch.autocast("cpu", torch.bfloat16):
         z = cms_attention(*single, *shifts, cu_seqlens=packing.cu_seqlens, max_seqlen=5)
     assert z.dtype == torch.bfloat16
@@ -366,8 +368,7 @@ def test_autocast_casts_neither_integers_nor_float64():
     qkv, shifts, packing = packed_case([5, 3], [4, 2], [1, 1])  # float64
     arguments = dict(cu_seqlens=packing.cu_seqlens, max_seqlen=5)
     single = [x.float() for x in qkv]
-    face = shifts[0]._replace(**{n: getattr(shifts[0], n).float() for n in shifts[0]._fields[:4]})
-    face = face._replace(frames=face.frames.long())
+    face = converted(shifts[0], torch.float32)._replace(frames=shifts[0].frames.long())
     with torch.autocast("cpu", torch.bfloat16):
         assert cms_attention(*qkv, *shifts, **arguments).dtype == torch.float64
         with pytest.raises(TypeError, match=r"key is torch.float64 but query is torch.bfloat16"):

@@ -309,7 +309,7 @@ def test_the_kernels_give_the_references_loss_and_gradients(batch, form, monkeyp
 
 
 def test_the_real_padding_free_collator_is_understood(batch):
-    """Everything that Hugging Face's DataCollatorWithFlattening can say of a batch, and the padded batch agree."""
+    """All that Hugging Face's DataCollatorWithFlattening says of a batch when asked, and single utterances agree."""
     from transformers import DataCollatorWithFlattening
 
     model = CMSBertModel(config()).eval()
@@ -587,8 +587,9 @@ def test_wrong_inputs_are_named(batch):
         r"shape \(1, T\) and max_length_q": {n: t for n, t in flat.items() if n != "max_length_q"},
         "needs cu_seq_lens_visual": {n: t for n, t in flat.items() if n != "cu_seq_lens_visual"},
         "visual_mask belongs to padded visual": flat | dict(visual_mask=batch["visual_mask"]),
-        "cu_seq_lens_k differs": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"][:-1]),
-        "cu_seq_lens_k differs from cu_seq_lens_q; in self": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"] - 1),
+        "in self-attention they are the same": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"][:-1]),
+        "cu_seq_lens_k differs from cu_seq_lens_q; in self-attention they are the same": flat
+        | dict(cu_seq_lens_k=flat["cu_seq_lens_k"] - 1),
         "needs cu_seq_lens_q at least": {"input_ids": flat["input_ids"], "seq_idx": torch.zeros(1, 22).int()},
         "cu_seq_lens_q at least": {name: flat[name] for name in ("input_ids", "cu_seq_lens_k")},
         r"visual has shape \(\)": batch | dict(visual=torch.tensor(1.0), visual_mask=None),

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from cmsbert_fast import attention_cpu
 from cmsbert_fast.attention import choose_backend
 from cmsbert_fast.backends import has_fast_bfloat16, requested_backend
+from cmsbert_fast.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.contrastive import pairwise_contrastive_loss
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, DataError, outlines
@@ -307,19 +308,19 @@ def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Loaded:
             "larger --batch-size."
         )
     config = build_config(settings, corpus)
-    chosen_backend(settings, ranks.device, config.hidden_size // config.num_attention_heads)
+    chosen_backend(settings, ranks.device, config)
     checkpoint.seed_everything(settings.seed)
     return load(settings, config)
 
 
-def chosen_backend(settings: TrainingSettings, device: torch.device, head_size: int = 64) -> str:
-    """The backend of CMS attention in a run.
+def chosen_backend(settings: TrainingSettings, device: torch.device, config: CMSBertConfig | None = None) -> str:
+    """The backend of CMS attention in a run; without the model's configuration, that of heads as wide as BERT's.
 
     Raises:
         UsageError: The one asked for cannot run here.
     """
     try:
-        return choose_backend(_query(settings, device, head_size), settings.backend)
+        return choose_backend(_query(settings, device, config), settings.backend)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -333,7 +334,8 @@ def backend_report(settings: TrainingSettings, device: torch.device) -> str:
     return f"CMS attention: {name}" + (f" (not cpu: {reason})" if reason else "")
 
 
-def _query(settings: TrainingSettings, device: torch.device, head_size: int = 64) -> Tensor:
+def _query(settings: TrainingSettings, device: torch.device, config: CMSBertConfig | None = None) -> Tensor:
+    head_size = 64 if config is None else config.hidden_size // config.num_attention_heads
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     return torch.empty(0, 1, head_size, dtype=dtype, device=device)
 
@@ -559,7 +561,7 @@ def train(
             settings,
             ranks.world_size,
             _device_name(ranks.device),
-            chosen_backend(settings, ranks.device, best.config.hidden_size // best.config.num_attention_heads),
+            chosen_backend(settings, ranks.device, best.config),
         ),
         "seconds": earlier_seconds + time.monotonic() - started,
     }
