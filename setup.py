@@ -6,8 +6,14 @@ A top-level package called ``kernels`` would shadow Hugging Face's own package o
 
 from setuptools import find_packages, setup
 
+NAME = "cmsbert_fast.kernels"
+
 setup(
-    packages=[*find_packages(include=["cmsbert_fast", "cmsbert_fast.*"]), "cmsbert_fast.kernels"],
-    package_dir={"cmsbert_fast.kernels": "kernels"},
-    package_data={"cmsbert_fast.kernels": ["*.json", "cpu/*.cpp", "cpu/*.h"]},
+    packages=[
+        *find_packages(include=["cmsbert_fast", "cmsbert_fast.*"]),
+        NAME,
+        *(f"{NAME}.{package}" for package in find_packages("kernels")),
+    ],
+    package_dir={NAME: "kernels"},
+    package_data={NAME: ["*.json"], f"{NAME}.cpu": ["*.cpp", "*.h"]},
 )

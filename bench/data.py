@@ -127,9 +127,9 @@ _START = (
     + """
 import os, sys, time
 from pathlib import Path
-from cmsbert_fast.training import loop
-from cmsbert_fast.training.evaluation import Batches
-from cmsbert_fast.training.models import build
+from cmsbert_fast.training import trainer as loop
+from cmsbert_fast.training.evaluate import Batches
+from cmsbert_fast.training.build import build
 from cmsbert_fast.training.settings import TrainingSettings
 import torch, transformers
 transformers.utils.logging.set_verbosity_error()

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 import transformers
+from cmsbert_fast.kernels.cpu import library as cpu_library
 from torch import Tensor
 
-from cmsbert_fast import cpu_library
-from cmsbert_fast.backends import has_fast_bfloat16
+from cmsbert_fast.ops.dispatch import has_fast_bfloat16
 
 RESAMPLES = 2000
 NO_BFLOAT16 = "this processor has no bfloat16 instructions"

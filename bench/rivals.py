@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, ModalityShift, cms_attention
-from cmsbert_fast.contrastive import pairwise_contrastive_loss
-from cmsbert_fast.loss import task_loss, total_loss
+from cmsbert_fast.models.losses import task_loss, total_loss
+from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
 
 
 def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -8,7 +8,7 @@ import torch
 from bench.rivals import augmented_attention, bucketed_attention, lean_attention, make_buckets, text_attention
 from bench.workload import HEADS, HIDDEN, AttentionBatch, attention_bytes, attention_flops, draw_lengths
 from cmsbert_fast import cms_attention
-from cmsbert_fast.attention import choose_backend
+from cmsbert_fast.ops.attention.api import choose_backend
 from cmsbert_fast.packing import pad, unpad, valid_positions
 
 SUITE = "CMS attention"

@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from cmsbert_fast.kernels.cpu import library as cpu_library
 from torch import nn
 
 from bench import measure
@@ -17,13 +18,12 @@ from bench.workload import PADDED_LENGTH, ModelBatch, draw_lengths, draw_random_
 from cmsbert_fast import (
     CMSBertCLRForSequenceClassification,
     CMSBertForSequenceClassification,
-    cpu_library,
-    lstm_cpu,
     pairwise_contrastive_loss,
 )
-from cmsbert_fast.attention import choose_backend
-from cmsbert_fast.backends import has_fast_bfloat16
-from cmsbert_fast.dropout import Dropout
+from cmsbert_fast.ops.attention.api import choose_backend
+from cmsbert_fast.ops.dispatch import has_fast_bfloat16
+from cmsbert_fast.ops.dropout.api import Dropout
+from cmsbert_fast.ops.lstm import cpu as lstm_cpu
 from cmsbert_fast.training.distributed import Gradients, Ranks
 
 SUITE = "Training step"

@@ -31,14 +31,14 @@ def _expose_kernels() -> None:
 _expose_kernels()
 
 _MODULE_OF = {
-    "CMSBertConfig": "configuration_cmsbert",
-    "CMSBertModel": "modeling_cmsbert",
-    "CMSBertForSequenceClassification": "modeling_cmsbert",
-    "CMSBertCLRForSequenceClassification": "modeling_cmsbert",
-    "CMSBertProcessor": "processing_cmsbert",
-    "ModalityShift": "attention",
-    "cms_attention": "attention",
-    "pairwise_contrastive_loss": "contrastive",
+    "CMSBertConfig": "models.cmsbert.configuration_cmsbert",
+    "CMSBertModel": "models.cmsbert.modeling_cmsbert",
+    "CMSBertForSequenceClassification": "models.cmsbert.modeling_cmsbert",
+    "CMSBertCLRForSequenceClassification": "models.cmsbert.modeling_cmsbert",
+    "CMSBertProcessor": "models.processing",
+    "ModalityShift": "ops.attention.types",
+    "cms_attention": "ops.attention.api",
+    "pairwise_contrastive_loss": "ops.contrastive.api",
 }
 
 __all__ = ["__version__", "reference", *_MODULE_OF]

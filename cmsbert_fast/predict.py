@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 import transformers
 
-from cmsbert_fast.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, printable
-from cmsbert_fast.processing_cmsbert import CMSBertProcessor
+from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
+from cmsbert_fast.models.processing import CMSBertProcessor
+from cmsbert_fast.training.build import Classifier, load_trained
 from cmsbert_fast.training.distributed import Ranks, find_device
-from cmsbert_fast.training.evaluation import Batches, Predictions, predict
-from cmsbert_fast.training.models import Classifier, load_trained
-from cmsbert_fast.training.results import prediction_rows, write_csv
+from cmsbert_fast.training.evaluate import Batches, Predictions, predict
+from cmsbert_fast.training.report import prediction_rows, write_csv
 from cmsbert_fast.training.settings import Parser, UsageError
 
 

@@ -1,7 +1,7 @@
 """Triton engine of the pairwise contrastive loss (Eq. 17-19, 23): NVIDIA (sm_80 and later) and AMD (CDNA) from one
 source.
 
-See :mod:`cmsbert_fast.contrastive_torch` for the mathematics, :class:`Block` and the functions of an engine; this
+See :mod:`cmsbert_fast.ops.contrastive.torch` for the mathematics, :class:`Block` and the functions of an engine; this
 module adds :func:`forward` and :func:`backward` for one process. |S_i| comes from sorted labels by bisection; up to
 ``SMALL`` rows every program compares its labels with all instead, as sorting alone would be more launches than the
 loss.
@@ -33,8 +33,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmsbert_fast import contrastive_torch
-from cmsbert_fast.contrastive_torch import LABEL_TOLERANCE, Block, finish, pairs, target_weight
+from cmsbert_fast.ops.contrastive import torch as contrastive_torch
+from cmsbert_fast.ops.contrastive.torch import LABEL_TOLERANCE, Block, finish, pairs, target_weight
 
 __all__ = [
     "backward",
@@ -806,7 +806,7 @@ def _merge_partials(partial: Tensor) -> Tensor:
 def statistics(
     rows: Block, columns: Block, temperature: Tensor, smoothing: float, threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`cmsbert_fast.contrastive_torch.statistics`."""
+    """As :func:`cmsbert_fast.ops.contrastive.torch.statistics`."""
     if rows.rows == 0 or columns.rows == 0:
         return contrastive_torch.statistics(rows, columns, temperature, smoothing, threshold)
     row, column, attraction = _run_statistics(rows, columns, temperature, smoothing, threshold, prepare=False)
@@ -814,7 +814,7 @@ def statistics(
 
 
 def inverse_norms(embeddings: Sequence[Tensor]) -> Tensor:
-    """As :func:`cmsbert_fast.contrastive_torch.inverse_norms`, in one launch."""
+    """As :func:`cmsbert_fast.ops.contrastive.torch.inverse_norms`, in one launch."""
     z = _rows_contiguous(embeddings)
     n, d = z[0].shape
     out = z[0].new_empty(len(z), n, dtype=torch.float32)
@@ -825,7 +825,7 @@ def inverse_norms(embeddings: Sequence[Tensor]) -> Tensor:
 
 
 def count_related(labels: Tensor, columns: Tensor, threshold: float) -> Tensor:
-    """As :func:`cmsbert_fast.contrastive_torch.count_related`."""
+    """As :func:`cmsbert_fast.ops.contrastive.torch.count_related`."""
     if not labels.is_floating_point() or labels.numel() == 0:
         return contrastive_torch.count_related(labels, columns, threshold)
     ordered = columns.float().sort().values
@@ -840,7 +840,7 @@ def count_related(labels: Tensor, columns: Tensor, threshold: float) -> Tensor:
 
 
 def make_block(embeddings: Sequence[Tensor], labels: Tensor | None, smoothing: float, threshold: float) -> Block:
-    """As :func:`cmsbert_fast.contrastive_torch.make_block`."""
+    """As :func:`cmsbert_fast.ops.contrastive.torch.make_block`."""
     inverse_norm = inverse_norms(embeddings)
     if labels is None or labels.numel() == 0:
         weight = inverse_norm.new_zeros(embeddings[0].shape[0])
@@ -989,7 +989,7 @@ def _strips(
 def gradients(
     rows: Block, columns: Block, temperature: Tensor, smoothing: float, threshold: float
 ) -> tuple[list[Tensor], Tensor]:
-    """As :func:`cmsbert_fast.contrastive_torch.gradients`."""
+    """As :func:`cmsbert_fast.ops.contrastive.torch.gradients`."""
     raw = [z.new_zeros(z.shape, dtype=torch.float32) for z in rows.embeddings]
     radial = torch.zeros_like(rows.inverse_norm)
     if rows.rows == 0 or columns.rows == 0:

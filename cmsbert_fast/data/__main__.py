@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from . import convert, open_source, read_corpus
-from .example import Corpus, DataError, Example, outlines, printable
+from cmsbert_fast.data import convert, open_source, read_corpus
+from cmsbert_fast.data.example import Corpus, DataError, Example, outlines, printable
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .example import DataError
-from .source import split_name
+from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.source import split_name
 
 NO_FOLD = "the folds name neither it nor its video"
 COLUMN = "fold"  # the rotation of a table's own column

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from .example import SPLITS, Corpus, DataError, Example, ReadReport, whole
+from cmsbert_fast.data.example import SPLITS, Corpus, DataError, Example, ReadReport, whole
 
 if TYPE_CHECKING:
-    from .folds import Rotation
+    from cmsbert_fast.data.folds import Rotation
 
 MODALITIES = ("visual", "acoustic")
 

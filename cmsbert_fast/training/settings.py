@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cmsbert_fast.backends import requested_backend
+from cmsbert_fast.ops.dispatch import requested_backend
 
 
 class UsageError(Exception):

@@ -1,6 +1,6 @@
 // CMS attention on the CPU (Eq. 1-7 of the paper), forward and backward, for packed sequences in float32 or bfloat16.
 //
-// Plain C interface at the end of the file: pointers in, status out; cmsbert_fast/attention_cpu.py lays out the call.
+// Plain C interface at the end of the file: pointers in, status out; cmsbert_fast/ops/attention/cpu.py lays out the call.
 //
 // Every matrix product is one register-blocked kernel, C = A B or C += A B, with A of any strides and the rows of B and
 // C padded to whole vectors. All arithmetic is float32. A task owns what it writes and sums in a fixed order: results
@@ -112,7 +112,7 @@ inline void store_row(T* to, const float* from, int64_t n, float scale = 1) {
 
 }  // namespace
 
-// ------------------------------------------------------------------ the call, as attention_cpu.py lays it out
+// ------------------------------------------------------------------ the call, as ops/attention/cpu.py lays it out
 
 extern "C" {
 
@@ -150,7 +150,7 @@ struct Call {
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
     Modality modalities[2];
 };
-static_assert(sizeof(Call) == 61 * 8, "attention_cpu.py lays it out");
+static_assert(sizeof(Call) == 61 * 8, "ops/attention/cpu.py lays it out");
 }
 
 namespace {

@@ -1,6 +1,6 @@
 // What the C++ of this folder shares: vectors and elementary functions, memory that a thread keeps, the parallel loop.
 //
-// No header of PyTorch, Python or OpenMP, so that one binary serves every version of them; cmsbert_fast/cpu_library.py
+// No header of PyTorch, Python or OpenMP, so that one binary serves every version of them; library.py
 // hands over the parallel loop of the OpenMP runtime PyTorch uses (a pool of our own would fight with that one for the
 // cores).
 

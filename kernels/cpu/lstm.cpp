@@ -33,7 +33,7 @@ struct LSTM {
     int64_t threads;
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
 };
-static_assert(sizeof(LSTM) == 14 * 8, "lstm_cpu.py lays it out");
+static_assert(sizeof(LSTM) == 14 * 8, "ops/lstm/cpu.py lays it out");
 }
 
 namespace {

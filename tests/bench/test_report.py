@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from cmsbert_fast.kernels.cpu import library as cpu_library
 
 from bench import measure, report, scaling_model
-from cmsbert_fast import cms_attention, cpu_library
+from cmsbert_fast import cms_attention
 
 
 def test_ratio_is_the_median_of_rounds_with_its_interval():

@@ -21,7 +21,7 @@ from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import outlines
 from cmsbert_fast.data.folds import NO_FOLD
 from cmsbert_fast.data.source import Source
-from cmsbert_fast.training import loop
+from cmsbert_fast.training import trainer as loop
 
 
 def assert_same(found: Corpus, meant: Corpus) -> None:

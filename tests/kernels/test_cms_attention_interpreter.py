@@ -26,7 +26,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cmsbert_fast import ModalityShift, attention_triton, cms_attention, contrastive, reference
+from cmsbert_fast import ModalityShift, cms_attention, reference
+from cmsbert_fast.ops.attention import triton as attention_triton
+from cmsbert_fast.ops.contrastive import api as contrastive
 from cmsbert_fast.packing import cumulative
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

@@ -56,7 +56,7 @@ def launches(case: Case, target: str) -> list[Launch]:
     import torch
     from cmsbert_fast.kernels import contrastive as kernels
 
-    from cmsbert_fast.contrastive_torch import Block
+    from cmsbert_fast.ops.contrastive.torch import Block
 
     n = case.rows
     embeddings = [torch.zeros(n, case.width, dtype=getattr(torch, case.dtype)) for _ in range(case.modalities)]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmsbert_fast import contrastive_torch
-from cmsbert_fast.contrastive_torch import Block
+from cmsbert_fast.ops.contrastive import torch as contrastive_torch
+from cmsbert_fast.ops.contrastive.torch import Block
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"

@@ -141,8 +141,8 @@ os.dup2(os.open({err!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
 """
 _MAIN = """
 {before}
-from cmsbert_fast.training import results
-from cmsbert_fast.training.loop import main
+from cmsbert_fast.training import report as results
+from cmsbert_fast.training.trainer import main
 results.write_figures = lambda *arguments: None  # slow; other tests look at them
 sys.exit(main({arguments!r}, embedded_config="none"))
 """
@@ -153,7 +153,7 @@ def start_code() -> Callable[..., Run]:
     """Runs code on so many ranks, in processes forked from a server that has imported everything once."""
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("forkserver")
-    modules = ["cmsbert_fast.training.loop", "cmsbert_fast.training.metrics"]
+    modules = ["cmsbert_fast.training.trainer", "cmsbert_fast.training.metrics"]
     if find_spec("tensorboard"):
         modules.append("torch.utils.tensorboard")
     context.set_forkserver_preload(modules)
@@ -204,8 +204,8 @@ def train(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Cal
 
     Figures are slow and left out unless ``figures`` is set.
     """
-    from cmsbert_fast.training import results
-    from cmsbert_fast.training.loop import main
+    from cmsbert_fast.training import report as results
+    from cmsbert_fast.training.trainer import main
 
     def run(*arguments: object, figures: bool = False) -> tuple[int, str]:
         if not figures:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from cmsbert_fast.training import checkpoint, results
+from cmsbert_fast.training import checkpoint
+from cmsbert_fast.training import report as results
 from cmsbert_fast.training.settings import UsageError
 
 CPU = torch.device("cpu")

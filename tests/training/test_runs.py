@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmsbert_fast.training.loop import epoch_batches
+from cmsbert_fast.training.trainer import epoch_batches
 
 SLOW_STEPS = """
 import time, torch
@@ -21,7 +21,7 @@ torch.optim.AdamW.step = lambda *a, **k: (time.sleep(0.05), step(*a, **k))[1]
 """
 # The 7th step's labels are NaN. With accumulation or evaluation in between this would count them too; there is neither.
 NAN_LABELS = """
-from cmsbert_fast.training.evaluation import Batches
+from cmsbert_fast.training.evaluate import Batches
 load, count = Batches.load, [0]
 def broken(self, indices, labels=True):
     inputs = load(self, indices, labels)
@@ -46,7 +46,7 @@ torch.save = cut
 # Prints what train() returns.
 RETURNED = """
 import json
-from cmsbert_fast.training import loop
+from cmsbert_fast.training import trainer as loop
 train = loop.train
 def telling(*arguments, **options):
     result = train(*arguments, **options)
@@ -227,7 +227,7 @@ if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1"
             os.kill(os.getpid(), signal.SIGKILL)
         return step(*a, **k)
     torch.optim.AdamW.step = dying
-from cmsbert_fast.training.loop import main
+from cmsbert_fast.training.trainer import main
 sys.exit(main(sys.argv[1:], embedded_config="none"))
 """
 

@@ -14,16 +14,20 @@ import torch
 from transformers import AutoConfig, AutoProcessor, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, reference
-from cmsbert_fast.backends import has_fast_bfloat16
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, Example, ReadReport
-from cmsbert_fast.training import checkpoint, evaluation, loop, models, results
+from cmsbert_fast.ops.dispatch import has_fast_bfloat16
+from cmsbert_fast.training import build as models
+from cmsbert_fast.training import checkpoint
+from cmsbert_fast.training import evaluate as evaluation
+from cmsbert_fast.training import report as results
+from cmsbert_fast.training import trainer as loop
+from cmsbert_fast.training.build import build, build_config, is_new, parameter_groups
 from cmsbert_fast.training.distributed import Ranks, share
-from cmsbert_fast.training.evaluation import Batches, Predictions
-from cmsbert_fast.training.loop import check, epoch_batches, schedule
-from cmsbert_fast.training.models import build, build_config, is_new, parameter_groups
-from cmsbert_fast.training.results import RunLog
+from cmsbert_fast.training.evaluate import Batches, Predictions
+from cmsbert_fast.training.report import RunLog
 from cmsbert_fast.training.settings import VARIANTS, Command, TrainingSettings, UsageError
+from cmsbert_fast.training.trainer import check, epoch_batches, schedule
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 

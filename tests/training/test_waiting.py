@@ -5,11 +5,11 @@ import torch
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.training import distributed
+from cmsbert_fast.training.build import build, parameter_groups
 from cmsbert_fast.training.distributed import Gradients, Ranks
-from cmsbert_fast.training.evaluation import HOST_INPUTS, Batches
-from cmsbert_fast.training.loop import _Record, backward
-from cmsbert_fast.training.models import build, parameter_groups
+from cmsbert_fast.training.evaluate import HOST_INPUTS, Batches
 from cmsbert_fast.training.settings import TrainingSettings
+from cmsbert_fast.training.trainer import _Record, backward
 
 
 def prepare(device, precision="fp32"):

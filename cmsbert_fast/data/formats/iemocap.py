@@ -1,0 +1,71 @@
+"""IEMOCAP: a table of utterances with emotions, four classes, ten folds.
+
+Happy and excited are one class; utterances of other emotions, or without agreement, are left out: 5,531 remain. Ten
+folds leave one of the ten speakers out (the other speaker of the same session validates), or are random.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmsbert_fast.data.folds import Rotation
+
+if TYPE_CHECKING:
+    from cmsbert_fast.data.formats.segments import Segment
+
+CLASSES = ("angry", "happy", "sad", "neutral")
+_EMOTIONS = {
+    **dict.fromkeys(("ang", "angry", "anger"), "angry"),
+    **dict.fromkeys(("hap", "happy", "happiness", "exc", "excited", "excitement"), "happy"),
+    **dict.fromkeys(("sad", "sadness"), "sad"),
+    **dict.fromkeys(("neu", "neutral", "neutral state"), "neutral"),
+}
+_OTHERS = ("fru", "frustrated", "frustration", "sur", "surprise", "surprised", "fea", "fear", "dis", "disgust", "oth",
+           "other", "xxx", "unknown", "undecided")  # fmt: skip
+FOLDS = 10
+ROTATIONS = ("speaker", "random")  # the default first
+
+
+def recognise(rows: Sequence[tuple[str, Any]]) -> bool:
+    """Whether ids are IEMOCAP's (``Ses01F_impro01_M003``) and labels are its emotions."""
+    return all(
+        len(name) > 6 and name.startswith("Ses0") and name[4] in "12345" and name[5] in "FM" and _speaker(name)
+        for name, _ in rows
+    ) and all(label is None or str(label).lower() in (*_EMOTIONS, *_OTHERS) for _, label in rows)
+
+
+def _speaker(name: str) -> str:
+    """The speaker of an utterance: session and sex; the sex is in the last part, the second letter is the camera's."""
+    last = name.rsplit("_", 1)[-1]
+    return name[:5] + last[0] if last[:1] in ("F", "M") else ""
+
+
+def select(segments: Sequence["Segment"]) -> tuple[list["Segment"], tuple[str, ...], dict[str, int]]:
+    """The utterances of the four classes, the classes, and how many others were left out."""
+    dropped: dict[str, int] = {}
+    kept = []
+    for segment in segments:
+        if segment.label is not None:
+            name = str(segment.label).lower()
+            if name not in _EMOTIONS:
+                reason = f"its emotion is {name}, none of the four classes"
+                dropped[reason] = dropped.get(reason, 0) + 1
+                continue
+            segment.label = _EMOTIONS[name]
+        kept.append(segment)
+    return kept, CLASSES, dropped
+
+
+def rotations(segments: Sequence["Segment"]) -> dict[str, Rotation]:
+    """The ways in which utterances make ten folds, by name."""
+    speakers = [f"Ses0{session}{sex}" for session in range(1, 6) for sex in "FM"]
+    order = np.random.default_rng(0).permutation(len(segments))
+    return {
+        # The partner of a speaker is the other one of the session, before or after.
+        "speaker": Rotation({s.id: speakers.index(_speaker(s.id)) for s in segments}, [k ^ 1 for k in range(FOLDS)]),
+        "random": Rotation(
+            {segments[k].id: int(place) % FOLDS for place, k in enumerate(order)},
+            [(k + 1) % FOLDS for k in range(FOLDS)],
+        ),
+    }

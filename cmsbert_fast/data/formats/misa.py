@@ -1,0 +1,93 @@
+"""MISA's pickles: ``train.pkl``, ``dev.pkl`` and ``test.pkl``.
+
+Each is a list of ``((word ids, visual, acoustic, words), label, segment)``. The variant of MMIM adds the lengths of
+both sequences to the inner tuple; frames beyond them are padding.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmsbert_fast.data.example import DataError, Example, ReadReport
+from cmsbert_fast.data.formats.csd_folder import MOSEI_LABELS
+from cmsbert_fast.data.formats.mag import one, rows_of, score_of, unpack
+from cmsbert_fast.data.source import Budget, Source, split_name
+from cmsbert_fast.data.untrusted import pickles
+
+_FILES = {"train": ("train.pkl",), "valid": ("dev.pkl", "valid.pkl", "val.pkl"), "test": ("test.pkl",)}
+
+
+def find(path: Path) -> dict[str, Path]:
+    """The files of the splits at a path: those of the folder, or the one file; empty where there are none so called.
+
+    Raises:
+        DataError: Several files may be one split.
+    """
+    if path.is_file():
+        return {split: path for split, several in _FILES.items() if path.name in several}
+    present = {split: [path / n for n in several if (path / n).is_file()] for split, several in _FILES.items()}
+    for split, several_files in present.items():
+        if len(several_files) > 1:
+            names_found = ", ".join(file.name for file in several_files)
+            raise DataError(f"Keep one of {names_found} in {path}: each may be its {split} split.")
+    return {split: files[0] for split, files in present.items() if files}
+
+
+def recognise(root: Any) -> bool:
+    """Whether a pickle's content is a split of MISA's."""
+    if not isinstance(root, list) or not root or not isinstance(root[0], tuple | list) or len(root[0]) != 3:
+        return False
+    return isinstance(root[0][0], tuple | list) and len(root[0][0]) in (4, 6)
+
+
+def misa_source(path: Path, files: dict[str, Path], label: str | None = None, labels: bool = True) -> Source:
+    """The examples of MISA's three files. ``label`` is a column of MOSEI's labels, by name or number.
+
+    ``labels=False``: without their labels.
+
+    Raises:
+        DataError: There is no such label.
+    """
+    column: int | None = None
+    if label is not None:
+        if label.lower() not in MOSEI_LABELS and not label.isdecimal():
+            raise DataError(f"Choose the label among {', '.join(MOSEI_LABELS)} or by its number: {label!r} is none.")
+        column = int(label) if label.isdecimal() else MOSEI_LABELS.index(label.lower())
+
+    def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        root = pickles.load(files[split])
+        if not recognise(root):
+            raise DataError(f"Put MISA's own file in place of {files[split].name}: it is built differently.")
+        reading = pickles.Reading(files[split])
+        for number, item in enumerate(root):
+            where = f"{files[split].name}[{number}]"
+            features, value, segment = unpack(item, (4, 6), where)
+            _, visual, acoustic, words = features[:4]
+            score = score_of(value, where, column) if labels else None
+            if len(features) == 6 and (score is not None or not labels):  # what is dropped is not looked at
+                visual, acoustic = (
+                    _cut(rows, length, where, reading)
+                    for rows, length in zip((visual, acoustic), features[4:], strict=True)
+                )
+            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, reading, labels)
+
+    return Source(
+        name=(path if path.is_dir() else path.parent).resolve().name,
+        format="MISA",
+        path=path,
+        files=list(files.values()),
+        groups=list(files),
+        read=read,
+        budget=Budget(sum(map(pickles.limit_of, files.values()))),
+    )
+
+
+def _cut(value: Any, length: Any, where: str, reading: pickles.Reading) -> np.ndarray:
+    rows = rows_of(value, where)
+    reading.spend(rows.nbytes)  # nothing may be left of them
+    count = pickles.few_of(length, 1)
+    if count is None or count.size != 1 or count.dtype.kind not in "fiu" or not 0 <= count[0] <= len(rows):
+        raise DataError(f"Repair {where}: its length does not fit its {len(rows)} frames.")
+    return rows[: int(count[0])]

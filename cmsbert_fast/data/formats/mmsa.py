@@ -1,0 +1,188 @@
+"""MMSA's pickles: ``aligned_50.pkl`` and ``unaligned_50.pkl`` of MOSI and MOSEI, and CH-SIMS.
+
+A dictionary of splits, each a dictionary of stacked arrays. Unaligned files give the length of each sequence; what lies
+beyond is padding, whatever it holds. Aligned files have one frame a token, none at [CLS] and [SEP].
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmsbert_fast.data.example import DataError, Example, ReadReport, whole
+from cmsbert_fast.data.formats.segments import class_names
+from cmsbert_fast.data.source import Source, frames_of, no_frames, split_name, splits_of, words_of
+from cmsbert_fast.data.untrusted import pickles
+
+_MODALITY = {"visual": "vision", "acoustic": "audio"}
+_CLASSES = 1000  # at most
+_SENTIMENTS = ("negative", "zero", "positive")  # classification_labels 0, 1, 2
+
+
+def recognise(root: Any) -> bool:
+    """Whether a pickle's content is MMSA's."""
+    return (
+        isinstance(root, dict)
+        and bool(root)
+        and all(isinstance(split, str) for split in root)
+        and all(isinstance(part, dict) and "raw_text" in part and "id" in part for part in root.values())
+    )
+
+
+def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
+    """The examples of an MMSA file; ``labels=False``: without labels, whether or not it has some.
+
+    Raises:
+        DataError: Its arrays do not fit one another, or there is no such label.
+    """
+    name = label or "regression_labels"
+    classes: tuple[str, ...] | None = None
+    splits = splits_of(root, path)
+    columns: dict[int, Any] = {}  # of labels, by identity
+    for part in root.values() if labels else ():
+        if name not in part:
+            keys = (key for key in part if isinstance(key, str))
+            known = ", ".join(sorted(key for key in keys if "label" in key or key == "annotations"))
+            raise DataError(f"Choose a label that {path.name} has with --label: {name!r} is none of {known}.")
+        columns[id(part[name])] = part[name]
+    if labels and name == "classification_labels":
+        classes = _SENTIMENTS
+    else:
+        names: set[Any] = set()
+        for column in columns.values():
+            for value in pickles.items_of(column):
+                names.add(whole(value) if isinstance(value, str) else None if value is None else 0.0)
+                if len(names) > _CLASSES:
+                    raise DataError(f"Choose another label than {name}: it has more than {_CLASSES} classes.")
+        classes = class_names(list(names), path.name)
+    index = {name: k for k, name in enumerate(classes or ())}
+
+    def label_of(value: Any) -> float | int | None:
+        if not labels:
+            return None
+        if isinstance(value, str):
+            return index[whole(value)]
+        if not isinstance(value, int | float):  # and is not shown: a stranger's object may be of any size
+            raise DataError(f"Choose another label than {name}: it holds a {type(value).__name__}, not a number.")
+        if classes is None:
+            return float(value)
+        if value not in range(len(classes)):
+            raise DataError(f"Choose another label than {name}: {value} is none of its {len(classes)} classes.")
+        return int(value)
+
+    def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        values = pickles.items_of(root[split][name]) if labels else None
+        reading = pickles.Reading(path)
+        part = _Part(path, split, root[split], values)
+        for number, (utterance, text, value) in enumerate(
+            zip(part.ids, part.texts, repeat(None) if values is None else values, strict=values is not None)
+        ):
+            words = words_of(reading.text_of(text))
+            if not words:
+                report.drop("it has no text")
+                continue
+            if isinstance(value, float) and not np.isfinite(value):
+                report.drop("its label is not a number")
+                continue
+            frames = part.frames(number, report)
+            aligned = part.aligned and all(len(f) in (0, len(words)) for f in frames.values())
+            if part.aligned and not aligned:
+                report.tally("examples of this aligned file have as many frames as word pieces, not as words", 1)
+            yield (
+                split_name(split),
+                Example(pickles.text_of(utterance), words, label_of(value), aligned=aligned, **frames),
+            )
+
+    kinds = {"aligned" if _is_aligned(part) else "unaligned" for part in root.values()}
+    return Source(
+        name=path.stem,
+        format=f"MMSA, {' and '.join(sorted(kinds))}",
+        path=path,
+        files=[path],
+        groups=splits,
+        read=read,
+        notes=[f"labels from {name}"] if labels else [],
+        classes=classes,
+    )
+
+
+def _is_aligned(part: Mapping[str, Any]) -> bool:
+    if "audio_lengths" in part or "vision_lengths" in part:
+        return False
+    arrays = [part[key] for key in ("vision", "audio") if isinstance(part.get(key), pickles.Array)]
+    steps = {array.shape[1] for array in arrays if len(array.shape) == 3}
+    tokens = [part[key] for key in ("text_bert", "text") if isinstance(part.get(key), pickles.Array)]
+    return len(steps) == 1 and any(steps & set(array.shape[1:]) for array in tokens)
+
+
+class _Part:
+    """One split: its arrays, checked against one another; rows are views of the file."""
+
+    def __init__(self, path: Path, split: str, part: Mapping[str, Any], labels: Any) -> None:
+        self.ids, self.texts = pickles.items_of(part["id"]), pickles.items_of(part["raw_text"])
+        self.aligned = _is_aligned(part)
+        self._arrays: dict[str, np.ndarray] = {}
+        self._lengths: dict[str, np.ndarray] = {}
+        self._mask: np.ndarray | None = None
+        sizes = {
+            "labels": len(self.ids if labels is None else labels),
+            "id": len(self.ids),
+            "raw_text": len(self.texts),
+        }
+        for modality, key in _MODALITY.items():
+            if key not in part:
+                continue
+            array = self._arrays[modality] = pickles.array_of(part[key])
+            if array.ndim != 3 or array.dtype.kind not in "fiu":
+                raise DataError(f"Repair {path.name}: {split}/{key} has the shape {array.shape}, expected (N, T, d).")
+            sizes[key] = len(array)
+            if f"{key}_lengths" in part:
+                lengths = pickles.array_of(part[f"{key}_lengths"])
+                sizes[f"{key}_lengths"] = len(lengths) if lengths.ndim == 1 else -1
+                if lengths.ndim == 1 and not ((lengths >= 0) & (lengths <= array.shape[1])).all():
+                    raise DataError(
+                        f"Repair {path.name}: {split}/{key}_lengths exceed the {array.shape[1]} frames held."
+                    )
+                self._lengths[modality] = lengths.astype(np.int64)
+        if self.aligned and isinstance(part.get("text_bert"), pickles.Array):
+            tokens = pickles.array_of(part["text_bert"])
+            if tokens.ndim == 3 and tokens.shape[1] == 3:
+                self._mask = tokens[:, 1]
+                sizes["text_bert"] = len(tokens)
+        if len(set(sizes.values())) != 1:
+            found = ", ".join(f"{key} {size}" for key, size in sizes.items())
+            raise DataError(f"Repair {path.name}: the parts of {split} differ in number of examples ({found}).")
+
+    def frames(self, number: int, report: ReadReport) -> dict[str, np.ndarray]:
+        """The frames of one example, without padding."""
+        result = {modality: no_frames() for modality in _MODALITY}
+        begin, end = 0, None
+        if self.aligned:
+            begin, end = self._token_range(number)
+        for modality, array in self._arrays.items():
+            rows = array[number]
+            if modality in self._lengths:
+                rows = rows[: int(self._lengths[modality][number])]
+            elif self.aligned:
+                rows = rows[begin:end]
+            else:
+                rows = rows[: _last_row([rows])]
+            result[modality] = frames_of(rows, modality, report)
+        return result
+
+    def _token_range(self, number: int) -> tuple[int, int]:
+        """Where the frames of an aligned example lie: after [CLS], before [SEP] and padding."""
+        if self._mask is not None:  # frames of zeros before its end are frames
+            return 1, max(1, int(np.count_nonzero(self._mask[number])) - 1)
+        return 1, max(1, _last_row([array[number] for array in self._arrays.values()]))
+
+
+def _last_row(arrays: list[np.ndarray]) -> int:
+    """One past the last row in which any of the arrays is not zero."""
+    rows = np.zeros(len(arrays[0]), dtype=bool)
+    for array in arrays:
+        rows |= (array != 0).any(axis=1)
+    found = np.flatnonzero(rows)
+    return int(found[-1]) + 1 if len(found) else 0

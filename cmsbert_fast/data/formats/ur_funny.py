@@ -1,0 +1,67 @@
+"""UR-FUNNY as HKT has it: ``((punchline, visual, acoustic, hcf), (context ...), ..., label)``, visual 91, acoustic 81.
+
+The punchline is the utterance; label 1 is humour. Context sentences and HKT's own features (hcf) are not used.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cmsbert_fast.data.example import DataError, Example, ReadReport
+from cmsbert_fast.data.formats.mag import one, score_of
+from cmsbert_fast.data.source import Source, split_name, splits_of
+from cmsbert_fast.data.untrusted import pickles
+
+CLASSES = ("no humour", "humour")
+
+
+def recognise(root: Any) -> bool:
+    """Whether a pickle's content is HKT's UR-FUNNY."""
+    if not isinstance(root, dict) or not root or not all(isinstance(part, list) for part in root.values()):
+        return False
+    firsts = [part[0] for part in root.values() if part]
+    return bool(firsts) and all(
+        isinstance(first, tuple | list)
+        and len(first) >= 3
+        and all(isinstance(first[k], tuple | list) and len(first[k]) == 4 for k in (0, 1))
+        for first in firsts
+    )
+
+
+def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
+    """The punchlines of an UR-FUNNY file; ``labels=False``: without their labels."""
+    if label is not None:
+        raise DataError(f"Leave out --label: {path.name} has one label an example.")
+
+    def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        reading = pickles.Reading(path)
+        for number, item in enumerate(root[split]):
+            where = f"{split}[{number}] of {path.name}"
+            if not isinstance(item, tuple | list) or len(item) < 3 or not isinstance(item[0], tuple | list):
+                raise DataError(f"Repair {where}: it is no punchline, context, id and label.")
+            if len(item[0]) != 4:
+                raise DataError(f"Repair {where}: its punchline has not 4 parts.")
+            words, visual, acoustic, _ = item[0]
+            value = score_of(item[-1], where) if labels else None
+            if isinstance(words, str | bytes | memoryview | pickles.LongText) and (value is not None or not labels):
+                words = reading.text_of(words).split()
+            if value not in (None, 0.0, 1.0):
+                raise DataError(f"Repair {where}: its label is {value}, expected 0 or 1.")
+            name = _name(item[2]) if len(item) > 3 else f"{split}[{number}]"
+            chosen = None if value is None else int(value)
+            yield from one(split_name(split), name, words, visual, acoustic, chosen, report, where, reading, labels)
+
+    return Source(
+        name=path.stem,
+        format="UR-FUNNY",
+        path=path,
+        files=[path],
+        groups=splits_of(root, path),
+        read=read,
+        notes=["the punchline is the utterance; contexts are not used"],
+        classes=CLASSES,
+    )
+
+
+def _name(value: Any) -> str:
+    return str(value) if isinstance(value, int | float) else pickles.text_of(value)

@@ -1,0 +1,295 @@
+"""Opens a source: recognises its format from its content."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from cmsbert_fast.data.example import Corpus, DataError, Example, ReadReport
+from cmsbert_fast.data.folds import NO_FOLD, Folds, read_folds
+from cmsbert_fast.data.source import MODALITIES, Budget, Resident, Source, collect, no_frames, video_of
+
+KNOWN_FORMATS = (
+    "a table of segments (.tsv or .csv: id, text; split, label; start, stop) with streams beside it (.csd files, or "
+    "sub-folders of .npy or .csv files), IEMOCAP's included",
+    "a folder of CMU-MultimodalSDK .csd files with words and labels",
+    "MMSA's aligned or unaligned .pkl (MOSI, MOSEI, CH-SIMS)",
+    "MAG-BERT's .pkl",
+    "MISA's or MMIM's folder of train.pkl, dev.pkl and test.pkl",
+    "MulT's .pkl with a table of words",
+    "UR-FUNNY's .pkl (HKT)",
+    "a folder that 'python -m cmsbert_fast.data convert' wrote",
+)
+
+
+def open_source(
+    source: str | Path,
+    *,
+    visual: str | Sequence[str] = (),
+    acoustic: str | Sequence[str] = (),
+    words: str | None = None,
+    label: str | None = None,
+    folds: str | Path | None = None,
+    fold: int | None = None,
+    labels: bool = True,
+) -> Source:
+    """Recognise a source from its content, without reading its examples. Arguments and errors as in `read_corpus`."""
+    from cmsbert_fast.data import convert
+    from cmsbert_fast.data.formats import csd_folder as csdset
+    from cmsbert_fast.data.formats import segments
+
+    path = Path(source)
+    try:
+        if not path.exists():
+            raise DataError(f"Check the path of the data: {path} does not exist.")
+        if convert.is_converted(path):
+            raise DataError(f"Use {path} as it is: it is already converted.")
+        if path.is_file() and path.suffix.lower() == ".csd":
+            raise DataError(
+                f"Give the folder of {path.name}: a set of .csd files has words, labels and frames in several."
+            )
+        table = segments.find_table(path)
+        if table is not None:
+            found = segments.segment_source(
+                table,
+                visual=visual,
+                acoustic=acoustic,
+                words=words,
+                label=label,
+                folds=folds,
+                fold=fold,
+                labels=labels,
+            )
+            found.by_video = True
+        elif csdset.recognise(path):
+            found = csdset.csd_source(
+                path, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
+            )
+            found.by_video = True
+        else:
+            pickled = _open_pickle(path, words, label, labels)
+            if pickled is None:
+                known = "; ".join(KNOWN_FORMATS)
+                raise DataError(f"Give data in a form that can be read; {path} is none of: {known}.")
+            pickled = pickled if labels else _unlabelled(pickled)
+            found = _without(_with_folds(pickled, _folds(folds, fold)), _left_out(pickled.format, visual, acoustic))
+    except OSError as error:
+        raise DataError(f"Make {path} readable: {error}.") from error
+    if folds is not None and Path(folds).is_file():
+        # An input like the others: what is begun with one file of folds must not continue with another.
+        found.files = [*found.files, Path(folds)]
+    return found
+
+
+def _left_out(format: str, visual: str | Sequence[str], acoustic: str | Sequence[str]) -> list[str]:
+    """Modalities that are called "none", where that is the only choice there is."""
+    for option, value in (("--visual", visual), ("--acoustic", acoustic)):
+        if value and value not in ("none", ["none"], ("none",)):
+            raise DataError(f"Leave out {option}: {format} data have one stream of each modality.")
+    return [modality for modality, value in (("visual", visual), ("acoustic", acoustic)) if value]
+
+
+def _folds(folds: str | Path | None, fold: int | None) -> Folds | None:
+    if folds is None:
+        if fold is not None:
+            raise DataError("Give the folds as a JSON file with --folds FILE.")
+        return None
+    return read_folds(folds, fold)
+
+
+def _open_pickle(path: Path, words: str | None, label: str | None, labels: bool) -> Source | None:
+    from cmsbert_fast.data.formats import mag, misa, mmsa, mult
+    from cmsbert_fast.data.formats import ur_funny as funny
+    from cmsbert_fast.data.untrusted import pickles
+
+    with _blaming(path.name, "one of the known formats"):
+        if (files := misa.find(path)) and misa.recognise(pickles.load(next(iter(files.values())))):
+            return _guarded(misa.misa_source(path, files, label, labels))
+        if path.is_dir():
+            several = sorted(p for p in path.iterdir() if p.is_file() and pickles.is_pickle(p))
+            if len(several) > 1:
+                raise DataError(f"Choose one of the files of {path}: {', '.join(p.name for p in several)}.")
+            if not several:
+                return None
+            path = several[0]
+        if not pickles.is_pickle(path):
+            return None
+        root, data = pickles.load_mapped(path)
+        if mmsa.recognise(root):
+            found = mmsa.mmsa_source(path, root, label, labels)
+        elif mult.recognise(root):
+            found = mult.mult_source(path, root, words, label, labels)
+        elif funny.recognise(root):
+            found = funny.funny_source(path, root, label, labels)
+        elif mag.recognise(root):
+            found = mag.mag_source(path, root, label, labels)
+        else:
+            return None
+        found.budget = Budget(pickles.limit_of(path))
+        return _guarded(found, Resident(data))
+
+
+@contextmanager
+def _blaming(name: str, expected: str) -> Iterator[None]:
+    """Turns a reader's surprises into the file's fault: a stranger's file may hold anything anywhere."""
+    try:
+        yield
+    except (MemoryError, RecursionError) as error:
+        raise DataError(f"Do not use {name}: its parts are nested too deeply or are too large.") from error
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error!s:.200}"
+        raise DataError(f"Do not use {name}: it is not built as {expected} files are ({what}).") from error
+
+
+def _guarded(source: Source, resident: Resident | None = None) -> Source:
+    """A source whose reader raises nothing but `DataError`, and makes no more than its budget allows."""
+    original = source.read
+
+    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        examples = original(group, report)
+        while True:
+            with _blaming(source.path.name, source.format):
+                found = next(examples, None)
+            if found is None:
+                return
+            if source.budget is not None:  # here, because what is yielded may be left out by folds or without frames
+                source.budget.see(found[1])
+            yield found
+            if resident is not None:  # stacked arrays are of float64 mostly
+                resident.see(2 * (found[1].visual.nbytes + found[1].acoustic.nbytes))
+
+    return replace(source, read=read)
+
+
+def _unlabelled(source: Source) -> Source:
+    """A source whose examples have no labels."""
+    original = source.read
+
+    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        return ((split, replace(example, label=None)) for split, example in original(group, report))
+
+    return replace(source, read=read, classes=None)
+
+
+def _with_folds(source: Source, chosen: Folds | None) -> Source:
+    """A source whose own splits are replaced."""
+    if chosen is None:
+        return source
+    original = source.read
+
+    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        before = dict(report.non_finite), dict(report.tallies)
+        for _, example in original(group, report):
+            split = chosen.split_of(example.id, video_of(example.id))
+            if split is None:
+                report.drop(NO_FOLD)
+                report.non_finite, report.tallies = before  # nothing is said of what is left out
+            else:
+                yield split, example
+            before = dict(report.non_finite), dict(report.tallies)
+
+    return replace(source, read=read)
+
+
+def _without(source: Source, modalities: list[str]) -> Source:
+    """A source with some modalities left out."""
+    if not modalities:
+        return source
+    original = source.read
+
+    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        for split, example in original(group, report):
+            left = {m: no_frames() if m in modalities else getattr(example, m) for m in MODALITIES}
+            yield split, replace(example, visual=left["visual"], acoustic=left["acoustic"])
+        for modality in modalities:
+            report.non_finite.pop(modality, None)
+
+    return replace(source, read=read, notes=[*source.notes, f"left out: {', '.join(modalities)}"])
+
+
+def _corpus_without(corpus: Corpus, modalities: list[str]) -> Corpus:
+    """A corpus in memory with some modalities left out."""
+    if not modalities:
+        return corpus
+    none = no_frames()
+    visual, acoustic = "visual" not in modalities, "acoustic" not in modalities
+    splits = {
+        split: [
+            replace(e, visual=e.visual if visual else none, acoustic=e.acoustic if acoustic else none) for e in examples
+        ]
+        for split, examples in corpus.splits.items()
+    }
+    report = replace(corpus.report, notes=[*corpus.report.notes, f"left out: {', '.join(modalities)}"])
+    return replace(
+        corpus,
+        splits=splits,
+        report=report,
+        visual_size=corpus.visual_size * visual,
+        acoustic_size=corpus.acoustic_size * acoustic,
+    )
+
+
+def read_corpus(
+    source: str | Path,
+    *,
+    visual: str | Sequence[str] = (),
+    acoustic: str | Sequence[str] = (),
+    words: str | None = None,
+    label: str | None = None,
+    folds: str | Path | None = None,
+    fold: int | None = None,
+    labels: bool = True,
+) -> Corpus:
+    """Read a corpus; its format is recognised from its content.
+
+    Args:
+        source: "embedded" for the embedded corpus, or the path of a file or folder.
+        visual, acoustic: Names of the streams of each modality, where the source has streams: one name, or several
+            whose features are joined. Empty: recognised by name (FACET, OpenFace: visual; COVAREP, openSMILE:
+            acoustic). "none": that modality is left out. ``NAME@HZ`` gives the frame rate of files without times.
+        words: The stream of words with times. A table of segments has its own text: with ``words`` frames are averaged
+            per word (aligned examples), without it they are cut per segment. A ``.csd`` set takes its text from it
+            ("none" is not possible there). MulT files: a table of id and text.
+        label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS).
+        folds: A JSON file of video (or utterance) ids by split; replaces the source's own splits. IEMOCAP: also
+            "speaker" (leave one of the ten speakers out) or "random".
+        fold: Which fold, counted from 1, where there are several (of IEMOCAP, of a table's column "fold"), of the
+            source or of what was converted from it.
+        labels: False, for prediction: labels are None, need not be there, and no example is dropped for lack of one.
+
+    Returns:
+        The corpus in memory (memory-mapped where the source was converted). ``corpus.report`` says what was found and
+        what was left out or altered; print it. Splits are "train", "valid", "test" as the source or the folds say;
+        a source without splits has the one split "all" (enough for prediction, not for training).
+
+    Raises:
+        DataError: The source cannot be used as it is; the message is a sentence that says what to do.
+    """
+    if str(source) == "embedded":
+        from cmsbert_fast.data.embedded import embedded_corpus
+
+        options = {"words": words, "label": label, "folds": folds, "fold": fold}
+        unused = next((option for option, value in options.items() if value is not None), None)
+        if unused is not None:
+            raise DataError(f"Leave out --{unused}: the embedded corpus has words, labels and splits of its own.")
+        corpus = _corpus_without(embedded_corpus(seed=0), _left_out("embedded", visual, acoustic))
+        if labels:
+            return corpus
+        bare = {split: [replace(e, label=None) for e in examples] for split, examples in corpus.splits.items()}
+        return replace(corpus, splits=bare, classes=None)
+    from cmsbert_fast.data import convert
+
+    try:
+        converted = convert.is_converted(Path(source))
+    except (OSError, ValueError) as error:  # a name that is too long or has a null byte, a folder that is closed
+        raise DataError(f"Check the path of the data: {source!s:.200} cannot be looked at ({error!s:.300}).") from error
+    if converted:
+        if words is not None or label is not None:
+            raise DataError(f"Leave out --words and --label: they were settled when {source} was converted.")
+        without = _left_out("converted", visual, acoustic)
+        return convert.open_converted(Path(source), folds, fold, without, labels)
+    return collect(
+        open_source(
+            source, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
+        )
+    )

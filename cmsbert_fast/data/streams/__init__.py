@@ -1,0 +1,1 @@
+"""Streams of frames: files, and cutting by time."""

@@ -1,0 +1,257 @@
+"""CMU-MultimodalSDK computational sequences (``.csd``): HDF5 files from strangers, read with distrust.
+
+Layout: ``/<root name>/data/<video>/features`` (n, d) and ``/intervals`` (n, 2) seconds. Nothing else is read.
+Links out of the file, soft links, virtual or external data sets and sizes that the file cannot hold are refused.
+Altered files can lead the HDF5 library itself to exhaust memory: `verify` lets another process meet them first.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from cmsbert_fast.data.align import Track
+from cmsbert_fast.data.example import DataError
+
+_DEFLATE_RATIO = 1100  # zlib cannot expand by more than 1032
+RATIO, FLOOR = 64, 64 << 20  # all that a file declares, in file sizes and bytes: streams of zeros deflate well
+ROW = 200  # bytes of a word or a label while its video is read
+_STRING_CHUNK = 1 << 20  # bytes: what HDF5 keeps of a data set that is read piece by piece
+_POINTER, _STRING = 16, 56  # bytes of a string: in a data set, which points to its text; empty in memory
+_COMPRESSING = {1, 4, 32000}  # gzip, szip, lzf
+_HARMLESS = {2, 3}  # shuffle, fletcher32
+_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py raises on damaged files
+_LONGEST_WORD = 1000  # bytes; variable-length strings are read a few at a time because their size is not declared
+
+
+class CsdStream:
+    """One ``.csd`` file: the frames, words or labels of videos.
+
+    Attributes:
+        name: The file's name without suffix.
+        root: The root name inside the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.stem
+        self._size = path.stat().st_size
+        self._most = RATIO * self._size + FLOOR
+        self._file: h5py.File | None = None
+        try:
+            file = self._file = h5py.File(path, "r")
+            roots = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
+            roots = [name for name in roots if isinstance(file[name], h5py.Group) and "data" in file[name]]
+            if len(roots) != 1:
+                raise self._damaged("it must hold one group /<name>/data")
+            self.root = roots[0]
+            data = self._child(file[self.root], "data")
+            if not isinstance(data, h5py.Group):
+                raise self._damaged(f"/{self.root}/data must be a group")
+            self._data = data
+            self._keys = dict.fromkeys(data)
+        except _ERRORS as error:
+            raise self._damaged("it cannot be opened as HDF5", error) from error
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    def _damaged(self, what: str, cause: Exception | None = None) -> DataError:
+        """The error that says so; the file is closed, because nothing in it is trusted any more."""
+        if self._file is not None:
+            self._file.close()
+        return DataError(
+            f"Get {self.path.name} again, it is damaged or not what it seems: {what}"
+            + (f" ({cause})." if cause else ".")
+        )
+
+    def _child(self, group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise self._damaged(f"{group.name}/{name} is missing or a link to elsewhere")
+        return group[name]
+
+    def _data_set(self, group: h5py.Group, name: str) -> h5py.Dataset:
+        """A data set that the file itself holds, of numbers or strings, of a size that it can hold."""
+        data = self._child(group, name)
+        where = f"{group.name}/{name}"
+        if not isinstance(data, h5py.Dataset) or data.shape is None:
+            raise self._damaged(f"{where} must be a data set")
+        if data.is_virtual or data.external:
+            raise self._damaged(f"{where} points to other files")
+        properties = data.id.get_create_plist()
+        filters = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
+        if set(filters) - _COMPRESSING - _HARMLESS or sum(f in _COMPRESSING for f in filters) > 1:
+            raise self._damaged(f"{where} is stored with unknown filters {filters}")
+        stored, declared = data.id.get_storage_size(), data.size * data.dtype.itemsize
+        ratio = _DEFLATE_RATIO if filters else 1
+        if stored > self._size or declared > stored * ratio:
+            raise self._damaged(f"{where} declares {declared} bytes and stores {stored}")
+        strings = data.dtype.kind == "O"
+        # Small integers become float32.
+        itemsize = _POINTER if strings else max(data.dtype.itemsize, 1 if data.dtype.kind == "S" else 4)
+        declared, chunk = data.size * itemsize, math.prod(data.chunks or ()) * itemsize
+        if declared > self._most or chunk > (_STRING_CHUNK if strings else self._most):
+            raise self._damaged(f"{where} declares {declared} bytes in chunks of {chunk}, too many for its file")
+        if data.dtype.kind not in "fiubS" and h5py.check_string_dtype(data.dtype) is None:
+            raise self._damaged(f"{where} has the type {data.dtype}, expected numbers or strings")
+        return data
+
+    def _array(self, data: h5py.Dataset) -> np.ndarray:
+        return self._strings(data) if data.dtype.kind == "O" else data[...]
+
+    def _strings(self, data: h5py.Dataset) -> np.ndarray:
+        parts: list[np.ndarray] = []
+        left = self._most
+        for begin in range(0, len(data), 16):
+            part = data[begin : begin + 16]
+            if any(len(word) > _LONGEST_WORD for word in part.ravel()):
+                raise self._damaged(f"{data.name} holds a word of more than {_LONGEST_WORD} bytes")
+            left -= sum(len(word) + _STRING for word in part.ravel())
+            if left < 0:
+                raise self._damaged(f"the words of {data.name} are many times larger than the file")
+            parts.append(part)
+        return np.concatenate(parts) if parts else np.zeros(data.shape, dtype="S1")
+
+    def _open(self, key: str) -> tuple[h5py.Dataset, h5py.Dataset]:
+        entry = self._child(self._data, key)
+        if not isinstance(entry, h5py.Group):
+            raise self._damaged(f"{key} must be a group of features and intervals")
+        features, intervals = self._data_set(entry, "features"), self._data_set(entry, "intervals")
+        if features.shape[:1] == intervals.shape[:1] == (0,):  # what is made of an empty list has no second dimension
+            return features, intervals
+        if features.ndim != 2 or (features.dtype.kind == "O" and features.shape[1] != 1):
+            raise self._damaged(f"features of {key} have the shape {features.shape}, expected (n, d), or (n, 1) words")
+        if intervals.shape != (len(features), 2) or intervals.dtype.kind not in "fiu":
+            raise self._damaged(f"{key} has {len(features)} frames but intervals of shape {intervals.shape}")
+        return features, intervals
+
+    def rows(self, key: str) -> int:
+        """How many frames, words or labels an entry declares, without reading them."""
+        try:
+            return len(self._open(key)[0])
+        except _ERRORS as error:
+            raise self._damaged(f"{key} cannot be read", error) from error
+
+    def check(self) -> None:
+        """Look at every entry without reading its frames.
+
+        Raises:
+            DataError: One of them is damaged.
+        """
+        declared = 0
+        for key in self._keys:
+            try:
+                declared += sum(data.size * data.dtype.itemsize for data in self._open(key))
+                if declared > self._most:
+                    raise self._damaged("it declares many times more than it stores")
+            except _ERRORS as error:
+                raise self._damaged(f"{key} cannot be read", error) from error
+
+    def _pair(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            features, intervals = (self._array(data) for data in self._open(key))
+        except _ERRORS as error:
+            raise self._damaged(f"{key} cannot be read", error) from error
+        if not len(features):
+            return features.reshape(0, features.shape[1] if features.ndim == 2 else 0), np.zeros((0, 2))
+        intervals = intervals.astype(np.float64)
+        if not np.isfinite(intervals).all():
+            raise self._damaged(f"{key} has intervals that are not finite")
+        return features, intervals
+
+    def read(self, key: str) -> Track:
+        """The frames of one video.
+
+        Raises:
+            DataError: The entry is missing, damaged, or does not hold numbers.
+        """
+        features, intervals = self._pair(key)
+        if features.dtype.kind not in "fiub" and len(features):
+            raise DataError(f"Choose another stream: {self.name} holds text, not frames of numbers.")
+        return Track(features, intervals)
+
+    def read_words(self, key: str) -> tuple[list[str], np.ndarray]:
+        """The words of one video and their intervals (n, 2); pauses (``sp``) are left out.
+
+        Raises:
+            DataError: The entry is missing, damaged, or does not hold text.
+        """
+        features, intervals = self._pair(key)
+        if not len(features):
+            return [], intervals
+        if features.dtype.kind not in "SO" or features.shape[1] != 1:
+            raise DataError(f"Choose another word stream: {self.name} does not hold one word a row.")
+        words = [w.decode("utf-8", "replace") if isinstance(w, bytes) else str(w) for w in features[:, 0].tolist()]
+        kept = [k for k, word in enumerate(words) if word.strip() and word != "sp"]
+        return [words[k] for k in kept], intervals[kept]
+
+
+_MEMORY = 512 << 20  # bytes that looking at a file may take
+_SECONDS = 60.0
+_REFUSED = 3  # exit status of the other process for a file that it refuses
+_SCRIPT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from cmsbert_fast.data.streams import csd; csd.walk(sys.argv[2:])"
+)
+_verified: set[tuple[str, int, int]] = set()
+
+
+def verify(paths: Sequence[Path]) -> None:
+    """Let another process, with little memory and time, open everything that reading the files will open.
+
+    Raises:
+        DataError: It refused a file, ran out of memory or time, or crashed.
+    """
+    marks = {path: (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+    paths = [path for path in paths if marks[path] not in _verified]
+    if not paths:
+        return
+    command = [sys.executable, "-c", _SCRIPT, json.dumps(sys.path), *(str(path.absolute()) for path in paths)]
+    seconds = _SECONDS + sum(path.stat().st_size for path in paths) / 10e6
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+        status, said = result.returncode, result.stdout
+    except subprocess.TimeoutExpired as error:
+        status, said = -1, str(error.stdout or b"", "utf-8", "replace") if isinstance(error.stdout, bytes) else ""
+    if status:
+        lines = said.splitlines() or [paths[0].name]
+        if status == _REFUSED:
+            raise DataError(lines[-1])
+        raise DataError(f"Get {lines[-1]} again, it is damaged: opening it exhausts memory or time, or crashes HDF5.")
+    _verified.update(marks.values())
+
+
+def walk(paths: Sequence[str]) -> None:
+    """The other process: names each file, looks at all of it, and exits with `_REFUSED` where it is refused."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    except (ImportError, OSError):
+        pass  # no such limits on this system: time alone is limited
+    for path in paths:
+        print(Path(path).name, flush=True)
+        try:
+            CsdStream(Path(path)).check()
+        except DataError as error:
+            print(" ".join(str(error).split()), flush=True)
+            sys.exit(_REFUSED)

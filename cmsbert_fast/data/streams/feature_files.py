@@ -1,0 +1,210 @@
+"""Feature files of one's own: a folder with one ``.npy`` or ``.csv`` file per segment or per video.
+
+``visual/03bSnISJMiM_11.npy`` holds the frames (n, d) of that segment. A file named by the video is cut by time: a csv
+then has a column ``timestamp`` (seconds, or ``start`` and ``stop``); to an npy, and a csv without such columns, the
+frame rate gives times, ``NAME@HZ``.
+"""
+
+import csv
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmsbert_fast.data.align import Track
+from cmsbert_fast.data.example import DataError
+
+SUFFIXES = (".npy", ".csv", ".tsv")
+START = ("start", "start_time", "begin")
+STOP = ("stop", "end", "end_time", "stop_time")
+_POINT = ("timestamp", "frametime", "time")
+_BOOKKEEPING = ("frame", "face_id", "name", "confidence", "success", "id")  # OpenFace's and openSMILE's own columns
+
+
+def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
+    """Header (lower case, stripped) and rows of a csv or tsv file; the delimiter is the header's most frequent one.
+
+    Raises:
+        DataError: The file is empty or not text, or a quotation mark is not closed.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head = file.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Save {path.name} as a UTF-8 text table: it cannot be read ({error}).") from error
+    if not head.strip():
+        raise DataError(f"Give {path.name} a header line: it is empty.")
+    delimiter = "\t" if path.suffix == ".tsv" else max(",;\t", key=head.count)
+    # A quotation mark in a tab-separated transcript is text, unless the header itself is quoted.
+    plain = delimiter == "\t" and '"' not in head
+
+    def parse(lines: Iterable[str]) -> Any:
+        # Strict: a cell whose quotation mark nobody closes would hold the rest of the file.
+        return csv.reader(
+            lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
+        )
+
+    try:
+        header = next(parse([head]))
+    except csv.Error as error:
+        raise DataError(f"Repair the header of {path.name}: it cannot be read ({error}).") from error
+
+    def rows() -> Iterator[list[str]]:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = parse(file)
+            try:
+                next(reader)
+                for row in reader:
+                    if row:
+                        yield row
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise DataError(
+                    f"Repair {path.name}: it cannot be read beyond line {reader.line_num} ({error})."
+                ) from error
+
+    return [name.strip().lower() for name in header], rows()
+
+
+def number_of(cell: str) -> float:
+    """A cell as a number.
+
+    Raises:
+        ValueError: It is none. ``1_0``, an id more likely than ten, is none.
+    """
+    if "_" in cell:
+        raise ValueError(f"could not convert string to float: {cell!r}")
+    return float(cell)
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:  # numpy.load would open archives and pickles too
+            if file.read(6) != b"\x93NUMPY":
+                raise ValueError("it is no .npy file")
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy reads the header with Python's own parser, which raises many kinds
+        raise DataError(
+            f"Save {path.name} again with numpy.save (no object arrays): it cannot be read "
+            f"({type(error).__name__}: {str(error)[:200]})."
+        ) from error
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        raise DataError(f"Save {path.name} again as an array of numbers.")
+    if values.ndim == 1:
+        values = values[None]
+    if values.ndim != 2 or not values.shape[1]:
+        raise DataError(f"Save {path.name} as (frames, features): it has the shape {values.shape}.")
+    return values
+
+
+def _frame_of(header: list[str]) -> bool:
+    """Whether the first line of a csv is a frame: all numbers, but not 0, 1, 2, ..., the names that pandas gives."""
+    try:
+        _ = [number_of(name) for name in header]
+    except ValueError:
+        return False
+    return len(header) == 1 or header != [str(k) for k in range(len(header))]
+
+
+def _load_csv(path: Path) -> tuple[Track, set[str]]:
+    """The frames of a csv, and the names of the columns that are neither features nor times."""
+    header, rows = read_table(path)
+    first = 2
+    if _frame_of(header):
+        rows, header, first = chain([header], rows), [""] * len(header), 1
+    columns = [k for k, name in enumerate(header) if name not in (*_BOOKKEEPING, *_POINT, *START, *STOP)]
+    if not columns:
+        raise DataError(f"Give {path.name} a column of features: it has only {', '.join(header)}.")
+    timed = next((header.index(name) for name in _POINT if name in header), None)
+    bounds = [header.index(name) for names in (START, STOP) for name in names if name in header]
+    if len(bounds) not in (0, 2) or (bounds and header[bounds[1]] in START) or (bounds and header[bounds[0]] in STOP):
+        raise DataError(f"Give {path.name} both columns start and stop, or neither.")
+    face = header.index("face_id") if "face_id" in header else None
+    faces: set[str] = set()
+    numbers: list[list[float]] = []
+    times: list[list[float]] = []
+    try:
+        for row in rows:
+            if len(row) != len(header):
+                line = len(numbers) + first
+                raise DataError(f"Give every line of {path.name} {len(header)} cells: line {line} has {len(row)}.")
+            numbers.append([number_of(row[k]) for k in columns])
+            if face is not None:
+                faces.add(row[face].strip())
+            if len(bounds) == 2:
+                times.append([number_of(row[k]) for k in bounds])
+            elif timed is not None:
+                times.append([number_of(row[timed])])
+    except ValueError as error:
+        line = len(times if bounds or timed is not None else numbers) + first
+        raise DataError(f"Fill every cell of {path.name} with a number: line {line} has not ({error}).") from error
+    if len(faces) > 1:
+        raise DataError(f"Keep the rows of one face in {path.name}: its column face_id names {len(faces)}.")
+    features = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(columns))
+    left_out = {name for name in header if name in _BOOKKEEPING}
+    if not times:
+        return Track(features, None), left_out
+    marks = np.array(times, dtype=np.float64)
+    if not np.isfinite(marks).all():
+        raise DataError(f"Give every frame of {path.name} a finite time.")
+    if marks.shape[1] == 2:
+        return Track(features, marks), left_out
+    step = float(np.median(np.diff(marks[:, 0]))) if len(marks) > 1 else 0.0
+    stops = np.append(marks[1:], marks[-1:] + step, axis=0)
+    return Track(features, np.concatenate([marks, stops], axis=1)), left_out
+
+
+class FileStream:
+    """A folder of feature files, one per segment or per video.
+
+    Attributes:
+        name: The folder's name.
+        left_out: Names of columns, of the csv files read so far, that are neither features nor times.
+
+    Raises:
+        DataError: Two files have one name, but for the suffix.
+    """
+
+    def __init__(self, path: Path, rate: float | None = None) -> None:
+        self.path = path
+        self.name = path.name
+        self._rate = rate
+        self.left_out: set[str] = set()
+        self._files: dict[str, Path] = {}
+        for file in sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()):
+            other = self._files.setdefault(file.stem, file)
+            if other is not file:
+                raise DataError(f"Keep one of {other.name} and {file.name} in {path.name}: both are of {file.stem}.")
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @property
+    def files(self) -> list[Path]:
+        return list(self._files.values())
+
+    def read(self, key: str) -> Track:
+        """The frames of one file.
+
+        Raises:
+            DataError: The file does not hold (frames, features) of numbers.
+        """
+        path = self._files[key]
+        if path.suffix.lower() == ".npy":
+            track = Track(_load_npy(path), None)
+        else:
+            track, left_out = _load_csv(path)
+            self.left_out |= left_out
+        if self._rate is None:
+            return track
+        if track.intervals is not None:
+            raise DataError(f"Leave out @{self._rate:g}: {path.name} has times of its own.")
+        begin = np.arange(len(track.features)) / self._rate
+        return Track(track.features, np.stack([begin, begin + 1 / self._rate], axis=1))

@@ -1,0 +1,1 @@
+"""The wall between strangers' files and us."""

@@ -1,0 +1,1 @@
+"""CMSBERT and CMSBERT-CLR."""

@@ -1,0 +1,131 @@
+"""Configuration of CMSBERT and CMSBERT-CLR, in Hugging Face form."""
+
+import dataclasses
+import os
+from typing import Any
+
+from transformers import AutoConfig, BertConfig
+
+from cmsbert_fast import reference
+from cmsbert_fast.ops.dispatch import BACKENDS
+
+MODALITIES = ("visual", "acoustic")  # the non-verbal ones
+FUSION_HEADS = 2  # heads of the Transformer layer that fuses the modalities (section III.C, after MISA)
+
+
+class CMSBertConfig(BertConfig):
+    """BertConfig plus what context-driven modality shifting and contrastive learning need.
+
+    Args:
+        visual_size: d_v, size of a visual frame (MOSI 47, MOSEI 35). 0 or None: there is no visual modality.
+        acoustic_size: d_a, size of an acoustic frame (74). 0 or None: there is no acoustic modality.
+        gate_activation: sigma of Eq. 1 and 2: "relu", "sigmoid" or "tanh".
+        cms_layers: The layers that shift, counted from 0. None: all (CMSBERT); [0]: CMSBERT/1; []: plain BERT.
+        projection_size: d, size of the LSTMs, projectors and fusion (Eq. 8-16). None: hidden_size.
+        temperature: tau of Eq. 17 and 18.
+        smoothing: beta of Eq. 23. None: label smoothing off.
+        threshold: delta of Eq. 23.
+        backend: Which implementation of CMS attention and of the contrastive loss runs, see
+            :mod:`cmsbert_fast.ops.dispatch`. A choice of the machine, not of the model: it is not saved.
+        **kwargs: Fields of BertConfig. ``num_labels`` defaults to 1, regression.
+
+    Raises:
+        ValueError: a field is out of its range; the message names it.
+    """
+
+    model_type = "cmsbert"
+
+    visual_size: int = 0
+    acoustic_size: int = 0
+    gate_activation: str = "relu"
+    cms_layers: list[int] = None  # type: ignore[assignment]  # __post_init__ replaces None
+    projection_size: int = None  # type: ignore[assignment]  # __post_init__ replaces None
+    temperature: float = 0.1
+    smoothing: float | None = 0.9
+    threshold: float = 0.1
+    backend: str = "auto"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", 1)  # sentiment is a score, not one of two classes
+        super().__post_init__(**kwargs)
+        self.visual_size = self.visual_size or 0
+        self.acoustic_size = self.acoustic_size or 0
+        if self.cms_layers is None:
+            self.cms_layers = list(range(self.num_hidden_layers))
+        if self.projection_size is None:
+            self.projection_size = self.hidden_size
+        self._check()
+
+    def _check(self) -> None:
+        for name in MODALITIES:
+            if (size := getattr(self, f"{name}_size")) < 0:
+                raise ValueError(f"{name}_size={size} is negative; give the size of a frame, 0 for none.")
+        if self.gate_activation not in reference.ACTIVATIONS:
+            known = ", ".join(reference.ACTIVATIONS)
+            raise ValueError(f"gate_activation={self.gate_activation!r} is unknown; choose one of {known}.")
+        outside = [layer for layer in self.cms_layers if not 0 <= layer < self.num_hidden_layers]
+        if outside:
+            raise ValueError(
+                f"cms_layers names {outside}, but the model has layers 0 to {self.num_hidden_layers - 1}; "
+                "name only those."
+            )
+        if self.projection_size < 1 or self.projection_size % FUSION_HEADS:
+            raise ValueError(
+                f"projection_size={self.projection_size} cannot be split over the {FUSION_HEADS} heads of the fusion; "
+                "give a positive even number."
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature} must be positive.")
+        if self.smoothing is not None and not 0 < self.smoothing <= 1:
+            raise ValueError(f"smoothing={self.smoothing} is out of range; give beta in (0, 1], or None for off.")
+        if not self.threshold >= 0:
+            raise ValueError(f"threshold={self.threshold} is negative; give the largest difference of similar labels.")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend={self.backend!r} is unknown; choose one of {', '.join(BACKENDS)}.")
+        if self.is_decoder or self.add_cross_attention:
+            raise ValueError("CMSBERT is an encoder; is_decoder and add_cross_attention must be False.")
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads the configuration of a CMSBERT checkpoint, or of the BERT checkpoint it is to start from.
+
+        Raises:
+            ValueError: the checkpoint is of another architecture.
+        """
+        fields, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type = fields.get("model_type", cls.model_type)
+        if model_type not in ("bert", cls.model_type):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {model_type} checkpoint; CMSBERT starts from a bert checkpoint."
+            )
+        return fields | {"model_type": cls.model_type}, rest
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Builds the configuration of saved fields, ``kwargs`` (those of ``from_pretrained``) over them.
+
+        Hugging Face would set such ``kwargs`` after construction, when the fields have been checked and completed.
+        """
+        own = {field.name for field in dataclasses.fields(cls)} - {"dtype"}
+        given = {name: kwargs.pop(name) for name in list(kwargs) if name in own}
+        everywhere = list(range(config_dict.get("num_hidden_layers", 0)))
+        if "num_hidden_layers" in given and config_dict.get("cms_layers") == everywhere:
+            given.setdefault("cms_layers", None)  # in all layers stays in all layers
+        return super().from_dict({**config_dict, **given}, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields to save: all but ``backend``, which belongs to the machine."""
+        fields = super().to_dict()
+        fields.pop("backend", None)
+        return fields
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The fields to save that differ from the defaults; always the labels, whose default is not Hugging Face's."""
+        fields = self.to_dict()
+        return super().to_diff_dict() | {name: fields[name] for name in ("id2label", "label2id")}
+
+
+AutoConfig.register("cmsbert", CMSBertConfig)

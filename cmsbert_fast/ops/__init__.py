@@ -1,0 +1,1 @@
+"""Operators, one folder each: what it means and checks (``api``), and its backends."""

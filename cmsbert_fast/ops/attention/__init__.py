@@ -1,0 +1,1 @@
+"""CMS attention (Eq. 1-7)."""

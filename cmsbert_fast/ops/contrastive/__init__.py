@@ -1,0 +1,1 @@
+"""The pairwise contrastive loss (Eq. 17-19, 23)."""

@@ -1,0 +1,1 @@
+"""The LSTM over packed sequences (Eq. 11)."""

@@ -1,0 +1,78 @@
+"""The recurrence of :mod:`cmsbert_fast.ops.lstm.api` in compiled C++ (``kernels/cpu/lstm.cpp``), float32.
+
+Rows are in the order of a PackedSequence: step by step, within a step the longest sequence first. The operands of the
+products with W_hh may be rounded to bfloat16.
+"""
+
+import struct
+
+import torch
+from torch import Tensor
+
+from cmsbert_fast.kernels.cpu import library as cpu_library
+from cmsbert_fast.ops.dispatch import has_fast_bfloat16, requested_backend
+
+
+def product_dtype(frames: Tensor, backend: str = "auto") -> torch.dtype | None:
+    """The dtype of the recurrence's products for frames like these; None = the compiled recurrence does not run, for
+    the backend forbids it or it cannot.
+
+    bfloat16 under autocast to it where the CPU has instructions for it, or else float32.
+    """
+    if requested_backend(backend) not in ("auto", "cpu"):
+        return None
+    if frames.device.type != "cpu" or frames.dtype != torch.float32 or cpu_library.why_not() is not None:
+        return None
+    rounds = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return torch.bfloat16 if rounds and has_fast_bfloat16(frames.device) else torch.float32
+
+
+_CALL = struct.Struct("=14q")  # ``LSTM`` of the C++; pointers are integers
+
+
+def forward(
+    batch_sizes: Tensor,
+    weight_hh: Tensor,
+    gates: Tensor,
+    hidden: Tensor,
+    cells: Tensor,
+    rounded_hidden: Tensor | None = None,
+) -> None:
+    """Fills ``hidden`` and ``cells`` (F, d); ``gates`` (F, 4d) are the products with the frames and become activated.
+
+    Args:
+        batch_sizes: (steps,) int64: how many sequences are alive.
+        weight_hh: (4d, d).
+        gates, hidden, cells: Contiguous.
+        rounded_hidden: (F, d, or d + 1 where d is odd, with a last column of 0) bfloat16, to be filled with ``hidden``
+            rounded: products are in bfloat16. None = in float32.
+    """
+    _run("lstm_forward", batch_sizes, weight_hh, gates, hidden, cells, None, None, rounded_hidden, None)
+
+
+def backward(
+    batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, cells: Tensor, d_hidden: Tensor, products: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the gates before activation (F, 4d) from those of the hidden states (F, d): in float32, and in the
+    dtype of the products, which may be the same tensor."""
+    d_gates = gates.new_empty(len(d_hidden), gates.shape[1])  # gates may have rows of no sequence behind
+    rounded_d_gates = None if products == torch.float32 else torch.empty_like(d_gates, dtype=products)
+    tensors = (gates, None, cells, d_hidden.contiguous(), d_gates, None, rounded_d_gates)
+    _run("lstm_backward", batch_sizes, weight_hh, *tensors)
+    return d_gates, d_gates if rounded_d_gates is None else rounded_d_gates
+
+
+def _run(name: str, batch_sizes: Tensor, weight_hh: Tensor, *tensors: Tensor | None) -> None:
+    if weight_hh.stride(1) != 1:
+        weight_hh = weight_hh.contiguous()
+    call = _CALL.pack(
+        batch_sizes.data_ptr(),
+        len(batch_sizes),
+        weight_hh.shape[1],
+        weight_hh.data_ptr(),
+        weight_hh.stride(0),
+        *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+        torch.get_num_threads(),
+        cpu_library.parallel_loop(),
+    )
+    cpu_library.run(name, call)

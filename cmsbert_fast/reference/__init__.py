@@ -1,0 +1,35 @@
+"""The oracles: the equations, literally, in plain PyTorch. They call nothing else of the project."""
+
+from cmsbert_fast.reference.cms import (
+    ACTIVATIONS,
+    attention,
+    cms_attention,
+    directional_loss,
+    fusion,
+    gate,
+    lstm,
+    mean_pool,
+    pairwise_contrastive_loss,
+    projector,
+    shift,
+    targets,
+    total_loss,
+    updated_nu,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "attention",
+    "cms_attention",
+    "directional_loss",
+    "fusion",
+    "gate",
+    "lstm",
+    "mean_pool",
+    "pairwise_contrastive_loss",
+    "projector",
+    "shift",
+    "targets",
+    "total_loss",
+    "updated_nu",
+]

@@ -1,0 +1,445 @@
+"""Tables of segments with streams beside them: real CMU-MOSI, and one's own files."""
+
+import json
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data.formats import segments
+
+WORDS = "ModifiedTimestampedWords"
+
+
+def test_real_mosi(mosi_folder: Path) -> None:
+    corpus = read_corpus(mosi_folder)
+    assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
+    assert (corpus.visual_size, corpus.acoustic_size, corpus.classes) == (0, 73, None)
+    assert all(len(e.acoustic) == 1 and len(e.visual) == 0 for part in corpus.splits.values() for e in part)
+    first = corpus.splits["train"][0]
+    assert (first.id, first.label, first.aligned) == ("03bSnISJMiM_11", -0.5, False)
+    assert first.words == ("A", "LOT", "OF", "SAD", "PARTS")
+
+
+def test_real_mosi_averaged_per_word(mosi_folder: Path) -> None:
+    corpus = read_corpus(mosi_folder, words=WORDS)
+    assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
+    for examples in corpus.splits.values():
+        for example in examples:
+            assert example.aligned
+            assert example.acoustic.shape == (len(example.words), 73)
+    missing = corpus.report.tallies["words are not in the word stream; their times were interpolated"]
+    assert missing < 100  # of 27,540 words; the README says that 245 segments are not cut to the word
+
+
+def test_the_standard_folds_are_the_tables_splits(mosi_folder: Path, folds_folder: Path) -> None:
+    own, standard = read_corpus(mosi_folder), read_corpus(mosi_folder, folds=folds_folder / "mosi.json")
+    for split in own.splits:
+        assert {e.id for e in own.splits[split]} == {e.id for e in standard.splits[split]}
+
+
+def test_real_mosi_from_its_streams_alone(mosi_folder: Path, folds_folder: Path, tmp_path: Path) -> None:
+    for file in mosi_folder.glob("*.csd"):
+        (tmp_path / file.name).symlink_to(file)
+    corpus = read_corpus(tmp_path, folds=folds_folder / "mosi.json")
+    assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
+    assert corpus.acoustic_size == 73
+    assert all(e.aligned and len(e.acoustic) == len(e.words) for part in corpus.splits.values() for e in part)
+
+
+@pytest.mark.parametrize("name", ["mosei.json", "pom.json"])
+def test_the_other_standard_folds_are_read(folds_folder: Path, name: str, files: Any) -> None:
+    splits = json.loads((folds_folder / name).read_text())
+    files.table([[f"{ids[0]}_1", "x", 0, 1, 0.5, "hello"] for ids in splits.values()])
+    corpus = read_corpus(files.folder, folds=folds_folder / name)
+    assert corpus.report.counts == dict.fromkeys(("train", "valid", "test"), 1)
+
+
+ROWS = [
+    ["v1_0", "train", 0.0, 2.0, 1.5, "so good"],
+    ["v1_1", "dev", 2.0, 4.0, -1.0, "so bad"],
+    ["v2_0", "test", 0.5, 1.5, 0.0, "fine"],
+]
+
+
+def test_own_files_one_a_segment(files: Any) -> None:
+    files.table(ROWS)
+    frames = {row[0]: files.random.normal(size=(3 + k, 4)) for k, row in enumerate(ROWS)}
+    (files.folder / "visual").mkdir()
+    (files.folder / "audio").mkdir()
+    for name, values in frames.items():
+        np.save(files.folder / "visual" / f"{name}.npy", values)
+        lines = ["f0,f1"] + [f"{a},{b}" for a, b in values[:, :2]]
+        (files.folder / "audio" / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    frames["v1_0"][0, 0] = np.nan
+    np.save(files.folder / "visual" / "v1_0.npy", frames["v1_0"])
+    corpus = read_corpus(files.folder)
+    assert corpus.report.counts == {"train": 1, "valid": 1, "test": 1}
+    assert (corpus.visual_size, corpus.acoustic_size) == (4, 2)
+    assert corpus.report.non_finite == {"visual": 1}
+    for examples in corpus.splits.values():
+        (example,) = examples
+        expected = np.nan_to_num(frames[example.id]).astype(np.float32)
+        np.testing.assert_array_equal(example.visual, expected)
+        if example.id != "v1_0":
+            np.testing.assert_array_equal(example.acoustic, frames[example.id][:, :2].astype(np.float32))
+
+
+def test_own_files_one_a_video(files: Any) -> None:
+    files.table(ROWS)
+    whole = {video: np.arange(80.0).reshape(40, 2) + k for k, video in enumerate(("v1", "v2"))}
+    (files.folder / "openface").mkdir()
+    (files.folder / "voice").mkdir()
+    for video, values in whole.items():
+        np.save(files.folder / "voice" / f"{video}.npy", values)
+        lines = ["frame, timestamp, success, AU01, AU02"]
+        lines += [f"{k + 1}, {k / 10}, 1, {a}, {b}" for k, (a, b) in enumerate(values)]
+        (files.folder / "openface" / f"{video}.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="voice@HZ"):
+        read_corpus(files.folder)
+    corpus = read_corpus(files.folder, acoustic="voice@10")
+    (example,) = corpus.splits["valid"]
+    np.testing.assert_array_equal(example.visual, whole["v1"][20:40])
+    np.testing.assert_array_equal(example.acoustic, whole["v1"][20:40])
+    with pytest.raises(DataError, match=r"NAME@HZ"):
+        read_corpus(files.folder, acoustic="voice@fast")
+    with pytest.raises(DataError, match=r"Leave out @99: v1\.csv has times of its own"):
+        read_corpus(files.folder, acoustic="voice@10", visual="openface@99")
+    for video, values in whole.items():
+        (files.folder / "voice" / f"{video}.npy").unlink()
+        np.savetxt(files.folder / "voice" / f"{video}.csv", values, delimiter=",", header="pitch,energy", comments="")
+    (example,) = read_corpus(files.folder, acoustic="voice@10").splits["valid"]
+    np.testing.assert_array_equal(example.acoustic, whole["v1"][20:40])
+    files.csd("COVAREP", "COVAREP", {"v1": (np.ones((1, 1)), [[0, 1]])})
+    with pytest.raises(DataError, match="Leave out @10"):
+        read_corpus(files.folder, acoustic="COVAREP@10")
+
+
+def test_streams_of_one_modality_are_joined_on_the_first_ones_frames(files: Any) -> None:
+    files.table(ROWS[:1])
+    times = np.array([[0, 1], [1, 2], [2, 3.0]])
+    fine = np.stack([np.arange(30) / 10, np.arange(1, 31) / 10], axis=1)
+    files.csd("COVAREP", "COVAREP", {"v1": (np.array([[1], [2], [3.0]]), times)})
+    files.csd("openSMILE", "openSMILE", {"v1": (np.arange(30.0)[:, None], fine)})
+    (example,) = read_corpus(files.folder, acoustic=["COVAREP", "openSMILE"]).splits["train"]
+    np.testing.assert_allclose(example.acoustic, [[1, 4.5], [2, 14.5]])
+
+
+def test_words_of_a_stream_align_the_tables_text(files: Any) -> None:
+    files.table([["v1_0", "train", 0.0, 4.0, 1.5, "SO GOOD Yeah"]])
+    times = np.array([[0, 1], [1, 2], [2, 3], [3, 4.0]])
+    words = np.array([[b"so"], [b"sp"], [b"good"], [b"yeah"]])
+    files.csd("TimestampedWords", "words", {"v1": (words, times)})
+    files.csd(
+        "COVAREP", "COVAREP", {"v1": (np.arange(8.0)[:, None], np.stack([np.arange(8) / 2, np.arange(1, 9) / 2], 1))}
+    )
+    cut = read_corpus(files.folder).splits["train"][0]
+    assert (cut.aligned, len(cut.acoustic)) == (False, 8)
+    averaged = read_corpus(files.folder, words="TimestampedWords").splits["train"][0]
+    assert (averaged.aligned, averaged.words) == (True, ("SO", "GOOD", "Yeah"))
+    np.testing.assert_array_equal(averaged.acoustic, [[0.5], [4.5], [6.5]])
+
+
+def test_more_words_than_can_be_paired(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.table([["v_1", "train", 0, 9, 1, "so good"]])
+    words = np.array([[b"so"], [b"good"], [b"so"]]), [[0, 1], [1, 2], [2, 3]]
+    files.csd("words", "words", {"v": words})
+    monkeypatch.setattr(segments, "MOST_PAIRS", 5)
+    with pytest.raises(DataError, match=r"Cut 'v_1' into shorter segments: it has 2 words, .* 3 of words\."):
+        read_corpus(files.folder, words="words")
+
+
+@pytest.mark.parametrize("words", [None, "words"])
+def test_a_small_table_of_a_long_video_is_no_bomb(
+    files: Any, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "FLOOR", 1 << 20)
+    files.table([[f"v_{k}", "all", 0, 200_000, 1, "a"] for k in range(1000)])
+    frames = np.zeros((200_000, 1), dtype="i1"), np.arange(200_000)[:, None] + [0.0, 1.0]
+    files.csd("COVAREP", "COVAREP", {"v": frames}, compression="gzip", compression_opts=9, shuffle=True)
+    files.csd("words", "words", {"v": (np.array([[b"a"]]), [[0, 200_000]])})
+    assert sum(path.stat().st_size for path in files.folder.iterdir()) < 130_000
+    with pytest.raises(DataError, match="many times larger"):
+        read_corpus(files.folder, words=words)
+
+
+def test_tables_of_every_kind(files: Any) -> None:
+    path = files.folder / "my data.csv"
+    path.write_text('\ufeffID;Mode;Label;Text\na;train;1;"semi; colon"\nb;test;-1;two words\n', encoding="utf-8")
+    corpus = read_corpus(path)
+    assert corpus.splits["train"][0].words == ("semi;", "colon")
+    assert corpus.report.counts == {"train": 1, "test": 1}
+    assert read_corpus(files.folder).report.counts == corpus.report.counts
+    path.write_text("id,text,mood,score\na,hello,glad,0.5\nb,hi,sad,1\nc,ho,glad,\n")
+    named = read_corpus(path, label="mood")
+    assert named.classes == ("glad", "sad")
+    assert [e.label for e in named.splits["all"]] == [0, 1, 0]
+    assert [e.label for e in read_corpus(path, label="score").splits["all"]] == [0.5, 1.0, None]
+    assert [e.label for e in read_corpus(path).splits["all"]] == [None] * 3
+    path.write_text('id\ttext\na\tsay "hi\n'.replace("\t", "\t"))
+    path.rename(path.with_suffix(".tsv"))
+    assert read_corpus(files.folder).splits["all"][0].words == ("say", '"hi')
+
+
+def test_mmsas_own_table(files: Any) -> None:
+    (files.folder / "label.csv").write_text(
+        "video_id,clip_id,text,label,annotation,mode\nabc,3,HI YOU,-1.0,Negative,train\n"
+    )
+    (example,) = read_corpus(files.folder).splits["train"]
+    assert (example.id, example.words, example.label) == ("abc$_$3", ("HI", "YOU"), -1.0)
+
+
+def test_transcripts_may_be_files(files: Any) -> None:
+    (files.folder / "segments.csv").write_text("id,split,label\na,train,1\nb,train,2\n")
+    with pytest.raises(DataError, match="text"):
+        read_corpus(files.folder)
+    (files.folder / "transcripts").mkdir()
+    (files.folder / "transcripts" / "a.txt").write_text("it was\ngood", encoding="utf-8")
+    with pytest.raises(DataError, match=r"b\.txt"):
+        read_corpus(files.folder)
+    (files.folder / "transcripts" / "b.txt").write_text("bad", encoding="utf-8")
+    assert read_corpus(files.folder).splits["train"][0].words == ("it", "was", "good")
+    (files.folder / "secret.txt").write_text("not yours")
+    (files.folder / "segments.csv").write_text("id,split,label\n../secret,train,1\n")
+    with pytest.raises(DataError, match="secret"):
+        read_corpus(files.folder)
+
+
+def test_a_column_of_folds(files: Any) -> None:
+    rows = [[f"u{k}", k % 10, 0.5 * k, "word"] for k in range(40)]
+    files.table(rows, "id\tfold\tlabel\ttext")
+    corpus = read_corpus(files.folder, fold=10)
+    parts = {split: {int(e.id[1:]) % 10 for e in examples} for split, examples in corpus.splits.items()}
+    assert parts == {"train": set(range(1, 9)), "valid": {0}, "test": {9}}
+    with pytest.raises(DataError, match="1 to 10"):
+        read_corpus(files.folder, fold=11)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "header"),
+        ("id,text\n", "only"),
+        ("name_of_it,words\na,b\n", "columns id and text"),
+        ("id,text\na,b,c\n", "line 2 has 3"),
+        ("id,text\n,b\n", "line 2"),
+        ("id,text,label\na,b,1\nc,d,good\n", "all numbers or all names"),
+        ("id,text,start,stop\na,b,soon,later\n", "seconds"),
+        ("id,text\na,b\na,c\n", "twice"),
+        ("id,text\na,\n", "no text"),
+        ("id,text,label\na,b,1\nc,d,inf\n", "line 3"),
+        ("id,text,label\na,b,NaN\n", "line 2"),
+        ("id;text;label\na;b;-1,5\n", "decimal point: line 2"),
+        ("id,split,split,text\na,train,test,b\n", "'split' occurs twice"),
+        ("id,text,start,end\na,b,5,2\n", "line 2 of segments.csv has 5 to 2"),
+        ('id,text\na,b\nc,"d\ne,f\n', "beyond line"),
+    ],
+)
+def test_errors_in_tables_say_what_to_do(files: Any, content: str, message: str) -> None:
+    path = files.folder / "segments.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_corpus(path)
+    path.write_bytes(b"id,text\na,\xff\xfe\n")
+    with pytest.raises(DataError, match="segments"):
+        read_corpus(path)
+
+
+def test_the_label_column_must_exist(files: Any) -> None:
+    files.table(ROWS)
+    with pytest.raises(DataError, match="'mood' is not among id, split"):
+        read_corpus(files.folder, label="mood")
+
+
+def npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(64)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("v1_0.npy", b"\x93NUMPY\x01\x00"),
+        ("v1_0.npy", b"\x80\x04cos\nsystem\n."),
+        ("v1_0.csv", b"a,b\n1,x\n"),
+        ("v1_0.csv", b"a,b\n1\n"),
+        ("v1_0.csv", b"a,timestamp\n1,nan\n"),
+        ("v1_0.csv", b"a,b\n1,2,3\n"),
+        ("v1_0.csv", b"1,2\n1,2,3\n"),
+        ("v1_0.csv", b'"a,b\n1,2\n3,4\n'),
+        ("v1_0.csv", b"a" * 200_000 + b"\n1\n"),
+        ("v1_0.csv", b"frame,name\n1,2\n"),
+        ("v1_0.csv", b"a,start\n1,2\n"),
+        ("v1_0.npy", npy("{'descr':'<f4','fortran_order':False,'shape':(1099511627776,0)}")),
+        ("v1_0.npy", npy("{'descr':'<f4','fortran_order':False,'shape':(1099511627776,4)}")),
+        ("v1_0.npy", npy("{'descr':'<f4','fortran_order':False,'shape':(-1,2)}")),
+        ("v1_0.npy", npy("{'descr': (")),
+        ("v1_0.npy", npy("(" * 9000)),
+        ("v1_0.npy", npy("-" * 9000 + "1")),
+        ("v1_0.npy", npy(" {'descr'\n   :'<f4'\n x")),
+        ("v1_0.npy", npy("{'descr':['a'],'fortran_order':False,'shape':(1,1)}")),
+        ("v1_0.npy", b"PK\x03\x04" + bytes(100)),
+    ],
+)
+def test_damaged_feature_files(files: Any, name: str, content: bytes) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / name).write_bytes(content)
+    with pytest.raises(DataError, match="v1_0"):
+        read_corpus(files.folder)
+
+
+def test_an_archive_is_no_npy(files: Any) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    with (files.folder / "audio" / "v1_0.npy").open("wb") as file:
+        np.savez(file, np.ones((2, 2)))
+    with pytest.raises(DataError, match=r"no \.npy file"):
+        read_corpus(files.folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "frames"),
+    [
+        ("0.5,1\n1,2\n", [[0.5, 1], [1, 2]]),
+        ("0.5,1\n", [[0.5, 1]]),
+        ("0,1,2\n3,4,5\n", [[3, 4, 5]]),  # pandas's names
+        ("7\n8\n", [[7], [8]]),
+    ],
+)
+def test_a_csv_without_header_loses_no_frame(files: Any, content: str, frames: list[list[float]]) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / "v1_0.csv").write_text(content)
+    np.testing.assert_array_equal(read_corpus(files.folder).splits["train"][0].acoustic, frames)
+
+
+def test_columns_of_a_csv(files: Any) -> None:
+    files.table(ROWS[:2])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / "v1.csv").write_text("frame,begin,end,confidence,x\n1,0,2,0.9,5\n2,2,4,0.9,6\n")
+    corpus = read_corpus(files.folder)
+    assert [corpus.splits[split][0].acoustic.tolist() for split in ("train", "valid")] == [[[5.0]], [[6.0]]]
+    assert "audio: no features are the columns confidence, frame" in str(corpus.report)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x,y\n1_0,2\n", "Fill every cell"),
+        ("frame, face_id, timestamp, x\n1, 0, 0.1, 5\n1, 1, 0.1, 6\n", "rows of one face"),
+    ],
+)
+def test_a_csv_of_two_faces_or_of_what_is_no_number_is_refused(files: Any, content: str, message: str) -> None:
+    files.table([["a", "train", 0, 1, 0, "hi"]])
+    (files.folder / "visual").mkdir()
+    (files.folder / "visual" / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_corpus(files.folder)
+
+
+def test_two_files_of_one_utterance_are_refused(files: Any) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / "v1_0.csv").write_text("a\n1\n")
+    np.save(files.folder / "audio" / "v1_0.npy", np.ones((1, 1)))
+    with pytest.raises(DataError, match=r"v1_0\.csv and v1_0\.npy"):
+        read_corpus(files.folder)
+
+
+def test_feature_files_run_no_code(files: Any) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    np.save(files.folder / "audio" / "v1_0.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="object arrays"):
+        read_corpus(files.folder)
+
+    class Attack:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {files.folder / 'pwned'}",)
+
+    (files.folder / "audio" / "v1_0.npy").write_bytes(pickle.dumps(Attack()))
+    with pytest.raises(DataError, match="object arrays"):
+        read_corpus(files.folder)
+    assert not (files.folder / "pwned").exists()
+
+
+def test_a_segment_without_frames_is_counted(files: Any) -> None:
+    files.table(ROWS[:2])
+    (files.folder / "audio").mkdir()
+    np.save(files.folder / "audio" / "v1_0.npy", np.ones((2, 3)))
+    corpus = read_corpus(files.folder)
+    assert corpus.splits["valid"][0].acoustic.shape == (0, 3)
+    assert "1 examples have no acoustic frame" in str(corpus.report)
+
+
+def test_files_of_an_utterance_begin_with_it(files: Any) -> None:
+    files.table([["t_0", "train", 0, 2, 1, "so good"], ["t_1", "train", 60, 62, 1, "so good"]])
+    words = np.array([[b"so"], [b"good"]] * 2)
+    files.csd("words", "words", {"t": (words, [[0, 1], [1, 2], [60, 61], [61, 62]])})
+    files.csd("COVAREP", "COVAREP", {"t": (np.array([[3.0], [4.0]]), [[0, 61], [61, 100]])})
+    (files.folder / "audio").mkdir()
+    for k in (0, 1):
+        np.save(files.folder / "audio" / f"t_{k}.npy", np.arange(20.0)[:, None])
+    for example in read_corpus(files.folder, words="words", acoustic="audio@10").splits["train"]:
+        np.testing.assert_array_equal(example.acoustic, [[4.5], [14.5]])
+    # Cut, and joined with a stream that runs through the video.
+    second = read_corpus(files.folder, acoustic=["audio@10", "COVAREP"]).splits["train"][1]
+    np.testing.assert_array_equal(second.acoustic[:, 1], [3.0] * 10 + [4.0] * 10)
+
+
+def test_words_without_a_frame_are_counted(files: Any) -> None:
+    files.table([["t_0", "train", 0, 4, 1, "a b c d"]])
+    files.csd("words", "words", {"t": (np.array([[b"a"], [b"b"], [b"c"], [b"d"]]), [[k, k + 1] for k in range(4)])})
+    times = np.arange(10)[:, None] / 10 + [0, 0.1]
+    files.csd("COVAREP", "COVAREP", {"t": (np.ones((10, 2)), times)})
+    corpus = read_corpus(files.folder, words="words")
+    np.testing.assert_array_equal(corpus.splits["train"][0].acoustic[:, 0], [1, 0, 0, 0])
+    assert "3 words have no acoustic frame; theirs are zeros" in str(corpus.report)
+    files.csd("COVAREP", "COVAREP", {"t": (np.ones((10, 2)), times + 100)})
+    with pytest.raises(DataError, match="COVAREP"):
+        read_corpus(files.folder, words="words")
+
+
+def test_what_a_file_named_by_an_id_without_number_holds(files: Any) -> None:
+    rows = [["clipA", "train", 10, 12, 1, "so good"], ["clipB", "train", 30, 32, 1, "so bad"]]
+    (files.folder / "audio").mkdir()
+    for name in ("clipA", "clipB"):
+        np.save(files.folder / "audio" / f"{name}.npy", np.arange(400.0)[:, None])
+
+    def read(**options: Any) -> list[int]:
+        return [int(e.acoustic[0, 0]) for e in read_corpus(files.folder, **options).splits["train"]]
+
+    files.table(rows)  # nothing else is of the same video: the files are the utterances' own
+    assert read() == read(acoustic="audio@10") == [0, 0]
+    files.table([[*row, row[0]] for row in rows], "id\tsplit\tstart\tstop\tlabel\ttext\tvideo")
+    assert read(acoustic="audio@10") == [100, 300]
+    files.table([*rows, ["clipA_1", "train", 20, 21, 1, "yes"]])
+    assert read(acoustic="audio@10") == [100, 200, 0]
+
+
+@pytest.mark.parametrize("start", [0, 1000])
+def test_a_stream_that_no_example_meets_is_refused(files: Any, start: int) -> None:
+    files.table([["t_0", "train", start, start + 2, 1, "so good"]])
+    (files.folder / "audio").mkdir()
+    np.save(files.folder / "audio" / f"{'t' if start else 'another'}.npy", np.ones((20, 2)))
+    with pytest.raises(DataError, match="audio by ids"):
+        read_corpus(files.folder, acoustic="audio@10")
+    assert read_corpus(files.folder, acoustic="none").acoustic_size == 0
+
+
+def test_a_table_that_has_all_words_of_a_video_looked_through_is_no_bomb(
+    files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "FLOOR", 1 << 23)
+    files.table([[f"v_{k}", "all", 0, 1, 1, "a"] for k in range(8000)])
+    times = np.arange(20_000)[:, None] * [0.0, 0.0] + [5.0, 6.0]
+    files.csd("words", "words", {"v": (np.full((20_000, 1), b"a"), times)}, compression="gzip", compression_opts=9)
+    with pytest.raises(DataError, match="many times larger"):
+        read_corpus(files.folder, words="words", acoustic="none")
+    files.table([["v_0", "all", 0, 1, 1, "a"]])
+    assert len(read_corpus(files.folder, words="words", acoustic="none").splits["all"]) == 1

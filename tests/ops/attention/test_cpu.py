@@ -1,0 +1,627 @@
+"""The compiled CPU backend of cms_attention: its numbers, and how its library is built, kept and loaded."""
+
+import ctypes
+import importlib.util
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from cmsbert_fast.kernels.cpu import build as cpu_build
+from cmsbert_fast.kernels.cpu import library as cpu_library
+from torch.utils.checkpoint import checkpoint
+
+from cmsbert_fast import ModalityShift, cms_attention
+from cmsbert_fast.ops.attention import cpu as attention_cpu
+from cmsbert_fast.ops.attention.api import choose_backend
+from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
+
+MISSING = attention_cpu.why_not(torch.zeros(1))
+needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+# Lengths of tokens, of the face, of the voice. The longest exceed one block of queries (64) and of depth (256).
+CASES = {
+    "unequal": ([5, 3, 7], [4, 1, 2], [2, 9, 3]),
+    "one token": ([1], [3], [2]),
+    "no frames anywhere": ([4, 2], [0, 0], [0, 0]),
+    "one utterance without frames": ([4, 2], [3, 0], [0, 5]),
+    "an utterance without tokens": ([4, 0, 17], [3, 2, 1], [1, 1, 5]),
+    "a first utterance without tokens": ([0, 5], [2, 3], [1, 4]),
+    "visual only": ([16, 2], [3, 16], None),
+    "acoustic only": ([4, 33], None, [31, 6]),
+    "text only": ([4, 15], None, None),
+    "long": ([63, 130, 1, 64], [300, 3, 0, 17], [5, 70, 2, 9]),
+}
+# (heads, size of a head, of the face's frames, of the voice's)
+DIMENSIONS = [(2, 64, 47, 74), (3, 40, 5, 33), (2, 3, 1, 16)]
+
+
+def make(case, dimensions, dtype=torch.float32, extra_rows=3, seed=0):
+    """Leaves (q, k, v, and four tensors a modality), and the rest of the call's arguments.
+
+    Shifts are smaller than q, k and v: large ones make scores of 60, whose rounding decides the softmax by chance.
+    """
+    heads, head_size, *sizes = dimensions
+    tokens, *frames = case
+    generator = torch.Generator().manual_seed(seed)
+    rows = sum(tokens) + extra_rows
+
+    def random(*shape, scale=1.0):
+        x = torch.randn(*shape, dtype=torch.float64, generator=generator) * scale
+        return x.to(dtype).requires_grad_()
+
+    leaves = [random(rows, heads, head_size) for _ in range(3)]
+    shifts = []
+    for lengths, size in zip(frames, sizes, strict=True):
+        if lengths is None:
+            shifts.append(None)
+            continue
+        n = sum(lengths) + extra_rows
+        tensors = [random(rows), random(n), random(n, size), random(heads * head_size, size, scale=0.2 * size**-0.5)]
+        leaves += tensors
+        shifts.append((cumulative(torch.tensor(lengths)), max(lengths)))
+    return leaves, shifts, dict(cu_seqlens=cumulative(torch.tensor(tokens)), max_seqlen=max(tokens))
+
+
+def call(leaves, shifts, arguments, **options):
+    rest = iter(leaves[3:])
+    modalities = [cu and ModalityShift(*(next(rest) for _ in range(4)), *cu) for cu in shifts]
+    return cms_attention(*leaves[:3], *modalities, **arguments, **options)
+
+
+def values(leaves, shifts, arguments, **options):
+    """z and all gradients of its product with fixed numbers."""
+    z = call(leaves, shifts, arguments, **options)
+    weight = torch.randn(z.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(z.dtype)
+    return [z.detach(), *torch.autograd.grad((z * weight).sum(), leaves, allow_unused=True, materialize_grads=True)]
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Every output starts as NaN: what is not written is found."""
+    for name in ("_outputs", "_gradients"):
+        original = getattr(attention_cpu, name)
+        monkeypatch.setattr(attention_cpu, name, lambda *a, f=original: type(r := f(*a))(x.fill_(torch.nan) for x in r))
+
+
+def assert_as_good_as_torch(case, dimensions, activation="relu", dtype=torch.float32, oracle="reference"):
+    """The largest error of each output is at most 2 times (gradients: 3 times) torch's.
+
+    The gradient of a gate's logits has one number a token or frame; the largest error of six numbers is luck.
+    Where there are few, as many draws count together as give it 128.
+    """
+    limits, errors = {}, {}
+    fewest = min(sum(lengths) for lengths in case if lengths and sum(lengths))
+    for seed in range(-(-128 // fewest)):
+        leaves, *rest = make(case, dimensions, dtype, seed=seed)
+        wide = [x.detach().double().requires_grad_() for x in leaves]
+        exact = values(wide, *rest, backend=oracle, activation=activation)
+        eager = values(leaves, *rest, backend="torch", activation=activation)
+        actual = values(leaves, *rest, backend="cpu", activation=activation)
+        for i, (e, t, a) in enumerate(zip(exact, eager, actual, strict=True)):
+            assert a.dtype == dtype
+            if e.numel() == 0:
+                continue
+            limit = (3 if i else 2) * (t - e).abs().max() + 4 * torch.finfo(dtype).eps * e.abs().max()
+            limits[i], errors[i] = max(limits.get(i, 0), limit), max(errors.get(i, 0), (a - e).abs().max())
+    for i, error in errors.items():
+        assert error <= limits[i], f"output {i}"
+
+
+@needs_compiler
+@pytest.mark.parametrize("dimensions", DIMENSIONS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh"])
+def test_error_is_that_of_torch(poisoned, activation, case, dimensions):
+    assert_as_good_as_torch(CASES[case], dimensions, activation)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("case", "dimensions"),
+    [
+        (([4099], [130], [7]), (1, 16, 20, 5)),
+        (([3, 7], [5, 16387], [0, 70]), (2, 16, 20, 5)),
+        (([130, 7], [300, 5], [1, 9]), (2, 64, 768, 768)),
+    ],
+    ids=["4,096 tokens", "16,384 frames", "frame size 768"],
+)
+def test_error_beyond_the_papers_sizes(poisoned, case, dimensions):
+    """Against torch in float64: the reference's N x N_v x D would be too large."""
+    assert_as_good_as_torch(case, dimensions, oracle="torch")
+
+
+@needs_compiler
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of memory from /proc")
+def test_memory_is_linear_in_the_sequence():
+    """In a process of its own, whose peak nothing before has raised: the library's own memory counts, too."""
+    script = """
+import re, torch
+from pathlib import Path
+from tests.ops.attention.test_cpu import make, values
+
+def peak():
+    return int(re.search("VmHWM: *([0-9]+)", Path("/proc/self/status").read_text().replace("\\t", " "))[1]) * 1024
+
+torch.set_num_threads(2)
+values(*make(([65], [65], None), (1, 16, 5, 0)), backend="cpu")
+before = peak()
+n = 4099
+values(*make(([n], [n], None), (1, 16, 5, 0)), backend="cpu")
+grown = peak() - before
+assert grown < n * n * 4 / 2, f"{grown} bytes beyond a small call"
+torch.ones(n, n)
+assert peak() - before > n * n * 4, "the measure sees nothing"
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), *sys.path])}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=300)
+
+
+@needs_compiler
+@pytest.mark.parametrize("extra_rows", [0, 3])
+def test_no_tokens_at_all(poisoned, extra_rows):
+    for x in values(*make(([0, 0], [3, 2], [0, 0]), DIMENSIONS[0], extra_rows=extra_rows), backend="cpu"):
+        assert (x == 0).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", ["unequal", "one utterance without frames", "long"])
+def test_error_in_bfloat16(poisoned, case):
+    assert_as_good_as_torch(CASES[case], DIMENSIONS[0], dtype=torch.bfloat16)
+
+
+@needs_compiler
+@pytest.mark.parametrize("flags", [["-march=x86-64"], ["-march=haswell"]], ids=str)
+def test_other_vector_lengths(monkeypatch, tmp_path, poisoned, flags):
+    if os.uname().machine != "x86_64" or ("haswell" in flags[0] and "avx2" not in Path("/proc/cpuinfo").read_text()):
+        pytest.skip("this CPU has other instructions")
+    monkeypatch.setattr(cpu_build, "FLAGS", [*cpu_build.FLAGS, "-O1"])
+    library = ctypes.CDLL(str(cpu_build._build(tmp_path, "other", flags)))
+    monkeypatch.setattr(cpu_build, "load", lambda: library)
+    for name, dimensions in (("unequal", DIMENSIONS[1]), ("long", DIMENSIONS[0])):
+        assert_as_good_as_torch(CASES[name], dimensions, "tanh")
+
+
+@needs_compiler
+def test_rows_of_no_sequence_are_zero_and_never_read(poisoned):
+    leaves, shifts, arguments = make(CASES["unequal"], DIMENSIONS[0], extra_rows=0)
+    expected = values(leaves, shifts, arguments, backend="cpu")
+    longer = []
+    for x in leaves:
+        is_weight = x.dim() == 2 and x.shape[0] == 2 * 64
+        tail = x.new_full((0 if is_weight else 5, *x.shape[1:]), torch.nan)
+        longer.append(torch.cat([x.detach(), tail]).requires_grad_())
+    for x, e in zip(values(longer, shifts, arguments, backend="cpu"), expected, strict=True):
+        assert torch.equal(x[: len(e)], e)
+        assert (x[len(e) :] == 0).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_threads_do_not_change_a_bit(dropout_p):
+    case = make(([40, 70, 12, 0, 33] * 3, [20, 70, 3, 1, 0] * 3, [31, 8, 9, 1, 2] * 3), (4, 64, 47, 74))
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            results.append(values(*case, backend="cpu", dropout_p=dropout_p))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert torch.equal(x, y)
+
+
+def test_the_parallel_loop_is_that_of_pytorch():
+    if "OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip("this PyTorch has no OpenMP")
+    assert cpu_library.parallel_loop() != 0
+
+
+@needs_compiler
+def test_dropout_mask_recovered_and_the_same_in_backward():
+    n, heads, p = 64, 8, 0.25
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2 * n, heads, n, generator=generator) for _ in range(2))
+    v = torch.eye(n)[:, None].expand(n, heads, n).repeat(2, 1, 1)  # z is then the matrix of probabilities
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    arguments = dict(cu_seqlens=torch.tensor([0, n, 2 * n], dtype=torch.int32), max_seqlen=n)
+    torch.manual_seed(3)
+    z, *gradients = values(leaves, [None, None], arguments, backend="cpu", dropout_p=p)
+    torch.manual_seed(3)
+    assert torch.equal(z, call(leaves, [None, None], arguments, backend="cpu", dropout_p=p))
+    assert not torch.equal(z, call(leaves, [None, None], arguments, backend="cpu", dropout_p=p))
+
+    kept = (z != 0).view(2, n, heads, n).transpose(1, 2)  # (B, H, query, key)
+    rate = 1 - kept.double().mean()
+    assert abs(rate - p) < 4 * (p * (1 - p) / kept.numel()) ** 0.5
+    for axis in range(4):  # no two sequences, heads, queries or keys share decisions
+        first, second = kept.narrow(axis, 0, 1), kept.narrow(axis, 1, 1)
+        assert abs((first == second).double().mean() - (1 - 2 * p * (1 - p))) < 0.06
+
+    exact = [x.detach().double().requires_grad_() for x in leaves]
+    q, k, v = (x.view(2, n, heads, n).transpose(1, 2) for x in exact)
+    probabilities = torch.softmax(q @ k.transpose(-1, -2) * n**-0.5, dim=-1)
+    expected = (probabilities * kept / (1 - p) @ v).transpose(1, 2).flatten(0, 1)
+    weight = torch.randn(z.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(z.double(), expected, rtol=0, atol=3e-6)
+    for x, e in zip(gradients, torch.autograd.grad((expected * weight).sum(), exact), strict=True):
+        torch.testing.assert_close(x.double(), e, rtol=0, atol=1e-5)
+
+
+@needs_compiler
+def test_padded_equals_packed_whatever_lies_in_the_padding():
+    leaves, shifts, arguments = make(([5, 3, 0, 7], [4, 0, 2, 3], [2, 9, 3, 1]), DIMENSIONS[0], extra_rows=0)
+    expected = values(leaves, shifts, arguments, backend="cpu")
+    packings = [Packing(arguments["cu_seqlens"], arguments["max_seqlen"]), *(Packing(*s) for s in shifts)]
+    masks = [valid_positions(packing) for packing in packings]
+
+    def padded(x, which):
+        mask = masks[which].view(*masks[which].shape, *[1] * (x.dim() - 1))
+        return pad(x, packings[which]).masked_fill(~mask, torch.nan)
+
+    def run(*leaves):
+        modalities = []
+        for m in (1, 2):
+            p, r, frames, weight = leaves[4 * m - 1 : 4 * m + 3]
+            modalities.append(ModalityShift(padded(p, 0), padded(r, m), padded(frames, m), weight, mask=masks[m]))
+        return cms_attention(*(padded(x, 0) for x in leaves[:3]), *modalities, attention_mask=masks[0], backend="cpu")
+
+    z = run(*leaves)
+    assert (z[~masks[0]] == 0).all()
+    assert torch.equal(z[masks[0]], expected[0])
+    weight = torch.randn(expected[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).float()
+    for x, e in zip(torch.autograd.grad((z[masks[0]] * weight).sum(), leaves), expected[1:], strict=True):
+        torch.testing.assert_close(x, e, rtol=0, atol=0)
+
+
+@needs_compiler
+def test_padded_without_masks():
+    generator = torch.Generator().manual_seed(0)
+    qkv = [torch.randn(2, 6, 2, 8, generator=generator) for _ in range(3)]
+    shift = ModalityShift(torch.randn(2, 6), torch.randn(2, 5), torch.randn(2, 5, 7), torch.randn(16, 7))
+    z, expected = (cms_attention(*qkv, shift, backend=backend) for backend in ("cpu", "torch"))
+    torch.testing.assert_close(z, expected, rtol=0, atol=1e-5)
+
+
+@needs_compiler
+def test_strided_inputs_and_gradients():
+    leaves, shifts, arguments = make(CASES["unequal"], DIMENSIONS[0])
+    expected = values(leaves, shifts, arguments, backend="cpu")
+    fused = torch.stack([x.detach() for x in leaves[:3]], dim=1).unbind(1)
+    gates = torch.stack([leaves[3].detach(), leaves[7].detach()], dim=1).unbind(1)
+    strided = [*fused, gates[0], *leaves[4:7], gates[1], *leaves[8:]]
+    strided[5] = leaves[5].detach().T.contiguous().T
+    strided[6] = leaves[6].detach().T.contiguous().T
+    for x, e in zip(
+        values([x.detach().requires_grad_() for x in strided], shifts, arguments, backend="cpu"), expected, strict=True
+    ):
+        assert torch.equal(x, e)
+    z = call(leaves, shifts, arguments, backend="cpu")
+    ones = torch.autograd.grad(z, leaves, torch.ones_like(z), retain_graph=True)
+    expanded = torch.autograd.grad(z.sum(), leaves)
+    assert all(torch.equal(x, y) for x, y in zip(ones, expanded, strict=True))
+
+
+@needs_compiler
+def test_only_what_is_asked_for_gets_a_gradient():
+    leaves, *rest = make(CASES["unequal"], DIMENSIONS[0])
+    expected = values(leaves, *rest, backend="cpu")[1:]
+    for index in range(len(leaves)):
+        chosen = [x.detach().requires_grad_(i == index) for i, x in enumerate(leaves)]
+        (gradient,) = torch.autograd.grad(call(chosen, *rest, backend="cpu").sum(), [chosen[index]])
+        assert gradient.shape == expected[index].shape
+        assert gradient.abs().sum() > 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("shifted", [True, False])
+def test_what_is_kept_for_backward_is_linear_in_the_length(shifted):
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    n, heads, head_size = 400, 2, 40
+    leaves, *rest = make(([n], [n], [n]), (heads, head_size, 47, 74), extra_rows=0)
+    if not shifted:
+        leaves, rest[0] = leaves[:3], [None, None]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        call(leaves, *rest, backend="cpu", dropout_p=0.1)
+    own = sum(kept) - sum(x.numel() for x in leaves)  # beyond the inputs
+    assert own <= n * (shifted * (48 + 80 + 48 * heads) + 2 * heads) + 16
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("shifted", "for_backward", "shape"),
+    [(True, True, (2, 30, 48)), (True, False, (2, 30, 0)), (False, True, (2, 30, 0))],
+)
+def test_shifts_are_kept_for_a_backward_pass_only(shifted, for_backward, shape):
+    n, heads, head_size = 30, 2, 40
+    leaves, shifts, arguments = make(([n], [n], [n]), (heads, head_size, 47, 74), extra_rows=0)
+    tensors = [x.detach() for x in leaves]
+    modalities = (*tensors[3:7], shifts[0][0], *tensors[7:], shifts[1][0]) if shifted else (None,) * 10
+    options = (arguments["cu_seqlens"], None, "relu", 0.1, 0.0, for_backward)
+    z, _, kept, _ = torch.ops.cmsbert_fast.cms_attention_cpu_forward(*tensors[:3], *modalities, *options)
+    assert kept.shape == shape
+    others = torch.ops.cmsbert_fast.cms_attention_cpu_forward(
+        *tensors[:3], *modalities, *options[:-1], not for_backward
+    )
+    assert torch.equal(z, others[0])
+
+
+@needs_compiler
+def test_nothing_is_kept_without_a_graph(monkeypatch):
+    asked = []
+    monkeypatch.setattr(attention_cpu, "_outputs", lambda *a, f=attention_cpu._outputs: asked.append(a[-1]) or f(*a))
+    leaves, *rest = make(CASES["unequal"], DIMENSIONS[0])
+    for graph in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with graph():
+            call(leaves, *rest, backend="cpu")
+    assert asked == [False, False, True]
+
+
+@needs_compiler
+def test_a_backward_pass_of_what_kept_nothing_is_refused():
+    arguments = operator_arguments(0.0)
+    out, *saved = torch.ops.cmsbert_fast.cms_attention_cpu_forward(*arguments, False)
+    with pytest.raises(ValueError, match="call it with for_backward=True"):
+        torch.ops.cmsbert_fast.cms_attention_cpu_backward(torch.ones_like(out), *saved, [False] * 4, *arguments)
+
+
+@needs_compiler
+@pytest.mark.parametrize("cu", [[0, 3, 9], [0, 5, 3], [1, 2, 4], [0, -1, 4]])
+def test_cu_seqlens_that_point_outside_are_refused(cu):
+    x = torch.randn(4, 2, 8)
+    with pytest.raises(ValueError, match="cu_seqlens must start at 0"):
+        cms_attention(x, x, x, cu_seqlens=torch.tensor(cu, dtype=torch.int32), max_seqlen=4, backend="cpu")
+
+
+# ------------------------------------------------------------------ as a registered operator
+
+
+def operator_arguments(dropout_p):
+    leaves, shifts, arguments = make(CASES["one utterance without frames"], DIMENSIONS[2])
+    tensors = [x.detach() for x in leaves]
+    seed = torch.tensor([7]) if dropout_p else None
+    modalities = (*tensors[3:7], shifts[0][0], *tensors[7:], shifts[1][0])
+    return (*tensors[:3], *modalities, arguments["cu_seqlens"], seed, "tanh", 0.5, dropout_p)  # of both operators
+
+
+@needs_compiler
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+def test_operators_pass_opcheck(poisoned, dropout_p):
+    arguments = operator_arguments(dropout_p)
+    operators = torch.ops.cmsbert_fast
+    for for_backward in (False, True):
+        torch.library.opcheck(operators.cms_attention_cpu_forward.default, (*arguments, for_backward))
+    out, *saved = operators.cms_attention_cpu_forward(*arguments, True)
+    assert all(x.isfinite().all() for x in saved)  # also where no sequence is
+    backward = (torch.ones_like(out), *saved, [True, True, False, True], *arguments)
+    torch.library.opcheck(operators.cms_attention_cpu_backward.default, backward)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("backend", "dropout_p"), [("cpu", 0.0), ("cpu", 0.5), ("auto", 0.0)])
+def test_compiles_without_a_graph_break_for_any_lengths(backend, dropout_p):
+    torch.compiler.reset()
+    cpu_build.load.cache_clear()  # the library may not even be loaded before tracing
+    compiled = torch.compile(
+        lambda *x: call(*x, backend=backend, dropout_p=dropout_p).sin(),
+        fullgraph=True, backend="aot_eager", dynamic=True,
+    )  # fmt: skip
+    for case in (([5, 3, 7], [4, 1, 2], [2, 9, 3]), ([6, 2, 11], [5, 3, 2], [2, 9, 4])):
+        leaves, shifts, arguments = make(case, DIMENSIONS[0])
+        torch.manual_seed(0)
+        z = call(leaves, shifts, arguments, backend="cpu", dropout_p=dropout_p).sin()
+        expected = torch.autograd.grad(z.sum(), leaves)
+        torch.manual_seed(0)
+        actual = torch.autograd.grad(compiled(leaves, shifts, arguments).sum(), leaves)
+        for a, e in zip(actual, expected, strict=True):
+            assert torch.equal(a, e)
+
+
+@needs_compiler
+def test_checkpointing_draws_the_same_mask():
+    leaves, *rest = make(CASES["unequal"], DIMENSIONS[0])
+
+    def attention(*leaves):
+        return call(leaves, *rest, backend="cpu", dropout_p=0.4)
+
+    results = []
+    for run in (
+        attention,
+        lambda *x: checkpoint(attention, *x, use_reentrant=False),
+        lambda *x: checkpoint(attention, *x, use_reentrant=True),
+    ):
+        torch.manual_seed(5)
+        own = [x.detach().requires_grad_() for x in leaves]
+        run(*own).square().sum().backward()
+        results.append([x.grad for x in own])
+    for gradients in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], gradients, strict=True))
+
+
+@needs_compiler
+def test_autocast():
+    leaves, *rest = make(CASES["unequal"], DIMENSIONS[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        z = call(leaves, *rest, backend="cpu")
+    assert z.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(z.float().sum(), leaves)
+    assert all(x.dtype == torch.float32 for x in gradients)
+
+
+# ------------------------------------------------------------------ which backend runs
+
+
+@needs_compiler
+def test_auto_picks_the_compiled_code_where_it_can_run(monkeypatch):
+    monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
+    picked = {dtype: choose_backend(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64)}
+    assert picked == {torch.float32: "cpu", torch.float64: "torch"}
+    assert choose_backend(torch.zeros(1, dtype=torch.float16)) == "torch"
+    with pytest.raises(ValueError, match=r'backend="cpu" cannot run here: .* not in torch.float64; use backend="auto"'):
+        choose_backend(torch.zeros(1, dtype=torch.float64), "cpu")
+
+
+def test_without_a_compiler_everything_works_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
+    cpu_build.load.cache_clear()
+    try:
+        assert choose_backend(torch.zeros(1)) == "torch"
+        assert "no C++ compiler found (looked for c++, g++, clang++)" in attention_cpu.why_not(torch.zeros(1))
+        with pytest.raises(ValueError, match=r'backend="cpu" cannot run here: no C\+\+ compiler found'):
+            choose_backend(torch.zeros(1), "cpu")
+        leaves, *rest = make(CASES["unequal"], DIMENSIONS[2])
+        assert call(leaves, *rest).isfinite().all()
+    finally:
+        cpu_build.load.cache_clear()
+
+
+# ------------------------------------------------------------------ building and keeping the library
+
+
+@pytest.fixture
+def quick(monkeypatch, tmp_path):
+    """A compiler that notes each call and does not optimise; returns the note."""
+    if MISSING is not None:
+        pytest.skip(MISSING)
+    note, script = tmp_path / "calls", tmp_path / "compiler"
+    source = tmp_path / "small.cpp"
+    source.write_text('extern "C" int answer() { return 42; }')
+    monkeypatch.setattr(cpu_build, "SOURCES", (source,))
+    real = shlex.join(cpu_build._require_compiler())
+    script.write_text(f'#!/bin/sh\necho called >> "{note}"\nsleep "${{COMPILER_SLEEPS:-0}}"\nexec {real} "$@" -O0\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    return note
+
+
+BUILDER = """
+import importlib.util, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("cpu_build", sys.argv[1])
+cpu_build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cpu_build)
+cpu_build.SOURCES = (Path(sys.argv[2]),)
+print("ready", flush=True)
+assert cpu_build.build_and_load(Path(sys.argv[3])).answer() == 42
+"""
+
+
+def start_builder(folder, **environment):
+    """A process that builds into ``folder``, without importing torch."""
+    command = [sys.executable, "-c", BUILDER, importlib.util.find_spec("cmsbert_fast.kernels.cpu.build").origin]
+    command += [str(cpu_build.SOURCES[0]), str(folder)]
+    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def calls(note):
+    return len(note.read_text().splitlines()) if note.exists() else 0
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_built_once_then_loaded(quick, tmp_path):
+    folder = tmp_path / "new" / "cache"
+    for _ in range(2):
+        assert cpu_build.build_and_load(folder).answer() == 42
+    assert calls(quick) == 1
+    assert not list(folder.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-1] + b"?"])
+def test_a_damaged_binary_is_built_again(quick, tmp_path, damage):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    path = cpu_build._build(folder, cpu_build._native_flag_and_key()[1], [])
+    path.write_bytes(damage(path.read_bytes()))
+    assert cpu_build.build_and_load(folder).answer() == 42
+    assert calls(quick) == 2
+
+
+def test_processes_that_start_together_compile_once(quick, tmp_path):
+    processes = [start_builder(tmp_path / "cache", COMPILER_SLEEPS="1") for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert calls(quick) == 1
+
+
+def test_a_killed_build_leaves_nothing_that_blocks(quick, tmp_path):
+    process = start_builder(tmp_path / "cache", COMPILER_SLEEPS="5")
+    wait_for(lambda: calls(quick) == 1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list((tmp_path / "cache").glob("*.lock"))
+    start = time.monotonic()
+    assert cpu_build.build_and_load(tmp_path / "cache").answer() == 42
+    assert time.monotonic() - start < 5  # waits neither for the dead process nor for its compiler
+
+
+def test_a_build_that_hangs_is_not_waited_for_for_ever(quick, tmp_path, monkeypatch):
+    process = start_builder(tmp_path / "cache", COMPILER_SLEEPS="30")
+    try:
+        wait_for(lambda: calls(quick) == 1)
+        monkeypatch.setattr(cpu_build, "PATIENCE", 0.2)
+        assert cpu_build.build_and_load(tmp_path / "cache").answer() == 42
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_folder_that_cannot_be_written(quick, tmp_path):
+    (tmp_path / "file").touch()
+    assert cpu_build.build_and_load(tmp_path / "file" / "cache").answer() == 42
+
+
+def test_a_full_disk(quick, tmp_path):
+    real = (tmp_path / "compiler").read_text()
+    full = real.replace("exec", 'case "$*" in */cache/*) echo "error: no space left" >&2; exit 1;; esac\nexec')
+    (tmp_path / "compiler").write_text(full)
+    assert cpu_build.build_and_load(tmp_path / "cache").answer() == 42
+
+
+def test_no_folder_at_all_is_a_reason_not_a_traceback(quick, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cpu_build, "cache_folder", lambda: tmp_path / "file" / "cache")
+    monkeypatch.setattr(cpu_build.tempfile, "tempdir", str(tmp_path / "nowhere"))
+    cpu_build.load.cache_clear()
+    try:
+        assert "cannot be built" in cpu_build.load()
+    finally:
+        cpu_build.load.cache_clear()
+
+
+def test_a_failing_compiler_is_quoted(quick, tmp_path):
+    cpu_build.SOURCES[0].write_text("int answer() { return forty_two; }")
+    with pytest.raises(cpu_build.BuildError, match=r"failed.*forty_two"):
+        cpu_build.build_and_load(tmp_path / "cache")
+
+
+def test_each_cpu_has_its_own_binary(monkeypatch):
+    keys = set()
+    for features in ("flags : sse2", "flags : sse2 avx512f"):
+        monkeypatch.setattr(cpu_build, "_cpu_features", lambda f=features: f)
+        keys.add(cpu_build._native_flag_and_key()[1])
+    assert len(keys) == 2
+    monkeypatch.setattr(cpu_build, "_cpu_features", lambda: "")
+    assert cpu_build._native_flag_and_key()[0] == []  # unknown CPU: the compiler's portable default

@@ -1,0 +1,260 @@
+"""The packed LSTM, the library's, our operator and its compiled recurrence, against the literal reference."""
+
+import pytest
+import torch
+from cmsbert_fast.kernels.cpu import library as cpu_library
+
+from cmsbert_fast import reference
+from cmsbert_fast.ops.lstm import cpu as lstm_cpu
+from cmsbert_fast.ops.lstm.api import PackedLSTM, _cudnn_lstm
+from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
+
+LENGTHS = [[3, 1, 5, 5], [1], [0, 4, 0, 2], [0, 0]]
+PRODUCTS = [torch.float32, torch.bfloat16]  # of the compiled recurrence
+MISSING = cpu_library.why_not()
+needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+
+
+def module(dtype=torch.float64, size=4):
+    lstm = PackedLSTM(3, size)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in lstm.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype)
+    return lstm
+
+
+def run_operator(lstm, frames, packing):
+    return torch.ops.cmsbert_fast.lstm(frames, packing.cu_seqlens, *lstm.parameters())[0]
+
+
+def run_library(lstm, frames, packing):
+    return _cudnn_lstm(frames, packing.cu_seqlens, *lstm.parameters())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("run", [PackedLSTM.__call__, run_operator, run_library], ids=["module", "operator", "library"])
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_equals_the_reference(run, lengths, device):
+    """On a GPU the library is cuDNN, and the module takes it; on the CPU it is ATen, and the module takes the other."""
+    lstm, packing = module().to(device), Packing(cumulative(torch.tensor(lengths, device=device)), max(lengths))
+    frames = torch.randn(sum(lengths) + 2, 3, dtype=torch.float64, device=device, requires_grad=True)
+    weight = torch.randn(sum(lengths) + 2, 4, dtype=torch.float64, device=device)
+    inputs = [frames, *lstm.parameters()]
+
+    hidden = run(lstm, frames, packing)
+    mask = valid_positions(packing)
+    expected = reference.lstm(pad(frames, packing), mask, dict(lstm.named_parameters()))[mask]
+    tolerance = 1e-13 if device == "cpu" else 1e-12
+    torch.testing.assert_close(hidden[: sum(lengths)], expected, rtol=0, atol=tolerance)
+    assert (hidden[sum(lengths) :] == 0).all()
+
+    grads = torch.autograd.grad((hidden * weight).sum(), inputs)
+    expected_grads = torch.autograd.grad(
+        (expected * weight[: sum(lengths)]).sum() + 0 * sum(t.sum() for t in inputs), inputs
+    )
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=0, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("products", [None, *(pytest.param(t, marks=needs_compiler) for t in PRODUCTS)])
+def test_operator_passes_opcheck(products):
+    dtype = torch.float64 if products is None else torch.float32
+    lstm, packing = module(dtype, 5), Packing(cumulative(torch.tensor([3, 0, 2])), 3)
+    frames = torch.randn(5, 3, dtype=dtype, requires_grad=True)
+    arguments = (frames, packing.cu_seqlens, *lstm.parameters(), products)
+    torch.library.opcheck(torch.ops.cmsbert_fast.lstm.default, arguments)
+
+
+def run_literal(lstm, frames, packing, backend):
+    mask = valid_positions(packing)
+    hidden = reference.lstm(pad(frames, packing), mask, dict(lstm.named_parameters()))[mask]
+    anchor = sum(parameter.sum() for parameter in lstm.parameters())  # keeps all in the graph
+    return torch.cat([hidden, frames[len(hidden) :, :1].expand(-1, hidden.shape[1]) * 0]) + 0 * anchor
+
+
+def hidden_and_gradients(lstm, frames, packing, backend, run=PackedLSTM.__call__):
+    hidden = run(lstm, frames, packing, backend=backend)
+    weight = torch.randn(hidden.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(hidden.dtype)
+    return [hidden.detach(), *torch.autograd.grad((hidden * weight).sum(), [frames, *lstm.parameters()])]
+
+
+# Sizes: parts of a vector, several panels; the depth of a sum's first part (256). Sequences: several groups of rows.
+@needs_compiler
+@pytest.mark.parametrize("size", [1, 4, 16, 67, 300])
+@pytest.mark.parametrize("lengths", [*LENGTHS, [0, 40], [5, 3, 0, 7, 1] * 8, [40, 2, 2], [3] * 25], ids=str)
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths, size, products):
+    """The largest error is at most 2 times (gradients: 3 times) that of PyTorch's operators: of our loop of them; in
+    bfloat16, of the literal reference under autocast."""
+    poison, poison_like = torch.Tensor.new_empty, torch.empty_like
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poison(*a, **k).fill_(torch.nan))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison_like(*a, **k).fill_(torch.nan))
+    packing = Packing(cumulative(torch.tensor(lengths)), max(lengths))
+    exact_lstm = module(torch.float64, size)
+    for parameter in exact_lstm.parameters():
+        parameter.data *= size**-0.5
+    lstm = module(torch.float32, size)
+    lstm.load_state_dict(exact_lstm.state_dict())
+    exact_lstm.load_state_dict(lstm.state_dict())
+    generator = torch.Generator().manual_seed(2)
+    frames = torch.randn(sum(lengths) + 2, 3, generator=generator).requires_grad_()
+    wide = frames.detach().double().requires_grad_()
+    exact = hidden_and_gradients(exact_lstm, wide, packing, "auto")
+    with torch.autocast("cpu", torch.bfloat16, enabled=products == torch.bfloat16):
+        assert lstm_cpu.product_dtype(frames) == products
+        run = run_literal if products == torch.bfloat16 else PackedLSTM.__call__
+        eager = hidden_and_gradients(lstm, frames, packing, "torch", run)
+        actual = hidden_and_gradients(lstm, frames, packing, "auto")
+    eps = torch.finfo(torch.float32).eps
+    for i, (e, t, a) in enumerate(zip(exact, eager, actual, strict=True)):
+        limit = (3 if i else 2) * (t - e).abs().max() + 8 * eps * e.abs().max()
+        assert (a - e).abs().max() <= limit, f"output {i}"
+
+
+@needs_compiler
+@pytest.mark.parametrize(("lengths", "size"), [([9, 0, 50, 3, 3, 21] * 4, 200), ([40], 450)], ids=["many", "one"])
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_the_compiled_recurrence_does_not_depend_on_threads(lengths, size, products):
+    sizes = (torch.arange(max(lengths))[:, None] < torch.tensor(lengths)).sum(dim=1)
+    weight = torch.randn(4 * size, size, generator=torch.Generator().manual_seed(0)) * size**-0.5
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            gates, hidden, cells = (torch.full((sum(lengths), n * size), 0.1) for n in (4, 1, 1))
+            rounded = torch.zeros_like(hidden, dtype=products)
+            lstm_cpu.forward(sizes, weight, gates, hidden, cells, None if products == torch.float32 else rounded)
+            d_gates = lstm_cpu.backward(sizes, weight, gates, cells, torch.ones_like(hidden), products)
+            results.append([gates, hidden, cells, rounded, *d_gates])
+    finally:
+        torch.set_num_threads(before)
+    assert results[0][1].isfinite().all()
+    for other in results[1:]:
+        for x, y in zip(results[0], other, strict=True):
+            assert torch.equal(x, y)
+
+
+@needs_compiler
+def test_the_backend_decides_what_runs(monkeypatch):
+    calls = []
+    monkeypatch.setattr(lstm_cpu, "forward", lambda *a, f=lstm_cpu.forward: (calls.append(1), f(*a)))
+    lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([2, 1])), 2)
+    frames = torch.randn(3, 3)
+    for backend, runs in (("auto", 1), ("cpu", 2), ("torch", 2), ("reference", 2)):
+        lstm(frames, packing, backend=backend)
+        assert len(calls) == runs
+    monkeypatch.setenv("CMSBERT_BACKEND", "torch")
+    lstm(frames, packing)
+    module()(frames.double(), packing, backend="auto")  # float64: not compiled
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("forward", [False, True])
+def test_rows_of_no_sequence_may_hold_nan_and_backward_may_run_under_autocast(forward):
+    """Whatever the backward pass runs under, it does what the forward pass asks for."""
+    lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([3, 2])), 3)
+    frames = torch.randn(7, 3)
+
+    def gradients(frames, backward):
+        with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+            loss = lstm(frames, packing).square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=backward):
+            return torch.autograd.grad(loss, list(lstm.parameters()))
+
+    expected = gradients(frames, False)
+    poisoned = frames.clone()
+    poisoned[5:] = torch.nan
+    for got in (gradients(poisoned, False), gradients(frames, True)):
+        for gradient, wanted in zip(got, expected, strict=True):
+            assert torch.equal(gradient, wanted)
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", [1, 5, 64, 301])
+@pytest.mark.parametrize("lengths", [[9], [4, 0, 7, 1, 7]], ids=str)
+def test_what_is_rounded_to_bfloat16(lengths, size):
+    """W_hh, h and the gates' gradients in the products of time steps and in W_hh's gradient; in float64 otherwise."""
+
+    def rounded(x):
+        return x.bfloat16().to(x.dtype)
+
+    sizes = (torch.arange(max(lengths))[:, None] < torch.tensor(lengths)).sum(dim=1)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4 * size, size, generator=generator) * size**-0.5
+    gates, d_hidden = (torch.randn(sum(lengths), n * size, generator=generator) for n in (4, 1))
+    wide, h, c, begin = gates.double(), None, None, 0
+    steps = []
+    for alive in sizes.tolist():
+        z = wide[begin : begin + alive]
+        if h is not None:
+            z = z + rounded(h[:alive]) @ rounded(weight).double().T
+        i, f, g, o = (
+            act(x)
+            for act, x in zip((torch.sigmoid, torch.sigmoid, torch.tanh, torch.sigmoid), z.chunk(4, 1), strict=True)
+        )
+        c = i * g if c is None else i * g + f * c[:alive]
+        h = o * c.tanh()
+        steps.append((begin, alive, torch.cat([i, f, g, o], 1), c, h))
+        begin += alive
+
+    hidden, cells = (torch.full((sum(lengths), size), torch.nan) for _ in range(2))
+    operand = torch.zeros(sum(lengths), size + size % 2, dtype=torch.bfloat16)
+    lstm_cpu.forward(sizes, weight, gates, hidden, cells, operand)
+    d_gates, d_operand = lstm_cpu.backward(sizes, weight, gates, cells, d_hidden, torch.bfloat16)
+    assert torch.equal(operand[:, :size], hidden.bfloat16())
+    assert torch.equal(d_operand, d_gates.bfloat16())
+    d_h = d_c = None
+    for begin, alive, activated, c, h in reversed(steps):
+        step = slice(begin, begin + alive)
+        # A number that the two round to different sides moves all that follow, by a part of bfloat16's precision.
+        for actual, wanted in ((gates[step], activated), (cells[step], c), (hidden[step], h)):
+            torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=1e-3)
+        i, f, g, o = gates[step].double().chunk(4, 1)
+        tanh_c = cells[step].double().tanh()
+        total = d_hidden[step].double()
+        if d_h is not None:
+            total[: len(d_h)] += d_h
+        d_cell = total * o * (1 - tanh_c**2)
+        if d_c is not None:
+            d_cell[: len(d_c)] += d_c
+        d_f = torch.zeros_like(f)
+        if begin:
+            before = begin - steps[[s[0] for s in steps].index(begin) - 1][1]
+            d_f = d_cell * cells[before : before + alive].double() * (f - f * f)
+        wanted = torch.cat([d_cell * g * (i - i * i), d_f, d_cell * i * (1 - g * g), total * tanh_c * (o - o * o)], 1)
+        torch.testing.assert_close(d_gates[step].double(), wanted, rtol=1e-5, atol=1e-5)
+        d_h = d_operand[step].double() @ rounded(weight).double()
+        d_c = d_cell * f
+
+
+@needs_compiler
+def test_autocast_to_bfloat16_rounds_the_products_alone(monkeypatch):
+    lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([9])), 9)
+    frames = torch.randn(9, 3)
+    exact, of_torch = lstm(frames, packing), lstm(frames, packing, backend="torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = lstm(frames, packing)
+        assert torch.equal(lstm(frames, packing, backend="torch"), of_torch)
+        monkeypatch.setattr(lstm_cpu, "has_fast_bfloat16", lambda device: False)
+        assert torch.equal(lstm(frames, packing), exact)  # no instructions for it
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(lstm(frames, packing), exact)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded[0], exact[0])  # multiplies no hidden state
+    assert (rounded - exact).abs().max() > 1e-4
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)
+
+
+@needs_compiler
+def test_buffers_are_float32_whatever_the_default():
+    lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([3, 2])), 3)
+    frames = torch.randn(5, 3, requires_grad=True)
+    expected = hidden_and_gradients(lstm, frames, packing, "cpu")
+    try:
+        torch.set_default_dtype(torch.float64)
+        actual = hidden_and_gradients(lstm, frames, packing, "cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
