@@ -31,10 +31,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from cmsbert_fast.data.example import Corpus, DataError, Example, Outline, ReadReport, whole
+from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, Outline, ReadReport, whole
 from cmsbert_fast.data.folds import NO_FOLD, choose, read_folds, split_by_part
 from cmsbert_fast.data.formats import iemocap
-from cmsbert_fast.data.source import MODALITIES, Counter, Resident, Source, ordered, video_of
+from cmsbert_fast.data.source import Counter, Resident, Source, ordered, video_of
 
 VERSION = 2
 _MANIFEST, _EXAMPLES, _JOURNAL = "manifest.json", "examples.jsonl", "journal.json"

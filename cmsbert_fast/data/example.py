@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 SPLITS = ("train", "valid", "test")
+MODALITIES = ("visual", "acoustic")  # those that come as frames
 
 
 _HALVES = re.compile("[\ud800-\udfff]")

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from cmsbert_fast.data.example import Corpus, DataError, Example, ReadReport
+from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, ReadReport
 from cmsbert_fast.data.folds import NO_FOLD, Folds, read_folds
-from cmsbert_fast.data.source import MODALITIES, Budget, Resident, Source, collect, no_frames, video_of
+from cmsbert_fast.data.source import Budget, Resident, Source, collect, no_frames, video_of
 
 KNOWN_FORMATS = (
     "a table of segments (.tsv or .csv: id, text; split, label; start, stop) with streams beside it (.csd files, or "

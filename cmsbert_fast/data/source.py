@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from cmsbert_fast.data.example import SPLITS, Corpus, DataError, Example, ReadReport, whole
+from cmsbert_fast.data.example import MODALITIES, SPLITS, Corpus, DataError, Example, ReadReport, whole
 
 if TYPE_CHECKING:
     from cmsbert_fast.data.folds import Rotation
 
-MODALITIES = ("visual", "acoustic")
 
 _EXAMPLE = 600  # bytes of an example, its two arrays and its places, whatever it holds
 _SPLITS = 64  # of a pickle, at most: any number of names can be given to one split

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
-from cmsbert_fast.data.example import Example
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import MODALITIES, CMSBertConfig
+from cmsbert_fast.data.example import MODALITIES, Example
+from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.packing import cumulative
 
 

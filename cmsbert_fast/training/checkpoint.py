@@ -4,16 +4,14 @@ A run killed at any moment leaves the previous file or the new one, never a part
 reads it: tensors, numbers, strings and containers of them.
 """
 
-import os
 import random
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from cmsbert_fast import atomic
 from cmsbert_fast.training.settings import UsageError
 
 FILE_NAME = "checkpoint.pt"
@@ -22,7 +20,7 @@ FORMAT = 1
 
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Writes ``state`` to ``folder/checkpoint.pt``; returns when it is on the disk."""
-    write_atomically(folder / FILE_NAME, lambda path: torch.save({"format": FORMAT, **state}, path))
+    atomic.replace_file(folder / FILE_NAME, lambda path: torch.save({"format": FORMAT, **state}, path))
 
 
 def load(folder: Path) -> dict[str, Any] | None:
@@ -44,39 +42,6 @@ def load(folder: Path) -> dict[str, Any] | None:
     if version != FORMAT:
         raise UsageError(f"{path} was written by another version of this program; continue with that, or start anew.")
     return state
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary file, which takes the place of ``path`` once it is on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    _sync(temporary)
-    os.replace(temporary, path)
-    _sync(path.parent)
-
-
-def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary folder whose files then take the places of those in ``folder``.
-
-    Each file is replaced atomically. Files that ``write`` gives the same content every time, such as a configuration
-    beside weights, therefore never disagree with the others.
-    """
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for path in (*temporary.rglob("*"), temporary):
-        _sync(path)
-    if not folder.exists():
-        os.replace(temporary, folder)
-    else:
-        for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
-            target = folder / path.relative_to(temporary)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-        shutil.rmtree(temporary)
-    _sync(folder)
-    _sync(folder.parent)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -115,13 +80,3 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.manual_seed(seed)
-
-
-def _sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

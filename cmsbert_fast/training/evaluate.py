@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmsbert_fast.data.example import Example
+from cmsbert_fast.data.example import MODALITIES, Example
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.losses import task_loss
 from cmsbert_fast.models.processing import CMSBertProcessor, Encoded
 from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
 
-MODALITIES = ("linguistic", "visual", "acoustic")
+SUBNETWORKS = ("linguistic", *MODALITIES)
 HOST_INPUTS = ("cu_seq_lens_visual", "cu_seq_lens_acoustic")  # the LSTMs lay out their time steps on the CPU
 CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay where they are mapped
 
@@ -126,7 +126,7 @@ def predict(model: nn.Module, batches: Batches, ranks: Ranks, batch_size: int, p
     for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
         with autocast(precision, ranks.device):
             output = model(**batches.load(some, labels=False))
-        named = {"logits": output.logits, **{m: getattr(output, f"{m}_embeds", None) for m in MODALITIES}}
+        named = {"logits": output.logits, **{m: getattr(output, f"{m}_embeds", None) for m in SUBNETWORKS}}
         for name, rows in named.items():
             if rows is not None:
                 rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
@@ -152,7 +152,7 @@ def losses(predictions: Predictions, config: CMSBertConfig, batch_size: int) -> 
     total = 0.0
     for some in _chunks(range(n), batch_size):
         rows = slice(some.start, some.stop)
-        linguistic, visual, acoustic = (z[m][rows] if m in z else None for m in MODALITIES)
+        linguistic, visual, acoustic = (z[m][rows] if m in z else None for m in SUBNETWORKS)
         loss = pairwise_contrastive_loss(
             linguistic,
             visual,

@@ -13,7 +13,7 @@ from matplotlib.transforms import offset_copy
 from sklearn.manifold import TSNE
 
 from cmsbert_fast.data.embedded import Event
-from cmsbert_fast.training.evaluate import MODALITIES
+from cmsbert_fast.training.evaluate import SUBNETWORKS
 
 _MARKERS = {"linguistic": "^", "visual": "o", "acoustic": "*"}
 _PANELS_PER_ROW = 3
@@ -102,7 +102,7 @@ def plot_embeddings(
     Raises:
         ValueError: There is no embedding, fewer than 2 samples, or sizes differ.
     """
-    given = {m: np.asarray(embeddings[m]) for m in MODALITIES if embeddings.get(m) is not None}
+    given = {m: np.asarray(embeddings[m]) for m in SUBNETWORKS if embeddings.get(m) is not None}
     labels = np.asarray(labels).reshape(-1)
     if not given or labels.size < 2:
         raise ValueError("a map of the embedding space needs at least one modality and 2 samples")

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import cmsbert_fast
+from cmsbert_fast import atomic
 from cmsbert_fast.data.embedded import embedded_utterances
 from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.models.processing import CMSBertProcessor
-from cmsbert_fast.training import checkpoint
 from cmsbert_fast.training.build import Classifier
 from cmsbert_fast.training.evaluate import Batches, Predictions
 from cmsbert_fast.training.settings import TrainingSettings, UsageError
@@ -95,7 +95,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically; numbers that JSON does not know (NaN) become null."""
     text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
-    checkpoint.write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    atomic.replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_predictions(path: Path, predictions: Predictions, classes: Sequence[str] | None) -> None:
@@ -110,7 +110,7 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(rows)
 
-    checkpoint.write_atomically(path, write)
+    atomic.replace_file(path, write)
 
 
 def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> list[list[str]]:

@@ -29,6 +29,7 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
+from cmsbert_fast import atomic
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, DataError, outlines
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
@@ -242,7 +243,7 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {root}")
     if ranks.is_main:
         results.write_json(root / "summary.json", rows)
-        checkpoint.write_atomically(root / "summary.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        atomic.replace_file(root / "summary.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
 def run_name(settings: TrainingSettings) -> Path:
@@ -540,7 +541,7 @@ def train(
             if progress.best is None or score < progress.best:
                 progress.best, progress.best_epoch, progress.stalled = score, progress.epoch, 0
                 if ranks.is_main:
-                    checkpoint.replace_folder(folder / BEST, lambda path: _save_pretrained(model, processor, path))
+                    atomic.replace_folder(folder / BEST, lambda path: _save_pretrained(model, processor, path))
             if log is not None:
                 log.write("valid", {"step": progress.step, "epoch": progress.epoch, **losses_of_epoch, **measured})
             if progress.epoch % settings.checkpoint_every_epochs == 0 or progress.epoch == settings.epochs:
@@ -767,7 +768,7 @@ def _draw(
     settings: TrainingSettings,
 ) -> None:
     """The figures of a run; their folder is there once all of them are."""
-    checkpoint.replace_folder(
+    atomic.replace_folder(
         folder / FIGURES,
         lambda path: results.write_figures(path, best, processor, corpus, tested, settings.embedded),
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmsbert_fast import atomic
 from cmsbert_fast.training import checkpoint
 from cmsbert_fast.training import report as results
 from cmsbert_fast.training.settings import UsageError
@@ -41,7 +42,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_atomically(tmp_path / checkpoint.FILE_NAME, fail)
+        atomic.replace_file(tmp_path / checkpoint.FILE_NAME, fail)
     assert checkpoint.load(tmp_path)["step"] == 1
     checkpoint.save(tmp_path, {"step": 2})
     assert checkpoint.load(tmp_path)["step"] == 2
@@ -50,7 +51,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_folder_is_replaced_file_by_file(tmp_path):
     folder = tmp_path / "best"
     for text in ("old", "new"):
-        checkpoint.replace_folder(folder, lambda path, text=text: (path / "weights").write_text(text))
+        atomic.replace_folder(folder, lambda path, text=text: (path / "weights").write_text(text))
         assert (folder / "weights").read_text() == text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
 
@@ -62,7 +63,7 @@ def test_what_has_its_name_outlasts_a_loss_of_power(tmp_path, disk):
         assert disk.holds(path)
         assert disk.knows_name(path)
     for text in ("old", "new"):
-        checkpoint.replace_folder(tmp_path / "best", lambda path, text=text: (path / "weights").write_text(text))
+        atomic.replace_folder(tmp_path / "best", lambda path, text=text: (path / "weights").write_text(text))
         assert disk.holds(tmp_path / "best")
         assert disk.knows_name(tmp_path / "best")
 

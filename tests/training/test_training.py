@@ -120,7 +120,7 @@ def test_ema_follows_the_validation_losses(train, short, tmp_path):
 
 def test_validation_losses_are_means_over_samples(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    z = {m: torch.randn(10, 4, generator=generator, dtype=torch.float64) for m in evaluation.MODALITIES}
+    z = {m: torch.randn(10, 4, generator=generator, dtype=torch.float64) for m in evaluation.SUBNETWORKS}
     labels = torch.arange(10).float() / 5
     logits = torch.randn(10, 1, generator=generator)
     predictions = Predictions([str(i) for i in range(10)], logits, labels, z)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cmsbert_fast.data.example import DataError, Example, ReadReport, whole
+from cmsbert_fast.data.example import MODALITIES, DataError, Example, ReadReport, whole
 from cmsbert_fast.data.folds import NO_FOLD, read_folds
 from cmsbert_fast.data.formats.segments import ALL
-from cmsbert_fast.data.source import MODALITIES, Budget, Source, no_frames, video_of
+from cmsbert_fast.data.source import Budget, Source, no_frames, video_of
 from cmsbert_fast.data.streams.csd import FLOOR, RATIO, ROW, CsdStream
 from cmsbert_fast.data.streams.cutting import Assignment, Cutter, words_within
 

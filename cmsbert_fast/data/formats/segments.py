@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from cmsbert_fast.data.align import MOST_PAIRS, common_subsequence
-from cmsbert_fast.data.example import DataError, Example, ReadReport
+from cmsbert_fast.data.example import MODALITIES, DataError, Example, ReadReport
 from cmsbert_fast.data.folds import COLUMN, NO_FOLD, Rotation, choose, read_folds
 from cmsbert_fast.data.formats import iemocap
-from cmsbert_fast.data.source import MODALITIES, Budget, Source, no_frames, split_name, video_of, words_of
+from cmsbert_fast.data.source import Budget, Source, no_frames, split_name, video_of, words_of
 from cmsbert_fast.data.streams.csd import FLOOR, RATIO, ROW
 from cmsbert_fast.data.streams.cutting import Assignment, Cutter, words_within
 from cmsbert_fast.data.streams.feature_files import START, STOP, number_of, read_table

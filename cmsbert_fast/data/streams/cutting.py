@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cmsbert_fast.data.align import TOLERANCE, Track, interval_means, overlapping
-from cmsbert_fast.data.example import DataError, ReadReport
-from cmsbert_fast.data.source import MODALITIES, Budget, frames_of
+from cmsbert_fast.data.example import MODALITIES, DataError, ReadReport
+from cmsbert_fast.data.source import Budget, frames_of
 from cmsbert_fast.data.streams.csd import CsdStream, verify
 from cmsbert_fast.data.streams.feature_files import SUFFIXES, FileStream
 

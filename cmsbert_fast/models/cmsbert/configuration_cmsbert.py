@@ -7,9 +7,9 @@ from typing import Any
 from transformers import AutoConfig, BertConfig
 
 from cmsbert_fast import reference
+from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.ops.dispatch import BACKENDS
 
-MODALITIES = ("visual", "acoustic")  # the non-verbal ones
 FUSION_HEADS = 2  # heads of the Transformer layer that fuses the modalities (section III.C, after MISA)
 
 

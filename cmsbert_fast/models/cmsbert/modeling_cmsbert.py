@@ -17,7 +17,8 @@ from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPreTrainedModel
 from transformers.utils import ModelOutput
 
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import FUSION_HEADS, MODALITIES, CMSBertConfig
+from cmsbert_fast.data.example import MODALITIES
+from cmsbert_fast.models.cmsbert.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
 from cmsbert_fast.models.losses import task_loss, total_loss
 from cmsbert_fast.ops.attention.api import cms_attention
 from cmsbert_fast.ops.attention.types import ModalityShift

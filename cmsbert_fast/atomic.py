@@ -1,0 +1,51 @@
+"""Writing that a crash cannot leave half done: files and folders appear whole, and only once they are on the disk."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Lets ``write`` fill a temporary file, which takes the place of ``path`` once it is on the disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Lets ``write`` fill a temporary folder whose files then take the places of those in ``folder``.
+
+    Each file is replaced atomically. Files that ``write`` gives the same content every time, such as a configuration
+    beside weights, therefore never disagree with the others.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    for path in (*temporary.rglob("*"), temporary):
+        sync(path)
+    if not folder.exists():
+        os.replace(temporary, folder)
+    else:
+        for path in sorted(p for p in temporary.rglob("*") if p.is_file()):
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+        shutil.rmtree(temporary)
+    sync(folder)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
