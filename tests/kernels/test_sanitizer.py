@@ -30,9 +30,9 @@ TOOLS = {
 
 def modules() -> list[ModuleType]:
     from cmsbert_fast.kernels import cms_attention as attention_kernels
-    from cmsbert_fast.kernels import contrastive as contrastive_kernels
+    from cmsbert_fast.kernels.contrastive import gradients, preparation, statistics
 
-    return [attention_kernels, contrastive_kernels]
+    return [attention_kernels, gradients, preparation, statistics]
 
 
 def kernels_of(module: ModuleType) -> dict[str, Any]:
@@ -97,7 +97,9 @@ def every_kernel(device: str) -> set[str]:
             for name, kernel in kernels_of(module).items():
                 patch.setattr(module, name, Recorder(f"{module.__name__}.{name}", kernel, launched))
         if not large:
-            patch.setattr(modules()[1], "SMALL", 64)
+            from cmsbert_fast.ops.contrastive import triton
+
+            patch.setattr(triton, "SMALL", 64)
         for longest in (50, 100, 200):
             if not large:
                 attend(device, [longest, 7], torch.float16, True, 0.5)

@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmsbert_fast import pairwise_contrastive_loss, reference
 from cmsbert_fast.ops import capability
-from cmsbert_fast.ops.contrastive import api as contrastive
-from cmsbert_fast.ops.contrastive import torch as contrastive_torch
-from cmsbert_fast.ops.contrastive.torch import LABEL_TOLERANCE, count_related
+from cmsbert_fast.ops.contrastive import operator
+from cmsbert_fast.ops.contrastive import torch as torch_engine
+from cmsbert_fast.ops.contrastive.torch import TorchEngine
+from cmsbert_fast.ops.contrastive.types import LABEL_TOLERANCE, Numbers
 from tests.ops.launches import launched_on_gpu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -45,18 +46,26 @@ def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     Tiles are compiled for a GPU as they are: tests take ``size(n)`` rows there, more than ``SMALL`` and than
     ``MAX_GROUPS`` tiles hold.
     """
-    monkeypatch.setattr(contrastive_torch, "CHUNK_BYTES", 2000)
-    monkeypatch.setattr(contrastive_torch, "COMPARISONS", 0)
+    monkeypatch.setattr(torch_engine, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(torch_engine, "COMPARISONS", 0)
     if not INTERPRETED:
         return
-    from cmsbert_fast.kernels import contrastive as kernels
+    from cmsbert_fast.kernels.contrastive import call, gradients, statistics
 
-    def small_tile(kernel: str, *_: object) -> kernels.Tile:
-        return kernels.Tile(32, 32, 16, 4, 2) if kernel == "product" else kernels.Tile(16, 16, 32, 4, 2)
+    from cmsbert_fast.ops.contrastive import triton as triton_engine
 
-    monkeypatch.setattr(kernels, "choose_tile", small_tile)
-    for name, value in {"SMALL": 0, "MAX_GROUPS": 2, "MIN_STRIP": 32, "STRIP_BYTES": 1, "PROGRAMS": 16}.items():
-        monkeypatch.setattr(kernels, name, value)
+    def small_tile(kernel: str, *_: object) -> dict[str, int]:
+        return tile(32, 32, 16) if kernel == "gradient_product" else tile(16, 16, 32)
+
+    monkeypatch.setattr(call, "tile", small_tile)
+    monkeypatch.setattr(triton_engine, "SMALL", 0)
+    monkeypatch.setattr(statistics, "MAX_GROUPS", 2)
+    for name, value in {"MIN_STRIP": 32, "STRIP_BYTES": 1, "PROGRAMS": 16}.items():
+        monkeypatch.setattr(gradients, name, value)
+
+
+def tile(m: int, n: int, k: int) -> dict[str, int]:
+    return {"BM": m, "BN": n, "BK": k, "num_warps": 4, "num_stages": 2}
 
 
 def size(n: int, backend: str, large: bool = True) -> int:
@@ -372,13 +381,14 @@ def test_sorted_counts_agree_with_comparisons(seed: int, monkeypatch: pytest.Mon
     base = torch.randn(40, generator=generator)
     edge = [base + reach, torch.nextafter(base + reach, base), torch.nextafter(base + reach, base + 9), base.round()]
     labels = torch.cat([base, *edge, torch.tensor([0.0, -0.0, float("nan"), float("inf"), -float("inf")])])
-    block = contrastive_torch.make_block((torch.ones(len(labels), 1),) * 2, labels, 0.9, 0.1)
-    rectangle = contrastive_torch._Rectangle(block, block, torch.ones(()), 0.9, 0.1)
+    engine, numbers = TorchEngine(), Numbers(torch.ones(()), 0.9, 0.1)
+    block = engine.make_block((torch.ones(len(labels), 1),) * 2, labels, numbers)
+    rectangle = torch_engine._Rectangle(block, block, numbers)
     related = rectangle.related(slice(0, len(labels)))
-    for compared in (contrastive_torch.COMPARISONS, 0):
+    for compared in (torch_engine.COMPARISONS, 0):
         assert compared == 0 or compared >= len(labels) ** 2
-        monkeypatch.setattr(contrastive_torch, "COMPARISONS", compared)
-        count = count_related(labels, labels, 0.1) - 1
+        monkeypatch.setattr(torch_engine, "COMPARISONS", compared)
+        count = engine.count_related(labels, labels, numbers.reach) - 1
         assert count.clamp_min(0).equal(related.sum(1))
     assert related.equal(related.T)
 
@@ -402,7 +412,7 @@ def test_counts_of_many_labels_take_n_log_n(kind: str) -> None:
     def touched(n: int) -> int:
         labels = torch.linspace(-3, 3, n) if kind == "scores" else torch.arange(n) % 7
         with Touched() as mode:
-            count_related(labels, labels, 0.1)
+            TorchEngine().count_related(labels, labels, 0.1 + LABEL_TOLERANCE)
         return mode.numbers
 
     assert touched(2**15) < 100 * 15 * 2**15
@@ -491,10 +501,10 @@ def test_passes_in_pytorch(many_tiles: None, modalities: int, forward: int, back
     n, d = 40, 24
     z, y = embeddings(n, d, modalities), score_labels(n)
     with Products() as mode:
-        loss, *saved = contrastive._contrastive(z, y, None, 0.1, 0.9, 0.1, "torch")
+        loss, *saved = operator._forward(z, y, None, 0.1, 0.9, 0.1, "torch")
     assert mode.multiply_adds == forward * n * n * d
     with Products() as mode:
-        contrastive._contrastive_backward(loss, z, y, None, 0.1, 0.9, 0.1, "torch", *saved)
+        operator._backward(loss, z, y, None, 0.1, 0.9, 0.1, "torch", *saved)
     assert mode.multiply_adds == backward * n * n * d
 
 
@@ -511,14 +521,14 @@ def test_passes_in_triton(
     backward: int,
 ) -> None:
     """At most 15 n^2 d multiply-adds with three modalities, where tiles divide n and d."""
-    from cmsbert_fast.kernels import contrastive as kernels
+    from cmsbert_fast.kernels.contrastive import call
     from triton.runtime.interpreter import InterpreterBuilder
 
     n, d = 64, 32
     if large:
         request.getfixturevalue("many_tiles")
     else:
-        monkeypatch.setattr(kernels, "choose_tile", lambda *_: kernels.Tile(32, 32, 32, 4, 2))
+        monkeypatch.setattr(call, "tile", lambda *_: tile(32, 32, 32))
     counted, dot = [0], InterpreterBuilder.create_dot
 
     def counting(builder, a, b, *others):
@@ -527,9 +537,9 @@ def test_passes_in_triton(
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", counting)
     z, y = embeddings(n, d, modalities), score_labels(n)
-    loss, *saved = contrastive._contrastive(z, y, None, 0.1, 0.9, 0.1, "triton")
+    loss, *saved = operator._forward(z, y, None, 0.1, 0.9, 0.1, "triton")
     assert counted[0] == forward * n * n * d
-    contrastive._contrastive_backward(loss, z, y, None, 0.1, 0.9, 0.1, "triton", *saved)
+    operator._backward(loss, z, y, None, 0.1, 0.9, 0.1, "triton", *saved)
     assert counted[0] == (forward + backward) * n * n * d
 
 
@@ -552,9 +562,9 @@ def test_memory_on_cpu_is_linear(dtype: torch.dtype, monkeypatch: pytest.MonkeyP
     """65,536 rows of 768 train within 2 GB: what is alive is so much a row, and a few chunks of fixed size."""
     torch.use_deterministic_algorithms(False)  # its filling of new memory would be all that takes time
     chunk = 2**17
-    fraction = contrastive_torch.CHUNK_BYTES // chunk
-    monkeypatch.setattr(contrastive_torch, "CHUNK_BYTES", chunk)
-    monkeypatch.setattr(contrastive_torch, "COMPARISONS", 0)
+    fraction = torch_engine.CHUNK_BYTES // chunk
+    monkeypatch.setattr(torch_engine, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(torch_engine, "COMPARISONS", 0)
     peak_on_cpu(8, 768, dtype)  # what PyTorch allocates once
     sizes = (384, 768, 1152)
     peaks = [peak_on_cpu(n, 768, dtype) for n in sizes]
@@ -573,8 +583,9 @@ def test_memory_on_cpu_is_linear(dtype: torch.dtype, monkeypatch: pytest.MonkeyP
 def test_65536_rows_on_cpu() -> None:
     """Forward and backward of 65,536 rows, measured and not extrapolated, in less than 2 GB.
 
-    Opt-in, as it takes minutes: ``CMSBERT_SLOW_TESTS=1 pytest -s tests/test_contrastive.py -k 65536``. The embeddings
-    are short and of two modalities: what might grow with n^2 depends on neither, and the rest is linear (see above).
+    Opt-in, as it takes minutes: ``CMSBERT_SLOW_TESTS=1 pytest -s tests/ops/contrastive/test_contrastive.py -k 65536``.
+    The embeddings are short and of two modalities: what might grow with n^2 depends on neither, and the rest is linear
+    (see above).
     """
     torch.use_deterministic_algorithms(False)
     start = time.monotonic()

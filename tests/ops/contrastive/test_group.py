@@ -72,7 +72,7 @@ def counted(ring: bool, ranks: int) -> Iterator[None]:
     Whatever they send or receive must have ended when they part: a rank that leaves while its message is still under
     way aborts the others.
     """
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
     messages: list[mock.Mock] = []
     start = dist.batch_isend_irecv
@@ -84,8 +84,8 @@ def counted(ring: bool, ranks: int) -> Iterator[None]:
         return works
 
     with (
-        mock.patch.object(contrastive, "_meet_in_a_ring", wraps=contrastive._meet_in_a_ring) as in_a_ring,
-        mock.patch.object(contrastive, "_meet_by_gathering", wraps=contrastive._meet_by_gathering) as by_gathering,
+        mock.patch.object(distributed, "_meet_in_a_ring", wraps=distributed._meet_in_a_ring) as in_a_ring,
+        mock.patch.object(distributed, "_meet_by_gathering", wraps=distributed._meet_by_gathering) as by_gathering,
         mock.patch.object(dist, "batch_isend_irecv", recorded),
     ):
         yield
@@ -105,9 +105,9 @@ def check_loss(
 ) -> None:
     """Value on every rank, embeddings' and temperature's gradients after averaging."""
     from cmsbert_fast import pairwise_contrastive_loss, reference
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
-    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     start = sum(COUNTS[ranks][:rank])
     mine = slice(start, start + COUNTS[ranks][rank])
@@ -146,9 +146,9 @@ def check_loss(
 def check_ddp(group: dist.ProcessGroup, ring: bool) -> None:
     """Parameters' gradients under DistributedDataParallel are those of one process with the whole batch."""
     from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
-    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     x, y = data()
     single = Model()
@@ -166,9 +166,9 @@ def check_ddp(group: dist.ProcessGroup, ring: bool) -> None:
 def check_second_derivative(group: dist.ProcessGroup, ring: bool, backend: str = "torch") -> None:
     """It is refused, whether or not the loss itself is also differentiated."""
     from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
-    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
     x, y = data(5)
     z = [x.float().requires_grad_() for _ in range(3)]
     tau = torch.tensor(0.2, requires_grad=True)
@@ -186,10 +186,10 @@ def check_second_derivative(group: dist.ProcessGroup, ring: bool, backend: str =
 def check_gradcache(group: dist.ProcessGroup) -> None:
     """Micro-batches on every rank: still the gradient of the whole global batch, dropout included."""
     from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
     from cmsbert_fast.training.gradcache import gradcache_backward
 
-    contrastive.GATHER_LIMIT_BYTES = 2**30
+    distributed.GATHER_LIMIT_BYTES = 2**30
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     x, y = data(24)
     share = 24 // ranks
@@ -218,14 +218,14 @@ def check_gradcache(group: dist.ProcessGroup) -> None:
 
 def check_passes(group: dist.ProcessGroup, ring: bool) -> None:
     """The ranks divide 15 n^2 d multiply-adds: not one of them computes a similarity that another does."""
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
     from tests.ops.contrastive.test_contrastive import Products
 
-    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
     rows = COUNTS[dist.get_world_size(group)][dist.get_rank(group)]
     z, y = [torch.randn(rows, 6) for _ in range(3)], torch.randn(rows)
     with Products() as mode:
-        contrastive._group_forward(z, y, None, 0.1, 0.9, 0.1, "torch", group.group_name, True)
+        distributed._forward(z, y, None, 0.1, 0.9, 0.1, "torch", group.group_name, True)
     total = torch.tensor(mode.multiply_adds)
     dist.all_reduce(total, group=group)
     assert total == 15 * 23 * 23 * 6
@@ -233,14 +233,14 @@ def check_passes(group: dist.ProcessGroup, ring: bool) -> None:
 
 def check_memory(two: dist.ProcessGroup, four: dist.ProcessGroup) -> None:
     """In a ring a rank holds its own rows, another's and, from three ranks on, a third one's that arrive meanwhile."""
-    from cmsbert_fast.ops.contrastive import api as contrastive
-    from cmsbert_fast.ops.contrastive import torch as contrastive_torch
+    from cmsbert_fast.ops.contrastive import distributed
+    from cmsbert_fast.ops.contrastive import torch as torch_engine
     from tests.ops.contrastive.test_contrastive import peak_on_cpu
 
-    with mock.patch.object(contrastive_torch, "CHUNK_BYTES", 2**12):
+    with mock.patch.object(torch_engine, "CHUNK_BYTES", 2**12):
         peaks = {}
         for ring in (True, False):
-            contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+            distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
             for group in (two, four):
                 peaks[ring, group] = peak_on_cpu(32, 256, torch.float32, group)
     rows = 3 * 32 * 256 * 4  # bytes of one rank
@@ -295,7 +295,7 @@ class WithLoss(nn.Module):
 
 
 def work_under_inductor(rank: int, store: str) -> None:
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
     with joined(rank, store, 2):
         x, y = data()
@@ -303,7 +303,7 @@ def work_under_inductor(rank: int, store: str) -> None:
         single(x, y).backward()
         mine = slice(0, COUNTS[2][0]) if rank == 0 else slice(COUNTS[2][0], None)
         for ring in (False, True):
-            contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+            distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
             model = DistributedDataParallel(WithLoss(dist.group.WORLD))
             torch.compile(model, backend="inductor")(x[mine], y[mine]).backward()
             assert_same(gradients(model), gradients(single))
@@ -317,10 +317,10 @@ def test_inductor_under_ddp(tmp_path: Path) -> None:
 
 def work_without_gradients_on_one_rank(rank: int, store: str) -> None:
     from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
     with joined(rank, store, 2, seconds=60):
-        contrastive.GATHER_LIMIT_BYTES = 0
+        distributed.GATHER_LIMIT_BYTES = 0
         x, y = data()
         model = Model()
         if rank == 0:
@@ -348,7 +348,7 @@ def test_a_rank_may_need_no_gradients(tmp_path: Path) -> None:
 
 def work_that_disagrees(rank: int, store: str) -> None:
     from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
     with joined(rank, store, 2, seconds=30):
         z, y = torch.randn(4, 8), torch.randn(4)
@@ -360,7 +360,7 @@ def work_that_disagrees(rank: int, store: str) -> None:
             ([z, z, None], y, "2 modalities"),
         ]
         for limit in (0, 2**30):
-            contrastive.GATHER_LIMIT_BYTES = limit
+            distributed.GATHER_LIMIT_BYTES = limit
             for embeddings, labels, named in odd:
                 given, targets = (embeddings, labels) if rank else ([z, z, z], y)
                 smoothing = None if targets is None else 0.9
@@ -377,14 +377,14 @@ def test_ranks_that_disagree_are_told(tmp_path: Path) -> None:
 
 def work_at_the_limit(rank: int, store: str) -> None:
     from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
     with joined(rank, store, 2, seconds=60):
-        assert contrastive.GATHER_LIMIT_BYTES == 2**30  # as the README says
+        assert distributed.GATHER_LIMIT_BYTES == 2**30  # as the README says
         z = [torch.randn(5 - 2 * rank, 8, dtype=torch.bfloat16) for _ in range(3)]
         gathered = 2 * 5 * 8 * 3 * 2  # ranks, rows of the longest, d, modalities, bytes
         for limit, ring in ((gathered, False), (gathered - 1, True)):
-            contrastive.GATHER_LIMIT_BYTES = limit
+            distributed.GATHER_LIMIT_BYTES = limit
             with counted(ring, 2):
                 pairwise_contrastive_loss(*z, smoothing=None, group=dist.group.WORLD)
 
@@ -413,12 +413,12 @@ def test_ranks_agree_on_the_cpu(tmp_path: Path) -> None:
 
     A meta tensor stands for a GPU's: nothing can be read from it.
     """
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         z = [torch.empty(5, 4, device="meta")] * 3
-        ring = contrastive._Ring(dist.group.WORLD, z, torch.empty(5, device="meta"), True)
+        ring = distributed.Ring(dist.group.WORLD, z, torch.empty(5, device="meta"), True)
         assert (ring.counts, ring.differentiable) == ([5], True)
     finally:
         dist.destroy_process_group()
