@@ -219,7 +219,7 @@ def check_gradcache(group: dist.ProcessGroup) -> None:
 def check_passes(group: dist.ProcessGroup, ring: bool) -> None:
     """The ranks divide 15 n^2 d multiply-adds: not one of them computes a similarity that another does."""
     from cmsbert_fast.ops.contrastive import distributed
-    from tests.ops.contrastive.test_contrastive import Products
+    from tests.ops.contrastive.test_cost import Products
 
     distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
     rows = COUNTS[dist.get_world_size(group)][dist.get_rank(group)]
@@ -235,7 +235,7 @@ def check_memory(two: dist.ProcessGroup, four: dist.ProcessGroup) -> None:
     """In a ring a rank holds its own rows, another's and, from three ranks on, a third one's that arrive meanwhile."""
     from cmsbert_fast.ops.contrastive import distributed
     from cmsbert_fast.ops.contrastive import torch as torch_engine
-    from tests.ops.contrastive.test_contrastive import peak_on_cpu
+    from tests.ops.contrastive.test_cost import peak_on_cpu
 
     with mock.patch.object(torch_engine, "CHUNK_BYTES", 2**12):
         peaks = {}
