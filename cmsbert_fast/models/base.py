@@ -7,7 +7,7 @@ A system is two functions and, rarely, a state:
 3. :meth:`Classifier.training_state`: what training remembers that is neither a parameter nor the optimiser's.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -25,6 +25,10 @@ class TrainingState(Protocol):
     def starts_with_validation(self) -> bool:
         """Whether a validation pass, and :meth:`validated`, must come before the first step."""
 
+    @property
+    def row_names(self) -> Collection[str]:
+        """The rows that :meth:`step` reads; no others are gathered from the ranks."""
+
     def start(self, labels: Tensor) -> None:
         """Called once, before a new run's first step or validation; not when a run is resumed.
 
@@ -41,7 +45,8 @@ class TrainingState(Protocol):
         Args:
             epoch: 1, 2, ...
             indices: The training examples of the global batch.
-            rows: Their rows as they were before the step, detached, in the order of ``indices``.
+            rows: Of them, those of :attr:`row_names` as they were before the step, detached, in the order of
+                ``indices``.
         """
 
     def validated(self, losses: Mapping[str, float]) -> None:

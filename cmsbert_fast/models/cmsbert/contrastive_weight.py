@@ -19,6 +19,8 @@ class ContrastiveWeight:
         momentum: alpha; None = no average, nu stays 1.
     """
 
+    row_names = ()
+
     def __init__(self, nu: Tensor, momentum: float | None = 0.9):
         self.nu = nu
         self.momentum = momentum
