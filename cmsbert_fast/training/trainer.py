@@ -36,9 +36,8 @@ from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.cmsbert.modeling_cmsbert import CMSBertCLRForSequenceClassification
 from cmsbert_fast.models.losses import LossTerm, contrastive_loss, task_loss, total_loss
 from cmsbert_fast.models.processing import CMSBertProcessor
-from cmsbert_fast.ops.attention import cpu as attention_cpu
-from cmsbert_fast.ops.attention.api import choose_backend
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16, requested_backend
+from cmsbert_fast.ops import dispatch
+from cmsbert_fast.ops.capability import has_fast_bfloat16
 from cmsbert_fast.training import checkpoint, distributed
 from cmsbert_fast.training import evaluate as evaluation
 from cmsbert_fast.training import report as results
@@ -322,18 +321,14 @@ def chosen_backend(settings: TrainingSettings, device: torch.device, config: CMS
         UsageError: The one asked for cannot run here.
     """
     try:
-        return choose_backend(_query(settings, device, config), settings.backend)
+        return dispatch.choose_backend("attention", _query(settings, device, config), settings.backend)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
 def backend_report(settings: TrainingSettings, device: torch.device) -> str:
-    """One line: which backend computes CMS attention, and why no compiled one where "auto" found none on a CPU."""
-    name = chosen_backend(settings, device)
-    reason = None
-    if name == "torch" and requested_backend(settings.backend) == "auto" and device.type == "cpu":
-        reason = attention_cpu.why_not(_query(settings, device))
-    return f"CMS attention: {name}" + (f" (not cpu: {reason})" if reason else "")
+    """One line: which backend computes CMS attention, and why no compiled one where "auto" found none."""
+    return f"CMS attention: {dispatch.report('attention', _query(settings, device), settings.backend)}"
 
 
 def _query(settings: TrainingSettings, device: torch.device, config: CMSBertConfig | None = None) -> Tensor:
