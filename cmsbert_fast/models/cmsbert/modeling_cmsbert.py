@@ -25,11 +25,11 @@ from cmsbert_fast.models.layers import Fusion, Projector, init_as_torch
 from cmsbert_fast.models.losses import LossTerm, contrastive_loss, task_loss, total_loss
 from cmsbert_fast.models.outputs import CMSBertClassifierOutput, CMSBertOutput, Encoding
 from cmsbert_fast.ops.attention.api import cms_attention
+from cmsbert_fast.ops.attention.torch import ACTIVATIONS
 from cmsbert_fast.ops.attention.types import ModalityShift
 from cmsbert_fast.ops.dropout.api import Dropout, use_cheap_dropout
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 from cmsbert_fast.packing import pad, segment_mean, valid_positions
-from cmsbert_fast.reference import ACTIVATIONS
 
 
 class CMSBertSelfAttention(nn.Module):
