@@ -28,11 +28,11 @@ from cmsbert_fast.kernels.contrastive.primitives import (
     at_most_0,
     load_inverse_norm,
     load_labels,
+    operand,
     own_target,
     pick,
     products,
     related,
-    row_pointers,
     row_stride,
     temperature,
 )
@@ -98,8 +98,7 @@ def _gradient_tile_kernel(
     o_j = i_column * BN + tl.arange(0, BN)
     m_i = o_i < rows.n
     m_j = o_j < columns.n
-    p_i, p_j = row_pointers(rows, a, o_i), row_pointers(columns, b, o_j)
-    b_c, _, _ = products(p_i, p_j, m_i, m_j, d, BK, EVEN, False, PRECISION)
+    b_c, _, _ = products(operand(rows, a, o_i), operand(columns, b, o_j), d, BK, EVEN, False, PRECISION)
     inverse_i = load_inverse_norm(rows, a, o_i, m_i)
     inverse_j = load_inverse_norm(columns, b, o_j, m_j)
     b_c = b_c * (inverse_i[:, None] * inverse_j[None, :])  # [BM, BN], cosines

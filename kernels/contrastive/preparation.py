@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from cmsbert_fast.kernels.contrastive.call import COUNTS, Side, side
-from cmsbert_fast.kernels.contrastive.primitives import inverse_norm, load_labels, row_pointers
+from cmsbert_fast.kernels.contrastive.primitives import inverse_norm, load_labels, operand
 from torch import Tensor
 
 
@@ -19,14 +19,15 @@ def _norm_kernel(rows: Side, d, BM: tl.constexpr, BK: tl.constexpr):
     modality = tl.program_id(1)
     o_i = tl.program_id(0) * BM + tl.arange(0, BM)
     o_k = tl.arange(0, BK)
-    p_z = row_pointers(rows, modality, o_i)[:, None] + o_k[None, :]
+    p_z, s_z, o_z, m_i = operand(rows, modality, o_i)
+    p_z += o_z[:, None] * s_z + o_k[None, :]
     squared = tl.zeros([BM], tl.float32)
     for k in range(0, d, BK):
-        b_z = tl.load(p_z, mask=(o_i < rows.n)[:, None] & (k + o_k < d)[None, :], other=0.0).to(tl.float32)  # [BM, BK]
+        b_z = tl.load(p_z, mask=m_i[:, None] & (k + o_k < d)[None, :], other=0.0).to(tl.float32)  # [BM, BK]
         squared += tl.sum(b_z * b_z, 1)
         p_z += BK
     p_out = rows.inverse_norm + modality.to(tl.int64) * rows.norm_stride + o_i
-    tl.store(p_out, inverse_norm(squared), mask=o_i < rows.n)
+    tl.store(p_out, inverse_norm(squared), mask=m_i)
 
 
 @triton.jit(do_not_specialize=COUNTS)

@@ -24,16 +24,18 @@ def pick(pointers, index):
 @triton.jit
 def row_stride(side, modality):
     """From one row of a modality to the next (int64)."""
-    stride = side.strides[0]
-    for i in tl.static_range(1, len(side.strides)):
-        stride = tl.where(modality == i, side.strides[i], stride)  # Triton may have made constants of some
+    M: tl.constexpr = len(side.strides)
+    stride = side.strides[M - 1]
+    # From the last to the first: the other way round statistics takes 28 registers more on sm_86.
+    for i in tl.static_range(2, M + 1):
+        stride = tl.where(modality == M - i, side.strides[M - i], stride)  # Triton may have made constants of some
     return stride.to(tl.int64)
 
 
 @triton.jit
-def row_pointers(side, modality, o):
-    """Pointers to rows ``o`` of a modality: [len(o)]."""
-    return pick(side.embeddings, modality) + o.to(tl.int64) * row_stride(side, modality)
+def operand(side, modality, o):
+    """Rows ``o`` of a modality: its first element and row stride, ``o`` (int64), and which of them exist."""
+    return pick(side.embeddings, modality), row_stride(side, modality), o.to(tl.int64), o < side.n
 
 
 @triton.jit
@@ -64,27 +66,30 @@ def at_most_0(x):
 
 
 @triton.jit
-def products(p_i, p_j, m_i, m_j, d, BK: tl.constexpr, EVEN: tl.constexpr, NORMS: tl.constexpr, PRECISION: tl.constexpr):
+def products(a, b, d, BK: tl.constexpr, EVEN: tl.constexpr, NORMS: tl.constexpr, PRECISION: tl.constexpr):
     """<a_i, b_j> of a tile in float32; with NORMS also the squared norms of its rows and columns.
 
-    ``p_i`` and ``p_j`` point to rows and columns. EVEN: BK divides d.
+    ``a`` and ``b`` are of :func:`operand`. EVEN: BK divides d.
     """
-    BM: tl.constexpr = p_i.shape[0]
-    BN: tl.constexpr = p_j.shape[0]
+    p_a, s_a, o_a, m_a = a
+    p_b, s_b, o_b, m_b = b
+    BM: tl.constexpr = o_a.shape[0]
+    BN: tl.constexpr = o_b.shape[0]
     o_k = tl.arange(0, BK)
-    p_a = p_i[:, None] + o_k[None, :]
-    p_b = p_j[None, :] + o_k[:, None]
+    # One sum of offsets: pointers to rows first, then along d, took 70 registers more in statistics on sm_100.
+    p_a += o_a[:, None] * s_a + o_k[None, :]
+    p_b += o_b[None, :] * s_b + o_k[:, None]
     b_s = tl.zeros([BM, BN], tl.float32)
     b_aa = tl.zeros([BM], tl.float32)
     b_bb = tl.zeros([BN], tl.float32)
     for k in range(0, d, BK):
         if EVEN:
-            b_a = tl.load(p_a, mask=m_i[:, None], other=0.0)  # [BM, BK]
-            b_b = tl.load(p_b, mask=m_j[None, :], other=0.0)  # [BK, BN]
+            b_a = tl.load(p_a, mask=m_a[:, None], other=0.0)  # [BM, BK]
+            b_b = tl.load(p_b, mask=m_b[None, :], other=0.0)  # [BK, BN]
         else:
             m_k = k + o_k < d
-            b_a = tl.load(p_a, mask=m_i[:, None] & m_k[None, :], other=0.0)
-            b_b = tl.load(p_b, mask=m_j[None, :] & m_k[:, None], other=0.0)
+            b_a = tl.load(p_a, mask=m_a[:, None] & m_k[None, :], other=0.0)
+            b_b = tl.load(p_b, mask=m_b[None, :] & m_k[:, None], other=0.0)
         b_s = tl.dot(b_a, b_b, b_s, input_precision=PRECISION)
         if NORMS:
             b_aa += tl.sum(b_a.to(tl.float32) * b_a.to(tl.float32), 1)

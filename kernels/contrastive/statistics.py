@@ -23,10 +23,10 @@ from cmsbert_fast.kernels.contrastive.primitives import (
     inverse_norm,
     load_inverse_norm,
     load_labels,
+    operand,
     own_target,
     products,
     related,
-    row_pointers,
     temperature,
     weight,
 )
@@ -95,8 +95,8 @@ def _statistics_kernel(
         for column in range(first_column, last_column, BN):
             o_j = column + tl.arange(0, BN)
             m_j = o_j < columns.n
-            p_i, p_j = row_pointers(rows, a, o_i), row_pointers(columns, b, o_j)
-            b_s, b_aa, b_bb = products(p_i, p_j, m_i, m_j, d, BK, EVEN, PREPARE, PRECISION)
+            z_a, z_b = operand(rows, a, o_i), operand(columns, b, o_j)
+            b_s, b_aa, b_bb = products(z_a, z_b, d, BK, EVEN, PREPARE, PRECISION)
             if PREPARE:
                 inverse_i = inverse_norm(b_aa)
                 inverse_j = inverse_norm(b_bb)
@@ -146,8 +146,9 @@ def _merge_kernel(parts: Partial, p_lse, n, groups, B: tl.constexpr):
     pair = tl.program_id(1).to(tl.int64)
     o = tl.program_id(0) * B + tl.arange(0, B)
     m = o < n
-    p_max = parts.maximum + pair * groups * n + o
-    p_sum = parts.total + pair * groups * n + o
+    o_part = pair * groups * n + o
+    p_max = parts.maximum + o_part
+    p_sum = parts.total + o_part
     top = tl.load(p_max, mask=m, other=0.0)
     total = tl.load(p_sum, mask=m, other=1.0)
     for _ in range(1, groups):
