@@ -1,4 +1,4 @@
-"""Shared by all tests: skips what needs a GPU where there is none, and finds the real data where it is at hand."""
+"""Shared by all tests: how many processes run them, what is skipped without a GPU, and where the real data are."""
 
 import os
 from collections.abc import Callable
@@ -9,6 +9,19 @@ import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Folders run on all cores; files and single tests in this process, which starts sooner and can be watched."""
+    folders = all(Path(argument).is_dir() for argument in config.args)
+    return len(os.sched_getaffinity(0)) if folders and config.option.capture != "no" else 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # one core each, for the processes that tests start, too
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
