@@ -14,12 +14,6 @@ SECONDS = 20.0  # a race takes about so long, its fewest rounds permitting
 _finished: list[dict[str, Any]] = []
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Nothing else runs while something is timed."""
-    return 0
-
-
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     if not torch.cuda.is_available():

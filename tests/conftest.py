@@ -6,25 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Folders run on all cores; files and single tests in this process, which starts sooner and can be watched."""
-    folders = all(Path(argument).is_dir() for argument in config.args)
-    return len(os.sched_getaffinity(0)) if folders and config.option.capture != "no" else 0
+@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which starts what the options say
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Folders run on all cores; files and single tests in this process, which starts sooner and can be watched.
+
+    The option ``-n`` decides otherwise.
+    """
+    option = config.option
+    if getattr(option, "numprocesses", 0) is not None or IS_WORKER:
+        return
+    watched = option.usepdb or option.capture == "no"
+    if not watched and all(Path(argument).is_dir() for argument in config.args):
+        option.numprocesses, option.dist = len(os.sched_getaffinity(0)), "worksteal"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):  # one core each, for the processes that tests start, too
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
+def pytest_configure() -> None:
+    if IS_WORKER:  # one core each, for the processes that tests start, too
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch  # not by the process that only hands out tests
+
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")
