@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import torch
 from cmsbert_fast.kernels.cpu import library as cpu_library
@@ -15,6 +14,7 @@ from torch import nn
 from bench import measure, names
 from bench.names import BATCH
 from bench.rivals.models import MagBert, TextBert, padded_clr
+from bench.steps import Trainer, autocast, check_same, clr, plain_step, without
 from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, draw_random_lengths, make_config, step_flops
 from cmsbert_fast import (
     CMSBertCLRForSequenceClassification,
@@ -25,83 +25,10 @@ from cmsbert_fast.ops.attention.api import choose_backend
 from cmsbert_fast.ops.dispatch import has_fast_bfloat16
 from cmsbert_fast.ops.dropout.api import Dropout
 from cmsbert_fast.ops.lstm import cpu as lstm_cpu
-from cmsbert_fast.training.distributed import Gradients, Ranks
 
 REFERENCE_BATCH = 4
 ROOT = Path(__file__).resolve().parents[1]
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-class Trainer:
-    """Steps with train.py's gradients and optimiser."""
-
-    def __init__(self, model, device, fused=True):
-        self._gradients = Gradients(model.parameters(), Ranks(0, 1, device))
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused)
-
-    def step(self, forward):
-        """The step as a call; ``forward`` returns the loss."""
-
-        def run():
-            self._gradients.zero()
-            loss = forward()
-            loss.backward()
-            self._gradients.finish()
-            self._gradients.norm()
-            self._optimizer.step()
-            return loss.detach()
-
-        return run
-
-
-def plain_step(model, forward):
-    """One step as most training scripts do it, with the fast optimiser to their advantage."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-
-    def run():
-        optimizer.zero_grad()
-        loss = forward()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return run
-
-
-def autocast(forward, device):
-    def run():
-        with torch.autocast(device.type, torch.bfloat16):
-            return forward()
-
-    return run
-
-
-def without(step, owner, name, instead):
-    """The step with something else in place of the owner's attribute."""
-
-    def run():
-        with mock.patch.object(owner, name, instead):
-            return step()
-
-    return run
-
-
-def clr(config, device):
-    torch.manual_seed(0)
-    return CMSBertCLRForSequenceClassification(config).to(device).train()
-
-
-def check_same(batch, *models):
-    """The packed model and its padded form have the same loss, whatever the backend; in bfloat16 nearly."""
-    with torch.no_grad():
-        losses = [model.eval()(**batch.packed).loss for model in models]
-        losses.append(padded_clr(models[0], batch.padded)[1])
-        half = autocast(lambda: models[0](**batch.packed).loss, losses[0].device)()
-    for loss in losses[1:]:
-        torch.testing.assert_close(loss, losses[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(half.float(), losses[0], rtol=5e-2, atol=5e-2)
-    for model in models:
-        model.train()
 
 
 def test_step(race, device):
@@ -336,8 +263,10 @@ def test_kept_memory(race, device):
         race.skip(names.STEP, case, "it is for CPUs")
         return
     code = f"""
-import json, time, torch
-from bench.test_step import *
+import json, torch
+from bench import measure
+from bench.steps import Trainer, clr
+from bench.workload import ModelBatch, draw_lengths, make_config
 from cmsbert_fast.training.distributed import keep_freed_memory
 keep_freed_memory()
 device = torch.device("cpu")
