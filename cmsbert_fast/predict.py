@@ -14,11 +14,13 @@ from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, printable
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.processing import CMSBertProcessor
+from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import Classifier, load_trained
+from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.distributed import Ranks, find_device
-from cmsbert_fast.training.evaluate import Batches, Predictions, predict
+from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.report import prediction_rows, write_csv
-from cmsbert_fast.training.settings import Parser, UsageError
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -21,8 +21,9 @@ from cmsbert_fast.models.cmsbert.modeling_cmsbert import (
     CMSBertForSequenceClassification,
 )
 from cmsbert_fast.models.processing import CMSBertProcessor
-from cmsbert_fast.training.evaluate import fitting
-from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, UsageError
+from cmsbert_fast.training.batches import fitting
+from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.settings import VARIANTS, TrainingSettings
 
 LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError)
 BEST = "best"  # the folder of a run's best model
@@ -200,6 +201,11 @@ def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[
             bert.append(parameter)
     groups = (("new", new, settings.weight_decay), ("bert", bert, settings.bert_weight_decay), ("undecayed", none, 0.0))
     return [{"name": n, "params": parameters, "weight_decay": d} for n, parameters, d in groups if parameters]
+
+
+def state_options(settings: TrainingSettings) -> dict[str, Any]:
+    """The settings that a model's training state may use."""
+    return {"momentum": settings.momentum if VARIANTS[settings.variant].ema else None}
 
 
 def is_new(parameter_name: str) -> bool:

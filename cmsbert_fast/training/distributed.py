@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from cmsbert_fast.training.settings import UsageError
+from cmsbert_fast.training.errors import UsageError
 
 BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's choice: large enough for the bandwidth, small enough to overlap
 
