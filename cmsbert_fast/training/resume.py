@@ -70,7 +70,7 @@ def last_checkpoint(settings: TrainingSettings, examples: str, folder: Path) -> 
 
 
 def check_resumable(settings: TrainingSettings, examples: str, folder: Path) -> None:
-    """Finds what would make resuming the run in ``folder`` fail. Arguments and errors as in :func:`finished_results`."""
+    """Finds what would make resuming a run fail. Arguments and errors as in :func:`finished_results`."""
     if finished_results(settings, examples, folder) is None:
         last_checkpoint(settings, examples, folder)
 

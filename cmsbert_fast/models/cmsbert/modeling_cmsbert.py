@@ -6,6 +6,7 @@ on padding: padded batches are packed on the way in and padded again on the way 
 data.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,11 +19,12 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 from transformers.utils import ModelOutput
 
 from cmsbert_fast.data.example import MODALITIES
+from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
-from cmsbert_fast.models.losses import task_loss, total_loss
+from cmsbert_fast.models.cmsbert.contrastive_weight import ContrastiveWeight
+from cmsbert_fast.models.losses import LossTerm, contrastive_loss, task_loss, total_loss
 from cmsbert_fast.ops.attention.api import cms_attention
 from cmsbert_fast.ops.attention.types import ModalityShift
-from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
 from cmsbert_fast.ops.dropout.api import Dropout, use_cheap_dropout
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 from cmsbert_fast.packing import (
@@ -540,17 +542,26 @@ class Fusion(nn.Module):
         return self.out_proj(torch.relu(self.dense(fused)))
 
 
-class CMSBertClassifier(CMSBertPreTrainedModel):
-    """What the models with a head share: the encoder, and a forward that calls their :meth:`head`."""
+class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
+    """What the models with a head share: the encoder, and the way from inputs to rows and losses."""
 
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 1
         self.bert = CMSBertModel(config)
 
-    def head(self, hidden: Tensor, batch: Batch, labels: Tensor | None) -> dict[str, Tensor | None]:
-        """h_l (1, T, D), packed -> the fields of :class:`CMSBertClassifierOutput` that the head computes."""
+    def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """h_l (1, T, D), packed -> what :meth:`rows` returns."""
         raise NotImplementedError
+
+    def rows(self, **inputs: Any) -> dict[str, Tensor]:
+        """The logits (B, num_labels), and with CMSBERT-CLR z_m (B, d) as "linguistic_embeds" etc., of a batch.
+
+        Takes the inputs of :meth:`CMSBertModel.forward`.
+        """
+        packed = self.bert.pack(**inputs)
+        hidden, _, _ = self.bert.encode(packed)
+        return self.head(hidden, packed.batch)
 
     def forward(
         self,
@@ -579,8 +590,12 @@ class CMSBertClassifier(CMSBertPreTrainedModel):
         hidden, hidden_states, shift_maps = self.bert.encode(
             inputs, _flag(output_hidden_states, self.config.output_hidden_states), output_shift_maps
         )
+        rows = self.head(hidden, inputs.batch)
+        terms = {} if labels is None else self.losses(rows, labels, group=self.batch_group())
         output = CMSBertClassifierOutput(
-            **self.head(hidden, inputs.batch, labels),
+            loss=total_loss(terms) if terms else None,
+            **{f"{name}_loss": term.value for name, term in terms.items()},
+            **rows,
             hidden_states=None if hidden_states is None else tuple(map(inputs.restore, hidden_states)),
             shift_maps=None if shift_maps is None else tuple(shift_maps),
         )
@@ -597,10 +612,18 @@ class CMSBertForSequenceClassification(CMSBertClassifier):
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
 
-    def head(self, hidden: Tensor, batch: Batch, labels: Tensor | None) -> dict[str, Tensor | None]:
-        logits = self.classifier(self.dropout(segment_mean(hidden[0], batch.packing)))
-        task = None if labels is None else task_loss(logits, labels)
-        return dict(loss=task, logits=logits, task_loss=task)
+    def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"logits": self.classifier(self.dropout(segment_mean(hidden[0], batch.packing)))}
+
+    def losses(
+        self,
+        rows: Mapping[str, Tensor],
+        labels: Tensor,
+        targets: Tensor | None = None,
+        group: "dist.ProcessGroup | None" = None,
+    ) -> dict[str, LossTerm]:
+        """l_task alone."""
+        return {"task": LossTerm(task_loss(rows["logits"], labels))}
 
 
 class CMSBertCLRForSequenceClassification(CMSBertClassifier):
@@ -611,13 +634,14 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
     so all ranks must call with labels together.
 
     Attributes:
-        nu: Weight of the contrastive loss (Eq. 20), a buffer: saved with the model, moved by the training loop
+        nu: Weight of the contrastive loss (Eq. 20), a buffer: saved with the model, moved by :class:`ContrastiveWeight`
             (Eq. 21, 22), never by the optimiser.
 
     Raises:
         ValueError: neither visual_size nor acoustic_size is given, so there is nothing to contrast with.
     """
 
+    has_global_terms = True
     nu: Tensor
 
     def __init__(self, config: CMSBertConfig):
@@ -636,40 +660,39 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
         self.register_buffer("nu", torch.ones(()))
         self.post_init()
 
-    def head(self, hidden: Tensor, batch: Batch, labels: Tensor | None) -> dict[str, Tensor | None]:
+    def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
         middle, linguistic = self.linguistic_projector(segment_mean(hidden[0], batch.packing))
-        middles, embeds = [middle], {"linguistic": linguistic}
+        middles, rows = [middle], {"linguistic_embeds": linguistic}
         for name in self.modalities:
             frames = getattr(batch, name)
             lstm: PackedLSTM = getattr(self, f"{name}_lstm")
             encoded = lstm(frames.values, frames.packing, frames.host_cu_seqlens, self.config.backend)
-            middle, embeds[name] = getattr(self, f"{name}_projector")(segment_mean(encoded, frames.packing))
+            projector: Projector = getattr(self, f"{name}_projector")
+            middle, rows[f"{name}_embeds"] = projector(segment_mean(encoded, frames.packing))
             middles.append(middle)
-        logits = self.fusion(middles)
-        task = contrastive = loss = None
-        if labels is not None:
-            task = task_loss(logits, labels)
-            contrastive = pairwise_contrastive_loss(
-                embeds["linguistic"],
-                embeds.get("visual"),
-                embeds.get("acoustic"),
-                labels,
-                self.config.temperature,
-                self.config.smoothing,
-                self.config.threshold,
-                group=dist.group.WORLD if self.training and _distributed() else None,
-                backend=self.config.backend,
-            )
-            loss = total_loss(task, contrastive, self.nu)
-        return dict(
-            loss=loss,
-            logits=logits,
-            task_loss=task,
-            contrastive_loss=contrastive,
-            linguistic_embeds=embeds["linguistic"],
-            visual_embeds=embeds.get("visual"),
-            acoustic_embeds=embeds.get("acoustic"),
-        )
+        return {"logits": self.fusion(middles), **rows}
+
+    def losses(
+        self,
+        rows: Mapping[str, Tensor],
+        labels: Tensor,
+        targets: Tensor | None = None,
+        group: "dist.ProcessGroup | None" = None,
+    ) -> dict[str, LossTerm]:
+        """l_task, and l_con of the global batch with the weight nu (Eq. 20).
+
+        Rows that were moved to another device than the model's are compared by the "torch" backend, which runs on all.
+        """
+        moved = rows["logits"].device != self.device
+        contrastive = contrastive_loss(rows, labels, self.config, group, backend="torch" if moved else None)
+        return {
+            "task": LossTerm(task_loss(rows["logits"], labels)),
+            "contrastive": LossTerm(contrastive, self.nu, per_row=False),
+        }
+
+    def training_state(self, count: int, *, momentum: float | None = 0.9, **options: Any) -> ContrastiveWeight:
+        """nu; ``momentum`` is alpha of Eq. 21, None = EMA off."""
+        return ContrastiveWeight(self.nu, momentum)
 
 
 def positions(packing: Packing, total: int) -> Tensor:
@@ -713,10 +736,6 @@ def _differ(a: Tensor, b: Tensor) -> bool:
 
 def _flag(argument: bool | None, default: bool | None) -> bool:
     return bool(default if argument is None else argument)
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 AutoModel.register(CMSBertConfig, CMSBertModel)
