@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from cmsbert_fast.models.losses import LossTerm
 
@@ -65,17 +66,18 @@ class TrainingState(Protocol):
         """Continues from what :meth:`state_dict` returned."""
 
 
-class Classifier(nn.Module):
-    """A model with a head, as the trainer sees it. Hugging Face's classes inherit it beside PreTrainedModel.
-
-    ``forward(labels=...)`` is :meth:`rows`, then :meth:`losses`.
+class Classifier(PreTrainedModel):
+    """A model with a head, as the trainer sees it. ``forward(labels=...)`` is :meth:`rows`, then :meth:`losses`.
 
     Attributes:
         has_global_terms: Whether some term of :meth:`losses` compares utterances. Without one, a micro-batch needs to
             run forward only once.
+        takes_bert_head: Whether it loads the head of a BertForSequenceClassification checkpoint, which must then have
+            as many outputs.
     """
 
     has_global_terms: ClassVar[bool] = False
+    takes_bert_head: ClassVar[bool] = False
 
     def rows(self, **inputs: Any) -> dict[str, Tensor]:
         """Runs the model on a batch, padded or packed: the arguments of ``forward`` that are inputs.

@@ -605,6 +605,8 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
 class CMSBertForSequenceClassification(CMSBertClassifier):
     """CMSBERT of Table II: encoder, mean pool (Eq. 9), linear head. ``num_labels=1`` is regression."""
 
+    takes_bert_head = True
+
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
         dropout = config.classifier_dropout
