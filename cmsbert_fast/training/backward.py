@@ -85,24 +85,16 @@ def _backward_together(
     ``scale`` turns means over their rows into summands of the mean over the global batch, times the number of ranks.
     """
     labels = torch.cat([inputs.pop("labels") for inputs in micro_batches])
-    names: list[str] = []
     terms: dict[str, LossTerm] = {}
 
-    def forward(inputs: dict[str, Any]) -> tuple[Tensor, ...]:
+    def forward(inputs: dict[str, Any]) -> dict[str, Tensor]:
         with autocast(precision, ranks.device):
-            rows = model.rows(**inputs)
-        names[:] = rows
-        return tuple(rows.values())
+            return model.rows(**inputs)
 
-    def loss(*columns: Tensor) -> tuple[Tensor, ...]:
-        rows = dict(zip(names, columns, strict=True))
+    def loss(rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         for name, term in model.losses(rows, labels, targets, ranks.group).items():
             terms[name] = term._replace(value=term.value * scale) if term.per_row else term
-        return total_loss(terms), *(term.value for term in terms.values())
+        return total_loss(terms), {name: term.value for name, term in terms.items()}
 
     result = gradcache_backward(forward, micro_batches, loss, no_sync=gradients.no_sync)
-    return StepLosses(
-        dict(zip(terms, result.loss[1:], strict=True)),
-        {name: term.weight for name, term in terms.items()},
-        dict(zip(names, result.outputs, strict=True)),
-    )
+    return StepLosses(result.loss[1], {name: term.weight for name, term in terms.items()}, result.outputs)

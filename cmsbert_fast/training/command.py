@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.settings import VARIANTS, TrainingSettings, settings_from
+from cmsbert_fast.training.settings import TrainingSettings, settings_from
 from cmsbert_fast.training.values import assignments, converted, layered, read_yaml
 
 RUN_AXES = ("fold", "variant", "seed")  # several values of these are several runs

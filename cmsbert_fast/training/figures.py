@@ -9,9 +9,9 @@ from torch import Tensor
 from cmsbert_fast import atomic
 from cmsbert_fast.data.embedded import embedded_utterances
 from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.training.batches import Batches
-from cmsbert_fast.training.build import Classifier
 from cmsbert_fast.training.evaluate import Predictions
 
 FIGURES = "figures"
@@ -47,7 +47,7 @@ def write_figures(
     folder.mkdir(exist_ok=True)
     if predictions.embeddings:
         _draw_embeddings(folder / "embeddings.png", corpus, predictions)
-    if model.config.cms_layers and (model.config.visual_size or model.config.acoustic_size):
+    if getattr(model.config, "cms_layers", ()) and (model.config.visual_size or model.config.acoustic_size):
         _draw_shift_maps(folder / "shift_maps.png", model, processor, corpus, predictions, embedded)
 
 

@@ -8,39 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.ops.dispatch import requested_backend
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.values import converted
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A row of the paper's tables.
-
-    Attributes:
-        multimodal: Whether frames are read at all.
-        cms_layers: The layers with CMS; None for all of them.
-        contrastive: Whether the model is CMSBERT-CLR (subnetworks, fusion, contrastive loss) or CMSBERT alone.
-        ema: Whether the EMA parameter of Eq. 20-22 scales the contrastive loss.
-        smoothing: Whether contrastive targets are smoothed (Eq. 23).
-    """
-
-    multimodal: bool = True
-    cms_layers: tuple[int, ...] | None = None
-    contrastive: bool = False
-    ema: bool = True
-    smoothing: bool = True
-
-
-VARIANTS: Mapping[str, Variant] = {
-    "bert": Variant(multimodal=False),
-    "cmsbert/1": Variant(cms_layers=(0,)),
-    "cmsbert": Variant(),
-    "cmsbert-clr": Variant(contrastive=True),
-    "cmsbert-clr-no-ema": Variant(contrastive=True, ema=False),
-    "cmsbert-clr-no-ls": Variant(contrastive=True, smoothing=False),
-    "cmsbert-clr-no-ema-no-ls": Variant(contrastive=True, ema=False, smoothing=False),
-}
 
 
 # What --architecture may change; the other fields of BertConfig follow from the data, the tokenizer or the variant.

@@ -25,11 +25,12 @@ from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, re
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches
-from cmsbert_fast.training.build import BEST, Loaded, build, load_trained, parameter_groups, state_options
+from cmsbert_fast.training.build import BEST, Loaded, build, load_trained, state_options
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite
 from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.log import RunLog
+from cmsbert_fast.training.optimiser import parameter_groups, schedule
 from cmsbert_fast.training.preflight import Data
 from cmsbert_fast.training.record import StepRecord
 from cmsbert_fast.training.settings import TrainingSettings
@@ -320,12 +321,6 @@ class Trainer:
     def seconds(self) -> float:
         """How long the run has taken, before the checkpoint it was resumed from too."""
         return self.earlier_seconds + time.monotonic() - self.started
-
-
-def schedule(step: int, total_steps: int, warmup: float) -> float:
-    """The factor of the learning rate in a step (0, 1, ...): rises linearly to 1 during warm-up, then falls to 0."""
-    warm = round(warmup * total_steps)
-    return (step + 1) / warm if step < warm else (total_steps - step) / max(1, total_steps - warm)
 
 
 def _named(losses: Mapping[str, float]) -> dict[str, float]:
