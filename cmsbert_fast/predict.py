@@ -12,6 +12,7 @@ import transformers
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, printable
+from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.training.batches import Batches
@@ -39,14 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="CSV file to write (default: standard output)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--visual", nargs="+", default=(), metavar="NAME", help="visual streams of the data")
-    parser.add_argument("--acoustic", nargs="+", default=(), metavar="NAME", help="acoustic streams of the data")
-    parser.add_argument("--words", metavar="NAME", help="stream of words with times; frames are averaged per word")
-    parser.add_argument(
-        "--label", metavar="NAME", help="column or stream of labels, as in training; .csd segments are its times"
-    )
-    parser.add_argument("--folds", metavar="FILE", help="JSON file of ids by split")
-    parser.add_argument("--fold", type=int, metavar="N", help="which fold, where the file holds several")
+    add_options(parser)
     try:
         given = parser.parse_args(arguments)
         if given.batch_size < 1:
@@ -54,16 +48,7 @@ def main(arguments: Sequence[str]) -> int:
         # Before data are read, which takes long where there are many.
         model, processor = load_trained(given.checkpoint)
         device = find_device(given.device)
-        corpus = read_corpus(
-            given.data,
-            visual=given.visual,
-            acoustic=given.acoustic,
-            words=given.words,
-            label=given.label,
-            folds=given.folds,
-            fold=given.fold,
-            labels=False,
-        )
+        corpus = read_corpus(DataRequest.of(given.data, **options_in(given), labels=False))
         print(corpus.report, file=sys.stderr)
         predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
         rows = prediction_rows(predictions, classes)
@@ -115,8 +100,8 @@ def predict_corpus(
     """
     if split is not None and split not in corpus.splits:
         raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
-    chosen = list(corpus.splits) if split is None else [split]
-    examples = [dataclasses.replace(e, label=None) for s in chosen for e in corpus.splits[s]]
+    splits = list(corpus.splits) if split is None else [split]
+    examples = [dataclasses.replace(e, label=None) for s in splits for e in corpus.splits[s]]
     if not examples:
         raise UsageError(f"{corpus.name} holds no example to predict; give data with at least one.")
     _check_width(model.config, processor, corpus)

@@ -2,5 +2,6 @@
 
 from cmsbert_fast.data.example import SPLITS, Corpus, DataError, Example, ReadReport
 from cmsbert_fast.data.open import open_source, read_corpus
+from cmsbert_fast.data.request import DataRequest
 
-__all__ = ["SPLITS", "Corpus", "DataError", "Example", "ReadReport", "open_source", "read_corpus"]
+__all__ = ["SPLITS", "Corpus", "DataError", "DataRequest", "Example", "ReadReport", "open_source", "read_corpus"]

@@ -13,18 +13,14 @@ import numpy as np
 
 from cmsbert_fast.data import convert, open_source, read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, Example, outlines, printable
+from cmsbert_fast.data.request import DataRequest, add_options, options_in
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cmsbert_fast.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     choices = argparse.ArgumentParser(add_help=False)
-    choices.add_argument("--visual", nargs="+", default=(), metavar="NAME", help="visual streams, or none")
-    choices.add_argument("--acoustic", nargs="+", default=(), metavar="NAME", help="acoustic streams, or none")
-    choices.add_argument("--words", metavar="NAME", help="stream of words (MulT: table of words)")
-    choices.add_argument("--label", metavar="NAME", help="column or stream of labels")
-    choices.add_argument("--folds", metavar="FILE", help="JSON file of video ids by split")
-    choices.add_argument("--fold", type=int, metavar="K", help="which fold, from 1")
+    add_options(choices)
     one = commands.add_parser("convert", parents=[choices], help="write the memory-mapped form that training reads")
     one.add_argument("source", type=Path, metavar="SRC")
     one.add_argument("target", type=Path, metavar="DST")
@@ -107,25 +103,25 @@ def draw(example: Example, file: Path, sample: Sequence[Example]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 2 where the user has to change something, 130 after Ctrl-C, 141 where nobody reads."""
     options = _parser().parse_args(arguments)
-    asked: dict[str, Any] = {k: getattr(options, k) for k in ("visual", "acoustic", "words", "label", "folds", "fold")}
+    request = DataRequest.of(options.source, **options_in(options))
     try:
         if options.command == "convert":
-            report = convert.convert(open_source(options.source, **asked), options.target, asked)
+            report = convert.convert(open_source(request), options.target)
             print(report)
             print(printable(f"converted to {options.target}"))
             sys.stdout.flush()
             return 0
         if options.id is not None and options.picture is None:
             raise DataError("--id chooses the example to draw; add --picture FILE.")
-        corpus = read_corpus(options.source, **asked)
+        corpus = read_corpus(request)
         print(summary(corpus))
         if options.picture is not None:
             named = [(e.id, part, k) for part in corpus.splits.values() for k, e in enumerate(outlines(part))]
-            chosen = next((part[k] for name, part, k in named if options.id in (None, name)), None)
-            if chosen is None:
+            one = next((part[k] for name, part, k in named if options.id in (None, name)), None)
+            if one is None:
                 raise DataError(f"Choose another --id: there is no example {options.id!r}.")
-            draw(chosen, options.picture, [part[k] for _, part, k in named[:: max(1, len(named) // 200)]])
-            print(printable(f"drew {chosen.id} in {options.picture}"))
+            draw(one, options.picture, [part[k] for _, part, k in named[:: max(1, len(named) // 200)]])
+            print(printable(f"drew {one.id} in {options.picture}"))
         sys.stdout.flush()
     except DataError as error:
         print(error, file=sys.stderr)

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, Outline, ReadReport, whole
 from cmsbert_fast.data.folds import NO_FOLD, choose, read_folds, split_by_part
 from cmsbert_fast.data.formats import iemocap
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Counter, Resident, Source, ordered, video_of
 
 VERSION = 2
@@ -101,7 +102,7 @@ class _Moments:
 class _Writer:
     """The folder while it is written, group by group, and the journal from which it can continue."""
 
-    def __init__(self, folder: Path, source: Source, asked: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, source: Source) -> None:
         self.folder = folder
         self.report = source.new_report()
         self.counter = Counter(self.report)
@@ -109,7 +110,7 @@ class _Writer:
         self.moments = {modality: _Moments() for modality in MODALITIES}
         self.done = 0
         # Cheap and enough to tell another or an altered source from the one that was begun.
-        self._source = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files] + [asked]
+        self._source = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files] + [_choices(source)]
         self._rotations = source.rotations
         self._source.append({name: list(rotation.valid) for name, rotation in source.rotations.items()})
         self._before = dict(self.report.non_finite), dict(self.report.tallies)
@@ -223,7 +224,7 @@ class _Writer:
             "version": VERSION,
             "name": source.name,
             "classes": source.classes,
-            "standardise": source.standardise,
+            "standardise": True,  # no format says otherwise yet
             "report": asdict(self.report),
             "folds": {name: list(rotation.valid) for name, rotation in source.rotations.items()},
             "statistics": {m: self.moments[m].result() for m in self.report.widths},
@@ -240,6 +241,11 @@ class _Writer:
         for file in self.files.values():
             file.close()
         os.close(self._lock)  # and with it the lock goes
+
+
+def _choices(source: Source) -> dict[str, Any]:
+    """What the source was opened with, as JSON gives it back."""
+    return {} if source.request is None else json.loads(json.dumps(source.request.choices()))
 
 
 def _write_synced(path: Path, text: str) -> None:
@@ -296,28 +302,27 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink()
 
 
-def convert(source: Source, target: Path, asked: dict[str, Any] | None = None) -> ReadReport:
+def convert(source: Source, target: Path) -> ReadReport:
     """Write a source as a folder that `open_converted` maps; continue where an interrupted conversion stopped.
 
     Args:
-        source: From `cmsbert_fast.data.open_source`.
+        source: From `cmsbert_fast.data.open_source`. One that was opened with other choices begins anew.
         target: The folder to make; it must not exist.
-        asked: The choices that ``source`` was opened with: a conversion with others begins anew.
 
     Raises:
         DataError: The target exists or cannot be written, another process converts to it, or the source cannot be read.
     """
     try:
-        return _convert(source, target, asked)
+        return _convert(source, target)
     except OSError as error:
         raise DataError(f"Choose another folder than {target} or make room there: {error}.") from error
 
 
-def _convert(source: Source, target: Path, asked: dict[str, Any] | None) -> ReadReport:
+def _convert(source: Source, target: Path) -> ReadReport:
     if target.exists():
         raise DataError(f"Choose another folder or remove this one: {target} exists.")
     partial = target.with_name(target.name + ".partial")
-    writer = _Writer(partial, source, json.loads(json.dumps(asked or {}, default=str)))
+    writer = _Writer(partial, source)
     try:
         if target.exists():  # by a conversion that was faster
             raise DataError(f"Choose another folder or remove this one: {target} exists.")
@@ -506,25 +511,16 @@ class _Frames:
         return found
 
 
-def open_converted(
-    path: Path,
-    folds: str | Path | None = None,
-    fold: int | None = None,
-    without: Sequence[str] = (),
-    labels: bool = True,
-) -> Corpus:
+def open_converted(request: DataRequest) -> Corpus:
     """A converted corpus; frames stay on disk until they are asked for.
 
-    Args:
-        path: The folder that `convert` wrote.
-        folds, fold: Splits in place of its own: a JSON file, or folds that the source had.
-        without: Modalities to leave out.
-        labels: False: labels are None.
+    The folds of the request are a JSON file or folds that the source had; they replace the splits.
 
     Raises:
         DataError: The folder is damaged or of another version, there is no such fold, or the folds name none of its
             examples.
     """
+    path, without = request.path, request.left_out("converted")
     try:
         manifest = _parse((path / _MANIFEST).read_text(encoding="utf-8"))
         if manifest["version"] != VERSION:
@@ -550,7 +546,7 @@ def open_converted(
             for text in lines:
                 entry = _parse(text)
                 line = _Line(entry, begins, None if classes is None else len(classes))
-                if not labels:
+                if not request.labels:
                     line.label = None
                 if line.id in ids:
                     raise ValueError(f"two examples are {line.id!r:.80}")
@@ -576,7 +572,7 @@ def open_converted(
     ) as error:
         what = f"{type(error).__name__}: {error!s:.200}"
         raise DataError(f"Convert {path} again: it is damaged ({what}).") from error
-    split_of = _splitter(path, rotations, folds, fold)
+    split_of = _splitter(request, rotations)
     if split_of is not None:
         splits = _resplit(path, everything, split_of, report)
     for modality in without:
@@ -591,26 +587,25 @@ def open_converted(
         visual_size=widths["visual"],
         acoustic_size=widths["acoustic"],
         report=report,
-        classes=classes if labels else None,
+        classes=classes if request.labels else None,
         standardise=standardise,
         statistics=statistics if split_of is None else None,
     )
 
 
-def _splitter(
-    path: Path, rotations: Mapping[str, Sequence[int]], folds: str | Path | None, fold: int | None
-) -> Callable[[_Line], str | None] | None:
+def _splitter(request: DataRequest, rotations: Mapping[str, Sequence[int]]) -> Callable[[_Line], str | None] | None:
     """How lines are split, as on the source: by its own folds or by a file; None where their own splits hold."""
+    folds, fold = request.folds, request.fold
     if folds is None and fold is None:
         return None
     chosen = choose(rotations, folds)
     if chosen is not None:
         split = split_by_part(rotations[chosen], fold)
         return lambda line: split(line.parts.get(chosen) if line.parts else None)
-    if folds is None or (str(folds) in iemocap.ROTATIONS and not Path(folds).exists()):
+    if folds is None or (folds in iemocap.ROTATIONS and not Path(folds).exists()):
         raise DataError(
             f"Give a JSON file of folds with --folds FILE, or convert the source again: no such folds of its own were "
-            f"stored in {path}."
+            f"stored in {request.path}."
         )
     return read_folds(folds, fold).splitter
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import split_name
 
 NO_FOLD = "the folds name neither it nor its video"
@@ -34,6 +35,19 @@ class Folds:
     def split_of(self, segment: str, video: str) -> str | None:
         """The split of a segment, by its own id or else its video's; None where the folds know neither."""
         return self._split.get(segment) or self._split.get(video)
+
+
+def folds_of(request: DataRequest) -> Folds | None:
+    """The folds that a request names, for sources without folds of their own; None where it names none.
+
+    Raises:
+        DataError: They cannot be read, or only the number of a fold was given.
+    """
+    if request.folds is not None:
+        return read_folds(request.folds, request.fold)
+    if request.fold is not None:
+        raise DataError("Give the folds as a JSON file with --folds FILE.")
+    return None
 
 
 def read_folds(path: str | Path, fold: int | None = None) -> Folds:

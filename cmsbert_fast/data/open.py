@@ -1,12 +1,14 @@
 """Opens a source: recognises its format from its content."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, ReadReport
-from cmsbert_fast.data.folds import NO_FOLD, Folds, read_folds
+from cmsbert_fast.data.folds import NO_FOLD, Folds, folds_of
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Budget, Resident, Source, collect, no_frames, video_of
 
 KNOWN_FORMATS = (
@@ -22,23 +24,13 @@ KNOWN_FORMATS = (
 )
 
 
-def open_source(
-    source: str | Path,
-    *,
-    visual: str | Sequence[str] = (),
-    acoustic: str | Sequence[str] = (),
-    words: str | None = None,
-    label: str | None = None,
-    folds: str | Path | None = None,
-    fold: int | None = None,
-    labels: bool = True,
-) -> Source:
+def open_source(source: str | Path | DataRequest, **options: Any) -> Source:
     """Recognise a source from its content, without reading its examples. Arguments and errors as in `read_corpus`."""
     from cmsbert_fast.data import convert
-    from cmsbert_fast.data.formats import csd_folder as csdset
-    from cmsbert_fast.data.formats import segments
+    from cmsbert_fast.data.formats import csd_folder, segments
 
-    path = Path(source)
+    request = DataRequest.of(source, **options)
+    path = request.path
     try:
         if not path.exists():
             raise DataError(f"Check the path of the data: {path} does not exist.")
@@ -50,61 +42,34 @@ def open_source(
             )
         table = segments.find_table(path)
         if table is not None:
-            found = segments.segment_source(
-                table,
-                visual=visual,
-                acoustic=acoustic,
-                words=words,
-                label=label,
-                folds=folds,
-                fold=fold,
-                labels=labels,
-            )
+            found = segments.segment_source(table, request)
             found.by_video = True
-        elif csdset.recognise(path):
-            found = csdset.csd_source(
-                path, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
-            )
+        elif csd_folder.recognise(path):
+            found = csd_folder.csd_folder_source(path, request)
             found.by_video = True
         else:
-            pickled = _open_pickle(path, words, label, labels)
+            pickled = _open_pickle(path, request)
             if pickled is None:
                 known = "; ".join(KNOWN_FORMATS)
                 raise DataError(f"Give data in a form that can be read; {path} is none of: {known}.")
-            pickled = pickled if labels else _unlabelled(pickled)
-            found = _without(_with_folds(pickled, _folds(folds, fold)), _left_out(pickled.format, visual, acoustic))
+            pickled = pickled if request.labels else _unlabelled(pickled)
+            found = _without(_with_folds(pickled, folds_of(request)), request.left_out(pickled.format))
     except OSError as error:
         raise DataError(f"Make {path} readable: {error}.") from error
-    if folds is not None and Path(folds).is_file():
+    if request.folds is not None and Path(request.folds).is_file():
         # An input like the others: what is begun with one file of folds must not continue with another.
-        found.files = [*found.files, Path(folds)]
+        found.files = [*found.files, Path(request.folds)]
+    found.request = request
     return found
 
 
-def _left_out(format: str, visual: str | Sequence[str], acoustic: str | Sequence[str]) -> list[str]:
-    """Modalities that are called "none", where that is the only choice there is."""
-    for option, value in (("--visual", visual), ("--acoustic", acoustic)):
-        if value and value not in ("none", ["none"], ("none",)):
-            raise DataError(f"Leave out {option}: {format} data have one stream of each modality.")
-    return [modality for modality, value in (("visual", visual), ("acoustic", acoustic)) if value]
-
-
-def _folds(folds: str | Path | None, fold: int | None) -> Folds | None:
-    if folds is None:
-        if fold is not None:
-            raise DataError("Give the folds as a JSON file with --folds FILE.")
-        return None
-    return read_folds(folds, fold)
-
-
-def _open_pickle(path: Path, words: str | None, label: str | None, labels: bool) -> Source | None:
-    from cmsbert_fast.data.formats import mag, misa, mmsa, mult
-    from cmsbert_fast.data.formats import ur_funny as funny
+def _open_pickle(path: Path, request: DataRequest) -> Source | None:
+    from cmsbert_fast.data.formats import mag, misa, mmsa, mult, ur_funny
     from cmsbert_fast.data.untrusted import pickles
 
     with _blaming(path.name, "one of the known formats"):
         if (files := misa.find(path)) and misa.recognise(pickles.load(next(iter(files.values())))):
-            return _guarded(misa.misa_source(path, files, label, labels))
+            return _guarded(misa.misa_source(path, files, request))
         if path.is_dir():
             several = sorted(p for p in path.iterdir() if p.is_file() and pickles.is_pickle(p))
             if len(several) > 1:
@@ -116,13 +81,13 @@ def _open_pickle(path: Path, words: str | None, label: str | None, labels: bool)
             return None
         root, data = pickles.load_mapped(path)
         if mmsa.recognise(root):
-            found = mmsa.mmsa_source(path, root, label, labels)
+            found = mmsa.mmsa_source(path, root, request)
         elif mult.recognise(root):
-            found = mult.mult_source(path, root, words, label, labels)
-        elif funny.recognise(root):
-            found = funny.funny_source(path, root, label, labels)
+            found = mult.mult_source(path, root, request)
+        elif ur_funny.recognise(root):
+            found = ur_funny.ur_funny_source(path, root, request)
         elif mag.recognise(root):
-            found = mag.mag_source(path, root, label, labels)
+            found = mag.mag_source(path, root, request)
         else:
             return None
         found.budget = Budget(pickles.limit_of(path))
@@ -229,21 +194,13 @@ def _corpus_without(corpus: Corpus, modalities: list[str]) -> Corpus:
     )
 
 
-def read_corpus(
-    source: str | Path,
-    *,
-    visual: str | Sequence[str] = (),
-    acoustic: str | Sequence[str] = (),
-    words: str | None = None,
-    label: str | None = None,
-    folds: str | Path | None = None,
-    fold: int | None = None,
-    labels: bool = True,
-) -> Corpus:
+def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
     """Read a corpus; its format is recognised from its content.
 
     Args:
-        source: "embedded" for the embedded corpus, or the path of a file or folder.
+        source: "embedded" for the embedded corpus, or the path of a file or folder; or a whole request.
+
+    Options:
         visual, acoustic: Names of the streams of each modality, where the source has streams: one name, or several
             whose features are joined. Empty: recognised by name (FACET, OpenFace: visual; COVAREP, openSMILE:
             acoustic). "none": that modality is left out. ``NAME@HZ`` gives the frame rate of files without times.
@@ -265,31 +222,32 @@ def read_corpus(
     Raises:
         DataError: The source cannot be used as it is; the message is a sentence that says what to do.
     """
-    if str(source) == "embedded":
-        from cmsbert_fast.data.embedded import embedded_corpus
-
-        options = {"words": words, "label": label, "folds": folds, "fold": fold}
-        unused = next((option for option, value in options.items() if value is not None), None)
-        if unused is not None:
-            raise DataError(f"Leave out --{unused}: the embedded corpus has words, labels and splits of its own.")
-        corpus = _corpus_without(embedded_corpus(seed=0), _left_out("embedded", visual, acoustic))
-        if labels:
-            return corpus
-        bare = {split: [replace(e, label=None) for e in examples] for split, examples in corpus.splits.items()}
-        return replace(corpus, splits=bare, classes=None)
+    request = DataRequest.of(source, **options)
+    if request.embedded:
+        return _read_embedded(request)
     from cmsbert_fast.data import convert
 
     try:
-        converted = convert.is_converted(Path(source))
+        converted = convert.is_converted(request.path)
     except (OSError, ValueError) as error:  # a name that is too long or has a null byte, a folder that is closed
-        raise DataError(f"Check the path of the data: {source!s:.200} cannot be looked at ({error!s:.300}).") from error
+        raise DataError(
+            f"Check the path of the data: {request.data:.200} cannot be looked at ({error!s:.300})."
+        ) from error
     if converted:
-        if words is not None or label is not None:
-            raise DataError(f"Leave out --words and --label: they were settled when {source} was converted.")
-        without = _left_out("converted", visual, acoustic)
-        return convert.open_converted(Path(source), folds, fold, without, labels)
-    return collect(
-        open_source(
-            source, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
-        )
-    )
+        if request.words is not None or request.label is not None:
+            raise DataError(f"Leave out --words and --label: they were settled when {request.data} was converted.")
+        return convert.open_converted(request)
+    return collect(open_source(request))
+
+
+def _read_embedded(request: DataRequest) -> Corpus:
+    from cmsbert_fast.data.embedded import embedded_corpus
+
+    for option in ("words", "label", "folds", "fold"):
+        if getattr(request, option) is not None:
+            raise DataError(f"Leave out --{option}: the embedded corpus has words, labels and splits of its own.")
+    corpus = _corpus_without(embedded_corpus(seed=0), request.left_out("embedded"))
+    if request.labels:
+        return corpus
+    bare = {split: [replace(e, label=None) for e in examples] for split, examples in corpus.splits.items()}
+    return replace(corpus, splits=bare, classes=None)

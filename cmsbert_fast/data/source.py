@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cmsbert_fast.data.example import MODALITIES, SPLITS, Corpus, DataError, Example, ReadReport, whole
+from cmsbert_fast.data.request import DataRequest
 
 if TYPE_CHECKING:
     from cmsbert_fast.data.folds import Rotation
@@ -72,10 +73,10 @@ class Source:
     read: Callable[[str, ReadReport], Iterator[tuple[str, Example]]]
     notes: list[str] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
-    standardise: bool = True
     budget: "Budget | None" = None  # of what is made from a stranger's file
     by_video: bool = False  # whether a group is a video
     rotations: "Mapping[str, Rotation]" = field(default_factory=dict)  # its own folds by name, the default first
+    request: DataRequest | None = None  # what it was opened for
 
     def new_report(self) -> ReadReport:
         return ReadReport(source=f"{self.path.name or self.path} ({self.format})", notes=list(self.notes))
@@ -215,7 +216,6 @@ def collect(source: Source) -> Corpus:
         acoustic_size=report.widths.get("acoustic", 0),
         report=report,
         classes=source.classes,
-        standardise=source.standardise,
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cmsbert_fast import CMSBertProcessor
-from cmsbert_fast.data import Corpus, DataError, convert, open_source, read_corpus
+from cmsbert_fast.data import Corpus, DataError, DataRequest, convert, open_source, read_corpus
 from cmsbert_fast.data.__main__ import main
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import outlines
@@ -304,17 +304,22 @@ def test_a_killed_conversion_continues_to_the_same_result(files: Any, tmp_path: 
         assert (broken / file.name).read_bytes() == file.read_bytes()
 
 
+def opened_for(visual: str, path: Path) -> Source:
+    """A source as if it had been opened for another visual stream."""
+    return replace(open_source(path), request=DataRequest.of(path, visual=visual))
+
+
 def test_another_or_altered_source_begins_anew(files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert, "_EVERY", 0.0)
     path = files.pickle("mosi.pkl", files.mag(4))
     target, seen = tmp_path / "c", []
     for after in (1, 1):
         with pytest.raises(KeyboardInterrupt):
-            convert.convert(interrupted(open_source(path), after, seen), target, {"visual": ("x",)})
+            convert.convert(interrupted(opened_for("x", path), after, seen), target)
     assert seen == ["train", "dev", "dev"]
     seen.clear()
     with pytest.raises(KeyboardInterrupt):
-        convert.convert(interrupted(open_source(path), 0, seen), target, {"visual": ("y",)})
+        convert.convert(interrupted(opened_for("y", path), 0, seen), target)
     assert seen == ["train"]
     files.pickle("mosi.pkl", files.mag(5))
     convert.convert(open_source(path), target)
@@ -346,9 +351,9 @@ def test_folds_and_transcripts_are_inputs_too(
         hashes.append(convert.source_hash(source.files))
         seen: list[str] = []
         with pytest.raises(KeyboardInterrupt):
-            convert.convert(breaking(source, 1), target, {"folds": str(altered)})
+            convert.convert(breaking(source, 1), target)
         file.write_text(content)
-        convert.convert(interrupted(open_source(path, folds=altered), 99, seen), target, {"folds": str(altered)})
+        convert.convert(interrupted(open_source(path, folds=altered), 99, seen), target)
         assert len(seen) == len(source.groups)  # from the beginning
         assert_same(read_corpus(target), read_corpus(path, folds=altered))
         hashes.append(json.loads((target / "manifest.json").read_text())["source"]["sha256"])
@@ -732,9 +737,9 @@ def test_a_users_file_among_those_of_a_broken_off_conversion_is_kept(files: Any,
     note = tmp_path / "c.partial" / "note.txt"
     note.write_text("mine")
     with pytest.raises(DataError, match="no conversion wrote"):
-        convert.convert(open_source(path), tmp_path / "c", {"visual": ("other",)})
+        convert.convert(opened_for("other", path), tmp_path / "c")
     note.unlink()
-    convert.convert(open_source(path), tmp_path / "c", {"visual": ("other",)})
+    convert.convert(opened_for("other", path), tmp_path / "c")
     assert_same(read_corpus(tmp_path / "c"), read_corpus(path))
 
 

@@ -6,14 +6,15 @@ every entry of the word stream is one utterance.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from cmsbert_fast.data.example import MODALITIES, DataError, Example, ReadReport, whole
-from cmsbert_fast.data.folds import NO_FOLD, read_folds
+from cmsbert_fast.data.folds import NO_FOLD, folds_of
 from cmsbert_fast.data.formats.segments import ALL
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Budget, Source, no_frames, video_of
 from cmsbert_fast.data.streams.csd import FLOOR, RATIO, ROW, CsdStream
 from cmsbert_fast.data.streams.cutting import Assignment, Cutter, words_within
@@ -27,27 +28,18 @@ def recognise(folder: Path) -> bool:
     return folder.is_dir() and any(folder.glob("*.csd"))
 
 
-def csd_source(
-    folder: Path,
-    *,
-    visual: str | Sequence[str] = (),
-    acoustic: str | Sequence[str] = (),
-    words: str | None = None,
-    label: str | None = None,
-    folds: str | Path | None = None,
-    fold: int | None = None,
-    labels: bool = True,
-) -> Source:
+def csd_folder_source(folder: Path, request: DataRequest) -> Source:
     """A set of ``.csd`` streams; frames are averaged per word.
 
-    ``labels=False``: without labels. A label stream then only says where segments lie, and need not be there.
+    Without labels wanted a label stream only says where segments lie, and need not be there.
 
     Raises:
         DataError: There is no stream of words or labels, or names alone do not decide.
     """
+    label, labels = request.label, request.labels
     column = label.lower() if label is not None else MOSEI_LABELS[0]
     known = column in MOSEI_LABELS or column.isdecimal()
-    assignment = Assignment(folder, visual, acoustic, words, None if known else label)
+    assignment = Assignment(folder, request.visual, request.acoustic, request.words, None if known else label)
     if assignment.words is None:
         raise DataError(f"Name the stream of words with --words NAME: {folder.name} has none that is called so.")
     spoken_in, cut_by = assignment.words, assignment.labels
@@ -56,9 +48,7 @@ def csd_source(
             f"Add the label stream (.csd), or a table segments.tsv (id, split, start, stop, label, text), to "
             f"{folder.name}."
         )
-    chosen = read_folds(folds, fold) if folds is not None else None
-    if fold is not None and folds is None:
-        raise DataError("Give the folds as a JSON file with --folds FILE.")
+    chosen = folds_of(request)
     notes: list[str] = []
     assignment.describe(notes)
     if chosen is None:

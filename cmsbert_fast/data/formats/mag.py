@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cmsbert_fast.data.example import DataError, Example, ReadReport
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source, frames_of, no_frames, split_name, splits_of
 from cmsbert_fast.data.untrusted import pickles
 
@@ -35,9 +36,10 @@ def recognise(root: Any) -> bool:
     )
 
 
-def mag_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
-    """The examples of a MAG-BERT file; ``labels=False``: without their labels."""
-    if label is not None:
+def mag_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
+    """The examples of a MAG-BERT file."""
+    labels = request.labels
+    if request.label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:

@@ -13,6 +13,7 @@ import numpy as np
 from cmsbert_fast.data.example import DataError, Example, ReadReport
 from cmsbert_fast.data.formats.csd_folder import MOSEI_LABELS
 from cmsbert_fast.data.formats.mag import one, rows_of, score_of, unpack
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Budget, Source, split_name
 from cmsbert_fast.data.untrusted import pickles
 
@@ -42,14 +43,13 @@ def recognise(root: Any) -> bool:
     return isinstance(root[0][0], tuple | list) and len(root[0][0]) in (4, 6)
 
 
-def misa_source(path: Path, files: dict[str, Path], label: str | None = None, labels: bool = True) -> Source:
-    """The examples of MISA's three files. ``label`` is a column of MOSEI's labels, by name or number.
-
-    ``labels=False``: without their labels.
+def misa_source(path: Path, files: dict[str, Path], request: DataRequest) -> Source:
+    """The examples of MISA's three files; the label asked for is a column of MOSEI's labels, by name or number.
 
     Raises:
         DataError: There is no such label.
     """
+    label, labels = request.label, request.labels
     column: int | None = None
     if label is not None:
         if label.lower() not in MOSEI_LABELS and not label.isdecimal():

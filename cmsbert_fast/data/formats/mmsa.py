@@ -13,6 +13,7 @@ import numpy as np
 
 from cmsbert_fast.data.example import DataError, Example, ReadReport, whole
 from cmsbert_fast.data.formats.segments import class_names
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source, frames_of, no_frames, split_name, splits_of, words_of
 from cmsbert_fast.data.untrusted import pickles
 
@@ -31,13 +32,14 @@ def recognise(root: Any) -> bool:
     )
 
 
-def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
-    """The examples of an MMSA file; ``labels=False``: without labels, whether or not it has some.
+def mmsa_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
+    """The examples of an MMSA file.
 
     Raises:
         DataError: Its arrays do not fit one another, or there is no such label.
     """
-    name = label or "regression_labels"
+    labels = request.labels
+    name = request.label or "regression_labels"
     classes: tuple[str, ...] | None = None
     splits = splits_of(root, path)
     columns: dict[int, Any] = {}  # of labels, by identity

@@ -13,6 +13,7 @@ import numpy as np
 
 from cmsbert_fast.data.example import DataError, Example, ReadReport
 from cmsbert_fast.data.formats.segments import Segment, read_segments
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source, frames_of, no_frames, split_name, splits_of, words_of
 from cmsbert_fast.data.untrusted import pickles
 
@@ -59,14 +60,13 @@ class _Words:
         return None if found is None else (found.id, found.text)
 
 
-def mult_source(
-    path: Path, root: Mapping[str, Any], words: str | None = None, label: str | None = None, labels: bool = True
-) -> Source:
-    """The examples of a MulT file, with words from the table ``words``; ``labels=False``: without their labels.
+def mult_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
+    """The examples of a MulT file, with words from the table that is asked for.
 
     Raises:
         DataError: No table of words is named, or the arrays do not fit one another.
     """
+    words, labels = request.words, request.labels
     if words is None or words.lower() == "none":
         raise DataError(
             f"Name a table of words (id, start, stop, text) with --words TABLE: {path.name} is a MulT file, which "
@@ -75,7 +75,7 @@ def mult_source(
     table = Path(words)
     if not table.is_file():
         raise DataError(f"Name a table of words with --words TABLE: {words} is no file.")
-    if label is not None:
+    if request.label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
     source = _Words(table)
 

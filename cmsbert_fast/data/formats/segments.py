@@ -17,6 +17,7 @@ from cmsbert_fast.data.align import MOST_PAIRS, common_subsequence
 from cmsbert_fast.data.example import MODALITIES, DataError, Example, ReadReport
 from cmsbert_fast.data.folds import COLUMN, NO_FOLD, Rotation, choose, read_folds
 from cmsbert_fast.data.formats import iemocap
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Budget, Source, no_frames, split_name, video_of, words_of
 from cmsbert_fast.data.streams.csd import FLOOR, RATIO, ROW
 from cmsbert_fast.data.streams.cutting import Assignment, Cutter, words_within
@@ -214,23 +215,14 @@ def word_times(
     return result, int(missing.sum())
 
 
-def segment_source(
-    table: Path,
-    *,
-    visual: str | Sequence[str] = (),
-    acoustic: str | Sequence[str] = (),
-    words: str | None = None,
-    label: str | None = None,
-    folds: str | Path | None = None,
-    fold: int | None = None,
-    labels: bool = True,
-) -> Source:
-    """A table of segments with the streams beside it; ``labels=False``: all of them, without labels.
+def segment_source(table: Path, request: DataRequest) -> Source:
+    """A table of segments with the streams beside it.
 
     Raises:
         DataError: A column is missing, or which stream serves what cannot be told.
     """
-    segments = read_segments(table, label, labels)
+    labels = request.labels
+    segments = read_segments(table, request.label, labels)
     notes: list[str] = []
     dropped: dict[str, int] = {}
     classes: tuple[str, ...] | None = None
@@ -245,11 +237,11 @@ def segment_source(
         rotations = _column_of_folds(segments)
         if labels:
             classes = class_names([s.label for s in segments], table.name)
-    assign = _splitter(table, rotations, folds, fold)
-    if folds is not None and choose(rotations, folds) is None:
+    assign = _splitter(table, rotations, request.folds, request.fold)
+    if request.folds is not None and choose(rotations, request.folds) is None:
         rotations = {}  # of what a file names, which may be less than all
     # The table holds labels and text: label streams are not needed, and words only where they are named.
-    assignment = Assignment(table.parent, visual, acoustic, words or "none", "none")
+    assignment = Assignment(table.parent, request.visual, request.acoustic, request.words or "none", "none")
     assignment.describe(notes)
     index = {name: k for k, name in enumerate(classes)} if classes else {}
     groups: dict[str, list[Segment]] = {}
@@ -345,7 +337,7 @@ def _column_of_folds(segments: Sequence[Segment]) -> dict[str, Rotation]:
 
 
 def _splitter(
-    table: Path, rotations: Mapping[str, Rotation], folds: str | Path | None, fold: int | None
+    table: Path, rotations: Mapping[str, Rotation], folds: str | None, fold: int | None
 ) -> Callable[[Segment], str | None]:
     """How a table's segments are split: by a file of folds, by folds of its own, or by its own splits."""
     if folds is None and fold is None:

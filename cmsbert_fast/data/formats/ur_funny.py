@@ -9,6 +9,7 @@ from typing import Any
 
 from cmsbert_fast.data.example import DataError, Example, ReadReport
 from cmsbert_fast.data.formats.mag import one, score_of
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source, split_name, splits_of
 from cmsbert_fast.data.untrusted import pickles
 
@@ -28,9 +29,10 @@ def recognise(root: Any) -> bool:
     )
 
 
-def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
-    """The punchlines of an UR-FUNNY file; ``labels=False``: without their labels."""
-    if label is not None:
+def ur_funny_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
+    """The punchlines of an UR-FUNNY file."""
+    labels = request.labels
+    if request.label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:

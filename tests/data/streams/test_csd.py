@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, convert, open_source, read_corpus
-from cmsbert_fast.data.formats import csd_folder as csdset
+from cmsbert_fast.data.formats import csd_folder
 from cmsbert_fast.data.streams import csd
 from cmsbert_fast.data.streams.csd import CsdStream, verify
 from cmsbert_fast.data.streams.cutting import kind_of
@@ -217,7 +217,7 @@ def test_aligned_words_with_frames_of_whole_videos(files: Any, converted: bool, 
 def test_small_files_of_many_segments_are_no_bombs(
     files: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csdset, "FLOOR", 1 << 20)
+    monkeypatch.setattr(csd_folder, "FLOOR", 1 << 20)
     words, labels, width = {
         "square": (2000, 2000, 1),
         "labels": (1, 200_000, 1),
