@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers import PreTrainedConfig
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, printable
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import Classifier, load_trained
@@ -120,7 +120,7 @@ def predict_corpus(
     return predictions, classes
 
 
-def _check_width(config: CMSBertConfig, processor: CMSBertProcessor, corpus: Corpus) -> None:
+def _check_width(config: PreTrainedConfig, processor: CMSBertProcessor, corpus: Corpus) -> None:
     for modality in ("visual", "acoustic"):
         trained, given = getattr(config, f"{modality}_size"), getattr(corpus, f"{modality}_size")
         if trained and given and trained != given:

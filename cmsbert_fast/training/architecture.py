@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
@@ -39,7 +40,7 @@ _SIZES = (
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
-def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
+def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig:
     """The configuration of the model to train; nothing but the checkpoint's ``config.json`` is read.
 
     Raises:
@@ -63,7 +64,7 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
     fields = {**saved, **fields, **settings.architecture, **copy.deepcopy(dict(variant.config))}
     _check_architecture(fields)
     try:
-        config = variant.model_class.config_class(**fields)
+        config = _config_class(settings)(**fields)
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"The architecture is not possible: {reason}") from None
@@ -73,6 +74,12 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> CMSBertConfig:
             "ask for no more than that."
         )
     return config
+
+
+def _config_class(settings: TrainingSettings) -> type[PreTrainedConfig]:
+    found = VARIANTS[settings.variant].model_class.config_class
+    assert found is not None
+    return found
 
 
 def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
@@ -158,8 +165,8 @@ def _check_architecture(fields: dict[str, Any]) -> None:
 
 
 def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[str, Any], corpus: Corpus) -> None:
-    model_class, kind = VARIANTS[settings.variant].model_class, saved.get("model_type")
-    if kind not in ("bert", model_class.config_class.model_type):
+    kind = saved.get("model_type")
+    if kind not in ("bert", _config_class(settings).model_type):
         raise UsageError(f"{settings.model} is a checkpoint of architecture {kind!r}; give one of BERT or CMSBERT.")
     for modality in MODALITIES:
         trained, given = saved.get(f"{modality}_size") or 0, fields[f"{modality}_size"]
@@ -170,7 +177,7 @@ def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[s
             )
     trained_labels = len(saved.get("id2label") or {}) or saved.get("num_labels", 2)
     has_head = any(name.endswith("ForSequenceClassification") for name in saved.get("architectures") or ())
-    if kind == "bert" and not model_class.takes_bert_head:
+    if kind == "bert" and not VARIANTS[settings.variant].model_class.takes_bert_head:
         has_head = False
     if has_head and trained_labels != fields["num_labels"]:
         raise UsageError(

@@ -2,34 +2,29 @@
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
-from cmsbert_fast.ops.attention import cpu as attention_cpu
-from cmsbert_fast.ops.attention.api import choose_backend
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16, requested_backend
+from cmsbert_fast.ops import dispatch
+from cmsbert_fast.ops.capability import has_fast_bfloat16
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
 
-def chosen_backend(settings: TrainingSettings, device: torch.device, config: CMSBertConfig | None = None) -> str:
+def chosen_backend(settings: TrainingSettings, device: torch.device, config: PreTrainedConfig | None = None) -> str:
     """The backend of CMS attention in a run; without the model's configuration, that of heads as wide as BERT's.
 
     Raises:
         UsageError: The one asked for cannot run here.
     """
     try:
-        return choose_backend(_query(settings, device, config), settings.backend)
+        return dispatch.choose_backend("attention", _query(settings, device, config), settings.backend)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
 def backend_report(settings: TrainingSettings, device: torch.device) -> str:
-    """One line: which backend computes CMS attention, and why no compiled one where "auto" found none on a CPU."""
-    name = chosen_backend(settings, device)
-    reason = None
-    if name == "torch" and requested_backend(settings.backend) == "auto" and device.type == "cpu":
-        reason = attention_cpu.why_not(_query(settings, device))
-    return f"CMS attention: {name}" + (f" (not cpu: {reason})" if reason else "")
+    """One line: which backend computes CMS attention, and why no compiled one where "auto" found none."""
+    return f"CMS attention: {dispatch.report('attention', _query(settings, device), settings.backend)}"
 
 
 def precision_warning(settings: TrainingSettings, device: torch.device) -> str | None:
@@ -42,7 +37,7 @@ def precision_warning(settings: TrainingSettings, device: torch.device) -> str |
     )
 
 
-def _query(settings: TrainingSettings, device: torch.device, config: CMSBertConfig | None = None) -> Tensor:
+def _query(settings: TrainingSettings, device: torch.device, config: PreTrainedConfig | None = None) -> Tensor:
     head_size = 64 if config is None else config.hidden_size // config.num_attention_heads
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     return torch.empty(0, 1, head_size, dtype=dtype, device=device)

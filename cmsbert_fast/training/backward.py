@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -97,4 +97,6 @@ def _backward_together(
         return total_loss(terms), {name: term.value for name, term in terms.items()}
 
     result = gradcache_backward(forward, micro_batches, loss, no_sync=gradients.no_sync)
-    return StepLosses(result.loss[1], {name: term.weight for name, term in terms.items()}, result.outputs)
+    return StepLosses(
+        result.loss[1], {name: term.weight for name, term in terms.items()}, cast(dict[str, Tensor], result.outputs)
+    )

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from cmsbert_fast.data.example import Example
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
+from cmsbert_fast.data.example import MODALITIES, Example
 from cmsbert_fast.models.processing import CMSBertProcessor, Encoded
 
 HOST_INPUTS = ("cu_seq_lens_visual", "cu_seq_lens_acoustic")  # the LSTMs lay out their time steps on the CPU
@@ -30,7 +30,7 @@ class Batches:
     """
 
     def __init__(
-        self, examples: Sequence[Example], processor: CMSBertProcessor, config: CMSBertConfig, device: torch.device
+        self, examples: Sequence[Example], processor: CMSBertProcessor, config: PreTrainedConfig, device: torch.device
     ):
         self._examples = examples
         self._processor = processor
@@ -76,11 +76,11 @@ class Batches:
         return value if name in HOST_INPUTS else value.to(self._device, non_blocking=True)
 
 
-def fitting(example: Example, config: CMSBertConfig) -> Example:
+def fitting(example: Example, config: PreTrainedConfig) -> Example:
     """The example with the model's modalities: others are left out, and one that the source lacks has no frames."""
     frames = {}
-    for modality, size in (("visual", config.visual_size or 0), ("acoustic", config.acoustic_size or 0)):
-        own = getattr(example, modality)
+    for modality in MODALITIES:
+        own, size = getattr(example, modality), getattr(config, f"{modality}_size") or 0
         frames[modality] = own if own.shape[1] and size else np.zeros((0, size), np.float32)
     return dataclasses.replace(example, visual=frames["visual"], acoustic=frames["acoustic"])
 

@@ -5,12 +5,11 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.models.registry import VARIANTS, class_of_architecture
 from cmsbert_fast.training.architecture import build_config, saved_config
@@ -49,7 +48,7 @@ def build(
     return model, processor
 
 
-def load(settings: TrainingSettings, config: CMSBertConfig) -> Loaded:
+def load(settings: TrainingSettings, config: PreTrainedConfig) -> Loaded:
     """The model of :func:`build_config`'s configuration, from its checkpoint or newly initialised, and its tokenizer.
 
     Raises:
@@ -110,7 +109,7 @@ def _load_tokenizer(name: str) -> Any:
         raise UsageError(f"{name} holds no tokenizer ({type(error).__name__}); put its vocabulary beside it.") from None
 
 
-def _load_weights(model_class: type[Classifier], name: str, config: CMSBertConfig) -> Classifier:
+def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Classifier:
     try:
         model, report = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
     except KeyError as error:  # hidden_act

@@ -39,16 +39,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message[0].upper()}{message[1:]}; see --help.")
 
 
-def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
-    """Reads the command line of ``train.py``.
-
-    Values come from the command line, else from the YAML file of ``--config``, else from ``embedded_config`` where the
-    embedded corpus is trained on, else from :class:`TrainingSettings`; so too each field of ``architecture``, but for
-    that of ``embedded_config`` where a checkpoint brings its own.
-
-    Raises:
-        UsageError: An unknown name, a value of the wrong type or outside its range, a file that cannot be read.
-    """
+def _parser() -> Parser:
     parser = Parser(
         prog="train.py",
         description="Trains CMSBERT-CLR and its relatives. Without arguments: text-only BERT against CMSBERT-CLR on "
@@ -68,18 +59,28 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
             flags.append("--seeds")
         if f.name == "variant":
             text += f": {', '.join(VARIANTS)}"
+        several = f.name in RUN_AXES or f.name == "architecture" or hints[f.name] == tuple[str, ...]
         if f.name in RUN_AXES:
-            parser.add_argument(
-                *flags, dest=f.name, nargs="+", metavar="VALUE", help=f"{text}; several: a run for each"
-            )
-        elif f.name == "architecture":
-            parser.add_argument(*flags, nargs="+", metavar="FIELD=VALUE", help=text)
-        elif hints[f.name] == tuple[str, ...]:
-            parser.add_argument(*flags, nargs="+", metavar="NAME", help=text)
-        else:
-            default = "none" if f.default is None else f.default
-            parser.add_argument(*flags, metavar="VALUE", help=f"{text} (default: {default})")
-    given = vars(parser.parse_args(arguments))
+            text += "; several: a run for each"
+        elif not several:
+            text += f" (default: {'none' if f.default is None else f.default})"
+        parser.add_argument(
+            *flags, dest=f.name, nargs="+" if several else None, metavar=f.metadata["metavar"], help=text
+        )
+    return parser
+
+
+def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
+    """Reads the command line of ``train.py``.
+
+    Values come from the command line, else from the YAML file of ``--config``, else from ``embedded_config`` where the
+    embedded corpus is trained on, else from :class:`TrainingSettings`; so too each field of ``architecture``, but for
+    that of ``embedded_config`` where a checkpoint brings its own.
+
+    Raises:
+        UsageError: An unknown name, a value of the wrong type or outside its range, a file that cannot be read.
+    """
+    given = vars(_parser().parse_args(arguments))
     config, output, resume = given.pop("config", None), given.pop("output", None), given.pop("resume", False)
     if "architecture" in given:
         given["architecture"] = assignments("architecture", given["architecture"])

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, outlines
 from cmsbert_fast.training import checkpoint, distributed, folders, resume
-from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.architecture import build_config
+from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.build import Loaded, load
 from cmsbert_fast.training.command import Command
 from cmsbert_fast.training.distributed import Ranks
@@ -86,7 +86,7 @@ def _check_runs(
     checked = set()
     for settings in runs:
         if settings.fold not in data:
-            corpus = read(settings)
+            corpus = read_corpus(settings.request())
             say(corpus.report)
             check_data(corpus)
             data[settings.fold] = Data(corpus, resume.fingerprint(corpus))
@@ -97,23 +97,6 @@ def _check_runs(
             checked.add((settings.variant, settings.fold))
             del found
     return data, loaded
-
-
-def read(settings: TrainingSettings) -> Corpus:
-    """The data that settings name.
-
-    Raises:
-        DataError: It cannot be used as it is.
-    """
-    return read_corpus(
-        settings.data,
-        visual=settings.visual,
-        acoustic=settings.acoustic,
-        words=settings.words,
-        label=settings.label,
-        folds=settings.folds,
-        fold=settings.fold,
-    )
 
 
 def check_data(corpus: Corpus) -> None:

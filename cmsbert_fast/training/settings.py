@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cmsbert_fast.data.request import DataOptions, option
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.ops.dispatch import requested_backend
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.values import converted
-
 
 # What --architecture may change; the other fields of BertConfig follow from the data, the tokenizer or the variant.
 ARCHITECTURE = (
@@ -32,26 +32,17 @@ ARCHITECTURE = (
 
 
 def _setting(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
+    return option(default, help, "VALUE")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
+class TrainingSettings(DataOptions):
     """Settings of one run; the defaults are the paper's (section IV.C). ``metadata["help"]`` of each field explains it.
 
     Raises:
         UsageError: A value lies outside its range.
     """
 
-    data: str = _setting("embedded", "what to train on: a file or folder in a known format, or 'embedded'")
-    visual: tuple[str, ...] = _setting(
-        (), "visual streams of the data; none given: recognised by name; 'none': left out"
-    )
-    acoustic: tuple[str, ...] = _setting((), "acoustic streams of the data; likewise")
-    words: str | None = _setting(None, "stream of words with times; with it frames are averaged per word")
-    label: str | None = _setting(None, "column or stream of the labels, where there are several")
-    folds: str | None = _setting(None, "JSON file of ids by split, instead of the data's own splits")
-    fold: int | None = _setting(None, "which fold, counted from 1, where the file holds several")
     model: str | None = _setting(
         None, "a BERT or CMSBERT checkpoint (folder or Hugging Face name); none: a small model from scratch"
     )
@@ -81,7 +72,11 @@ class TrainingSettings:
         True, "true or false: whether frames are standardised per feature; false for data that are normalised already"
     )
     architecture: dict[str, Any] = dataclasses.field(
-        default_factory=dict, metadata={"help": "fields of BertConfig to change, such as hidden_dropout_prob=0.2"}
+        default_factory=dict,
+        metadata={
+            "help": "fields of BertConfig to change, such as hidden_dropout_prob=0.2",
+            "metavar": "FIELD=VALUE",
+        },
     )
 
     device: str = _setting("auto", "auto, cpu or cuda")
@@ -120,11 +115,6 @@ class TrainingSettings:
         for name in ("warmup", "momentum"):
             self._check(name, lambda v: 0 <= v <= 1, "between 0 and 1")
         self._check("smoothing", lambda v: 0 < v <= 1, "greater than 0 and at most 1")
-
-    @property
-    def embedded(self) -> bool:
-        """Whether the data are the embedded corpus; a folder of that name is given as ``./embedded``."""
-        return self.data == "embedded"
 
     def _check(self, name: str, valid: Callable[[Any], bool], rule: str) -> None:
         value = getattr(self, name)

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cmsbert_fast.kernels.cpu import library as cpu_library
 from transformers import AutoConfig, AutoProcessor, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, reference
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus, Example, ReadReport
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16
+from cmsbert_fast.ops.capability import has_fast_bfloat16
 from cmsbert_fast.training import build as models
 from cmsbert_fast.training import checkpoint
 from cmsbert_fast.training import evaluate as evaluation
@@ -445,7 +446,7 @@ def test_which_backend_ran(train, short, tmp_path, monkeypatch, capsys):
         ("reference", None, "CMS attention: reference"),
         ("auto", "there is no C++ compiler", "CMS attention: torch (not cpu: there is no C++ compiler)"),
     ):
-        monkeypatch.setattr(loop.attention_cpu.cpu_library, "why_not", lambda missing=missing: missing)
+        monkeypatch.setattr(cpu_library, "why_not", lambda missing=missing: missing)
         out = tmp_path / given
         arguments = [*short, "--variant", "cmsbert", "--epochs", 1, "--device", "cpu", "--backend", given]
         assert loop.main([*map(str, arguments), "--seeds", "0", "1", "--output", str(out)], "none") == 0

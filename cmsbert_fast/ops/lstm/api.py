@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.lstm import cpu as lstm_cpu
 from cmsbert_fast.packing import Packing
 
@@ -47,7 +48,8 @@ class PackedLSTM(nn.Module):
         frames = frames.to(self.weight_ih_l0.dtype)
         cu_seqlens = packing.cu_seqlens if host_cu_seqlens is None else host_cu_seqlens
         weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
-        products = lstm_cpu.product_dtype(frames, backend)
+        compiled = choose_backend("lstm", frames, backend) == "cpu"
+        products = lstm_cpu.product_dtype() if compiled else None
         with torch.autocast(frames.device.type, enabled=False):
             if frames.is_cuda and not torch.compiler.is_compiling():
                 return _cudnn_lstm(frames, cu_seqlens, *weights)

@@ -15,6 +15,7 @@ from cmsbert_fast import (
     reference,
 )
 from cmsbert_fast.ops.attention import triton as attention_triton
+from cmsbert_fast.ops.capability import INTERPRETED
 
 SMALL = dict(
     vocab_size=50,
@@ -265,12 +266,10 @@ def test_padding_packing_and_its_content_change_nothing(batch):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-11, msg=name)
 
 
-@pytest.mark.skipif(
-    not (attention_triton.INTERPRETED or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1"
-)
+@pytest.mark.skipif(not (INTERPRETED or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1")
 @pytest.mark.parametrize("form", ["padded", "full", "packed", "no visual"])
 def test_the_kernels_give_the_references_loss_and_gradients(batch, form, monkeypatch):
-    device = "cpu" if attention_triton.INTERPRETED else "cuda"
+    device = "cpu" if INTERPRETED else "cuda"
     torch.manual_seed(0)
     model = lively(CMSBertCLRForSequenceClassification(config(num_hidden_layers=2))).float().to(device)
     inputs = {
