@@ -11,8 +11,9 @@ import torch
 import transformers
 
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import Corpus, DataError, printable
+from cmsbert_fast.data.example import Corpus, DataError
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
+from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.training.build import Classifier, load_trained

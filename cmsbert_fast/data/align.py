@@ -139,3 +139,30 @@ def common_subsequence(one: Sequence[str], other: Sequence[str]) -> tuple[np.nda
         if first[i] == second[j]:
             pairs[k] = i, j
     return pairs[:, 0], pairs[:, 1]
+
+
+def word_times(
+    words: Sequence[str], heard: Sequence[str], times: np.ndarray, span: tuple[float, float]
+) -> tuple[np.ndarray, int]:
+    """Intervals (n, 2) of the words of a transcript, from the words heard in its segment; and how many had no partner.
+
+    As many words as can be are paired in order. Those without a partner share the time between their neighbours evenly.
+    """
+    result = np.full((len(words), 2), np.nan)
+    written, spoken = common_subsequence([w.lower() for w in words], [w.lower() for w in heard])
+    result[written] = times[spoken]
+    missing = np.isnan(result[:, 0])
+    k = 0
+    while k < len(words):
+        if not missing[k]:
+            k += 1
+            continue
+        end = k
+        while end < len(words) and missing[end]:
+            end += 1
+        left = result[k - 1, 1] if k else span[0]
+        right = max(left, result[end, 0] if end < len(words) else span[1])
+        marks = np.linspace(left, right, end - k + 1)
+        result[k:end] = np.stack([marks[:-1], marks[1:]], axis=1)
+        k = end
+    return result, int(missing.sum())

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from cmsbert_fast.data.example import Corpus, Example, ReadReport
+from cmsbert_fast.data.example import Corpus, Example
+from cmsbert_fast.data.report import ReadReport
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer

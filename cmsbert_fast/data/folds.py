@@ -1,6 +1,7 @@
-"""Standard folds: which videos (or utterances) belong to which split."""
+"""Splits and standard folds: which videos (or utterances) belong to which split."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,34 @@ from typing import Any
 
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.request import DataRequest
-from cmsbert_fast.data.source import split_name
+from cmsbert_fast.data.text import whole
 
+ALL = "all"  # the split of sources that have none: enough for prediction
 NO_FOLD = "the folds name neither it nor its video"
 COLUMN = "fold"  # the rotation of a table's own column
+NAMED = ("speaker", "random")  # the rotations of IEMOCAP, the default first; --folds takes these names too
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+}
+_NUMBERED = re.compile(r"(.+?)(?:\$_\$|_|\[|-)\d+\]?", re.DOTALL)
+
+
+def split_name(name: str) -> str:
+    """The project's name of a split ("dev" is "valid"); other names stay as they are."""
+    return _SPLIT_NAMES.get(name.strip().lower(), whole(name.strip()))
+
+
+def video_of(segment: str) -> str:
+    """The video of a segment id: ``video_3``, ``video[3]``, ``video$_$3`` and ``video-3`` are segments of ``video``."""
+    match = _NUMBERED.fullmatch(segment)
+    return match.group(1) if match else segment
 
 
 class Folds:
@@ -108,8 +133,8 @@ def split_by_part(valid: Sequence[int], fold: int | None) -> Callable[[int | Non
     return lambda part: None if part is None else splits.get(part, "train")
 
 
-def choose(rotations: Mapping[str, Any], folds: str | Path | None) -> str | None:
+def choose(rotations: Mapping[str, Any], folds: str | None) -> str | None:
     """Which of a source's own rotations is meant: the first, or one by name; None where it is none of them."""
     if folds is None:
         return next(iter(rotations), None)
-    return str(folds) if str(folds) in rotations and str(folds) != COLUMN else None
+    return folds if folds in rotations and folds != COLUMN else None

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from cmsbert_fast.data.example import MODALITIES, Example
+from cmsbert_fast.data.statistics import Moments
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.packing import cumulative
 
@@ -76,23 +77,11 @@ class CMSBertProcessor(ProcessorMixin):
         Returns:
             The processor itself.
         """
-        totals: dict[str, list] = {name: [0, 0.0, 0.0] for name in MODALITIES}
+        moments = {name: Moments() for name in MODALITIES}
         for example in examples:
             for name in MODALITIES:
-                frames = getattr(example, name).astype(np.float64)
-                if frames.shape[1]:
-                    count, mean, squares = totals[name]  # squares: sum of squared deviations from the mean
-                    if not len(frames):
-                        continue
-                    # Chan et al. (1979): merging two samples' moments loses no digits, unlike sum(x^2) - mean^2.
-                    merged = count + len(frames)
-                    delta = frames.mean(axis=0) - mean
-                    squares = squares + ((frames - frames.mean(axis=0)) ** 2).sum(axis=0)
-                    squares = squares + delta**2 * count * len(frames) / merged
-                    totals[name] = [merged, mean + delta * len(frames) / merged, squares]
-        statistics = {
-            name: (mean, np.sqrt(squares / count)) for name, (count, mean, squares) in totals.items() if count
-        }
+                moments[name].see(getattr(example, name))
+        statistics = {name: (found.mean, found.std) for name, found in moments.items() if found.count}
         return self.set_statistics(statistics)
 
     def set_statistics(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "CMSBertProcessor":

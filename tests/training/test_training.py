@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoProcessor, BertConfig, BertForSequenceC
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, reference
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import Corpus, Example, ReadReport
+from cmsbert_fast.data.example import Corpus, Example
+from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.ops.dispatch import has_fast_bfloat16
 from cmsbert_fast.training import build as models
 from cmsbert_fast.training import checkpoint

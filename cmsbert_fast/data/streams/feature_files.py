@@ -5,77 +5,19 @@ then has a column ``timestamp`` (seconds, or ``start`` and ``stop``); to an npy,
 frame rate gives times, ``NAME@HZ``.
 """
 
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cmsbert_fast.data.align import Track
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.tables import START, STOP, number_of, read_table
 
 SUFFIXES = (".npy", ".csv", ".tsv")
-START = ("start", "start_time", "begin")
-STOP = ("stop", "end", "end_time", "stop_time")
 _POINT = ("timestamp", "frametime", "time")
 _BOOKKEEPING = ("frame", "face_id", "name", "confidence", "success", "id")  # OpenFace's and openSMILE's own columns
-
-
-def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
-    """Header (lower case, stripped) and rows of a csv or tsv file; the delimiter is the header's most frequent one.
-
-    Raises:
-        DataError: The file is empty or not text, or a quotation mark is not closed.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Save {path.name} as a UTF-8 text table: it cannot be read ({error}).") from error
-    if not head.strip():
-        raise DataError(f"Give {path.name} a header line: it is empty.")
-    delimiter = "\t" if path.suffix == ".tsv" else max(",;\t", key=head.count)
-    # A quotation mark in a tab-separated transcript is text, unless the header itself is quoted.
-    plain = delimiter == "\t" and '"' not in head
-
-    def parse(lines: Iterable[str]) -> Any:
-        # Strict: a cell whose quotation mark nobody closes would hold the rest of the file.
-        return csv.reader(
-            lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
-        )
-
-    try:
-        header = next(parse([head]))
-    except csv.Error as error:
-        raise DataError(f"Repair the header of {path.name}: it cannot be read ({error}).") from error
-
-    def rows() -> Iterator[list[str]]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = parse(file)
-            try:
-                next(reader)
-                for row in reader:
-                    if row:
-                        yield row
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise DataError(
-                    f"Repair {path.name}: it cannot be read beyond line {reader.line_num} ({error})."
-                ) from error
-
-    return [name.strip().lower() for name in header], rows()
-
-
-def number_of(cell: str) -> float:
-    """A cell as a number.
-
-    Raises:
-        ValueError: It is none. ``1_0``, an id more likely than ten, is none.
-    """
-    if "_" in cell:
-        raise ValueError(f"could not convert string to float: {cell!r}")
-    return float(cell)
 
 
 def _load_npy(path: Path) -> np.ndarray:
