@@ -7,9 +7,10 @@ from typing import Any
 from cmsbert_fast.data.example import Corpus, DataError, no_frames
 from cmsbert_fast.data.folds import folds_of
 from cmsbert_fast.data.formats import converted, mag, misa, mmsa, mult, ur_funny
+from cmsbert_fast.data.mapped import Resident
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.segment_table import find_table, read_segments
-from cmsbert_fast.data.source import Resident, Source, collect
+from cmsbert_fast.data.source import Source, collect
 from cmsbert_fast.data.untrusted import pickles
 from cmsbert_fast.data.untrusted.limits import Budget, limit_of
 from cmsbert_fast.data.wrappers import blaming, guarded, unlabelled, with_folds, without

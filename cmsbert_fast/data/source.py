@@ -1,6 +1,5 @@
 """What every reader makes: a description of a source and one streaming pass over its examples."""
 
-import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,27 +77,6 @@ def ordered(counts: dict[str, int]) -> dict[str, int]:
     """Splits in the order in which they are used."""
     order = [s for s in SPLITS if s in counts] + [s for s in counts if s not in SPLITS]
     return {split: counts[split] for split in order}
-
-
-class Resident:
-    """Keeps the part of a memory map that counts as this process's memory small.
-
-    Pages that were read stay with the process until others need them; letting them go costs nothing while they are in
-    the system's cache.
-    """
-
-    LIMIT = 64 << 20
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._read = 0
-
-    def see(self, size: int) -> None:
-        """Count bytes that were read through the map."""
-        self._read += size
-        if self._read > self.LIMIT and hasattr(mmap, "MADV_DONTNEED"):
-            self._data.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
 
 
 def collect(source: Source) -> Corpus:

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from cmsbert_fast.data.example import MODALITIES, DataError, Example, no_frames
 from cmsbert_fast.data.folds import NO_FOLD, Folds, video_of
+from cmsbert_fast.data.mapped import Resident
 from cmsbert_fast.data.report import ReadReport
-from cmsbert_fast.data.source import Resident, Source
+from cmsbert_fast.data.source import Source
 
 
 @contextmanager

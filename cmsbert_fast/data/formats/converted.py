@@ -16,20 +16,20 @@ is a slice of a memory map, without a decoder (Arrow and HDF5 bring one) and wit
 
 import json
 import math
-import mmap
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, Outline
 from cmsbert_fast.data.folds import NAMED, NO_FOLD, choose, read_folds, split_by_part, video_of
+from cmsbert_fast.data.mapped import MappedFrames
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
-from cmsbert_fast.data.source import Resident, ordered
+from cmsbert_fast.data.source import ordered
 from cmsbert_fast.data.text import whole
 
 VERSION = 2
@@ -45,7 +45,7 @@ def is_converted(path: Path) -> bool:
 class Mapped(Sequence[Example]):
     """The examples of a split; frames are read from the memory map when an example is asked for."""
 
-    def __init__(self, lines: list["_Line"], frames: dict[str, "_Frames"]) -> None:
+    def __init__(self, lines: list["_Line"], frames: dict[str, "MappedFrames"]) -> None:
         self._lines = lines
         self._frames = frames
 
@@ -178,39 +178,6 @@ def _statistics(entry: Any, widths: dict[str, int]) -> dict[str, tuple[np.ndarra
     return found
 
 
-class _Frames:
-    """The frames of a modality, a read-only map of its file; none where it has no file."""
-
-    def __init__(self, path: Path | None = None, width: int = 0, count: int = 0) -> None:
-        self._all = np.zeros((0, width), dtype=np.float32)
-        self._resident: Resident | None = None
-        if path is None:
-            return
-        with safe_open(path, framework="np") as tensors:
-            if list(tensors.keys()) != ["frames"]:
-                raise ValueError(f"{path.name} does not hold frames alone")
-            part = tensors.get_slice("frames")
-            shape, kind = tuple(part.get_shape()), part.get_dtype()
-        if shape != (count, width) or kind != "F32":
-            raise ValueError(f"{path.name} holds {shape} of {kind}, expected {(count, width)} of F32")
-        if count:
-            with path.open("rb") as file:
-                begin = 8 + int.from_bytes(file.read(8), "little")
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._resident = Resident(data)
-            self._all = np.frombuffer(data, dtype="<f4", count=count * width, offset=begin).reshape(count, width)
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def rows(self, begin: int, count: int) -> np.ndarray:
-        """Frames ``begin`` to ``begin + count``, read from disk when they are used."""
-        found = self._all[begin : begin + count]
-        if self._resident is not None:
-            self._resident.see(found.nbytes)
-        return found
-
-
 def open_converted(request: DataRequest) -> Corpus:
     """A converted corpus; frames stay on disk until they are asked for.
 
@@ -235,7 +202,7 @@ def open_converted(request: DataRequest) -> Corpus:
     if split_of is not None:
         splits = _resplit(path, stored.lines, split_of, report)
     for modality in without:
-        stored.widths[modality], stored.frames[modality] = 0, _Frames()
+        stored.widths[modality], stored.frames[modality] = 0, MappedFrames()
         for counts in (report.widths, report.frames, report.non_finite):
             counts.pop(modality, None)
         report.tallies = {what: n for what, n in report.tallies.items() if f" {modality} frame" not in what}
@@ -270,9 +237,9 @@ class _Stored:
         self.report = _report(manifest["report"])
         self.widths = {modality: int(self.report.widths.get(modality, 0)) for modality in MODALITIES}
         self.frames = {
-            modality: _Frames(path / f"{modality}.safetensors", width, self.report.frames.get(modality, 0))
+            modality: MappedFrames(path / f"{modality}.safetensors", width, self.report.frames.get(modality, 0))
             if width
-            else _Frames()
+            else MappedFrames()
             for modality, width in self.widths.items()
         }
         self.report.counts = {split: count for split, count in self.report.counts.items() if count}
