@@ -10,7 +10,7 @@ from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.text import printable
 
 SPLITS = ("train", "valid", "test")
-MODALITIES = ("visual", "acoustic")  # those that come as frames
+MODALITIES = ("visual", "acoustic")  # the modalities that come as frames
 
 
 class DataError(Exception):
@@ -42,7 +42,7 @@ class Example:
 
 
 class Outline(NamedTuple):
-    """An example without its frames: ``visual`` and ``acoustic`` are their numbers."""
+    """An example without its frames; ``visual`` and ``acoustic`` are numbers of frames."""
 
     id: str
     words: tuple[str, ...]
@@ -53,7 +53,7 @@ class Outline(NamedTuple):
 
 
 def outlines(examples: Sequence[Example]) -> Iterable[Outline]:
-    """The outlines of a split, without looking at its frames where the split knows how many there are."""
+    """The outlines of a split; converted data know them without reading frames."""
     known = getattr(examples, "outlines", None)
     if known is not None:
         return known()
@@ -82,12 +82,12 @@ class Corpus:
 
     Attributes:
         name: A short name, for logs and results.
-        splits: Examples by split; "train", "valid" and "test" where training is meant.
+        splits: Examples by split; training needs "train", "valid" and "test".
         visual_size: d_v, 0 where the source has no visual modality.
         acoustic_size: d_a, 0 where the source has no acoustic modality.
         classes: Names of the classes; None for regression.
-        standardise: Whether frames should be standardised per feature with training-set statistics (False where
-            the source is normalised already).
+        standardise: Whether to standardise frames per feature with the statistics of the training split; False where
+            the source is already normalised.
         report: What the reader found.
         statistics: Mean and standard deviation of each feature over the frames of the training split, by modality,
             where they are known without reading the frames (converted data); else None.

@@ -1,4 +1,4 @@
-"""What several formats say of labels: the columns of MOSEI, and classes by name."""
+"""Labels: the columns of MOSEI, and classes by name."""
 
 from collections.abc import Sequence
 

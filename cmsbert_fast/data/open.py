@@ -1,4 +1,4 @@
-"""Opens a source: recognises its format from its content."""
+"""Opening data: the format is recognised from the content."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +48,7 @@ def open_source(source: str | Path | DataRequest, **options: Any) -> Source:
     except OSError as error:
         raise DataError(f"Make {path} readable: {error}.") from error
     if request.folds is not None and Path(request.folds).is_file():
-        # An input like the others: what is begun with one file of folds must not continue with another.
+        # A conversion that was begun with one file of folds must not continue with another.
         found.files = [*found.files, Path(request.folds)]
     found.request = request
     return found
@@ -130,9 +130,9 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
     """Read a corpus; its format is recognised from its content.
 
     Args:
-        source: "embedded" for the embedded corpus, or the path of a file or folder; or a whole request.
+        source: "embedded" for the embedded corpus, the path of a file or folder, or a whole request.
 
-    Options:
+    Keyword arguments (the fields of `DataRequest`):
         visual, acoustic: Names of the streams of each modality, where the source has streams: one name, or several
             whose features are joined. Empty: recognised by name (FACET, OpenFace: visual; COVAREP, openSMILE:
             acoustic). "none": that modality is left out. ``NAME@HZ`` gives the frame rate of files without times.
@@ -144,15 +144,15 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
             "speaker" (leave one of the ten speakers out) or "random".
         fold: Which fold, counted from 1, where there are several (of IEMOCAP, of a table's column "fold"), of the
             source or of what was converted from it.
-        labels: False, for prediction: labels are None, need not be there, and no example is dropped for lack of one.
+        labels: False for prediction: labels are None, need not be there, and no example is dropped for lack of one.
 
     Returns:
-        The corpus in memory (memory-mapped where the source was converted). ``corpus.report`` says what was found and
-        what was left out or altered; print it. Splits are "train", "valid", "test" as the source or the folds say;
+        The corpus in memory (memory-mapped where the source was converted). Print ``corpus.report``: it says what was
+        found, dropped and altered. Splits are "train", "valid", "test" as the source or the folds say;
         a source without splits has the one split "all" (enough for prediction, not for training).
 
     Raises:
-        DataError: The source cannot be used as it is; the message is a sentence that says what to do.
+        DataError: The source cannot be used as it is; the message says in one sentence what to do.
     """
     request = DataRequest.of(source, **options)
     if request.embedded:
@@ -160,9 +160,7 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
     try:
         is_converted = converted.is_converted(request.path)
     except (OSError, ValueError) as error:  # a name that is too long or has a null byte, a folder that is closed
-        raise DataError(
-            f"Check the path of the data: {request.data:.200} cannot be looked at ({error!s:.300})."
-        ) from error
+        raise DataError(f"Check the path of the data: {request.data:.200} cannot be read ({error!s:.300}).") from error
     if is_converted:
         if request.words is not None or request.label is not None:
             raise DataError(f"Leave out --words and --label: they were settled when {request.data} was converted.")

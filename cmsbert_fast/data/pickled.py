@@ -1,4 +1,4 @@
-"""Examples that a pickle holds as tuples of words, arrays and a label, as MAG-BERT, MISA and UR-FUNNY do."""
+"""Examples that a pickle holds as tuples of words, arrays and a label: MAG-BERT's, MISA's and UR-FUNNY's."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,10 +42,10 @@ def unpack(item: Any, inner: tuple[int, ...], where: str) -> tuple[Any, Any, Any
         DataError: It is built differently.
     """
     if not isinstance(item, tuple | list) or len(item) != 3:
-        raise DataError(f"Repair {where}: it is no triple of features, label and segment.")
+        raise DataError(f"Repair {where}: it is not a triple of features, label and segment.")
     features, value, segment = item
     if not isinstance(features, tuple | list) or len(features) not in inner:
-        raise DataError(f"Repair {where}: its features have not {' or '.join(map(str, inner))} parts.")
+        raise DataError(f"Repair {where}: its features do not have {' or '.join(map(str, inner))} parts.")
     return features, value, segment
 
 
@@ -55,10 +55,10 @@ def score_of(value: Any, where: str, column: int | None = None) -> float | None:
     Args:
         value: The label.
         where: Its example, for errors.
-        column: Which of several it is; None: there is but one.
+        column: Which of several it is; None: there is only one.
 
     Raises:
-        DataError: It is no number, has no such column, or has several and none was chosen.
+        DataError: It is not a number, has no such column, or has several and none was chosen.
     """
     flat = content.few_of(value, _COLUMNS)
     if flat is None or flat.dtype.kind not in "fiu" or not (flat.size == 1 if column is None else column < flat.size):
@@ -72,7 +72,7 @@ def score_of(value: Any, where: str, column: int | None = None) -> float | None:
 def example_of(
     parts: Parts, label: float | int | None, labels: bool, reading: content.Reading, report: ReadReport
 ) -> Example | None:
-    """The example that parts make.
+    """An example from its parts.
 
     Args:
         parts: The arrays are frames (n, d).
@@ -87,7 +87,7 @@ def example_of(
     Raises:
         DataError: A part is of the wrong type or shape.
     """
-    if labels and label is None:  # first: what is dropped leaves nothing to charge, and must cost nothing
+    if labels and label is None:  # first: a dropped example is not charged, so it must cost nothing
         report.drop("its label is not a number")
         return None
     spoken = tuple(reading.texts_of(content.items_of(parts.words)))
@@ -97,7 +97,7 @@ def example_of(
     frames = {"visual": rows_of(parts.visual, parts.where), "acoustic": rows_of(parts.acoustic, parts.where)}
     aligned = all(len(rows) in (0, len(spoken)) for rows in frames.values())
     if not aligned:
-        report.tally("examples have not as many frames as words, and count as not aligned", 1)
+        report.tally("examples have a different number of frames than words, and count as not aligned", 1)
     cleaned = {m: frames_of(rows, m, report) if rows.size else no_frames(rows.shape[1]) for m, rows in frames.items()}
     return Example(content.text_of(parts.segment), spoken, label, aligned=aligned, **cleaned)
 
@@ -106,7 +106,7 @@ def rows_of(value: Any, where: str) -> np.ndarray:
     """Frames (n, d); one frame may come as a vector.
 
     Raises:
-        DataError: They are no such array.
+        DataError: They are not such an array.
     """
     rows = value if isinstance(value, np.ndarray) else content.array_of(value)
     if rows.ndim == 1 and rows.size:

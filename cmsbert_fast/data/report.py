@@ -1,4 +1,4 @@
-"""What a reader found, left out and altered, for the user to see."""
+"""What a reader found, dropped and altered."""
 
 from dataclasses import dataclass, field
 
@@ -7,17 +7,17 @@ from cmsbert_fast.data.text import printable
 
 @dataclass(slots=True)
 class ReadReport:
-    """What a reader found, for the user to see: nothing is skipped or altered without being counted here.
+    """What a reader found. Nothing is dropped or altered without being counted here.
 
     Attributes:
         source: Where the data came from and in which format.
         counts: Examples by split.
         widths: Features of one frame by modality, for the modalities that exist.
-        frames: Frames in all by modality.
-        tallies: Other numbers worth a sentence.
+        frames: Total frames by modality.
+        tallies: Other counts, by the words that follow the number.
         non_finite: Values that were -inf, inf or NaN and became 0, by modality.
-        dropped: Examples that were left out, by reason.
-        notes: Everything else worth knowing, a sentence each.
+        dropped: Examples that were dropped, by reason.
+        notes: Anything else the user should know, one sentence each.
     """
 
     source: str
@@ -30,16 +30,16 @@ class ReadReport:
     tallies: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, count: int = 1) -> None:
-        """Count an example that is left out."""
+        """Count an example that is dropped."""
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
     def tally(self, what: str, count: int) -> None:
-        """Add to a number that is worth a sentence."""
+        """Add to a count; 0 leaves no trace."""
         if count:
             self.tallies[what] = self.tallies.get(what, 0) + count
 
     def note(self, sentence: str) -> None:
-        """Say something once."""
+        """Add a sentence, once."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 

@@ -1,4 +1,4 @@
-"""What every reader makes: a description of a source and one streaming pass over its examples."""
+"""A source: what every reader returns, a description and one streaming pass over the examples."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,11 +15,22 @@ from cmsbert_fast.data.untrusted.limits import Budget
 
 @dataclass(slots=True)
 class Source:
-    """One recognised source, before its examples are read.
+    """A recognised source, before its examples are read.
 
-    It falls into groups (videos, or splits of a file) that are read one after the other: ``read(group, report)``
-    yields ``(split, example)`` and counts in the report what it drops or alters. Nothing of a group is held once it
-    is read, so that conversion needs little memory and can continue after any group.
+    Attributes:
+        name: A short name, for logs and results.
+        format: The name of its format.
+        path: Where it is.
+        files: Everything that is read; other content is another source.
+        groups: Its videos, or the splits of a file, which are read one after the other.
+        read: ``read(group, report)`` yields ``(split, example)`` and counts in the report what it drops or alters. It
+            keeps nothing of a group, so that conversion needs little memory and can continue after any group.
+        notes: Sentences for the report.
+        classes: Names of the classes; None for regression.
+        budget: Limits what is made of the files.
+        by_video: Whether a group is a video.
+        rotations: Its own folds by name, the default first.
+        request: What it was opened for.
     """
 
     name: str
@@ -30,23 +41,29 @@ class Source:
     read: Callable[[str, ReadReport], Iterator[tuple[str, Example]]]
     notes: list[str] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
-    budget: Budget | None = None  # of what is made of the files
-    by_video: bool = False  # whether a group is a video
-    rotations: Mapping[str, Rotation] = field(default_factory=dict)  # its own folds by name, the default first
-    request: DataRequest | None = None  # what it was opened for
+    budget: Budget | None = None
+    by_video: bool = False
+    rotations: Mapping[str, Rotation] = field(default_factory=dict)
+    request: DataRequest | None = None
 
     def new_report(self) -> ReadReport:
+        """An empty report."""
         return ReadReport(source=f"{self.path.name or self.path} ({self.format})", notes=list(self.notes))
 
 
 class Counter:
-    """Keeps the counts of a report, and the widths consistent, while examples pass."""
+    """Counts examples in a report and checks that ids are unique and widths consistent."""
 
     def __init__(self, report: ReadReport) -> None:
         self.report = report
         self.ids: set[str] = set()
 
     def see(self, split: str, example: Example) -> None:
+        """Count an example.
+
+        Raises:
+            DataError: Its id occurred before, or its frames have another width than earlier ones.
+        """
         report = self.report
         if example.id in self.ids:
             raise DataError(f"Give every example its own id: {example.id[:200]!r} occurs twice.")
@@ -65,7 +82,11 @@ class Counter:
             report.frames[modality] = report.frames.get(modality, 0) + len(frames)
 
     def finish(self) -> None:
-        """Order the splits as they are used."""
+        """Put the splits in order.
+
+        Raises:
+            DataError: There was no example.
+        """
         counts = self.report.counts
         if not counts:
             reasons = "; ".join(f"{n} dropped: {reason}" for reason, n in self.report.dropped.items())
@@ -74,7 +95,7 @@ class Counter:
 
 
 def ordered(counts: dict[str, int]) -> dict[str, int]:
-    """Splits in the order in which they are used."""
+    """Splits in order: train, valid, test, then any others."""
     order = [s for s in SPLITS if s in counts] + [s for s in counts if s not in SPLITS]
     return {split: counts[split] for split in order}
 

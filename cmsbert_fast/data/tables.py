@@ -1,4 +1,4 @@
-"""Tables as people save them: csv or tsv, with any delimiter and a header."""
+"""Tables with a header, as csv or tsv, with any delimiter."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     plain = delimiter == "\t" and '"' not in head
 
     def parse(lines: Iterable[str]) -> Any:
-        # Strict: a cell whose quotation mark nobody closes would hold the rest of the file.
+        # Strict: otherwise a quotation mark that is never closed makes the rest of the file one cell.
         return csv.reader(
             lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
         )
@@ -59,7 +59,7 @@ def number_of(cell: str) -> float:
     """A cell as a number.
 
     Raises:
-        ValueError: It is none. ``1_0``, an id more likely than ten, is none.
+        ValueError: It is not a number. ``1_0`` is not one either: it is more likely an id than ten.
     """
     if "_" in cell:
         raise ValueError(f"could not convert string to float: {cell!r}")

@@ -1,4 +1,4 @@
-"""Text from files: made whole, made safe to print, and split into words."""
+"""Text from files: repaired, made safe to print, and split into words."""
 
 import re
 
@@ -8,12 +8,12 @@ _CHINESE = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 
 
 def whole(text: str) -> str:
-    """Text in which halves of characters (lone surrogates), which no file and no tokenizer takes, are replaced."""
+    """Text with lone surrogates replaced: neither files nor tokenizers accept them."""
     return text if text.isascii() else _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def printable(text: str) -> str:
-    """Text without what a terminal obeys or cannot show; tabs and ends of lines stay."""
+    """Text without control characters and lone surrogates; tabs and line ends stay."""
     return _CONTROLS.sub("?", text)
 
 

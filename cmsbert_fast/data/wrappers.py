@@ -1,4 +1,4 @@
-"""Wrappers of sources: guarded against what files hold, without labels, with other folds, without a modality."""
+"""Wrappers of sources: guarded against untrusted content, without labels, with other folds, without a modality."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ def blaming(name: str, expected: str) -> Iterator[None]:
 
 
 def guarded(source: Source, resident: Resident | None = None) -> Source:
-    """A source whose reader raises nothing but `DataError`, and makes no more than its budget allows."""
+    """A source whose reader raises only `DataError` and stays within its budget."""
     original = source.read
 
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
@@ -34,10 +34,10 @@ def guarded(source: Source, resident: Resident | None = None) -> Source:
                 found = next(examples, None)
             if found is None:
                 return
-            if source.budget is not None:  # here, because what is yielded may be left out by folds or without frames
+            if source.budget is not None:  # here, before folds or left-out modalities drop any of it
                 source.budget.see(found[1])
             yield found
-            if resident is not None:  # stacked arrays are of float64 mostly
+            if resident is not None:  # stacked arrays are mostly float64
                 resident.see(2 * (found[1].visual.nbytes + found[1].acoustic.nbytes))
 
     return replace(source, read=read)
@@ -54,7 +54,7 @@ def unlabelled(source: Source) -> Source:
 
 
 def with_folds(source: Source, chosen: Folds | None) -> Source:
-    """A source whose own splits are replaced."""
+    """A source with other splits than its own."""
     if chosen is None:
         return source
     original = source.read

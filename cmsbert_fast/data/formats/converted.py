@@ -43,7 +43,7 @@ def is_converted(path: Path) -> bool:
 
 
 class Mapped(Sequence[Example]):
-    """The examples of a split; frames are read from the memory map when an example is asked for."""
+    """The examples of a split; frames are read from the memory map on access."""
 
     def __init__(self, lines: list["_Line"], frames: dict[str, "MappedFrames"]) -> None:
         self._lines = lines
@@ -57,7 +57,7 @@ class Mapped(Sequence[Example]):
             return Mapped(self._lines[index], self._frames)
         line = self._lines[index]
         parts = {modality: self._frames[modality].rows(*getattr(line.frames, modality)) for modality in MODALITIES}
-        for modality, rows in parts.items():  # here: to look at all of them takes long
+        for modality, rows in parts.items():  # here: to check all of them on opening is slow
             if not np.isfinite(rows).all():
                 raise DataError(f"Convert the data again: not all {modality} values of {line.id!r} are finite.")
         return Example(line.id, line.words, line.label, parts["visual"], parts["acoustic"], line.aligned)
@@ -66,7 +66,7 @@ class Mapped(Sequence[Example]):
         return (self[k] for k in range(len(self)))
 
     def outlines(self) -> Iterator[Outline]:
-        """The examples without their frames: a start of training that makes an array of each takes a second longer."""
+        """The examples without their frames; making an array of each would delay the start of training by a second."""
         visual, acoustic = (len(self._frames[modality]) > 0 for modality in MODALITIES)
         for line in self._lines:
             seen = line.frames.visual.length if visual else 0
@@ -100,8 +100,8 @@ class _Line:
     def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None) -> None:
         self.id: str = _typed(entry["id"], str)
         self.words: tuple[str, ...] = tuple(_typed(entry["words"], list))
-        if not set(map(type, self.words)) <= {str}:  # at once: a call for every word takes long
-            raise ValueError("a word is no text")
+        if not set(map(type, self.words)) <= {str}:  # at once: a call for every word is slow
+            raise ValueError("a word is not text")
         if not self.words:
             raise ValueError("an example has no words")
         self.label: float | int | None = entry["label"]
@@ -113,7 +113,7 @@ class _Line:
         self.aligned = _typed(entry["aligned"], bool)
         self.frames = _Ranges(*(_Range(begins[modality], _count(entry[modality])) for modality in MODALITIES))
         if self.aligned and not {rows.length for rows in self.frames} <= {0, len(self.words)}:
-            raise ValueError("an aligned example has not as many frames as words")
+            raise ValueError("an aligned example has a different number of frames than words")
         self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
         self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
         self.tallies: dict[str, int] | None = _counts(entry["tallies"]) if "tallies" in entry else None
@@ -154,7 +154,7 @@ def _report(entry: dict[str, Any]) -> ReadReport:
     for counts in (report.counts, report.non_finite, report.dropped, report.widths, report.frames, report.tallies):
         _counts(counts)
     if not set(MODALITIES) >= report.widths.keys() >= report.frames.keys():
-        raise ValueError("it has widths of what is no modality")
+        raise ValueError("it has the width of an unknown modality")
     return report
 
 
@@ -179,7 +179,7 @@ def _statistics(entry: Any, widths: dict[str, int]) -> dict[str, tuple[np.ndarra
 
 
 def open_converted(request: DataRequest) -> Corpus:
-    """A converted corpus; frames stay on disk until they are asked for.
+    """A converted corpus; frames stay on disk until they are used.
 
     The folds of the request are a JSON file or folds that the source had; they replace the splits.
 

@@ -51,7 +51,7 @@ def iemocap_source(table: Path, segments: list[Segment], request: DataRequest) -
 
 
 def _speaker(name: str) -> str:
-    """The speaker of an utterance: session and sex; the sex is in the last part, the second letter is the camera's."""
+    """The speaker of an utterance: session and sex, which is in the last part; ``Ses01F`` names the camera's."""
     last = name.rsplit("_", 1)[-1]
     return name[:5] + last[0] if last[:1] in ("F", "M") else ""
 

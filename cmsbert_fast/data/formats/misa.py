@@ -92,7 +92,7 @@ def _column(label: str | None) -> int | None:
     if label.isdecimal():
         return int(label)
     if label.lower() not in MOSEI_LABELS:
-        raise DataError(f"Choose the label among {', '.join(MOSEI_LABELS)} or by its number: {label!r} is none.")
+        raise DataError(f"Choose the label among {', '.join(MOSEI_LABELS)} or by its number: {label!r} is neither.")
     return MOSEI_LABELS.index(label.lower())
 
 

@@ -1,7 +1,7 @@
 """MMSA's pickles: ``aligned_50.pkl`` and ``unaligned_50.pkl`` of MOSI and MOSEI, and CH-SIMS.
 
-A dictionary of splits, each a dictionary of stacked arrays. Unaligned files give the length of each sequence; what lies
-beyond is padding, whatever it holds. Aligned files have one frame a token, none at [CLS] and [SEP].
+A dictionary of splits, each a dictionary of stacked arrays. Unaligned files give the length of each sequence; the rest
+is padding, whatever it holds. Aligned files have one frame a token, none at [CLS] and [SEP].
 """
 
 from collections.abc import Iterable, Iterator, Mapping

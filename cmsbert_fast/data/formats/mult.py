@@ -79,7 +79,7 @@ def mult_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> So
         )
     table = Path(words)
     if not table.is_file():
-        raise DataError(f"Name a table of words with --words TABLE: {words} is no file.")
+        raise DataError(f"Name a table of words with --words TABLE: {words} is not a file.")
     if request.label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
     source = _Words(table)

@@ -33,7 +33,7 @@ def recognise(root: Any) -> bool:
 
 
 def ur_funny_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
-    """The punchlines of an UR-FUNNY file."""
+    """The punchlines of a UR-FUNNY file."""
     labels = request.labels
     if request.label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
@@ -43,9 +43,9 @@ def ur_funny_source(path: Path, root: Mapping[str, Any], request: DataRequest) -
         for number, item in enumerate(root[split]):
             where = f"{split}[{number}] of {path.name}"
             if not isinstance(item, tuple | list) or len(item) < 3 or not isinstance(item[0], tuple | list):
-                raise DataError(f"Repair {where}: it is no punchline, context, id and label.")
+                raise DataError(f"Repair {where}: it does not hold a punchline, a context, an id and a label.")
             if len(item[0]) != 4:
-                raise DataError(f"Repair {where}: its punchline has not 4 parts.")
+                raise DataError(f"Repair {where}: its punchline does not have 4 parts.")
             words, visual, acoustic, _ = item[0]
             value = score_of(item[-1], where) if labels else None
             if isinstance(words, str | bytes | memoryview | LongText) and (value is not None or not labels):

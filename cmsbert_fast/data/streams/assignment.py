@@ -1,4 +1,4 @@
-"""Which stream of a folder serves what: streams are found, recognised by name, and assigned."""
+"""Which streams of a folder are frames, words and labels: found, recognised by name, and assigned."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _KINDS = (
 
 
 def kind_of(name: str) -> str | None:
-    """What a stream's name speaks of: visual, acoustic, words, labels, ignored; None where it does not say."""
+    """What a stream holds, by its name: visual, acoustic, words, labels or ignored; None where it does not say."""
     lower = name.lower().replace("_", "").replace("-", "").replace(" ", "")
     for kind, marks in _KINDS:
         if any(mark.replace("_", "") in lower for mark in marks):
@@ -47,7 +47,7 @@ def _names(value: str | Sequence[str] | None) -> list[str]:
 
 
 class Assignment:
-    """Which stream of a folder serves what.
+    """Which stream of a folder serves as visual and acoustic frames, words and labels.
 
     Args:
         folder: Where the streams lie.
@@ -112,7 +112,7 @@ class Assignment:
         found = found or [p for p in self._paths if wanted in p.name.lower()]
         if len(found) != 1:
             here = ", ".join(p.name for p in self._paths) or "none"
-            what = "fits several streams" if found else "is no stream of this folder"
+            what = "fits several streams" if found else "is not a stream of this folder"
             raise DataError(f"Choose the {role} stream among: {here}; {name!r} {what}.")
         if rate is not None and not found[0].is_dir():
             raise DataError(f"Leave out @{hertz}: {found[0].name} has times of its own.")
@@ -143,7 +143,7 @@ class Assignment:
         return [path for stream in streams if stream is not None for path in stream.files]
 
     def describe(self, notes: list[str]) -> None:
-        """Say which stream serves what."""
+        """Append to the notes which stream serves as what."""
         for role in MODALITIES:
             streams = getattr(self, role)
             names = ", ".join(stream.name for stream in streams)

@@ -11,7 +11,7 @@ from cmsbert_fast.data.streams.assignment import Stream
 from cmsbert_fast.data.streams.feature_files import FileStream
 from cmsbert_fast.data.untrusted.limits import Budget
 
-_LOOK = 16  # frames that are looked through for a segment cost a byte of the budget
+_LOOK = 16  # frames that are searched for a segment cost a byte of the budget
 
 
 class Cutter:
@@ -41,11 +41,11 @@ class Cutter:
                 )
             if isinstance(stream, FileStream) and stream.left_out:
                 report.note(f"{stream.name}: no features are the columns {', '.join(sorted(stream.left_out))}")
-            # Replaced and counted once for the whole video, before anything is averaged.
+            # Non-finite values are replaced and counted once for the whole video, before averaging.
             clean = frames_of(track.features, self._modality, report)
             held = (key, Track(clean, track.intervals))
             self._held[number] = held
-        # Any number of segments may overlap, each of them all of a video.
+        # Any number of segments may each overlap the whole video.
         self._budget.spend(len(held[1].features) // _LOOK)
         return held[1]
 
@@ -58,7 +58,7 @@ class Cutter:
             return None
         if segment in stream and segment != video and (video is not None or isinstance(stream, FileStream)):
             track = self._track(number, segment, report)
-            # A file of one's own begins when its segment does; the times of a .csd are the video's throughout.
+            # The times of a segment's own file begin with the segment; those of a .csd are the video's throughout.
             if isinstance(stream, FileStream) and track.intervals is not None and span is not None:
                 track = Track(track.features, track.intervals + span[0])
             return track, True
@@ -156,10 +156,10 @@ class Cutter:
         return f"words have no {self._modality} frame; theirs are zeros"
 
     def finish(self, report: ReadReport) -> None:
-        """Look back when all examples are read.
+        """Checks the whole, once all examples are read.
 
         Raises:
-            DataError: Not one of them has a frame, although there are streams.
+            DataError: There are streams, but no example has a frame of them.
         """
         if not self._streams or not report.counts:
             return
@@ -171,7 +171,7 @@ class Cutter:
             )
 
     def forget(self) -> None:
-        """Let go of the last video."""
+        """Drops the frames of the last video."""
         self._held.clear()
 
     @property
@@ -180,7 +180,7 @@ class Cutter:
         return sum(map(self._width, range(len(self._streams))))
 
     def _width(self, number: int) -> int:
-        """Features of a frame of one stream: of the first that there is."""
+        """Features of a frame of one stream, from the first entry that has frames."""
         if number not in self._widths:
             stream = self._streams[number]
             tracks = (stream.read(key) for key in stream)
@@ -189,10 +189,10 @@ class Cutter:
 
 
 def _rows_of(intervals: np.ndarray, times: np.ndarray) -> list[int] | None:
-    """The frames whose intervals are those of the words, in order; None where a word has none.
+    """The frames whose intervals are those of the words, in order; None where a word has no such frame.
 
-    Such frames are averages already (the SDK's alignment). To average them again would mix words that overlap by the
-    rounding of their times, and lose those without duration.
+    Such frames are averages already (the SDK aligned them). Averaging again would mix words whose rounded times
+    overlap, and lose words without duration.
     """
     if not len(times) or len(intervals) < len(times):
         return None

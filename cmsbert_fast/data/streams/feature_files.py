@@ -1,4 +1,4 @@
-"""Feature files of one's own: a folder with one ``.npy`` or ``.csv`` file per segment or per video.
+"""Feature files: a folder with one ``.npy`` or ``.csv`` file per segment or per video.
 
 ``visual/03bSnISJMiM_11.npy`` holds the frames (n, d) of that segment. A file named by the video is cut by time: a csv
 then has a column ``timestamp`` (seconds, or ``start`` and ``stop``); to an npy, and a csv without such columns, the
@@ -24,7 +24,7 @@ def _load_npy(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:  # numpy.load would open archives and pickles too
             if file.read(6) != b"\x93NUMPY":
-                raise ValueError("it is no .npy file")
+                raise ValueError("it is not a .npy file")
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy reads the header with Python's own parser, which raises many kinds
         raise DataError(
@@ -80,7 +80,9 @@ def _load_csv(path: Path) -> tuple[Track, set[str]]:
                 times.append([number_of(row[timed])])
     except ValueError as error:
         line = len(times if bounds or timed is not None else numbers) + first
-        raise DataError(f"Fill every cell of {path.name} with a number: line {line} has not ({error}).") from error
+        raise DataError(
+            f"Fill every cell of {path.name} with a number: line {line} has a cell that is none ({error})."
+        ) from error
     if len(faces) > 1:
         raise DataError(f"Keep the rows of one face in {path.name}: its column face_id names {len(faces)}.")
     features = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(columns))

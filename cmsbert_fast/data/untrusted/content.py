@@ -1,4 +1,4 @@
-"""What a loaded pickle holds, as text, arrays and lists; parts are made only when they are asked for."""
+"""The content of a loaded pickle as text, arrays and lists, made only when it is asked for."""
 
 import math
 from collections.abc import Collection, Iterator
@@ -20,7 +20,7 @@ def text_of(value: Any) -> str:
     """A string of either Python as text (UTF-8, else Latin-1).
 
     Raises:
-        DataError: It is no string, or longer than 100,000 characters.
+        DataError: It is not a string, or it is longer than 100,000 characters.
     """
     if not isinstance(value, str | bytes | memoryview | LongText):
         raise DataError(f"Expected text, found {type(value).__name__}.")
@@ -44,9 +44,10 @@ def _decoded(value: str | bytes | memoryview | LongText) -> str:
 
 
 class Reading:
-    """How much one pass over a split may look at: one text or array can be named by a million examples.
+    """Limits how much one pass over a split may look at: a million examples can name one text or array.
 
-    What an example holds is charged elsewhere; of texts of white space and of frames that are cut off nothing is left.
+    `Budget` charges what examples hold. This charges what leaves nothing in them: text that is white space, and frames
+    that are cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,20 +67,20 @@ class Reading:
         """`text_of`.
 
         Raises:
-            DataError: It is no string, too long, or all texts together are many times larger than the file.
+            DataError: It is not a string, is too long, or all texts together are many times larger than the file.
         """
         text = text_of(value)
         self.spend(len(text))
         return text
 
     def texts_of(self, values: Collection[Any]) -> list[str]:
-        """`texts_of`, charged by their number: one byte of the file can be a text; and what an array of them holds."""
+        """`texts_of`, charged by number (one byte of the file can be a text) and by the size of an array of them."""
         self.spend(limits.TEXT_SIZE * len(values) + getattr(values, "nbytes", 0))
         return texts_of(values)
 
 
 def texts_of(values: Collection[Any]) -> list[str]:
-    """Strings and numbers as text; what occurs several times is decoded once, and is one object in the result.
+    """Strings and numbers as text; a string that occurs several times is decoded once, to one object.
 
     Raises:
         DataError: One of them is neither.
@@ -101,10 +102,10 @@ def texts_of(values: Collection[Any]) -> list[str]:
 
 
 def few_of(value: Any, limit: int) -> np.ndarray | None:
-    """`array_of`, flat, for what may have few elements only; None where it has more: they are not looked at.
+    """`array_of`, flat, for a value that should have few elements; None, without a look at them, where it has more.
 
     Raises:
-        DataError: It is no array of numbers.
+        DataError: It is not an array of numbers.
     """
     shape = value.shape if isinstance(value, Array) else (len(value),) if isinstance(value, list | tuple) else ()
     return array_of(value).ravel() if math.prod(shape) <= limit else None
@@ -126,7 +127,7 @@ def array_of(value: Any) -> np.ndarray:
 
 
 class _Items:
-    """The elements of an array as Python's objects, a block of them at a time: an object is larger than its element."""
+    """The elements of an array as Python objects, a block at a time: an object is larger than its element."""
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array

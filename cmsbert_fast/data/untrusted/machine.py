@@ -3,7 +3,7 @@
 Python's unpickler calls what a file names. This one has no calls to make: it interprets the opcodes over the
 memory-mapped file and builds numbers, strings, lists, tuples, dictionaries and records of arrays. A name outside the
 list in `names`, an opcode that builds objects, a size that the file does not hold, or more objects than its size
-warrants, end the reading.
+warrants end the reading.
 """
 
 import codecs
@@ -27,7 +27,7 @@ _UNSET = object()
 
 
 class Machine:
-    """The pickle machine without calls: a stack, a memo, and a budget of memory."""
+    """One pass over one pickle: a stack, a memo, and a budget of memory."""
 
     def __init__(self, data: mmap.mmap | bytes) -> None:
         self.data = data
@@ -112,14 +112,14 @@ class Machine:
 
     def set_items(self, target: Any, items: list[Any]) -> None:
         if type(target) is not dict or len(items) % 2:
-            raise UnsafePickleError("it sets items of what is no dictionary")
+            raise UnsafePickleError("it sets items of something other than a dictionary")
         self.spend(60 * len(items))
         for k in range(0, len(items), 2):
             target[self.key(items[k])] = items[k + 1]
 
     def append(self, target: Any, items: list[Any]) -> None:
         if type(target) is not list:
-            raise UnsafePickleError("it appends to what is no list")
+            raise UnsafePickleError("it appends to something other than a list")
         self.spend(16 * len(items))
         target.extend(items)
 

@@ -62,7 +62,7 @@ def find(module: Any, name: Any) -> Name:
         UnsafePickleError: It is not on the list.
     """
     if not (isinstance(module, str) and isinstance(name, str) and _NAME.fullmatch(module) and _NAME.fullmatch(name)):
-        raise UnsafePickleError("it asks for a name that is none")
+        raise UnsafePickleError("it asks for something that is not a name")
     kind = _STUB if name == "return_unk" else _ALLOWED.get((module, name))
     if kind is None:
         raise UnsafePickleError(f"it asks for {module}.{name}, which no data file needs")
@@ -73,11 +73,11 @@ def call(name: Any, arguments: Any, maker: Maker) -> Any:
     """What a call of an allowed name would return.
 
     Raises:
-        UnsafePickleError: It is no allowed name, or it is used in another form than that of numpy and the standard
-            library.
+        UnsafePickleError: It is not an allowed name, or is used in a form that numpy and the standard library do not
+            write.
     """
     if type(name) is not Name or type(arguments) is not tuple:
-        raise UnsafePickleError("it calls what is no name of numpy or the standard library")
+        raise UnsafePickleError("it calls something other than a name of numpy or the standard library")
     build = _BUILDERS.get(name.kind)
     made = _MISUSED if build is None else build(arguments, maker)
     if made is _MISUSED:
@@ -171,7 +171,7 @@ def _ordered(arguments: tuple[Any, ...], maker: Maker) -> Any:
         return _MISUSED
     pairs = arguments[0] if arguments else []
     if type(pairs) is not list or not all(type(p) in (list, tuple) and len(p) == 2 for p in pairs):
-        raise UnsafePickleError("it makes an OrderedDict of what are no pairs")
+        raise UnsafePickleError("it makes an OrderedDict of something other than pairs")
     items: dict[Any, Any] = {}
     for pair in pairs:
         maker.set_items(items, list(pair))

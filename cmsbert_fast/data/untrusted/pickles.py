@@ -28,12 +28,12 @@ def loads(data: bytes | mmap.mmap) -> Any:
 
 
 def load(path: str | Path) -> Any:
-    """`loads` over a memory-mapped file, whose name then is part of every error."""
+    """`loads` for a memory-mapped file; its name is part of every error."""
     return load_mapped(path)[0]
 
 
 def load_mapped(path: str | Path) -> tuple[Any, mmap.mmap]:
-    """`load`, with the map that the arrays are views of."""
+    """`load`, and the map that the arrays are views of."""
     path = Path(path)
     try:
         with path.open("rb") as file:

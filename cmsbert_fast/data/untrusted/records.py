@@ -1,4 +1,4 @@
-"""What the pickle machine makes of arrays and long texts: records of where their bytes are in the file.
+"""Records of arrays and long texts: where their bytes are in the file.
 
 Nothing is copied before a reader asks for it, whatever the size.
 """
@@ -35,7 +35,7 @@ class NumpyType:
 
 
 class LongText:
-    """Text that is still in the file, UTF-8; ``encoded`` once ``_codecs.encode(text, 'latin1')`` makes it bytes."""
+    """UTF-8 text that is still in the file; ``encoded``: the bytes that ``_codecs.encode(text, 'latin1')`` makes."""
 
     __slots__ = ("_text", "encoded", "view")
 
@@ -52,7 +52,7 @@ class LongText:
         return text.encode("latin-1") if self.encoded else text
 
     def text(self) -> str:
-        """The text, decoded once: a file may refer to it any number of times.
+        """The text. It is decoded once: a file may refer to it any number of times.
 
         Raises:
             DataError: It is encoded bytes.
@@ -65,7 +65,7 @@ class LongText:
 
 
 class Array:
-    """An array as the file holds it: type, shape, and where its bytes are.
+    """An array in the file: its type, its shape, and where its bytes are.
 
     Attributes:
         shape: Its dimensions.
@@ -86,7 +86,11 @@ class Array:
         self.built = False
 
     def fill(self, shape: Any, kind: Any, fortran: bool, data: Any) -> None:
-        """Set type, shape and bytes, if they agree."""
+        """Sets type, shape and bytes.
+
+        Raises:
+            UnsafePickleError: They do not agree.
+        """
         if self.built:
             raise UnsafePickleError("it fills one array twice")
         if not isinstance(shape, tuple) or len(shape) > _DIMENSIONS or not isinstance(kind, NumpyType):
@@ -104,7 +108,7 @@ class Array:
             self.dtype = kind.dtype
             needed = size * self.dtype.itemsize
             if not isinstance(data, bytes | bytearray | memoryview | LongText):
-                raise UnsafePickleError("an array holds no bytes")
+                raise UnsafePickleError("an array does not hold bytes")
             held = len(data)
             # Text holds one or two bytes for each byte of the array; the exact count is checked when it is decoded.
             fits = held / 2 <= needed <= held if isinstance(data, LongText) else held == needed
@@ -113,7 +117,7 @@ class Array:
         self.shape, self._data, self._fortran, self.built = shape, data, bool(fortran), True
 
     def transpose(self, axes: Any) -> None:
-        """Permute the axes, as numpy writes arrays that are neither in C nor in Fortran order."""
+        """Permutes the axes, as numpy writes arrays that are neither in C nor in Fortran order."""
         if type(axes) is not tuple or not all(type(a) is int for a in axes):
             raise UnsafePickleError("an array has no proper order of axes")
         if sorted(axes) != list(range(len(self.shape))):
@@ -134,7 +138,7 @@ class Array:
             raise UnsafePickleError(f"an array of shape {self.shape} holds {len(data)} bytes")
         flat = np.frombuffer(data, dtype=self.dtype) if len(data) else np.zeros(0, dtype=self.dtype)
         if self.dtype.kind == "U" and flat.size and flat.view(self.dtype.byteorder + "u4").max() > sys.maxunicode:
-            raise UnsafePickleError("a string in an array holds what is no character")  # numpy would make it a str
+            raise UnsafePickleError("a string in an array holds an invalid character")  # numpy would make it a str
         if self._axes is not None:
             return flat.reshape(self._stored).transpose(self._axes)
         return flat.reshape(self.shape, order="F" if self._fortran else "C")
