@@ -23,7 +23,7 @@ def option(default: Any, help: str, metavar: str = "NAME") -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What a user says about the data; ``metadata["help"]`` of each field explains it."""
+    """The options that describe data; ``metadata["help"]`` of each field explains it."""
 
     data: str = option("embedded", "what to train on: a file or folder in a known format, or 'embedded'", "PATH")
     visual: tuple[str, ...] = option((), "visual streams of the data; none given: recognised by name; 'none': left out")
@@ -52,10 +52,10 @@ CHOICES = tuple(field.name for field in dataclasses.fields(DataOptions) if field
 
 @dataclass(frozen=True, kw_only=True)
 class DataRequest(DataOptions):
-    """What is to be read.
+    """What to read.
 
     Attributes:
-        labels: False, for prediction: labels are None, need not be there, and no example is dropped for lack of one.
+        labels: False for prediction: labels are None, need not be there, and no example is dropped for lack of one.
     """
 
     labels: bool = True
@@ -67,13 +67,13 @@ class DataRequest(DataOptions):
         Raises:
             TypeError: There is no such option.
         """
-        if isinstance(source, DataRequest):
-            return dataclasses.replace(source, **options)
-        for modality in MODALITIES:
-            names = options.get(modality) or ()
+        for modality in set(MODALITIES) & options.keys():
+            names = options[modality] or ()
             options[modality] = (names,) if isinstance(names, str) else tuple(names)
         if options.get("folds") is not None:
             options["folds"] = str(options["folds"])
+        if isinstance(source, DataRequest):
+            return dataclasses.replace(source, **options)
         return cls(data=str(source), **options)
 
     @property
@@ -86,10 +86,10 @@ class DataRequest(DataOptions):
         return {name: getattr(self, name) for name in CHOICES}
 
     def left_out(self, format: str) -> list[str]:
-        """The modalities that are left out of a format with one stream of each.
+        """The modalities to leave out of a format that has one stream of each.
 
         Raises:
-            DataError: A stream is named, though there is nothing to choose.
+            DataError: A stream is named, although there is nothing to choose.
         """
         for modality in MODALITIES:
             if getattr(self, modality) not in ((), ("none",)):
@@ -98,7 +98,7 @@ class DataRequest(DataOptions):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for every field but ``data``, which is an argument of each command's own."""
+    """Adds an option for every field except ``data``, which each command takes in its own way."""
     kinds = typing.get_type_hints(DataOptions)
     for field in dataclasses.fields(DataOptions):
         if field.name not in CHOICES:
@@ -112,5 +112,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def options_in(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The values of the options that `add_options` added, for `DataRequest.of`."""
+    """The values of the options that `add_options` added, as `DataRequest.of` takes them."""
     return {name: getattr(arguments, name) for name in CHOICES}

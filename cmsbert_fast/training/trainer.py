@@ -89,7 +89,9 @@ class Trainer:
         )
         self.total_steps = settings.epochs * math.ceil(len(self.splits["train"]) / settings.batch_size)
         self.state = self.model.training_state(len(self.splits["train"]), **state_options(settings))
-        self.reported: dict[str, float] = {}  # what the state reports, read from the device when it changes
+        self.reported: dict[
+            str, float
+        ] = {}  # by the state, after the last validation: asking it each step would wait for the device
         self.progress = Progress()
         self.log: RunLog | None = None  # of rank 0
 
@@ -133,7 +135,7 @@ class Trainer:
             checkpoint.set_random_state(saved["random"][self.ranks.rank], self.ranks.device)
         if self.state is not None:
             self.state.load_state_dict(saved["state"])
-            self.reported = self.state.report()
+            self.reported = saved["reported"] if "reported" in saved else self.state.report()
         self.earlier_seconds = self.progress.seconds
         if self.ranks.is_main:
             self.log = RunLog(self.folder, saved["log_length"], self.progress.step)
@@ -150,6 +152,7 @@ class Trainer:
             "progress": dataclasses.asdict(self.progress),
             "model": self.model.state_dict(),
             "state": None if self.state is None else self.state.state_dict(),
+            "reported": self.reported,
             "optimizer": self.optimizer.state_dict(),
             "random": random_states,
             "log_length": self.log.length(),

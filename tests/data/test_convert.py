@@ -20,6 +20,7 @@ from cmsbert_fast.data.__main__ import main
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import outlines
 from cmsbert_fast.data.folds import NO_FOLD
+from cmsbert_fast.data.formats import converted
 from cmsbert_fast.data.source import Source
 from cmsbert_fast.training import trainer as loop
 
@@ -201,8 +202,8 @@ def test_a_start_of_training_reads_no_more_frames_than_it_must(
             assert list(outlines(found.splits[split])) == list(outlines(examples))
         assert loop.fingerprint(found) == loop.fingerprint(meant)
     read: list[int] = []
-    original = convert.Mapped.__getitem__
-    monkeypatch.setattr(convert.Mapped, "__getitem__", lambda self, k: read.append(k) or original(self, k))
+    original = converted.Mapped.__getitem__
+    monkeypatch.setattr(converted.Mapped, "__getitem__", lambda self, k: read.append(k) or original(self, k))
     found = read_corpus(tmp_path / "c")
     loop.check_data(found)
     assert read == []

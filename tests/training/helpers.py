@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cmsbert_fast.data.example import Corpus, Example, ReadReport
+from cmsbert_fast.data.example import Corpus, Example
+from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.training.distributed import Ranks
 
 CPU = Ranks(0, 1, torch.device("cpu"))

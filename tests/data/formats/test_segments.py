@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, read_corpus
-from cmsbert_fast.data.formats import segments
+from cmsbert_fast.data.streams import segment_reader
+from cmsbert_fast.data.untrusted import limits
 
 WORDS = "ModifiedTimestampedWords"
 
@@ -149,7 +150,7 @@ def test_more_words_than_can_be_paired(files: Any, monkeypatch: pytest.MonkeyPat
     files.table([["v_1", "train", 0, 9, 1, "so good"]])
     words = np.array([[b"so"], [b"good"], [b"so"]]), [[0, 1], [1, 2], [2, 3]]
     files.csd("words", "words", {"v": words})
-    monkeypatch.setattr(segments, "MOST_PAIRS", 5)
+    monkeypatch.setattr(segment_reader, "MOST_PAIRS", 5)
     with pytest.raises(DataError, match=r"Cut 'v_1' into shorter segments: it has 2 words, .* 3 of words\."):
         read_corpus(files.folder, words="words")
 
@@ -158,7 +159,7 @@ def test_more_words_than_can_be_paired(files: Any, monkeypatch: pytest.MonkeyPat
 def test_a_small_table_of_a_long_video_is_no_bomb(
     files: Any, words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "FLOOR", 1 << 20)
+    monkeypatch.setattr(limits, "FLOOR", 1 << 20)
     files.table([[f"v_{k}", "all", 0, 200_000, 1, "a"] for k in range(1000)])
     frames = np.zeros((200_000, 1), dtype="i1"), np.arange(200_000)[:, None] + [0.0, 1.0]
     files.csd("COVAREP", "COVAREP", {"v": frames}, compression="gzip", compression_opts=9, shuffle=True)
@@ -435,7 +436,7 @@ def test_a_stream_that_no_example_meets_is_refused(files: Any, start: int) -> No
 def test_a_table_that_has_all_words_of_a_video_looked_through_is_no_bomb(
     files: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "FLOOR", 1 << 23)
+    monkeypatch.setattr(limits, "FLOOR", 1 << 23)
     files.table([[f"v_{k}", "all", 0, 1, 1, "a"] for k in range(8000)])
     times = np.arange(20_000)[:, None] * [0.0, 0.0] + [5.0, 6.0]
     files.csd("words", "words", {"v": (np.full((20_000, 1), b"a"), times)}, compression="gzip", compression_opts=9)

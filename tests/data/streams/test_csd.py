@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, convert, open_source, read_corpus
-from cmsbert_fast.data.formats import csd_folder
 from cmsbert_fast.data.streams import csd
+from cmsbert_fast.data.streams.assignment import kind_of
 from cmsbert_fast.data.streams.csd import CsdStream, verify
-from cmsbert_fast.data.streams.cutting import kind_of
+from cmsbert_fast.data.untrusted import child, limits
 
 
 def words_entry(words: list[str], start: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -217,7 +217,7 @@ def test_aligned_words_with_frames_of_whole_videos(files: Any, converted: bool, 
 def test_small_files_of_many_segments_are_no_bombs(
     files: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(csd_folder, "FLOOR", 1 << 20)
+    monkeypatch.setattr(limits, "FLOOR", 1 << 20)
     words, labels, width = {
         "square": (2000, 2000, 1),
         "labels": (1, 200_000, 1),
@@ -242,7 +242,7 @@ def test_small_files_of_many_segments_are_no_bombs(
         read_corpus(files.folder)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2 * (csd.RATIO * size + (1 << 20))
+    assert peak < 2 * (limits.RATIO * size + (1 << 20))
 
 
 def test_a_stream_without_frames_is_told_although_the_last_entry_is_left_out(mosei: Any) -> None:
@@ -367,16 +367,16 @@ def test_a_file_that_exhausts_the_librarys_memory_is_met_by_another_process_firs
 def test_files_that_crash_or_hang_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "COVAREP.csd"
     stream(path, GOOD, TIMES).close()
-    monkeypatch.setattr(csd, "_SCRIPT", "import os, sys; print('COVAREP.csd', flush=True); os.abort()")
+    monkeypatch.setattr(child, "_SCRIPT", "import os, sys; print('COVAREP.csd', flush=True); os.abort()")
     with pytest.raises(DataError, match=r"COVAREP\.csd again.*crashes"):
         verify([path])
-    monkeypatch.setattr(csd, "_SCRIPT", "import time; print('COVAREP.csd', flush=True); time.sleep(60)")
-    monkeypatch.setattr(csd, "_SECONDS", 1.0)
+    monkeypatch.setattr(child, "_SCRIPT", "import time; print('COVAREP.csd', flush=True); time.sleep(60)")
+    monkeypatch.setattr(child, "_SECONDS", 1.0)
     with pytest.raises(DataError, match=r"COVAREP\.csd again.*time"):
         verify([path])
     monkeypatch.undo()
     verify([path])
-    monkeypatch.setattr(csd, "_SCRIPT", "raise SystemExit(1)")
+    monkeypatch.setattr(child, "_SCRIPT", "raise SystemExit(1)")
     verify([path])  # once is enough while the file stays as it is
     os.utime(path, ns=(1, 1))
     with pytest.raises(DataError):
