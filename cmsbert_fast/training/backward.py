@@ -92,7 +92,10 @@ def _backward_together(
             return model.rows(**inputs)
 
     def loss(rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        for name, term in model.losses(rows, labels, targets, ranks.group).items():
+        # A whole batch's losses are computed as model(labels=...) computes them: in the precision of its forward pass.
+        with autocast(precision, ranks.device) if len(micro_batches) == 1 else nullcontext():
+            found = model.losses(rows, labels, targets, ranks.group)
+        for name, term in found.items():
             terms[name] = term._replace(value=term.value * scale) if term.per_row else term
         return total_loss(terms), {name: term.value for name, term in terms.items()}
 
