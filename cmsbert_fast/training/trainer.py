@@ -89,9 +89,8 @@ class Trainer:
         )
         self.total_steps = settings.epochs * math.ceil(len(self.splits["train"]) / settings.batch_size)
         self.state = self.model.training_state(len(self.splits["train"]), **state_options(settings))
-        self.reported: dict[
-            str, float
-        ] = {}  # by the state, after the last validation: asking it each step would wait for the device
+        # By the state, at the start and after validation: asking it after each step would wait for the device.
+        self.reported: dict[str, float] = {}
         self.progress = Progress()
         self.log: RunLog | None = None  # of rank 0
 
@@ -210,15 +209,17 @@ class Trainer:
         if settings.max_grad_norm is not None:
             self.gradients.clip(norm, settings.max_grad_norm)
         self.optimizer.step()
+        progress.step += 1
+        progress.batch += 1
+        asked = self.stop.signal != 0
+        record = StepRecord.of(progress.step, learning_rate, indices, losses, norm, asked, self.ranks)
         if self.state is not None:
             rows = {
                 name: distributed.join_shares(losses.rows[name], len(indices), self.ranks)
                 for name in self.state.row_names
             }
             self.state.step(progress.epoch + 1, indices, rows)
-        progress.step += 1
-        progress.batch += 1
-        return StepRecord.of(progress.step, learning_rate, indices, losses, norm, self.stop.signal != 0, self.ranks)
+        return record
 
     def settle(self, record: StepRecord) -> bool:
         """Logs a step once its numbers are there; stops the run if they are not finite.
