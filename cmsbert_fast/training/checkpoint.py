@@ -1,7 +1,7 @@
-"""Checkpoints: the whole state of a run in one file that is replaced atomically and holds nothing but data.
+"""Checkpoints: the whole state of a run in one file, replaced atomically.
 
-A run killed at any moment leaves the previous file or the new one, never a part. ``torch.load(weights_only=True)``
-reads it: tensors, numbers, strings and containers of them.
+A run killed at any moment leaves the previous file or the new one, never a part. The file holds tensors, numbers,
+strings and containers of them only: ``torch.load(weights_only=True)`` reads it.
 """
 
 import random

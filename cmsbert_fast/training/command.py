@@ -33,7 +33,7 @@ class Command:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports an error as an exception, so that it takes the same way to the user as all others."""
+    """Raises UsageError instead of printing and exiting, so that all errors reach the user alike."""
 
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(f"{message[0].upper()}{message[1:]}; see --help.")

@@ -12,7 +12,7 @@ from typing import Any
 class RunLog:
     """``log.jsonl``, one JSON object a line, and TensorBoard event files where tensorboard is installed.
 
-    The log of a resumed run is cut back to the length it had at the checkpoint, so that no step stands in it twice.
+    The log of a resumed run is cut to its length at the checkpoint, so that no step is in it twice.
 
     Args:
         folder: The folder of the run.
@@ -30,7 +30,7 @@ class RunLog:
         self._board = _summary_writer(folder / "tensorboard", step)
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
-        """Appends one line; ``values`` must hold "step", and what is a number goes to TensorBoard as ``event/name``."""
+        """Appends one line. ``values`` must hold "step"; its numbers go to TensorBoard as ``event/name``."""
         line = json.dumps(finite({"event": event, **values}), allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()

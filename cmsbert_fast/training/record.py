@@ -1,4 +1,4 @@
-"""The numbers of a step on their way from the device to the log."""
+"""The numbers of a step, copied from the device while it goes on computing."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -89,8 +89,8 @@ def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> 
 
 
 def provenance(settings: TrainingSettings, ranks: Ranks, backend: str) -> dict[str, Any]:
-    """What has to be known to repeat a run: settings, the backend of CMS attention that they came to, versions,
-    machine, and the commit where this is a checkout.
+    """What must be known to repeat a run: settings, backend of CMS attention, versions, machine, and the commit where
+    this is a checkout.
     """
     versions = {"python": platform.python_version(), "cmsbert_fast": cmsbert_fast.__version__}
     for package in _PACKAGES:

@@ -1,4 +1,4 @@
-"""What a training run can be told: one dataclass, checked when it is made."""
+"""The settings of a training run: one dataclass, checked when it is made."""
 
 import dataclasses
 import difflib
