@@ -46,8 +46,8 @@ class CMSBertSelfAttention(nn.Module):
         self.query = nn.Linear(hidden, hidden)
         self.key = nn.Linear(hidden, hidden)
         self.value = nn.Linear(hidden, hidden)
-        sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
-        self.modalities = [name for name in MODALITIES if sizes[name] and layer_index in config.cms_layers]
+        sizes = config.frame_sizes if layer_index in config.cms_layers else {}
+        self.modalities = [name for name, size in sizes.items() if size]
         for name in self.modalities:
             setattr(self, f"gate_{name}", nn.Linear(hidden + sizes[name], 1))  # W_g, b of Eq. 1, 2
             setattr(self, f"shift_{name}", nn.Linear(sizes[name], hidden, bias=False))  # W_v, W_a of Eq. 3
@@ -332,15 +332,14 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
     nu: Tensor
 
     def __init__(self, config: CMSBertConfig):
-        sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
-        if not any(sizes.values()):
+        if not any(config.frame_sizes.values()):
             raise ValueError("CMSBERT-CLR contrasts modalities: give visual_size, acoustic_size or both.")
         super().__init__(config)
-        self.modalities = [name for name in MODALITIES if sizes[name]]
+        self.modalities = [name for name, size in config.frame_sizes.items() if size]
         projection = config.projection_size
         self.linguistic_projector = Projector(config.hidden_size, projection)
         for name in self.modalities:
-            setattr(self, f"{name}_lstm", PackedLSTM(sizes[name], projection))
+            setattr(self, f"{name}_lstm", PackedLSTM(config.frame_sizes[name], projection))
             setattr(self, f"{name}_projector", Projector(projection, projection))
         self.fusion = Fusion(
             1 + len(self.modalities), projection, self.num_labels, FUSION_HEADS, config.hidden_dropout_prob
