@@ -9,7 +9,7 @@ from bench import names
 from bench.rivals.attention import augmented_attention, bucketed_attention, lean_attention, make_buckets, text_attention
 from bench.workload import HEADS, HIDDEN, AttentionBatch, Work, attention_bytes, attention_flops, draw_lengths
 from cmsbert_fast import cms_attention
-from cmsbert_fast.ops.attention.api import choose_backend
+from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.packing import pad, unpad, valid_positions
 
 ELEMENTS = {"cpu": 2**25, "cuda": 2**30}  # of q at most; larger cases are beyond the machine's memory or patience
@@ -134,7 +134,7 @@ def test_attention(race, device, kind, batch_size, backward):
             attention_bytes(lengths, lengths, backward, element),
             str(dtype).removeprefix("torch."),
         ),
-        facts={"tokens": sum(lengths), "ours": choose_backend(batch.inputs[0])},
+        facts={"tokens": sum(lengths), "ours": choose_backend("attention", batch.inputs[0])},
         missing=missing,
         graphs=True,
     )

@@ -13,7 +13,7 @@ from bench import names
 from bench.workload import ACOUSTIC_SIZE, PADDED_LENGTH, VISUAL_SIZE, draw_lengths, make_config
 from cmsbert_fast import CMSBertProcessor
 from cmsbert_fast.data.example import Example
-from cmsbert_fast.training.evaluate import Batches
+from cmsbert_fast.training.batches import Batches
 
 EXAMPLES, BATCH = 512, 32
 

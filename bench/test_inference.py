@@ -7,7 +7,7 @@ from bench import measure, names
 from bench.rivals.models import MagBert, TextBert, padded_clr
 from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, make_config, step_flops
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16
+from cmsbert_fast.ops.capability import has_fast_bfloat16
 
 PACKED, TO_50, TO_THE_LONGEST = (
     f"the same on the torch backend, {form}" for form in ("packed", "padded to 50", "padded to the longest")

@@ -6,8 +6,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, ModalityShift, cms_attention
-from cmsbert_fast.models.losses import task_loss, total_loss
-from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
+from cmsbert_fast.models.losses import LossTerm, contrastive_loss, task_loss, total_loss
 
 
 def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -23,7 +22,7 @@ def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tens
         z = _padded_attention(layer.attention.self, hidden, batch, config, model.training)
         hidden = layer.feed_forward_chunk(layer.attention.output(z.flatten(-2), hidden))
     middle, linguistic = model.linguistic_projector(_masked_mean(hidden, mask))
-    middles, embeds = [middle], {"linguistic": linguistic}
+    middles, embeds = [middle], {"linguistic_embeds": linguistic}
     for name in model.modalities:
         lstm = getattr(model, f"{name}_lstm")
         state = hidden.new_zeros(1, len(hidden), lstm.hidden_size)
@@ -31,22 +30,14 @@ def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tens
         # Padding follows the frames, so that no valid state depends on it.
         encoded = _lstm(batch[name], state, weights, model.training)
         pooled = _masked_mean(encoded, batch[f"{name}_mask"].bool())
-        middle, embeds[name] = getattr(model, f"{name}_projector")(pooled)
+        middle, embeds[f"{name}_embeds"] = getattr(model, f"{name}_projector")(pooled)
         middles.append(middle)
     logits = model.fusion(middles)
     if "labels" not in batch:
         return logits, None
-    contrastive = pairwise_contrastive_loss(
-        embeds["linguistic"],
-        embeds["visual"],
-        embeds["acoustic"],
-        batch["labels"],
-        config.temperature,
-        config.smoothing,
-        config.threshold,
-        backend="torch",
-    )
-    return logits, total_loss(task_loss(logits, batch["labels"]), contrastive, model.nu)
+    task = task_loss(logits, batch["labels"])
+    contrastive = contrastive_loss(embeds, batch["labels"], config, backend="torch")
+    return logits, total_loss({"task": LossTerm(task), "contrastive": LossTerm(contrastive, model.nu, per_row=False)})
 
 
 def _padded_attention(
