@@ -21,6 +21,7 @@ from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
 from cmsbert_fast.models.losses import task_loss, total_loss
 from cmsbert_fast.ops.attention.api import cms_attention
+from cmsbert_fast.ops.attention.torch import ACTIVATIONS
 from cmsbert_fast.ops.attention.types import ModalityShift
 from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
 from cmsbert_fast.ops.dropout.api import Dropout, use_cheap_dropout
@@ -34,7 +35,6 @@ from cmsbert_fast.packing import (
     uniform_packing,
     valid_positions,
 )
-from cmsbert_fast.reference import ACTIVATIONS
 
 
 class Frames(NamedTuple):

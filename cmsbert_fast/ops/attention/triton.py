@@ -6,65 +6,52 @@ differentiable and says so when asked for a gradient: call :func:`cmsbert_fast.c
 import.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cmsbert_fast.ops.attention.types import Call, ModalityShift
 from cmsbert_fast.ops.autograd import once_differentiable
 from cmsbert_fast.ops.capability import HAS_TRITON
-from cmsbert_fast.packing import Packing
-
-if TYPE_CHECKING:
-    from cmsbert_fast.ops.attention.types import ModalityShift
 
 if HAS_TRITON:
     from cmsbert_fast.kernels import cms_attention as kernels
 
 
-def cms_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visual: "ModalityShift | None",
-    acoustic: "ModalityShift | None",
-    packing: Packing | None,
-    attention_mask: Tensor | None,
-    activation: str,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """The "triton" backend of :func:`cmsbert_fast.cms_attention`; the arguments are that function's, already checked.
+def cms_attention(call: Call) -> Tensor:
+    """The "triton" backend of :func:`cmsbert_fast.cms_attention`.
 
-    ``packing`` is None for the padded form. With dropout, one 64-bit seed is drawn from PyTorch's generator of the
-    device into a tensor on the device: replays of a CUDA graph draw anew, recomputation under checkpointing the same.
+    With dropout, one 64-bit seed is drawn from PyTorch's generator of the device into a tensor on the device: replays
+    of a CUDA graph draw anew, recomputation under checkpointing the same.
     """
-    seed = torch.randint(2**62, (1,), dtype=torch.int64, device=query.device) if dropout_p > 0 else None
+    query, visual, acoustic, packing = call.query, call.visual, call.acoustic, call.packing
+    seed = torch.randint(2**62, (1,), dtype=torch.int64, device=query.device) if call.dropout_p > 0 else None
     return _CMSAttention.apply(
         query,
-        key,
-        value,
+        call.key,
+        call.value,
         *_tensors(visual),
         *_tensors(acoustic),
         None if packing is None else packing.cu_seqlens,
-        attention_mask,
+        call.attention_mask,
         seed,
         query.shape[1] if packing is None else packing.max_length,
         _longest(visual),
         _longest(acoustic),
-        activation,
-        scale,
-        dropout_p,
+        call.activation,
+        call.scale,
+        call.dropout_p,
     )
 
 
-def _tensors(modality: "ModalityShift | None") -> tuple[Tensor | None, ...]:
+def _tensors(modality: ModalityShift | None) -> tuple[Tensor | None, ...]:
     if modality is None:
         return (None,) * 6
     return (*modality[:4], modality.cu_seqlens, modality.mask)
 
 
-def _longest(modality: "ModalityShift | None") -> int:
+def _longest(modality: ModalityShift | None) -> int:
     if modality is None:
         return 0
     return modality.frames.shape[1] if modality.max_length is None else modality.max_length

@@ -41,10 +41,10 @@ AT_LEAST = 40  # tests that pass in the interpreter
 def test_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     others = [
-        "tests/test_attention.py::test_what_lies_in_rows_of_no_sequence_reaches_no_gradient",
-        "tests/test_attention.py::test_a_batch_without_tokens_has_gradients_of_zero",
-        "tests/test_modeling.py::test_the_kernels_give_the_references_loss_and_gradients",
-        "tests/test_padding_free.py::test_nothing_is_computed_on_padding[triton]",
+        "tests/ops/attention/test_attention.py::test_what_lies_in_rows_of_no_sequence_reaches_no_gradient",
+        "tests/ops/attention/test_attention.py::test_a_batch_without_tokens_has_gradients_of_zero",
+        "tests/models/cmsbert/test_modeling.py::test_the_kernels_give_the_references_loss_and_gradients",
+        "tests/models/cmsbert/test_padding_free.py::test_nothing_is_computed_on_padding[triton]",
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, *others]
     root = Path(__file__).resolve().parents[3]
