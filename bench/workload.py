@@ -150,7 +150,9 @@ class AttentionBatch:
             ]
             leaves += own
             padded_leaves += other
-            modalities.append(ModalityShift(own[0], own[1], values, own[2], *frame_packing))
+            modalities.append(
+                ModalityShift(own[0], own[1], values, own[2], frame_packing.cu_seqlens, frame_packing.max_length)
+            )
             padded_modalities.append(
                 ModalityShift(other[0], other[1], pad(values, frame_packing), other[2], mask=frame_mask)
             )

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from cmsbert_fast.data.example import MODALITIES, Example
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
-from cmsbert_fast.models.losses import task_loss
+from cmsbert_fast.models.losses import contrastive_loss, task_loss
 from cmsbert_fast.models.processing import CMSBertProcessor, Encoded
-from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
 
 SUBNETWORKS = ("linguistic", *MODALITIES)
@@ -152,17 +151,9 @@ def losses(predictions: Predictions, config: CMSBertConfig, batch_size: int) -> 
     total = 0.0
     for some in _chunks(range(n), batch_size):
         rows = slice(some.start, some.stop)
-        linguistic, visual, acoustic = (z[m][rows] if m in z else None for m in SUBNETWORKS)
-        loss = pairwise_contrastive_loss(
-            linguistic,
-            visual,
-            acoustic,
-            labels[rows],
-            config.temperature,
-            config.smoothing,
-            config.threshold,
-            backend="torch",  # predictions are on the CPU, whatever CMSBERT_BACKEND asks for
-        )
+        embeds = {f"{m}_embeds": z[m][rows] for m in z}
+        # Predictions are on the CPU, whatever CMSBERT_BACKEND asks for.
+        loss = contrastive_loss(embeds, labels[rows], config, backend="torch")
         total += float(loss) * len(some)
     return task, total / n
 

@@ -34,11 +34,10 @@ from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, DataError, outlines
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.cmsbert.modeling_cmsbert import CMSBertCLRForSequenceClassification
-from cmsbert_fast.models.losses import task_loss, total_loss
+from cmsbert_fast.models.losses import LossTerm, contrastive_loss, task_loss, total_loss
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.ops import dispatch
 from cmsbert_fast.ops.capability import has_fast_bfloat16
-from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
 from cmsbert_fast.training import checkpoint, distributed
 from cmsbert_fast.training import evaluate as evaluation
 from cmsbert_fast.training import report as results
@@ -688,7 +687,10 @@ def backward(
             task = output.task_loss * (len(part) * ranks.world_size / len(indices))
             contrastive = output.contrastive_loss
             nu = getattr(model, "nu", None)
-            (task if nu is None else total_loss(task, contrastive, nu)).backward()
+            terms = {"task": LossTerm(task)}
+            if nu is not None:
+                terms["contrastive"] = LossTerm(contrastive, nu, per_row=False)
+            total_loss(terms).backward()
         task_losses.append(task.detach())
     task = torch.stack(task_losses).sum()
     return [task, torch.zeros_like(task) if contrastive is None else contrastive.detach()]
@@ -717,18 +719,11 @@ def _backward_cached(
         logits: Tensor, linguistic: Tensor | None, visual: Tensor | None, acoustic: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         task = task_loss(logits, labels) * weight
-        contrastive = pairwise_contrastive_loss(
-            linguistic,
-            visual,
-            acoustic,
-            labels,
-            model.config.temperature,
-            model.config.smoothing,
-            model.config.threshold,
-            group=ranks.group,
-            backend=settings.backend,
-        )
-        return total_loss(task, contrastive, model.nu), task, contrastive
+        embeds = {"linguistic_embeds": linguistic, "visual_embeds": visual, "acoustic_embeds": acoustic}
+        present = {name: z for name, z in embeds.items() if z is not None}
+        contrastive = contrastive_loss(present, labels, model.config, ranks.group, settings.backend)
+        terms = {"task": LossTerm(task), "contrastive": LossTerm(contrastive, model.nu, per_row=False)}
+        return total_loss(terms), task, contrastive
 
     _, task, contrastive = gradcache_backward(forward, loaded, loss, no_sync=gradients.no_sync).loss
     return [task, contrastive]

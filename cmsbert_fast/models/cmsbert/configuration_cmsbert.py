@@ -57,9 +57,14 @@ class CMSBertConfig(BertConfig):
             self.projection_size = self.hidden_size
         self._check()
 
+    @property
+    def frame_sizes(self) -> dict[str, int]:
+        """d_m by modality; 0: there is no such modality."""
+        return {name: getattr(self, f"{name}_size") for name in MODALITIES}
+
     def _check(self) -> None:
-        for name in MODALITIES:
-            if (size := getattr(self, f"{name}_size")) < 0:
+        for name, size in self.frame_sizes.items():
+            if size < 0:
                 raise ValueError(f"{name}_size={size} is negative; give the size of a frame, 0 for none.")
         if self.gate_activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)

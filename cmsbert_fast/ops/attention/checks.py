@@ -46,7 +46,7 @@ def check(call: Call) -> None:
     if not 0 <= call.dropout_p < 1:
         raise ValueError(f"dropout_p={call.dropout_p} is out of range; give a probability in [0, 1).")
     if call.packing is not None:
-        _check_lengths(*call.packing, "cu_seqlens", "max_seqlen", query, "query")
+        _check_lengths(call.packing.cu_seqlens, call.packing.max_length, "cu_seqlens", "max_seqlen", query, "query")
         if call.attention_mask is not None:
             raise ValueError("attention_mask belongs to the padded form; with cu_seqlens leave it out.")
     elif call.attention_mask is not None:
