@@ -77,6 +77,7 @@ from cmsbert_fast.kernels.cms_attention.call import (
     Saved,
     empty_gradients,
     empty_outputs,
+    mean_width,
 )
 from cmsbert_fast.kernels.cms_attention.launch import backward, forward
 
@@ -90,4 +91,5 @@ __all__ = [
     "empty_gradients",
     "empty_outputs",
     "forward",
+    "mean_width",
 ]

@@ -1,6 +1,7 @@
 """What forward and backward of CMS attention take, keep and give, and which kernels serve a call."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,11 @@ MAX_HEAD_SIZE = 128
 # Arguments that change from batch to batch: no kernel is compiled anew because one of them is 1 or a multiple of 16.
 COUNTS = ["n_batch", "n_rows", "n_rows_v", "n_rows_a", "n_frame_rows", "n_tiles", "length", "length_v", "length_a",
           "length_f", "threshold"]  # fmt: skip
+
+
+def mean_width(size: int) -> int:
+    """Columns of the mean frames of one modality: a multiple of 16, so that rows stay aligned for matrix products."""
+    return round_up(size, 16)
 
 
 class Modality(NamedTuple):
@@ -77,10 +83,10 @@ class Call(NamedTuple):
     def mean_columns(self) -> tuple[int, int]:
         """Columns of the mean frames: where the acoustic ones begin, and how many there are in all.
 
-        Each modality's are rounded up to 16 and the rest is 0, so that rows stay aligned for the matrix products.
+        Columns beyond a modality's own are 0.
         """
-        first = 0 if self.visual is None else round_up(self.visual.frames.shape[-1], 16)
-        return first, first + (0 if self.acoustic is None else round_up(self.acoustic.frames.shape[-1], 16))
+        first = 0 if self.visual is None else mean_width(self.visual.frames.shape[-1])
+        return first, first + (0 if self.acoustic is None else mean_width(self.acoustic.frames.shape[-1]))
 
 
 class Saved(NamedTuple):
@@ -120,6 +126,12 @@ class Gradients(NamedTuple):
         """All of them, in the order of the fields."""
         of_tokens = [self.query, self.key, self.value, self.shift]
         return [*of_tokens, *self.token_gates, *self.frame_gates, *self.frames]
+
+    @classmethod
+    def from_flat(cls, tensors: Sequence[Tensor]) -> "Gradients":
+        """The inverse of :attr:`flat`."""
+        query, key, value, shift, token_v, token_a, frame_v, frame_a, frames_v, frames_a = tensors
+        return cls(query, key, value, shift, (token_v, token_a), (frame_v, frame_a), (frames_v, frames_a))
 
 
 def empty_gradients(call: Call, frames_wanted: tuple[bool, bool]) -> Gradients:

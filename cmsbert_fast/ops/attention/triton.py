@@ -7,7 +7,8 @@ import.
 """
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,28 +87,33 @@ def cms_attention(
     device into a tensor on the device: replays of a CUDA graph draw anew, recomputation under checkpointing the same.
     """
     seed = torch.randint(2**62, (1,), dtype=torch.int64, device=query.device) if dropout_p > 0 else None
-    return _CMSAttention.apply(
+    tensors = _Tensors(
         query,
         key,
         value,
-        *_tensors(visual),
-        *_tensors(acoustic),
-        None if packing is None else packing.cu_seqlens,
-        attention_mask,
-        seed,
-        query.shape[1] if packing is None else packing.max_length,
-        _longest(visual),
-        _longest(acoustic),
-        activation,
-        scale,
-        dropout_p,
+        **_shift_tensors(visual, "v"),
+        **_shift_tensors(acoustic, "a"),
+        cu_seqlens=None if packing is None else packing.cu_seqlens,
+        mask=attention_mask,
+        seed=seed,
     )
+    longest = query.shape[1] if packing is None else packing.max_length
+    options = _Options(longest, _longest(visual), _longest(acoustic), activation, scale, dropout_p)
+    return _CMSAttention.apply(*tensors, *options)
 
 
-def _tensors(modality: "ModalityShift | None") -> tuple[Tensor | None, ...]:
+def _shift_tensors(modality: "ModalityShift | None", suffix: str) -> dict[str, Tensor | None]:
+    """The tensors of one modality by their names in :class:`_Tensors`."""
     if modality is None:
-        return (None,) * 6
-    return (*modality[:4], modality.cu_seqlens, modality.mask)
+        return {}
+    return {
+        f"token_gate_{suffix}": modality.token_gate,
+        f"frame_gate_{suffix}": modality.frame_gate,
+        f"frames_{suffix}": modality.frames,
+        f"weight_{suffix}": modality.weight,
+        f"cu_{suffix}": modality.cu_seqlens,
+        f"mask_{suffix}": modality.mask,
+    }
 
 
 def _longest(modality: "ModalityShift | None") -> int:
@@ -118,12 +124,51 @@ def _longest(modality: "ModalityShift | None") -> int:
 
 # ------------------------------------------------------------------ registered operators
 
-_FIELDS = ("token_gate", "frame_gate", "frames", "weight", "cu", "mask")
+
+class _Tensors(NamedTuple):
+    """The operators' tensors in their order; or for each its gradient, or whether one is wanted."""
+
+    query: Any = None
+    key: Any = None
+    value: Any = None
+    token_gate_v: Any = None
+    frame_gate_v: Any = None
+    frames_v: Any = None
+    weight_v: Any = None
+    cu_v: Any = None
+    mask_v: Any = None
+    token_gate_a: Any = None
+    frame_gate_a: Any = None
+    frames_a: Any = None
+    weight_a: Any = None
+    cu_a: Any = None
+    mask_a: Any = None
+    cu_seqlens: Any = None
+    mask: Any = None
+    seed: Any = None
+
+
+class _Options(NamedTuple):
+    """The operators' other arguments, which follow the tensors."""
+
+    max_length: Any = None
+    max_length_v: Any = None
+    max_length_a: Any = None
+    activation: Any = None
+    scale: Any = None
+    dropout_p: Any = None
+
+
+def _named(arguments: Sequence[Any]) -> tuple[_Tensors, _Options]:
+    """The operators' flat arguments by name."""
+    count = len(_Tensors._fields)
+    return _Tensors(*arguments[:count]), _Options(*arguments[count:])
+
+
+_REQUIRED = ("query", "key", "value")
 _CALL = ", ".join(
     [
-        "Tensor query, Tensor key, Tensor value",
-        *(f"Tensor? {field}_{modality}" for modality in "va" for field in _FIELDS),
-        "Tensor? cu_seqlens, Tensor? mask, Tensor? seed",
+        *(f"Tensor{'' if name in _REQUIRED else '?'} {name}" for name in _Tensors._fields),
         "SymInt max_length, SymInt max_length_v, SymInt max_length_a, str activation, float scale, float dropout_p",
     ]
 )
@@ -136,16 +181,32 @@ _LIBRARY.define(
 )
 
 
-def _call(*arguments: Any) -> "kernels.Call":
-    """The flat arguments of the operators, in the order of ``_CALL``, as the kernels take them."""
-    query, key, value, *rest = arguments
-    visual, acoustic, (cu_seqlens, mask, seed, *lengths, activation, scale, dropout_p) = rest[:6], rest[6:12], rest[12:]
-    length, length_v, length_a = lengths
-    modalities = (
-        None if m[0] is None else kernels.Modality(*m, longest)
-        for m, longest in ((visual, length_v), (acoustic, length_a))
+def _call(arguments: Sequence[Any]) -> "kernels.Call":
+    """The operators' flat arguments as the kernels take them."""
+    t, options = _named(arguments)
+    visual = acoustic = None
+    if t.token_gate_v is not None:
+        visual = kernels.Modality(
+            t.token_gate_v, t.frame_gate_v, t.frames_v, t.weight_v, t.cu_v, t.mask_v, options.max_length_v
+        )
+    if t.token_gate_a is not None:
+        acoustic = kernels.Modality(
+            t.token_gate_a, t.frame_gate_a, t.frames_a, t.weight_a, t.cu_a, t.mask_a, options.max_length_a
+        )
+    return kernels.Call(
+        t.query,
+        t.key,
+        t.value,
+        visual,
+        acoustic,
+        t.cu_seqlens,
+        t.mask,
+        options.max_length,
+        options.activation,
+        options.scale,
+        options.dropout_p,
+        t.seed,
     )
-    return kernels.Call(query, key, value, *modalities, cu_seqlens, mask, length, activation, scale, dropout_p, seed)
 
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -156,17 +217,13 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             "under torch.no_grad()."
         )
     with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
-        out, saved = kernels.forward(_call(*arguments))
+        out, saved = kernels.forward(_call(arguments))
     return out, *saved
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out, saved = kernels.empty_outputs(_call(*arguments))
+    out, saved = kernels.empty_outputs(_call(arguments))
     return out, *saved
-
-
-def _flat(gradients: "kernels.Gradients") -> list[Tensor]:
-    return [*gradients[:4], *gradients.token_gates, *gradients.frame_gates, *gradients.frames]
 
 
 def _backward(
@@ -181,7 +238,7 @@ def _backward(
 ) -> list[Tensor]:
     saved = kernels.Saved(mean, shift, lse)
     with torch.cuda.device_of(d_out):
-        return _flat(kernels.backward(_call(*arguments), d_out, out, saved, (wanted_v, wanted_a)))
+        return kernels.backward(_call(arguments), d_out, out, saved, (wanted_v, wanted_a)).flat
 
 
 def _backward_fake(
@@ -194,7 +251,7 @@ def _backward_fake(
     wanted_a: bool,
     *arguments: Any,
 ) -> list[Tensor]:
-    return _flat(kernels.empty_gradients(_call(*arguments), (wanted_v, wanted_a)))
+    return kernels.empty_gradients(_call(arguments), (wanted_v, wanted_a)).flat
 
 
 for _key in ("CUDA", "CPU"):  # the CPU only ever by interpretation
@@ -214,31 +271,42 @@ class _CMSAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         out, mean, shift, lse = torch.ops.cmsbert_fast.cms_attention_forward(*arguments)
-        tensors = arguments[:18]
-        ctx.options = arguments[18:]
+        tensors, ctx.options = _named(arguments)
         ctx.save_for_backward(*tensors, mean, shift, lse, out if lse.shape[1] else None)  # short: z is not needed again
         return out
 
     @staticmethod
     @once_differentiable("cms_attention")
     def backward(ctx: Any, saved: tuple[Any, ...], d_out: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, mean, shift, lse, out = saved
-        wanted = ctx.needs_input_grad
-        dq, dk, dv, d_shift, *rest = torch.ops.cmsbert_fast.cms_attention_backward(
-            d_out, out, mean, shift, lse, wanted[5], wanted[11], *tensors, *ctx.options
+        *given, mean, shift, lse, out = saved
+        tensors, (wanted, _) = _Tensors(*given), _named(ctx.needs_input_grad)
+        gradients = kernels.Gradients.from_flat(
+            torch.ops.cmsbert_fast.cms_attention_backward(
+                d_out, out, mean, shift, lse, wanted.frames_v, wanted.frames_a, *tensors, *ctx.options
+            )
         )
-        d_token_gates, d_frame_gates, d_frames = rest[:2], rest[2:4], rest[4:]
-        gradients: list[Tensor | None] = [dq, dk, dv]
-        column = 0
-        for i in range(2):
-            weight = tensors[6 + 6 * i]
-            if weight is None:
-                gradients += [None] * 6
-                continue
-            size = weight.shape[1]
-            # dW = sum_i da_i m_i^T over all tokens: one product, summed in a fixed order
-            d_weight = d_shift.t() @ mean[:, column : column + size] if wanted[6 + 6 * i] else None
-            d_frame = d_frames[i] if wanted[5 + 6 * i] else None
-            gradients += [d_token_gates[i], d_frame_gates[i], d_frame, d_weight, None, None]
-            column += -(-size // 16) * 16
-        return (*gradients, *[None] * 9)
+
+        def of_weight(weight: Tensor, column: int) -> Tensor:
+            """dW = sum_i da_i m_i^T over all tokens: one product, summed in a fixed order."""
+            return gradients.shift.t() @ mean[:, column : column + weight.shape[1]]
+
+        visual: dict[str, Tensor | None] = {}
+        acoustic: dict[str, Tensor | None] = {}
+        column_a = 0
+        if tensors.weight_v is not None:
+            column_a = kernels.mean_width(tensors.weight_v.shape[1])
+            visual = {
+                "token_gate_v": gradients.token_gates[0],
+                "frame_gate_v": gradients.frame_gates[0],
+                "frames_v": gradients.frames[0] if wanted.frames_v else None,
+                "weight_v": of_weight(tensors.weight_v, 0) if wanted.weight_v else None,
+            }
+        if tensors.weight_a is not None:
+            acoustic = {
+                "token_gate_a": gradients.token_gates[1],
+                "frame_gate_a": gradients.frame_gates[1],
+                "frames_a": gradients.frames[1] if wanted.frames_a else None,
+                "weight_a": of_weight(tensors.weight_a, column_a) if wanted.weight_a else None,
+            }
+        of_queries = {"query": gradients.query, "key": gradients.key, "value": gradients.value}
+        return (*_Tensors(**of_queries, **visual, **acoustic), *_Options())
