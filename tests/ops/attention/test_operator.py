@@ -81,15 +81,15 @@ def shape_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     chosen = SHAPE_CLASSES[request.param]
     launched: set[str] = set()
     if capability.HAS_TRITON:
-        kernels, run = attention_triton.kernels, attention_triton.kernels._run
+        kernels, run = attention_triton.kernels, attention_triton.kernels.launch.run
 
         def record(kernel: Any, *arguments: Any) -> None:
             launched.add(kernel.fn.__name__.removesuffix("_kernel"))
             run(kernel, *arguments)
 
-        monkeypatch.setattr(kernels, "SHORT_TOKENS", chosen.limits[0])
-        monkeypatch.setattr(kernels, "MEDIUM_TOKENS", chosen.limits[1])
-        monkeypatch.setattr(kernels, "_run", record)
+        monkeypatch.setattr(kernels.call, "SHORT_TOKENS", chosen.limits[0])
+        monkeypatch.setattr(kernels.call, "MEDIUM_TOKENS", chosen.limits[1])
+        monkeypatch.setattr(kernels.launch, "run", record)
     yield chosen
     torch.compiler.reset()  # what was traced under the forced limits
     backend = request.node.callspec.params.get("backend", "triton")
