@@ -128,7 +128,7 @@ _START = (
 import os, sys, time
 from pathlib import Path
 from cmsbert_fast.training import trainer as loop
-from cmsbert_fast.training.evaluate import Batches
+from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import build
 from cmsbert_fast.training.settings import TrainingSettings
 import torch, transformers

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, ModalityShift, cms_attention
-from cmsbert_fast.models.losses import task_loss, total_loss
-from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
+from cmsbert_fast.models.losses import LossTerm, contrastive_loss, task_loss, total_loss
 
 
 def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -55,29 +54,21 @@ def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tens
         )
         hidden = layer.feed_forward_chunk(layer.attention.output(z.flatten(-2), hidden))
     middle, linguistic = model.linguistic_projector(_masked_mean(hidden, attention_mask))
-    middles, embeds = [middle], {"linguistic": linguistic}
+    middles, embeds = [middle], {"linguistic_embeds": linguistic}
     for name in model.modalities:
         lstm = getattr(model, f"{name}_lstm")
         state = hidden.new_zeros(1, len(hidden), lstm.hidden_size)
         weights = [lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0]
         # Padding follows the frames, so that no valid state depends on it.
         encoded = _lstm(batch[name], state, weights, model.training)
-        middle, embeds[name] = getattr(model, f"{name}_projector")(_masked_mean(encoded, masks[name]))
+        middle, embeds[f"{name}_embeds"] = getattr(model, f"{name}_projector")(_masked_mean(encoded, masks[name]))
         middles.append(middle)
     logits = model.fusion(middles)
     if "labels" not in batch:
         return logits, None
-    contrastive = pairwise_contrastive_loss(
-        embeds["linguistic"],
-        embeds["visual"],
-        embeds["acoustic"],
-        batch["labels"],
-        config.temperature,
-        config.smoothing,
-        config.threshold,
-        backend="torch",
-    )
-    return logits, total_loss(task_loss(logits, batch["labels"]), contrastive, model.nu)
+    task = task_loss(logits, batch["labels"])
+    contrastive = contrastive_loss(embeds, batch["labels"], config, backend="torch")
+    return logits, total_loss({"task": LossTerm(task), "contrastive": LossTerm(contrastive, model.nu, per_row=False)})
 
 
 @torch.compiler.disable  # as torch.compile does with torch.nn.LSTM

@@ -8,7 +8,7 @@ import torch
 from bench.rivals import augmented_attention, bucketed_attention, lean_attention, make_buckets, text_attention
 from bench.workload import HEADS, HIDDEN, AttentionBatch, attention_bytes, attention_flops, draw_lengths
 from cmsbert_fast import cms_attention
-from cmsbert_fast.ops.attention.api import choose_backend
+from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.packing import pad, unpad, valid_positions
 
 SUITE = "CMS attention"
@@ -139,7 +139,7 @@ def test_attention(race, device, kind, batch_size, backward):
         flops=attention_flops(lengths, lengths, backward),
         bytes_moved=attention_bytes(lengths, lengths, backward, element),
         dtype=str(dtype).removeprefix("torch."),
-        facts={"tokens": sum(lengths), "ours": choose_backend(batch.inputs[0])},
+        facts={"tokens": sum(lengths), "ours": choose_backend("attention", batch.inputs[0])},
         missing=missing,
         graphs=True,
     )

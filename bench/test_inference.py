@@ -7,7 +7,7 @@ from bench import measure
 from bench.rivals import MagBert, TextBert, padded_clr
 from bench.workload import PADDED_LENGTH, ModelBatch, draw_lengths, make_config, step_flops
 from cmsbert_fast import CMSBertCLRForSequenceClassification
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16
+from cmsbert_fast.ops.capability import has_fast_bfloat16
 
 SUITE = "Inference"
 BFLOAT16 = "ours in bfloat16"

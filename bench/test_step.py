@@ -20,8 +20,8 @@ from cmsbert_fast import (
     CMSBertForSequenceClassification,
     pairwise_contrastive_loss,
 )
-from cmsbert_fast.ops.attention.api import choose_backend
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16
+from cmsbert_fast.ops.capability import has_fast_bfloat16
+from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.dropout.api import Dropout
 from cmsbert_fast.ops.lstm import cpu as lstm_cpu
 from cmsbert_fast.training.distributed import Gradients, Ranks
@@ -142,7 +142,7 @@ def test_step(race, device):
         flops=step_flops(config, lengths, True),
         facts={
             "tokens": sum(lengths),
-            "ours": choose_backend(next(model.parameters())),
+            "ours": choose_backend("attention", next(model.parameters())),
             "saved_for_backward": kept,
         },
         missing=missing,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmsbert_fast import CMSBertConfig, ModalityShift
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
-from cmsbert_fast.training.evaluate import HOST_INPUTS
+from cmsbert_fast.training.batches import HOST_INPUTS
 
 MOSI_LENGTHS = np.loadtxt(Path(__file__).with_name("mosi_lengths.txt"), dtype=int)
 PADDED_LENGTH = 50  # what the published code pads MOSI and MOSEI to
@@ -150,7 +150,9 @@ class AttentionBatch:
             ]
             leaves += own
             padded_leaves += other
-            modalities.append(ModalityShift(own[0], own[1], values, own[2], *frame_packing))
+            modalities.append(
+                ModalityShift(own[0], own[1], values, own[2], frame_packing.cu_seqlens, frame_packing.max_length)
+            )
             padded_modalities.append(
                 ModalityShift(other[0], other[1], pad(values, frame_packing), other[2], mask=frame_mask)
             )

@@ -17,10 +17,12 @@ class Packing(NamedTuple):
         cu_seqlens: (B + 1,) int32; sequence b is rows ``cu_seqlens[b]:cu_seqlens[b + 1]``.
         max_length: Length of the longest sequence, or any larger number; known to the host, so that no operator has to
             wait for the device.
+        host_cu_seqlens: ``cu_seqlens`` on the CPU, where it is known there: some operators would wait for it.
     """
 
     cu_seqlens: Tensor
     max_length: int
+    host_cu_seqlens: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -93,6 +95,13 @@ def sequence_of_row(packing: Packing, total: int) -> Tensor:
     """(total,) int64: the sequence each row belongs to; B for rows of no sequence."""
     rows = torch.arange(total, dtype=torch.int32, device=packing.cu_seqlens.device)
     return torch.searchsorted(packing.cu_seqlens[1:].contiguous(), rows, right=True)
+
+
+def positions(packing: Packing, total: int) -> Tensor:
+    """(total,) int64: 0, 1, ... within every sequence; 0 at rows of no sequence."""
+    rows = torch.arange(total, device=packing.cu_seqlens.device)
+    position = rows - packing.cu_seqlens[sequence_of_row(packing, total)]
+    return position.masked_fill(rows >= packing.cu_seqlens[-1], 0)
 
 
 def segment_mean(packed: Tensor, packing: Packing) -> Tensor:

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers import PreTrainedConfig
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import MODALITIES, Corpus, DataError
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.text import printable
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.processing import CMSBertProcessor
+from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import Classifier, load_trained
+from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.distributed import Ranks, find_device
-from cmsbert_fast.training.evaluate import Batches, Predictions, predict
+from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.report import prediction_rows, write_csv
-from cmsbert_fast.training.settings import Parser, UsageError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -129,7 +131,7 @@ def _check_finite(predictions: Predictions) -> None:
         )
 
 
-def _check_width(config: CMSBertConfig, corpus: Corpus) -> None:
+def _check_width(config: PreTrainedConfig, corpus: Corpus) -> None:
     for modality in MODALITIES:
         trained, given = getattr(config, f"{modality}_size"), getattr(corpus, f"{modality}_size")
         if trained and given and trained != given:

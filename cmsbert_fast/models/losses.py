@@ -1,34 +1,104 @@
-"""From the model's outputs to the loss: the task (MSE or cross-entropy) and the sum with the contrastive loss."""
+"""From a batch's rows to its loss: the task's loss, the contrastive loss of CMSBERT-CLR, and the weighted sum."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
+from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
 
-def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean squared error for one output, cross-entropy for several (SPEC 3).
+TASK_LOSSES = ("mse", "l1")
+
+
+class LossTerm(NamedTuple):
+    """One summand of a model's loss.
+
+    Attributes:
+        value: Scalar.
+        weight: Its factor in the sum. A tensor is a scalar and gets no gradient.
+        per_row: Whether ``value`` is a mean over the rows given. Ranks and micro-batches then weight it by their share
+            of the global batch. False: ``value`` belongs to the global batch, is the same on every rank, and its
+            gradients are such that their average over ranks is the gradient of one process.
+    """
+
+    value: Tensor
+    weight: float | Tensor = 1.0
+    per_row: bool = True
+
+
+def total_loss(terms: Mapping[str, LossTerm]) -> Tensor:
+    """The sum of weight times value (Eq. 20 for the terms l_task and nu l_con).
+
+    Raises:
+        ValueError: there are no terms.
+    """
+    total: Tensor | None = None
+    for term in terms.values():
+        weight = term.weight.detach() if isinstance(term.weight, Tensor) else term.weight
+        value = weight * term.value
+        total = value if total is None else total + value
+    if total is None:
+        raise ValueError("total_loss needs at least one term.")
+    return total
+
+
+def task_loss(logits: Tensor, labels: Tensor, kind: str = "mse") -> Tensor:
+    """The loss of regression for one output, cross-entropy for several (SPEC 3).
 
     Args:
         logits: (n, num_labels).
         labels: (n,); scores where num_labels is 1, class indices otherwise.
+        kind: What regression minimises: "mse", the mean squared error, or "l1", the mean absolute error.
 
     Returns:
         Scalar in float32, or float64 where the logits are.
 
     Raises:
-        ValueError: there is not one label an example, or class labels are not integers.
+        ValueError: there is not one label an example, class labels are not integers, or ``kind`` is unknown.
     """
+    if kind not in TASK_LOSSES:
+        raise ValueError(f"kind={kind!r} is no loss; choose one of {', '.join(TASK_LOSSES)}.")
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be {tuple(logits.shape[:1])}.")
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     if logits.shape[-1] == 1:
-        return F.mse_loss(logits[:, 0], labels.to(logits.dtype))
+        error = F.mse_loss if kind == "mse" else F.l1_loss
+        return error(logits[:, 0], labels.to(logits.dtype))
     if labels.is_floating_point():
         raise ValueError(f"labels is {labels.dtype}; with {logits.shape[-1]} classes give class indices as integers.")
     return F.cross_entropy(logits, labels)
 
 
-def total_loss(task: Tensor, contrastive: Tensor, nu: Tensor) -> Tensor:
-    """l = l_task + nu l_con (Eq. 20); nu carries no gradient."""
-    return task + nu.detach() * contrastive
+def contrastive_loss(
+    embeds: Mapping[str, Tensor],
+    labels: Tensor,
+    config: CMSBertConfig,
+    group: "dist.ProcessGroup | None" = None,
+    backend: str | None = None,
+) -> Tensor:
+    """l_con (Eq. 19) with the temperature, smoothing and threshold of a configuration.
+
+    Args:
+        embeds: z_m, each (n, d): "linguistic_embeds", "visual_embeds", "acoustic_embeds". A missing modality has none;
+            other entries are not read.
+        labels: (n,).
+        config: The model's.
+        group: As in :func:`~cmsbert_fast.ops.contrastive.api.pairwise_contrastive_loss`.
+        backend: None: ``config.backend``.
+    """
+    return pairwise_contrastive_loss(
+        embeds.get("linguistic_embeds"),
+        embeds.get("visual_embeds"),
+        embeds.get("acoustic_embeds"),
+        labels,
+        config.temperature,
+        config.smoothing,
+        config.threshold,
+        group=group,
+        backend=config.backend if backend is None else backend,
+    )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import ModalityShift, cms_attention, pairwise_contrastive_loss
-from cmsbert_fast.ops.attention.triton import HAS_TRITON
+from cmsbert_fast.ops.capability import HAS_TRITON
 from cmsbert_fast.packing import cumulative
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, BertConfig
 
-from cmsbert_fast import reference
 from cmsbert_fast.data.example import MODALITIES
+from cmsbert_fast.ops.attention.types import ACTIVATIONS
 from cmsbert_fast.ops.dispatch import BACKENDS
 
 FUSION_HEADS = 2  # heads of the Transformer layer that fuses the modalities (section III.C, after MISA)
@@ -57,12 +57,17 @@ class CMSBertConfig(BertConfig):
             self.projection_size = self.hidden_size
         self._check()
 
+    @property
+    def frame_sizes(self) -> dict[str, int]:
+        """d_m by modality; 0: there is no such modality."""
+        return {name: getattr(self, f"{name}_size") for name in MODALITIES}
+
     def _check(self) -> None:
-        for name in MODALITIES:
-            if (size := getattr(self, f"{name}_size")) < 0:
+        for name, size in self.frame_sizes.items():
+            if size < 0:
                 raise ValueError(f"{name}_size={size} is negative; give the size of a frame, 0 for none.")
-        if self.gate_activation not in reference.ACTIVATIONS:
-            known = ", ".join(reference.ACTIVATIONS)
+        if self.gate_activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
             raise ValueError(f"gate_activation={self.gate_activation!r} is unknown; choose one of {known}.")
         outside = [layer for layer in self.cms_layers if not 0 <= layer < self.num_hidden_layers]
         if outside:

@@ -10,7 +10,8 @@ from cmsbert_fast.ops.attention import cpu as attention_cpu
 from cmsbert_fast.ops.attention import torch as attention_torch
 from cmsbert_fast.ops.attention import triton as attention_triton
 from cmsbert_fast.ops.attention.types import ModalityShift
-from cmsbert_fast.ops.dispatch import advice, request, requested_backend
+from cmsbert_fast.ops.autocast import autocast_dtype, cast
+from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
@@ -42,10 +43,10 @@ def cms_attention(
     * packed: ``query`` is (T, H, d_h), the sequences one after the other, with ``cu_seqlens`` and ``max_seqlen``;
     * padded: ``query`` is (B, N, H, d_h), with ``attention_mask`` where some tokens are padding.
 
-    All floating tensors share one dtype and device; under autocast they are cast to its dtype, but float64 as little as
-    PyTorch's own operators cast it. Differentiable in every floating tensor.
-    :func:`choose_backend` says which backend runs; the compiled ones copy an operand, or a gradient, whose last stride
-    is not 1.
+    All floating tensors share one dtype and device; under autocast they are cast to its dtype, except float64, as in
+    PyTorch's own operators. Differentiable in every floating tensor.
+    :func:`cmsbert_fast.ops.dispatch.choose_backend` says which backend runs; the compiled ones copy an operand, or a
+    gradient, whose last stride is not 1.
 
     Args:
         query, key, value: X W + b before the shift, split into heads.
@@ -86,35 +87,8 @@ def cms_attention(
         "torch": attention_torch.cms_attention,
         "triton": attention_triton.cms_attention,
         "cpu": attention_cpu.cms_attention,
-    }[choose_backend(query, backend)]
+    }[choose_backend("attention", query, backend)]
     return run(query, key, value, visual, acoustic, packing, attention_mask, activation, scale, dropout_p)
-
-
-def choose_backend(query: Tensor, backend: str = "auto") -> str:
-    """Which backend :func:`cms_attention` runs for queries like these: the answer to "what did auto pick?".
-
-    "auto" goes by device, dtype and head size: Triton on a GPU and compiled code on a CPU, wherever they run, else
-    "torch". On a CPU that is the fastest at the lengths of the paper's corpora (BENCHMARKS.md); with thousands of
-    frames an utterance "torch" overtakes compiled code.
-
-    Args:
-        query: As :func:`cms_attention` takes it; under autocast counts what it is cast to.
-        backend: See :mod:`cmsbert_fast.ops.dispatch`.
-
-    Raises:
-        ValueError: the backend asked for is unknown or cannot run here; the message says why.
-    """
-    name = requested_backend(backend)
-    if name in ("reference", "torch"):
-        return name
-    query = _cast(query, _autocast_dtype(query))
-    compiled = {"triton": attention_triton, "cpu": attention_cpu}
-    if name == "auto":
-        return next((name for name, backend in compiled.items() if backend.is_available(query)), "torch")
-    reason = compiled[name].why_not(query)
-    if reason is not None:
-        raise ValueError(f"{request(backend)} cannot run here: {reason}; {advice(backend)}.")
-    return name
 
 
 def _reference(
@@ -156,33 +130,21 @@ def _reference(
 def _cast_for_autocast(
     query: Tensor, key: Tensor, value: Tensor, visual: ModalityShift | None, acoustic: ModalityShift | None
 ) -> tuple[Tensor, Tensor, Tensor, ModalityShift | None, ModalityShift | None]:
-    dtype = _autocast_dtype(query)
+    dtype = autocast_dtype(query.device)
     if dtype is None:
         return query, key, value, visual, acoustic
 
-    def cast(modality: ModalityShift | None) -> ModalityShift | None:
+    def cast_shift(modality: ModalityShift | None) -> ModalityShift | None:
         if modality is None:
             return None
         return modality._replace(
-            token_gate=_cast(modality.token_gate, dtype),
-            frame_gate=_cast(modality.frame_gate, dtype),
-            frames=_cast(modality.frames, dtype),
-            weight=_cast(modality.weight, dtype),
+            token_gate=cast(modality.token_gate, dtype),
+            frame_gate=cast(modality.frame_gate, dtype),
+            frames=cast(modality.frames, dtype),
+            weight=cast(modality.weight, dtype),
         )
 
-    return _cast(query, dtype), _cast(key, dtype), _cast(value, dtype), cast(visual), cast(acoustic)
-
-
-def _autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """To what autocast casts on the tensor's device; None where it is off, as on the meta device it does not know."""
-    device = tensor.device.type
-    return torch.get_autocast_dtype(device) if device != "meta" and torch.is_autocast_enabled(device) else None
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """What autocast makes of an operand: as for PyTorch's own operators, neither integers nor float64 change."""
-    castable = dtype is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
-    return tensor.to(dtype) if castable else tensor
+    return cast(query, dtype), cast(key, dtype), cast(value, dtype), cast_shift(visual), cast_shift(acoustic)
 
 
 # Made once: a call has little to do for one utterance.

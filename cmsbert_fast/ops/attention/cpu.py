@@ -19,25 +19,7 @@ from cmsbert_fast.packing import Packing, pack_mask, uniform_packing
 if TYPE_CHECKING:
     from cmsbert_fast.ops.attention.types import ModalityShift
 
-DTYPES = (torch.float32, torch.bfloat16)
 _ACTIVATIONS = ("relu", "sigmoid", "tanh")  # numbered as in the C++
-
-
-def why_not(query: Tensor) -> str | None:
-    """Why the compiled code cannot serve queries like these, in half a sentence; None where it can.
-
-    The first answer about a query it could serve compiles the library where the user's cache has none: a few seconds.
-    """
-    if query.device.type != "cpu":
-        return f"its code runs on the CPU, not on {query.device.type}"
-    if query.dtype not in DTYPES:
-        return f"its code computes in float32 and bfloat16, not in {query.dtype}"
-    return cpu_library.why_not()
-
-
-def is_available(query: Tensor) -> bool:
-    """Whether "auto" may pick this backend."""
-    return why_not(query) is None
 
 
 def cms_attention(

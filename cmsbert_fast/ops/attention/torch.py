@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
-from cmsbert_fast.reference import ACTIVATIONS
 
 if TYPE_CHECKING:
     from cmsbert_fast.ops.attention.types import ModalityShift
+
+ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
 def cms_attention(

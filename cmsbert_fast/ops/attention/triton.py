@@ -6,66 +6,20 @@ differentiable and says so when asked for a gradient: call :func:`cmsbert_fast.c
 import.
 """
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from cmsbert_fast.ops.autograd import once_differentiable
+from cmsbert_fast.ops.capability import HAS_TRITON
 from cmsbert_fast.packing import Packing
 
 if TYPE_CHECKING:
     from cmsbert_fast.ops.attention.types import ModalityShift
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON:
-    import triton
-
     from cmsbert_fast.kernels import cms_attention as kernels
-
-INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)  # fixed when the kernels are imported
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
-
-
-def why_not(query: Tensor) -> str | None:
-    """Why the Triton kernels cannot serve queries like these, in half a sentence; None where they can.
-
-    With ``TRITON_INTERPRET=1`` tensors on the CPU are served too, slowly: for tests.
-    """
-    if not HAS_TRITON:
-        return "Triton is not installed"
-    if query.device.type != "cuda" and not (INTERPRETED and query.device.type == "cpu"):
-        return f"its kernels run on CUDA and ROCm devices, not on {query.device.type}"
-    if query.dtype not in DTYPES:
-        return f"its kernels compute in float32, float16 and bfloat16, not in {query.dtype}"
-    if INTERPRETED and query.dtype == torch.bfloat16:
-        return "Triton's interpreter is wrong for bfloat16"
-    if query.shape[-1] > kernels.MAX_HEAD_SIZE:
-        return f"its kernels take heads of at most {kernels.MAX_HEAD_SIZE}, not {query.shape[-1]}"
-    return why_not_device(query.device.index) if query.device.type == "cuda" else None
-
-
-@torch.compiler.assume_constant_result
-def why_not_device(index: int) -> str | None:
-    """Why this GPU cannot run the project's Triton kernels, in half a sentence; None where it can.
-
-    Below compute capability 8.0 they spill registers. AMD's RDNA has no matrix instructions of the kind, and its
-    work-groups may span compute units: kernels that exchange data through global memory are proven for CDNA only.
-    """
-    if torch.version.hip is not None:
-        architecture = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
-        if architecture not in CDNA:
-            return f"its kernels need an AMD GPU of the CDNA kind ({', '.join(CDNA)}), not {architecture}"
-    elif torch.cuda.get_device_capability(index) < (8, 0):
-        return "its kernels need an NVIDIA GPU of compute capability 8.0 or later"
-    return None
-
-
-def is_available(query: Tensor) -> bool:
-    """Whether "auto" may pick this backend: it can serve the call, and not by interpretation."""
-    return query.device.type == "cuda" and why_not(query) is None
 
 
 def cms_attention(

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from cmsbert_fast.packing import Packing
 
+ACTIVATIONS = ("relu", "sigmoid", "tanh")  # sigma of Eq. 1 and 2, numbered so in the C++
+
 
 class ModalityShift(NamedTuple):
     """What one modality (the face, the voice) contributes to :func:`cms_attention` (Eq. 1-4).

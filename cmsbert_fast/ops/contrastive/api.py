@@ -15,11 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cmsbert_fast import reference
-from cmsbert_fast.ops.attention.triton import HAS_TRITON, INTERPRETED, why_not_device
 from cmsbert_fast.ops.autograd import once_differentiable
 from cmsbert_fast.ops.contrastive import torch as contrastive_torch
 from cmsbert_fast.ops.contrastive.torch import Block
-from cmsbert_fast.ops.dispatch import advice, request, requested_backend
+from cmsbert_fast.ops.dispatch import choose_backend
 
 # Above this size of the gathered embeddings, ranks pass blocks around a ring instead.
 GATHER_LIMIT_BYTES = 2**30
@@ -80,7 +79,7 @@ def pairwise_contrastive_loss(
     for z in embeddings[1:]:
         dtype = torch.promote_types(dtype, z.dtype)
     embeddings = [z.to(dtype) for z in embeddings]
-    chosen = _choose_backend(backend, embeddings[0])
+    chosen = choose_backend("contrastive", embeddings[0], backend)
     ranks = dist.get_world_size(group) if group is not None else 1
     if chosen == "reference":
         if ranks > 1:
@@ -141,33 +140,6 @@ def _validate(
             raise ValueError("A temperature tensor must be a floating-point scalar (0-dim) on the embeddings' device.")
     elif not temperature > 0.0:
         raise ValueError(f"temperature={temperature} must be positive.")
-
-
-def _triton_reason(z: Tensor) -> str | None:
-    """Why the Triton kernels cannot take this embedding, or None if they can."""
-    if not HAS_TRITON:
-        return "Triton is not installed"
-    if z.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"its kernels take float32, bfloat16 and float16, not {z.dtype}"
-    if z.device.type == "cuda":
-        return why_not_device(z.device.index)
-    if z.device.type == "cpu" and INTERPRETED:
-        return "Triton's interpreter is wrong for bfloat16" if z.dtype == torch.bfloat16 else None
-    return f"its kernels run on a GPU, but the embeddings are on {z.device}"
-
-
-def _choose_backend(backend: str, z: Tensor) -> str:
-    requested = requested_backend(backend)
-    if requested == "reference":
-        return requested
-    if requested in ("torch", "cpu"):
-        return "torch"
-    if requested == "auto":
-        return "triton" if z.device.type == "cuda" and _triton_reason(z) is None else "torch"
-    reason = _triton_reason(z)
-    if reason is not None:
-        raise ValueError(f"{request(backend)}: {reason}; {advice(backend)}.")
-    return requested
 
 
 def _on_device_of(z: Tensor) -> AbstractContextManager:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.lstm import cpu as lstm_cpu
 from cmsbert_fast.packing import Packing
 
@@ -36,18 +37,17 @@ class PackedLSTM(nn.Module):
         self.bias_ih_l0 = nn.Parameter(torch.empty(4 * hidden_size))
         self.bias_hh_l0 = nn.Parameter(torch.empty(4 * hidden_size))
 
-    def forward(
-        self, frames: Tensor, packing: Packing, host_cu_seqlens: Tensor | None = None, backend: str = "auto"
-    ) -> Tensor:
+    def forward(self, frames: Tensor, packing: Packing, backend: str = "auto") -> Tensor:
         """Frames (F, d_m) -> (F, d) in the parameters' dtype; 0 at rows of no sequence.
 
-        The time steps are laid out on the CPU: without ``host_cu_seqlens``, which is ``packing.cu_seqlens`` there, it
-        waits for the device. ``backend``: see :mod:`cmsbert_fast.ops.dispatch`; only "auto" and "cpu" run compiled C++.
+        The time steps are laid out on the CPU: without ``packing.host_cu_seqlens`` it waits for the device.
+        ``backend``: see :mod:`cmsbert_fast.ops.dispatch`; only "auto" and "cpu" run compiled C++.
         """
         frames = frames.to(self.weight_ih_l0.dtype)
-        cu_seqlens = packing.cu_seqlens if host_cu_seqlens is None else host_cu_seqlens
+        cu_seqlens = packing.cu_seqlens if packing.host_cu_seqlens is None else packing.host_cu_seqlens
         weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
-        products = lstm_cpu.product_dtype(frames, backend)
+        compiled = choose_backend("lstm", frames, backend) == "cpu"
+        products = lstm_cpu.product_dtype() if compiled else None
         with torch.autocast(frames.device.type, enabled=False):
             if frames.is_cuda and not torch.compiler.is_compiling():
                 return _cudnn_lstm(frames, cu_seqlens, *weights)

@@ -10,21 +10,15 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.kernels.cpu import library as cpu_library
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16, requested_backend
+from cmsbert_fast.ops.capability import has_fast_bfloat16
 
 
-def product_dtype(frames: Tensor, backend: str = "auto") -> torch.dtype | None:
-    """The dtype of the recurrence's products for frames like these; None = the compiled recurrence does not run, for
-    the backend forbids it or it cannot.
-
-    bfloat16 under autocast to it where the CPU has instructions for it, or else float32.
+def product_dtype() -> torch.dtype:
+    """The dtype of the recurrence's products: bfloat16 under autocast to it where the CPU has instructions for it, or
+    else float32.
     """
-    if requested_backend(backend) not in ("auto", "cpu"):
-        return None
-    if frames.device.type != "cpu" or frames.dtype != torch.float32 or cpu_library.why_not() is not None:
-        return None
     rounds = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return torch.bfloat16 if rounds and has_fast_bfloat16(frames.device) else torch.float32
+    return torch.bfloat16 if rounds and has_fast_bfloat16(torch.device("cpu")) else torch.float32
 
 
 _CALL = struct.Struct("=14q")  # ``LSTM`` of the C++; pointers are integers

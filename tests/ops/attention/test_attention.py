@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from cmsbert_fast import ModalityShift, cms_attention, reference
-from cmsbert_fast.ops.attention import cpu as attention_cpu
-from cmsbert_fast.ops.attention import triton as attention_triton
-from cmsbert_fast.ops.attention.api import choose_backend
+from cmsbert_fast.ops import capability
+from cmsbert_fast.ops.dispatch import choose_backend, why_not
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
 HEADS, HEAD_SIZE = 2, 4
@@ -142,7 +141,7 @@ def test_what_lies_in_padding_reaches_no_gradient():
 
 
 runs_interpreted = pytest.mark.skipif(
-    not (attention_triton.INTERPRETED or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1"
+    not (capability.INTERPRETED or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1"
 )
 
 every_backend = pytest.mark.parametrize(
@@ -152,9 +151,9 @@ every_backend = pytest.mark.parametrize(
 
 def device_and_dtype(backend):
     """Where a backend runs, and in its widest dtype; skips where it cannot."""
-    if backend == "cpu" and (reason := attention_cpu.why_not(torch.empty(1))):
+    if backend == "cpu" and (reason := why_not("attention", "cpu", torch.empty(1))):
         pytest.skip(reason)
-    device = "cuda" if backend == "triton" and not attention_triton.INTERPRETED else "cpu"
+    device = "cuda" if backend == "triton" and not capability.INTERPRETED else "cpu"
     return device, torch.float64 if backend in ("reference", "torch") else torch.float32
 
 
@@ -383,19 +382,19 @@ def test_autocast_casts_neither_integers_nor_float64():
 
 def test_auto_says_what_it_picks_under_autocast():
     query = torch.zeros(1, 2, 64)
-    with torch.autocast("cpu", torch.float16):
-        assert choose_backend(query) == choose_backend(query.half()) == "torch"  # compiled code computes no float16
+    with torch.autocast("cpu", torch.float16):  # compiled code computes no float16
+        assert {choose_backend("attention", x) for x in (query, query.half())} == {"torch"}
     with torch.autocast("cpu", torch.bfloat16):
-        assert choose_backend(query.double()) == choose_backend(query.to("meta")) == "torch"
+        assert {choose_backend("attention", x) for x in (query.double(), query.to("meta"))} == {"torch"}
 
 
 def test_auto_says_what_it_picks(monkeypatch):
-    assert choose_backend(torch.zeros(1, dtype=torch.float64)) == "torch"
+    assert choose_backend("attention", torch.zeros(1, dtype=torch.float64)) == "torch"
     monkeypatch.setenv("CMSBERT_BACKEND", "reference")
-    assert choose_backend(torch.zeros(1, dtype=torch.float64)) == "reference"
+    assert choose_backend("attention", torch.zeros(1, dtype=torch.float64)) == "reference"
     monkeypatch.setenv("CMSBERT_BACKEND", "fast")
     with pytest.raises(ValueError, match="CMSBERT_BACKEND='fast' is not a backend"):
-        choose_backend(torch.zeros(1))
+        choose_backend("attention", torch.zeros(1))
 
 
 def broken_calls():

@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from cmsbert_fast import ModalityShift, cms_attention
 from cmsbert_fast.ops.attention import cpu as attention_cpu
-from cmsbert_fast.ops.attention.api import choose_backend
+from cmsbert_fast.ops.dispatch import choose_backend, why_not
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
-MISSING = attention_cpu.why_not(torch.zeros(1))
+MISSING = why_not("attention", "cpu", torch.zeros(1))
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 # Lengths of tokens, of the face, of the voice. The longest exceed one block of queries (64) and of depth (256).
@@ -467,11 +467,10 @@ def test_autocast():
 @needs_compiler
 def test_auto_picks_the_compiled_code_where_it_can_run(monkeypatch):
     monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
-    picked = {dtype: choose_backend(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64)}
-    assert picked == {torch.float32: "cpu", torch.float64: "torch"}
-    assert choose_backend(torch.zeros(1, dtype=torch.float16)) == "torch"
+    expected = {torch.float32: "cpu", torch.float64: "torch", torch.float16: "torch"}
+    assert {dtype: choose_backend("attention", torch.zeros(1, dtype=dtype)) for dtype in expected} == expected
     with pytest.raises(ValueError, match=r'backend="cpu" cannot run here: .* not in torch.float64; use backend="auto"'):
-        choose_backend(torch.zeros(1, dtype=torch.float64), "cpu")
+        choose_backend("attention", torch.zeros(1, dtype=torch.float64), "cpu")
 
 
 def test_without_a_compiler_everything_works_and_says_so(monkeypatch, tmp_path):
@@ -481,10 +480,10 @@ def test_without_a_compiler_everything_works_and_says_so(monkeypatch, tmp_path):
     monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
     cpu_build.load.cache_clear()
     try:
-        assert choose_backend(torch.zeros(1)) == "torch"
-        assert "no C++ compiler found (looked for c++, g++, clang++)" in attention_cpu.why_not(torch.zeros(1))
+        assert choose_backend("attention", torch.zeros(1)) == "torch"
+        assert "no C++ compiler found (looked for c++, g++, clang++)" in why_not("attention", "cpu", torch.zeros(1))
         with pytest.raises(ValueError, match=r'backend="cpu" cannot run here: no C\+\+ compiler found'):
-            choose_backend(torch.zeros(1), "cpu")
+            choose_backend("attention", torch.zeros(1), "cpu")
         leaves, *rest = make(CASES["unequal"], DIMENSIONS[2])
         assert call(leaves, *rest).isfinite().all()
     finally:

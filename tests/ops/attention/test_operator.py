@@ -23,10 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from cmsbert_fast import ModalityShift, cms_attention
-from cmsbert_fast.ops.attention import cpu as attention_cpu
+from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.attention import triton as attention_triton
-from cmsbert_fast.ops.attention.api import choose_backend
-from cmsbert_fast.ops.contrastive import api as contrastive
+from cmsbert_fast.ops.dispatch import choose_backend, why_not
 from cmsbert_fast.packing import cumulative
 from tests.ops.launches import launched_on_gpu
 
@@ -81,7 +80,7 @@ def shape_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Forces calls into a shape class; afterwards exactly its kernels have run, or none where another backend ran."""
     chosen = SHAPE_CLASSES[request.param]
     launched: set[str] = set()
-    if attention_triton.HAS_TRITON:
+    if capability.HAS_TRITON:
         kernels, run = attention_triton.kernels, attention_triton.kernels._run
 
         def record(kernel: Any, *arguments: Any) -> None:
@@ -219,7 +218,7 @@ def test_a_second_derivative_is_refused(backend: str) -> None:
     if backend == "cpu":
         leaves = [x.detach().cpu().requires_grad_() for x in leaves]
         options = {name: x.cpu() if isinstance(x, Tensor) else x for name, x in options.items()}
-        if reason := attention_cpu.why_not(leaves[0]):
+        if reason := why_not("attention", "cpu", leaves[0]):
             pytest.skip(reason)
     loss = run(leaves, backend, **options).sum()
     once = torch.autograd.grad(loss, leaves, retain_graph=True)
@@ -235,11 +234,11 @@ def test_a_second_derivative_is_refused(backend: str) -> None:
 def test_the_error_names_the_environment_that_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.empty(1, 2, 64, dtype=torch.float64)
     with pytest.raises(ValueError, match=r'^backend="triton" cannot run here: .*; use backend="auto" or "torch"\.'):
-        choose_backend(query, "triton")
+        choose_backend("attention", query, "triton")
     monkeypatch.setenv("CMSBERT_BACKEND", "triton")
-    for choose in (choose_backend, lambda query: contrastive._choose_backend("auto", query)):
+    for operator in ("attention", "contrastive"):
         with pytest.raises(ValueError, match=r"^CMSBERT_BACKEND=triton in the environment.*; unset CMSBERT_BACKEND"):
-            choose(query)
+            choose_backend(operator, query)
 
 
 @every_way
@@ -430,7 +429,7 @@ def work_on_a_half(rank: int, store: str, backends: list[str]) -> None:
 
 def test_two_ranks_give_the_gradients_of_one_process(tmp_path: Path) -> None:
     backends = ["triton"] if INTERPRETED else ["torch"]  # the interpreter's run repeats nothing
-    if not INTERPRETED and attention_cpu.why_not(torch.empty(1)) is None:
+    if not INTERPRETED and why_not("attention", "cpu", torch.empty(1)) is None:
         backends.append("cpu")
     if DEVICE == "cuda":
         backends.append("triton")
@@ -509,9 +508,9 @@ def test_launches_on_gpu(shape_class: ShapeClass, dropout_p: float) -> None:
 
 @pytest.mark.cuda
 def test_auto_picks_triton_on_a_gpu() -> None:
-    assert choose_backend(torch.empty(1, 2, 64, device="cuda", dtype=torch.bfloat16)) == "triton"
-    assert choose_backend(torch.empty(1, 2, 64, device="cuda", dtype=torch.float64)) == "torch"
+    assert choose_backend("attention", torch.empty(1, 2, 64, device="cuda", dtype=torch.bfloat16)) == "triton"
+    assert choose_backend("attention", torch.empty(1, 2, 64, device="cuda", dtype=torch.float64)) == "torch"
 
 
 def test_auto_never_interprets() -> None:
-    assert choose_backend(torch.empty(1, 2, 64)) != "triton"
+    assert choose_backend("attention", torch.empty(1, 2, 64)) != "triton"

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cmsbert_fast import pairwise_contrastive_loss, reference
+from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.contrastive import api as contrastive
 from cmsbert_fast.ops.contrastive import torch as contrastive_torch
 from cmsbert_fast.ops.contrastive.torch import LABEL_TOLERANCE, count_related
@@ -430,7 +431,7 @@ def test_errors_say_what_to_do() -> None:
 
 
 def test_triton_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contrastive, "HAS_TRITON", False)
+    monkeypatch.setattr(capability, "HAS_TRITON", False)
     z, y = embeddings(4), score_labels(4)
     with pytest.raises(ValueError, match="not installed"):
         pairwise_contrastive_loss(*z, y, backend="triton")

@@ -1,0 +1,120 @@
+"""The interface that every system implements, so that the trainer knows none of them by name.
+
+A system is two functions and, rarely, a state:
+
+1. :meth:`Classifier.rows`: everything that belongs to one utterance, whatever else is in the batch;
+2. :meth:`Classifier.losses`: the terms of the loss, from the rows of a batch;
+3. :meth:`Classifier.training_state`: what training remembers that is neither a parameter nor the optimiser's.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cmsbert_fast.models.losses import LossTerm
+
+
+class TrainingState(Protocol):
+    """What a system remembers from step to step. Saved in a run's checkpoint, never with the model."""
+
+    @property
+    def starts_with_validation(self) -> bool:
+        """Whether a validation pass, and :meth:`validated`, must come before the first step."""
+
+    @property
+    def row_names(self) -> Collection[str]:
+        """The rows that :meth:`step` reads; no others are gathered from the ranks."""
+
+    def start(self, labels: Tensor) -> None:
+        """Called once, before a new run's first step or validation; not when a run is resumed.
+
+        Args:
+            labels: Those of all training examples, (count,).
+        """
+
+    def targets(self, indices: np.ndarray) -> Tensor | None:
+        """The ``targets`` of :meth:`Classifier.losses` for some training examples, before their step; None: none."""
+
+    def step(self, epoch: int, indices: np.ndarray, rows: Mapping[str, Tensor]) -> None:
+        """Called on every rank after each step of the optimiser.
+
+        Args:
+            epoch: 1, 2, ...
+            indices: The training examples of the global batch.
+            rows: Of them, those of :attr:`row_names` as they were before the step, detached, in the order of
+                ``indices``.
+        """
+
+    def validated(self, losses: Mapping[str, float]) -> None:
+        """Called after each pass over the validation set, on every rank.
+
+        Args:
+            losses: The value of every term of :meth:`Classifier.losses` over the whole set, without its weight.
+        """
+
+    def report(self) -> dict[str, float]:
+        """Numbers for the log, by name."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold: tensors, numbers, strings and containers of them."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what :meth:`state_dict` returned."""
+
+
+class Classifier(PreTrainedModel):
+    """A model with a head, as the trainer sees it. ``forward(labels=...)`` is :meth:`rows`, then :meth:`losses`.
+
+    Attributes:
+        has_global_terms: Whether some term of :meth:`losses` compares utterances. Without one, a micro-batch needs to
+            run forward only once.
+        takes_bert_head: Whether it loads the head of a BertForSequenceClassification checkpoint, which must then have
+            as many outputs.
+    """
+
+    has_global_terms: ClassVar[bool] = False
+    takes_bert_head: ClassVar[bool] = False
+
+    def rows(self, **inputs: Any) -> dict[str, Tensor]:
+        """Runs the model on a batch, padded or packed: the arguments of ``forward`` that are inputs.
+
+        Returns:
+            What belongs to single utterances, each (B, ...): always "logits", (B, num_labels), and what :meth:`losses`
+            reads. An utterance's row does not depend on the other utterances.
+        """
+        raise NotImplementedError
+
+    def losses(
+        self,
+        rows: Mapping[str, Tensor],
+        labels: Tensor,
+        targets: Tensor | None = None,
+        group: "dist.ProcessGroup | None" = None,
+    ) -> dict[str, LossTerm]:
+        """The terms of the loss by name; "task" is always among them.
+
+        Args:
+            rows: Those of :meth:`rows`, of one batch or of several concatenated.
+            labels: (B,); scores for one output, class indices for several.
+            targets: What :meth:`TrainingState.targets` gives for these examples.
+            group: The ranks that share the global batch. All of them must call.
+        """
+        raise NotImplementedError
+
+    def training_state(self, count: int, **options: Any) -> TrainingState | None:
+        """A new run's state, or None if this system has none.
+
+        Args:
+            count: Number of training examples.
+            **options: Settings of training that the state may use; it ignores the others.
+        """
+        return None
+
+    def batch_group(self) -> "dist.ProcessGroup | None":
+        """The ranks that ``forward(labels=...)`` shares a batch with: all in training, none in evaluation."""
+        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return dist.group.WORLD if self.training and distributed else None

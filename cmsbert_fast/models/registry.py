@@ -1,0 +1,75 @@
+"""Every system by name: its class, what it needs of the data, and what distinguishes it from others of the class.
+
+A new system is one file below ``models`` and one line here. Reading this module imports no model and no PyTorch, so
+that the names are there for ``--help`` at once.
+"""
+
+import dataclasses
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cmsbert_fast.models.base import Classifier
+
+# What a system can need of the data.
+NEEDS = {
+    "frames": "visual or acoustic frames",
+    "word_frames": "frames aligned to words, one a word",
+    "frames_of_words": "frames aligned to words, several a word",
+    "word_vectors": "a vector for every word",
+    "regression": "scores, not classes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A system that can be trained: a row of the paper's tables.
+
+    Attributes:
+        model: Module and name of its class, "package.module:Class"; :attr:`model_class` imports it.
+        needs: Of :data:`NEEDS`, those it cannot do without.
+        config: Fields of its configuration that are fixed, whatever the settings say.
+        state: Options of :meth:`~cmsbert_fast.models.base.Classifier.training_state` that are fixed likewise.
+    """
+
+    model: str
+    needs: frozenset[str] = frozenset()
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def model_class(self) -> "type[Classifier]":
+        """The class; its ``config_class`` is that of its configuration."""
+        return pkgutil.resolve_name(self.model)
+
+    @property
+    def multimodal(self) -> bool:
+        """Whether it reads frames at all."""
+        return bool(self.needs & {"frames", "word_frames", "frames_of_words"})
+
+
+_CMSBERT = "cmsbert_fast.models.cmsbert.modeling_cmsbert:CMSBertForSequenceClassification"
+_CLR = "cmsbert_fast.models.cmsbert.modeling_cmsbert:CMSBertCLRForSequenceClassification"
+_FRAMES = frozenset({"frames"})
+_NO_EMA = {"momentum": None}
+_NO_LS = {"smoothing": None}
+
+VARIANTS: Mapping[str, Variant] = {
+    "bert": Variant(_CMSBERT, config={"cms_layers": []}),
+    "cmsbert/1": Variant(_CMSBERT, _FRAMES, config={"cms_layers": [0]}),
+    "cmsbert": Variant(_CMSBERT, _FRAMES),
+    "cmsbert-clr": Variant(_CLR, _FRAMES),
+    "cmsbert-clr-no-ema": Variant(_CLR, _FRAMES, state=_NO_EMA),
+    "cmsbert-clr-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS),
+    "cmsbert-clr-no-ema-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS, state=_NO_EMA),
+}
+
+
+def class_of_architecture(architecture: str | None) -> "type[Classifier] | None":
+    """The class that a checkpoint's ``config.json`` names among its ``architectures``; None: it is no variant's."""
+    for variant in VARIANTS.values():
+        if variant.model.rpartition(":")[2] == architecture:
+            return variant.model_class
+    return None
