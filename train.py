@@ -5,7 +5,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     try:
-        from cmsbert_fast.training.trainer import main  # takes seconds, in which Ctrl-C may come
+        from cmsbert_fast.training.runs import main  # takes seconds, in which Ctrl-C may come
 
         status = main(sys.argv[1:], embedded_config=Path(__file__).parent / "configs" / "embedded.yaml")
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from bench.workload import ACOUSTIC_SIZE, PADDED_LENGTH, VISUAL_SIZE, draw_lengths, make_config
 from cmsbert_fast import CMSBertProcessor
 from cmsbert_fast.data.example import Example
-from cmsbert_fast.training.evaluate import Batches
+from cmsbert_fast.training.batches import Batches
 
 SUITE = "Data to batch"
 EXAMPLES, BATCH = 512, 32

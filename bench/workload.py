@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cmsbert_fast import CMSBertConfig, ModalityShift
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
-from cmsbert_fast.training.evaluate import HOST_INPUTS
+from cmsbert_fast.training.batches import HOST_INPUTS
 
 MOSI_LENGTHS = np.loadtxt(Path(__file__).with_name("mosi_lengths.txt"), dtype=int)
 PADDED_LENGTH = 50  # what the published code pads MOSI and MOSEI to

@@ -1,5 +1,6 @@
 """Writing that a crash cannot leave half done: files and folders appear whole, and only once they are on the disk."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -8,12 +9,22 @@ from typing import Any
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary file, which takes the place of ``path`` once it is on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    sync(temporary)
-    os.replace(temporary, path)
+    """Lets ``write`` fill a draft, which takes the place of ``path`` once it is on the disk; or leaves nothing."""
+    draft = draft_of(path)
+    try:
+        write(draft)
+        sync(draft)
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def draft_of(path: Path) -> Path:
+    """The file that :func:`replace_file` fills; a killed process leaves it behind."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from cmsbert_fast.data.example import MODALITIES, Example
+from cmsbert_fast.data.statistics import Moments
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.packing import cumulative
 
@@ -21,7 +22,7 @@ class Encoded:
         id: The example's.
         input_ids: Word pieces, [CLS] and [SEP] included.
         visual, acoustic: Standardised frames, float32 (N_m, d_m).
-        token_frames: The frame of each word piece, -1 for [CLS] and [SEP] (word-aligned sources only, else None). CMS
+        token_frames: The frame of each word piece, -1 for [CLS] and [SEP]; None unless the source is word-aligned. CMS
             needs no such map; models that work within a time step do.
         label: The example's.
     """
@@ -39,10 +40,10 @@ class CMSBertProcessor(ProcessorMixin):
 
     Args:
         tokenizer: BERT's.
-        visual_mean, visual_std, acoustic_mean, acoustic_std: Statistics of the training set's frames, one number a
-            feature; None = frames are taken as they are. :meth:`fit` computes them.
-        max_length: Most word pieces of an utterance, [CLS] and [SEP] included. A longer one is cut at a word boundary,
-            with its frames where they are word-aligned.
+        visual_mean, visual_std, acoustic_mean, acoustic_std: Statistics of the training frames, one number a feature;
+            None: frames are not standardised. :meth:`fit` computes them.
+        max_length: The largest number of word pieces, [CLS] and [SEP] included. A longer utterance is cut at a word
+            boundary, with its frames where they are word-aligned.
     """
 
     def __init__(
@@ -69,34 +70,22 @@ class CMSBertProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "visual", "visual_mask", "acoustic", "acoustic_mask"]
 
     def fit(self, examples: Iterable[Example]) -> "CMSBertProcessor":
-        """Takes mean and standard deviation of every feature over all frames of the (training) examples.
+        """Computes mean and standard deviation of every feature over all frames of the (training) examples.
 
-        A feature that never changes gets the standard deviation 1. Sums in float64, one example at a time.
+        In float64, one example at a time. A feature that never changes gets the standard deviation 1.
 
         Returns:
             The processor itself.
         """
-        totals: dict[str, list] = {name: [0, 0.0, 0.0] for name in MODALITIES}
+        moments = {name: Moments() for name in MODALITIES}
         for example in examples:
             for name in MODALITIES:
-                frames = getattr(example, name).astype(np.float64)
-                if frames.shape[1]:
-                    count, mean, squares = totals[name]  # squares: sum of squared deviations from the mean
-                    if not len(frames):
-                        continue
-                    # Chan et al. (1979): merging two samples' moments loses no digits, unlike sum(x^2) - mean^2.
-                    merged = count + len(frames)
-                    delta = frames.mean(axis=0) - mean
-                    squares = squares + ((frames - frames.mean(axis=0)) ** 2).sum(axis=0)
-                    squares = squares + delta**2 * count * len(frames) / merged
-                    totals[name] = [merged, mean + delta * len(frames) / merged, squares]
-        statistics = {
-            name: (mean, np.sqrt(squares / count)) for name, (count, mean, squares) in totals.items() if count
-        }
+                moments[name].see(getattr(example, name))
+        statistics = {name: (found.mean, found.std) for name, found in moments.items() if found.count}
         return self.set_statistics(statistics)
 
     def set_statistics(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "CMSBertProcessor":
-        """Takes mean and standard deviation of every feature, by modality, as :meth:`fit` would compute them.
+        """Sets mean and standard deviation of every feature, by modality, as :meth:`fit` would compute them.
 
         Returns:
             The processor itself.
@@ -131,7 +120,7 @@ class CMSBertProcessor(ProcessorMixin):
         pieces, word_of_piece = encoding["input_ids"], encoding.word_ids()
         room = self.max_length - 2
         if len(pieces) > room:
-            # The word that straddles the limit goes as a whole, unless it is the first: then a part of it stays.
+            # The word at the limit goes as a whole, unless it is the first: then a part of it stays.
             cut = word_of_piece.index(word_of_piece[room]) or room
             pieces, word_of_piece = pieces[:cut], word_of_piece[:cut]
         return pieces, word_of_piece
@@ -214,28 +203,32 @@ class CMSBertProcessor(ProcessorMixin):
         )
         texts: Sequence = words if batch else [words]
         utterances = [tuple(text.split() if isinstance(text, str) else text) for text in texts]
-        arrays: dict[str, list[np.ndarray]] = {}
-        for name, values in (("visual", visual), ("acoustic", acoustic)):
-            size = len(getattr(self, f"{name}_mean") or ())
-            if values is None:
-                arrays[name] = [np.zeros((0, size), np.float32)] * len(utterances)
-                continue
-            arrays[name] = [np.asarray(frames) for frames in (values if batch else [values])]
-            if len(arrays[name]) != len(utterances):
-                raise ValueError(
-                    f"{name} holds {len(arrays[name])} utterances but words {len(utterances)}; give one each."
-                )
-            for frames in arrays[name]:
-                if frames.ndim != 2:
-                    raise ValueError(
-                        f"{name} has an utterance of shape {frames.shape}; give (frames, features), a list for a batch."
-                    )
-            arrays[name] = [np.where(np.isfinite(frames), frames, 0) for frames in arrays[name]]
+        frames = {
+            name: self._utterance_frames(name, values, batch, len(utterances))
+            for name, values in (("visual", visual), ("acoustic", acoustic))
+        }
         examples = [
             Example(str(k), text, None, v, a, aligned)
-            for k, (text, v, a) in enumerate(zip(utterances, arrays["visual"], arrays["acoustic"], strict=True))
+            for k, (text, v, a) in enumerate(zip(utterances, frames["visual"], frames["acoustic"], strict=True))
         ]
         return self.collate([self.encode(example) for example in examples], packed=packed)
+
+    def _utterance_frames(
+        self, name: str, values: np.ndarray | Sequence[np.ndarray] | None, batch: bool, count: int
+    ) -> list[np.ndarray]:
+        """The frames of one modality for ``count`` utterances, without values that are not finite."""
+        if values is None:
+            size = len(getattr(self, f"{name}_mean") or ())
+            return [np.zeros((0, size), np.float32)] * count
+        arrays = [np.asarray(frames) for frames in (values if batch else [values])]
+        if len(arrays) != count:
+            raise ValueError(f"{name} holds {len(arrays)} utterances but words {count}; give one each.")
+        for frames in arrays:
+            if frames.ndim != 2:
+                raise ValueError(
+                    f"{name} has an utterance of shape {frames.shape}; give (frames, features), a list for a batch."
+                )
+        return [np.where(np.isfinite(frames), frames, 0) for frames in arrays]
 
 
 def _padded(rows: list[Tensor], pad_to: int | None, value: int) -> tuple[Tensor, Tensor]:

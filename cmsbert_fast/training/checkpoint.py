@@ -1,7 +1,7 @@
-"""Checkpoints: the whole state of a run in one file that is replaced atomically and holds nothing but data.
+"""Checkpoints: the whole state of a run in one file, replaced atomically.
 
-A run killed at any moment leaves the previous file or the new one, never a part. ``torch.load(weights_only=True)``
-reads it: tensors, numbers, strings and containers of them.
+A run killed at any moment leaves the previous file or the new one, never a part. The file holds tensors, numbers,
+strings and containers of them only: ``torch.load(weights_only=True)`` reads it.
 """
 
 import random
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from cmsbert_fast import atomic
-from cmsbert_fast.training.settings import UsageError
+from cmsbert_fast.training.errors import UsageError
 
 FILE_NAME = "checkpoint.pt"
-FORMAT = 1
+FORMAT = 2
+_STATELESS_FORMAT = 1  # as 2, without "state": nu, the only such state then, was in the model alone
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -39,6 +40,8 @@ def load(folder: Path) -> dict[str, Any] | None:
         raise UsageError(
             f"{path} is no readable checkpoint ({type(error).__name__}); remove it to start anew."
         ) from None
+    if version == _STATELESS_FORMAT:
+        return {**state, "state": {}}
     if version != FORMAT:
         raise UsageError(f"{path} was written by another version of this program; continue with that, or start anew.")
     return state

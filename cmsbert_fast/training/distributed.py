@@ -1,7 +1,7 @@
-"""The processes of a run: started, handed their share of every batch, and brought back to one result.
+"""The processes of a run: process group, shares of a batch, collectives, gradients averaged over the ranks.
 
-Everything here is written so that the number of ranks changes rounding only, up to dropout, whose masks differ, and
-that a run with the same number of ranks repeats itself to the bit.
+The number of ranks changes nothing but rounding and dropout masks. With the same number of ranks a run repeats itself
+to the bit.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from cmsbert_fast.training.settings import UsageError
+from cmsbert_fast.training.errors import UsageError
 
 BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's choice: large enough for the bandwidth, small enough to overlap
 
@@ -52,8 +52,8 @@ def environment_rank() -> int:
 def start(device: str = "auto") -> Ranks:
     """Joins the process group that ``torchrun`` describes in the environment: nccl on GPUs, gloo on CPUs.
 
-    Beside nccl there is gloo for what lies on the CPU anyway, objects and numbers of rows: reading those does not wait
-    for the GPU.
+    Beside nccl there is gloo for objects and numbers of rows. They are on the CPU anyway, and reading them there does
+    not wait for the GPU.
 
     Args:
         device: "cpu", "cuda", or "auto" (CUDA where there is a device).
@@ -94,12 +94,12 @@ def find_device(name: str) -> torch.device:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep the memory it frees, instead of giving large blocks back to the system and asking anew.
+    """Lets this process keep the memory it frees, instead of returning large blocks to the system.
 
-    On a CPU a step allocates all its activations and gradients: of BERT-base with 32 short utterances 80,000 to 110,000
-    pages, which the system cleared every time, a tenth of the step. The process stays as large as its largest step.
-    glibc's allocator only; under others nothing changes. Whoever tunes it (``GLIBC_TUNABLES``, ``MALLOC_...``) is left
-    alone.
+    On a CPU a step allocates all its activations and gradients. For BERT-base with 32 short utterances that is 80,000
+    to 110,000 pages; clearing them again took the system a tenth of every step. The process stays as large as its
+    largest step. This works with glibc's allocator only, and where nobody has tuned it (``GLIBC_TUNABLES``,
+    ``MALLOC_...``).
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return
@@ -110,13 +110,13 @@ def keep_freed_memory() -> None:
 
 
 def compute_deterministically() -> None:
-    """Makes GPU operators add in a fixed order where they have such a form, so that a run repeats itself to the bit.
+    """Makes GPU operators add in a fixed order where they can, so that a run repeats itself to the bit.
 
-    To be called before anything is computed on a GPU. CPU operators need no such care.
+    Call it before anything is computed on a GPU. CPU operators are deterministic anyway.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Finds bugs and costs time, but changes no result.
+    # Only a debugging aid, and slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -127,10 +127,10 @@ def stop() -> None:
 
 
 def report_once(message: str, patience: float = 15.0) -> None:
-    """Prints to stderr, on rank 0 only if every rank meets the same error.
+    """Prints to stderr, on rank 0 only where every rank meets the same error.
 
-    The others give rank 0 the time to speak before ``torchrun`` ends everybody, and speak if it does not end them: then
-    the error is theirs alone.
+    The other ranks wait for ``patience`` seconds. If ``torchrun`` has not ended them by then, the error is theirs
+    alone, and they print it.
     """
     rank = environment_rank()
     if rank:
@@ -176,7 +176,7 @@ def gather_objects(value: object, ranks: Ranks) -> list:
 
 
 def from_main(value: Callable[[], Any], ranks: Ranks) -> Any:
-    """Calls ``value`` on rank 0 only and gives its result to every rank; so too the UsageError it raises."""
+    """Calls ``value`` on rank 0 only and gives its result, or the UsageError it raises, to every rank."""
     if ranks.world_size == 1:
         return value()
     box: list = [None, None]
@@ -199,7 +199,7 @@ def equalise(tensors: Iterable[Tensor], ranks: Ranks) -> None:
 
 
 def wait_for_all(ranks: Ranks) -> None:
-    """Returns when every rank has come here."""
+    """Returns when every rank has called it."""
     if ranks.world_size > 1:
         dist.barrier()
 
@@ -221,15 +221,15 @@ class Gradients:
     """All gradients of a model, averaged over the ranks while the backward pass still runs.
 
     With several ranks, gradients live in flat buckets filled in the order in which a backward pass produces them; a
-    bucket is reduced as soon as it and all before it are complete. DistributedDataParallel does the same but re-orders
-    its buckets after the first step, so that a resumed run would add in another order than the run it continues; here
-    the order never changes. One process needs no buckets: what the backward pass allocates is the gradient, which saves
-    a zeroing and an addition of everything (a tenth of a BERT-base step of 32 short utterances on 2 cores).
+    bucket is reduced as soon as it and all before it are complete. DistributedDataParallel re-orders its buckets after
+    the first step, so that a resumed run would add in another order than the run it continues; here the order never
+    changes. One process needs no buckets: the backward pass allocates the gradients, which saves zeroing and adding all
+    of them (a tenth of a BERT-base step of 32 short utterances on 2 cores).
 
     A parameter that the loss does not reach has the gradient 0, so that the optimiser treats it alike on any number of
     ranks.
 
-    ``zero()`` before a step's first backward pass, ``no_sync()`` around each but its last, ``finish()`` after the last.
+    Call ``zero()`` before a step's first backward pass, ``no_sync()`` around all but its last, ``finish()`` after that.
     """
 
     def __init__(self, parameters: Iterable[Parameter], ranks: Ranks, bucket_bytes: int = BUCKET_BYTES):
@@ -257,7 +257,7 @@ class Gradients:
                 p.register_post_accumulate_grad_hook(self._ready)
 
     def zero(self) -> None:
-        """Forgets the last step's gradients and makes ready for the next step."""
+        """Drops the last step's gradients."""
         if self._ranks.world_size == 1:
             for p in self._parameters:
                 p.grad = None
@@ -270,13 +270,13 @@ class Gradients:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Around a backward pass that others of the same step follow: its gradients are kept, not reduced yet."""
+        """Around a backward pass that is not the step's last: gradients are kept, not reduced yet."""
         self._armed = False
         yield
         self._armed = True
 
     def finish(self) -> None:
-        """Waits until every gradient is there and the average over the ranks."""
+        """Waits until every gradient is the average over the ranks."""
         if self._ranks.world_size == 1:
             for p in self._parameters:
                 if p.grad is None:
