@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.interpreter import INTERPRETED, round_products_once
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
@@ -28,6 +30,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_configure() -> None:
     if IS_WORKER:  # one core each, for the processes that tests start, too
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+
+if INTERPRETED:
+    round_products_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
