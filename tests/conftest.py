@@ -10,7 +10,13 @@ import pytest
 from tests.interpreter import INTERPRETED, round_products_once
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+# Read when torch is imported, here and by the processes that tests start. Small tensors gain nothing from threads, and
+# those of several workers would wait for each other. A test that is about threads starts them itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if INTERPRETED:
+    round_products_once()
 
 
 @pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which starts what the options say
@@ -20,20 +26,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     The option ``-n`` decides otherwise.
     """
     option = config.option
-    if getattr(option, "numprocesses", 0) is not None or IS_WORKER:
+    if getattr(option, "numprocesses", 0) is not None or "PYTEST_XDIST_WORKER" in os.environ:
         return
     watched = option.usepdb or option.capture == "no"
     if not watched and all(Path(argument).is_dir() for argument in config.args):
         option.numprocesses, option.dist = len(os.sched_getaffinity(0)), "worksteal"
-
-
-def pytest_configure() -> None:
-    if IS_WORKER:  # one core each, for the processes that tests start, too
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
-
-
-if INTERPRETED:
-    round_products_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
