@@ -58,9 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m cmsbert_fast.predict", description="Writes a CSV file with a score for every example."
-    )
+    parser = Parser(prog="python -m cmsbert_fast.predict", description="Writes a score for every example as CSV.")
     parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
     parser.add_argument("data", help="a file or folder in a known format, or 'embedded'")
     parser.add_argument("--split", help="only this split of the data (default: all)")
