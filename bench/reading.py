@@ -127,9 +127,11 @@ _START = (
     + """
 import os, sys, time
 from pathlib import Path
-from cmsbert_fast.training import trainer as loop
+from cmsbert_fast.data import read_corpus
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import build
+from cmsbert_fast.training.preflight import check_data
+from cmsbert_fast.training.resume import fingerprint
 from cmsbert_fast.training.settings import TrainingSettings
 import torch, transformers
 transformers.utils.logging.set_verbosity_error()
@@ -142,10 +144,10 @@ if sys.argv[3] == "cold":  # the data leave the system's cache; what is imported
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 print(f"imports of train.py: largest resident memory {peak():.0f} MiB")
 times = [time.perf_counter()]
-corpus = loop.read(settings)
+corpus = read_corpus(settings.request())
 times.append(time.perf_counter())
-loop.check_data(corpus)
-loop.fingerprint(corpus)
+check_data(corpus)
+fingerprint(corpus)
 times.append(time.perf_counter())
 model, processor = build(settings, corpus)
 times.append(time.perf_counter())

@@ -102,32 +102,17 @@ def record(call: Callable[[], Any]) -> list[Launch]:
 
 def compile_launch(launch: Launch, target: str) -> Any:
     """Compiles as Triton's own launcher would: same types, same alignment hints, same constants."""
-    import torch
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
 
-    names = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16", "int32": "*i32", "int64": "*i64"}
-    signature: dict[str, str] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    hints: dict[tuple[int, ...], list[list[Any]]] = {}
-    for i, parameter in enumerate(launch.kernel.params):
-        name, value = parameter.name, launch.arguments[parameter.name]
-        specialized = not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (specialized and type(value) is int and value == 1):
-            signature[name] = "constexpr"
-            constants[(i,)] = value
-        elif isinstance(value, torch.Tensor):
-            signature[name] = names.get(str(value.dtype).split(".")[1], "*u8")
-            hints[(i,)] = [["tt.divisibility", 16]] if specialized and value.data_ptr() % 16 == 0 else []
-            if target == "gfx942" and specialized:
-                hints[(i,)].append(["tt.pointer_range", 32])
-        else:
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
-            if specialized and isinstance(value, int) and value % 16 == 0:
-                hints[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature, constants, hints)
-    return triton.compile(source, target=GPUTarget(*TARGETS[target]), options=launch.options)
+    kernel, gpu = launch.kernel, GPUTarget(*TARGETS[target])
+    backend = make_backend(gpu)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, options = bind(**launch.arguments, **launch.options)
+    parsed, *source = kernel._pack_args(backend, options, bound, specialization, options)
+    return triton.compile(ASTSource(kernel, *source), target=gpu, options=parsed.__dict__)
 
 
 def measure(launch: Launch, target: str) -> Measured:

@@ -79,6 +79,7 @@ def launches(case: Case, target: str) -> list[Launch]:
     """The kernels a call launches on ``target``, with their arguments."""
     import torch
     from cmsbert_fast.kernels import cms_attention as kernels
+    from cmsbert_fast.kernels import common
 
     n, d, heads, batch, dtype = case.length, case.head_size, 12, 2, getattr(torch, case.dtype)
     hidden, masked = heads * d, case.masked and not case.packed
@@ -115,7 +116,7 @@ def launches(case: Case, target: str) -> list[Launch]:
         kernels.backward(call, torch.zeros(q.shape, dtype=dtype), out, saved, (case.frames_wanted,) * 2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "device_class", lambda device: target)
+        patch.setattr(common, "device_class", lambda device: target)
         before = torch.backends.cuda.matmul.fp32_precision
         try:
             torch.backends.cuda.matmul.fp32_precision = "tf32" if case.tf32 else before

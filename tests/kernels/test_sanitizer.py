@@ -29,14 +29,18 @@ TOOLS = {
 
 
 def modules() -> list[ModuleType]:
-    from cmsbert_fast.kernels import cms_attention as attention_kernels
-    from cmsbert_fast.kernels import contrastive as contrastive_kernels
+    """Those that define kernels, and those that import them."""
+    from cmsbert_fast.kernels import cms_attention, contrastive  # noqa: F401
 
-    return [attention_kernels, contrastive_kernels]
+    return [module for name, module in sys.modules.items() if name.startswith("cmsbert_fast.kernels.")]
 
 
 def kernels_of(module: ModuleType) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name.endswith("_kernel") and hasattr(value, "fn")}
+
+
+def kernel_name(kernel: Any) -> str:
+    return f"{kernel.fn.__module__}.{kernel.fn.__name__}"
 
 
 class Recorder:
@@ -95,9 +99,9 @@ def every_kernel(device: str) -> set[str]:
     with pytest.MonkeyPatch.context() as patch:
         for module in modules():
             for name, kernel in kernels_of(module).items():
-                patch.setattr(module, name, Recorder(f"{module.__name__}.{name}", kernel, launched))
+                patch.setattr(module, name, Recorder(kernel_name(kernel), kernel, launched))
         if not large:
-            patch.setattr(modules()[1], "SMALL", 64)
+            patch.setattr(sys.modules["cmsbert_fast.kernels.contrastive"], "SMALL", 64)
         for longest in (50, 100, 200):
             if not large:
                 attend(device, [longest, 7], torch.float16, True, 0.5)
@@ -123,7 +127,7 @@ def run_program(prefix: list[str], environment: dict[str, str]) -> None:
     environment = os.environ | environment
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    wanted = {f"{module.__name__}.{name}" for module in modules() for name in kernels_of(module)}
+    wanted = {kernel_name(kernel) for module in modules() for kernel in kernels_of(module).values()}
     assert len(wanted) > 15
     assert set(result.stdout.split()) >= wanted
 

@@ -15,7 +15,8 @@ from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import outlines
 from cmsbert_fast.data.folds import NO_FOLD
 from cmsbert_fast.data.formats import converted
-from cmsbert_fast.training import trainer as loop
+from cmsbert_fast.training import resume
+from cmsbert_fast.training.preflight import check_data
 from tests.data.sources import altered, assert_same, write
 
 
@@ -37,19 +38,19 @@ def test_a_start_of_training_reads_no_more_frames_than_it_must(
     """Labels and the rest of an outline come from the index; the fingerprint is that of the source all the same."""
     path = write("mag", files)
     convert.convert(open_source(path), tmp_path / "c")
-    monkeypatch.setattr(loop, "FINGERPRINT_BYTES", 300)
+    monkeypatch.setattr(resume, "FINGERPRINT_BYTES", 300)
     for left_out in ({}, {"visual": "none"}, {"acoustic": "none"}):
         meant, found = read_corpus(path, **left_out), read_corpus(tmp_path / "c", **left_out)
         for split, examples in meant.splits.items():
             assert list(outlines(found.splits[split])) == list(outlines(examples))
-        assert loop.fingerprint(found) == loop.fingerprint(meant)
+        assert resume.fingerprint(found) == resume.fingerprint(meant)
     read: list[int] = []
     original = converted.Mapped.__getitem__
     monkeypatch.setattr(converted.Mapped, "__getitem__", lambda self, k: read.append(k) or original(self, k))
     found = read_corpus(tmp_path / "c")
-    loop.check_data(found)
+    check_data(found)
     assert read == []
-    loop.fingerprint(found)
+    resume.fingerprint(found)
     assert read == [0, 1, 2]  # one a split: of 27 words of 36 bytes, every fourth example of the nine
 
 

@@ -152,13 +152,13 @@ def test_the_kernels_give_the_references_loss_and_gradients(batch, form, monkeyp
         name: x if isinstance(x, int) else x.to(device, torch.float32 if x.is_floating_point() else x.dtype)
         for name, x in inputs.items()
     }
-    launched, run = [], attention_triton.kernels._run
+    launched, run = [], attention_triton.kernels.launch.run
 
     def record(kernel, *arguments):
         launched.append(kernel.fn.__name__)
         run(kernel, *arguments)
 
-    monkeypatch.setattr(attention_triton.kernels, "_run", record)
+    monkeypatch.setattr(attention_triton.kernels.launch, "run", record)
 
     def loss_and_gradients(backend):
         model.config.backend = backend
