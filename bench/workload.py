@@ -7,6 +7,7 @@ Lengths are those of real CMU-MOSI (``mosi_lengths.txt``: word pieces of the 1,2
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cmsbert_fast import CMSBertConfig, ModalityShift
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
-from cmsbert_fast.training.evaluate import HOST_INPUTS
+from cmsbert_fast.training.batches import HOST_INPUTS
 
 MOSI_LENGTHS = np.loadtxt(Path(__file__).with_name("mosi_lengths.txt"), dtype=int)
 PADDED_LENGTH = 50  # what the published code pads MOSI and MOSEI to
@@ -166,6 +167,17 @@ class AttentionBatch:
 
 
 # ------------------------------------------------------------------ the work: multiply-adds count as two operations
+
+
+class Work(NamedTuple):
+    """What a case has to do at least; the report puts it beside what the machine can do."""
+
+    flops: float | None = None
+    bytes: float | None = None
+    dtype: str = "float32"  # of the matrix products
+
+
+UNKNOWN_WORK = Work()
 
 
 def attention_flops(lengths: Sequence[int], frames: Sequence[int], backward: bool, hidden: int = HIDDEN) -> float:

@@ -4,10 +4,14 @@ Names inside kernels: ``i_`` an index, ``o_`` offsets, ``m_`` masks, ``p_`` poin
 ``n`` counts; a tile's shape stands beside it. Offsets of rows and sequences are 64-bit; within a row they are 32-bit.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+LOG2_E = tl.constexpr(math.log2(math.e))
 
 # ------------------------------------------------------------------ inside kernels: sequences and their rows
 

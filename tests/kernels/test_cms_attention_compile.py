@@ -79,6 +79,7 @@ def launches(case: Case, target: str) -> list[Launch]:
     """The kernels a call launches on ``target``, with their arguments."""
     import torch
     from cmsbert_fast.kernels import cms_attention as kernels
+    from cmsbert_fast.kernels import common
 
     n, d, heads, batch, dtype = case.length, case.head_size, 12, 2, getattr(torch, case.dtype)
     hidden, masked = heads * d, case.masked and not case.packed
@@ -115,7 +116,7 @@ def launches(case: Case, target: str) -> list[Launch]:
         kernels.backward(call, torch.zeros(q.shape, dtype=dtype), out, saved, (case.frames_wanted,) * 2)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "device_class", lambda device: target)
+        patch.setattr(common, "device_class", lambda device: target)
         before = torch.backends.cuda.matmul.fp32_precision
         try:
             torch.backends.cuda.matmul.fp32_precision = "tf32" if case.tf32 else before
@@ -143,5 +144,6 @@ def test_registers_spills_and_shared_memory() -> None:
 def test_calls_lie_in_memory_as_the_models() -> None:
     """Three projections, and token gates in turn: what is compiled is what is launched."""
     given = launches(Case(50, 64, "bfloat16", REAL), "sm_90")[0].arguments
-    assert [given[name] for name in ("s_qn", "s_kn", "s_vn", "s_pvn", "s_pan")] == [12 * 64] * 3 + [2] * 2
-    assert [given[f"token_gate_{x}"].data_ptr() % 16 for x in "va"] == [0, 2]
+    assert [given[name].s_n for name in "qkv"] == [12 * 64] * 3
+    assert [source.s_pn for source in given["sources"]] == [2] * 2
+    assert [source.token_gate.data_ptr() % 16 for source in given["sources"]] == [0, 2]

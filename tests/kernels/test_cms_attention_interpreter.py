@@ -8,7 +8,6 @@ dtype, plus a few units in the last place.
 """
 
 import contextlib
-import inspect
 import os
 import re
 import subprocess
@@ -66,15 +65,16 @@ def shape_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Forces small calls into a shape class of larger ones, and float32 into the short one."""
     kernels = attention_triton.kernels
     limits = {"short": (64, 128), "medium": (0, 128), "long": (0, 0)}[request.param]
-    monkeypatch.setattr(kernels, "SHORT_TOKENS", limits[0])
-    monkeypatch.setattr(kernels, "MEDIUM_TOKENS", limits[1])
-    monkeypatch.setattr(kernels, "SHORT_ITEM_SIZE", 4)
-    configuration = kernels.configuration
+    monkeypatch.setattr(kernels.call, "SHORT_TOKENS", limits[0])
+    monkeypatch.setattr(kernels.call, "MEDIUM_TOKENS", limits[1])
+    monkeypatch.setattr(kernels.call, "SHORT_ITEM_SIZE", 4)
+    tiles = kernels.launch.tiles
+    configuration = tiles.configuration
 
-    def of_half_precision(kernel: str, device: str, item_size: int, *rest: int) -> dict[str, int]:
-        return configuration(kernel, device, 2 if kernel.startswith("short") else item_size, *rest)
+    def of_half_precision(family: str, kernel: str, device: str, item_size: int, **sizes: int) -> dict[str, int]:
+        return configuration(family, kernel, device, 2 if kernel.startswith("short") else item_size, **sizes)
 
-    monkeypatch.setattr(kernels, "configuration", of_half_precision)
+    monkeypatch.setattr(tiles, "configuration", of_half_precision)
     return request.param
 
 
@@ -332,7 +332,10 @@ def test_rows_of_no_sequence_without_any_token(size: int, dtype: torch.dtype) ->
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_no_atomics() -> None:
     """Nothing is added in an order that the machine chooses."""
-    assert "atomic_" not in inspect.getsource(attention_triton.kernels)
+    sources = list(Path(attention_triton.kernels.__file__).parent.glob("*.py"))
+    assert any("_kernel" in path.read_text() for path in sources)
+    for path in sources:
+        assert "atomic_" not in path.read_text(), path
 
 
 @pytest.mark.cuda
@@ -355,16 +358,16 @@ def test_same_bits_twice(shape_class: str, dtype: torch.dtype) -> None:
 @pytest.mark.skipif(DEVICE == "cuda", reason="the split is chosen on NVIDIA GPUs by itself")
 def test_float32_products_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """On NVIDIA GPUs true float32 products are summed in parts of 16; the interpreter takes them whole otherwise."""
-    kernels = attention_triton.kernels
+    launch = attention_triton.kernels.launch
     precision = []
 
-    class Splitting(kernels._Launcher):
+    class Splitting(launch.Launcher):
         def __init__(self, call: Any):
             super().__init__(call)
             precision.append(self.precision)
             self.arguments["PRECISION"] = "split"
 
-    monkeypatch.setattr(kernels, "_Launcher", Splitting)
+    monkeypatch.setattr(launch, "Launcher", Splitting)
     check(make_case([20, 7], [33, 20], [35, 11], head_size=64), torch.float32)
     assert precision == ["ieee", "ieee"]
 
@@ -376,17 +379,17 @@ class Spy:
     """Records launches: the kernels' names and arguments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        kernels = attention_triton.kernels
+        launch = attention_triton.kernels.launch
         self.names: list[str] = []
         self.arguments: list[dict[str, Any]] = []
-        run = kernels._run
+        run = launch.run
 
         def record(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: dict[str, int]) -> None:
             self.names.append(kernel.fn.__name__)
             self.arguments.append(arguments)
             run(kernel, grid, arguments, config)
 
-        monkeypatch.setattr(kernels, "_run", record)
+        monkeypatch.setattr(launch, "run", record)
 
 
 @runs_kernels
@@ -475,15 +478,16 @@ def test_beyond_the_papers_sizes(name: str, dtype: torch.dtype, monkeypatch: pyt
     case = make_case(**BEYOND_THE_PAPER[name], dtype=dtype)
     tail = 3
     if DEVICE == "cpu":  # the interpreter's time goes by tiles: the committed ones would take minutes
-        configuration = kernels.configuration
-        tile = min(512, kernels._block(case.mask.shape[1]))
+        tiles = kernels.launch.tiles
+        configuration = tiles.configuration
+        tile = min(512, kernels.launch.tile_edge(case.mask.shape[1]))
         wide = {"BLOCK_M": tile, "BLOCK_N": tile, "BLOCK_F": 512, "BLOCK_X": 256}
 
-        def wide_tiles(*key: Any) -> dict[str, int]:
-            committed = configuration(*key)
+        def wide_tiles(*key: Any, **sizes: int) -> dict[str, int]:
+            committed = configuration(*key, **sizes)
             return committed | {x: wide[x] for x in wide if x in committed}
 
-        monkeypatch.setattr(kernels, "configuration", wide_tiles)
+        monkeypatch.setattr(tiles, "configuration", wide_tiles)
     largest, launches = Largest(), []
     spy = Spy(monkeypatch)
 
@@ -555,12 +559,16 @@ def test_strided_inputs_are_not_copied(shape_class: str, monkeypatch: pytest.Mon
     z = cms_attention(q, k, v, visual, backend="triton")
     d_out = torch.randn(9, 2, 2, 16, generator=generator).to(DEVICE).transpose(0, 1)
     actual = [z, *torch.autograd.grad(z, leaves, d_out)]
-    given = {"q": q, "k": k, "v": v, "token_gate_v": visual[0], "frame_gate_v": visual[1], "frames_v": visual[2],
-             "weight_v": leaves[2], "d_out": d_out}  # fmt: skip
+    given = {"q": q, "k": k, "v": v, "d_out": d_out}
     for arguments in spy.arguments:
         for name, tensor in given.items():
             if name in arguments:
-                assert arguments[name].data_ptr() == tensor.data_ptr(), name
+                assert arguments[name].data.data_ptr() == tensor.data_ptr(), name
+        for source in [*arguments.get("sources", ()), arguments.get("source")]:
+            if source is not None:
+                for name in ("token_gate", "frame_gate", "frames"):
+                    assert getattr(source, name).data_ptr() == getattr(visual, name).data_ptr(), name
+                assert source.weight.data_ptr() == leaves[2].data_ptr()
     z = cms_attention(q, k, v, visual, backend="torch")
     for a, e in zip(actual, [z, *torch.autograd.grad(z, leaves, d_out)], strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
@@ -620,8 +628,8 @@ def test_stores_beyond_two_to_the_31(kind: str, monkeypatch: pytest.MonkeyPatch)
         pytest.skip("takes 8 GB a tensor where pages are not lazy")
     kernels = attention_triton.kernels
     torch.use_deterministic_algorithms(False)  # which would touch them
-    monkeypatch.setattr(kernels, "SHORT_TOKENS", 64 if kind == "short" else 0)
-    monkeypatch.setattr(kernels, "MEDIUM_TOKENS", 0 if kind == "long" else 128)
+    monkeypatch.setattr(kernels.call, "SHORT_TOKENS", 64 if kind == "short" else 0)
+    monkeypatch.setattr(kernels.call, "MEDIUM_TOKENS", 0 if kind == "long" else 128)
     n, generator = 3, torch.Generator().manual_seed(0)
 
     def poisoned(empty: Callable[..., Any]) -> Callable[..., Any]:
@@ -635,7 +643,7 @@ def test_stores_beyond_two_to_the_31(kind: str, monkeypatch: pytest.MonkeyPatch)
         return call
 
     for name in ("empty_outputs", "empty_gradients"):
-        monkeypatch.setattr(kernels, name, poisoned(getattr(kernels, name)))
+        monkeypatch.setattr(kernels.launch, name, poisoned(getattr(kernels.launch, name)))
     row = torch.randn(3, 1, 1, 16, generator=generator).half()
     gate, frames, weight = (torch.randn(*shape, generator=generator).half() for shape in ((1,), (2, 16), (16, 16)))
     cu_frames = torch.tensor([0, 2], dtype=torch.int32)
@@ -817,28 +825,37 @@ def test_gradients_under_dropout(shape_class: str) -> None:
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
-    kernels = attention_triton.kernels
-    for row in kernels.table():
-        kernel = getattr(kernels, f"{row['kernel']}_kernel")
+    tiles = attention_triton.kernels.launch.tiles
+    table = tiles.table()["cms_attention"]
+    for row in table:
+        kernel = getattr(attention_triton.kernels.launch, f"{row['kernel']}_kernel")
         assert set(row["config"]) <= {*kernel.arg_names, "num_warps", "num_stages"}
     longest = {"short": 64, "medium": 128}
-    for name in {row["kernel"] for row in kernels.table()}:
+    for name in {row["kernel"] for row in table}:
         for item_size in (2, 4):
             if item_size == 4 and name.startswith("short"):
                 continue
             tokens = longest.get(name.split("_")[0], 1 << 20)
             for head_size in (1, 64, 65, 128):
-                assert kernels.configuration(name, "sm_90", item_size, tokens, head_size)["num_warps"] in (4, 8)
+                sizes = {"tokens": tokens, "head_size": head_size}
+                config = tiles.configuration("cms_attention", name, "sm_90", item_size, **sizes)
+                assert config["num_warps"] in (4, 8)
     with pytest.raises(LookupError, match="no row"):
-        kernels.configuration("short_forward", "sm_90", 2, 65, 64)
+        tiles.configuration("cms_attention", "short_forward", "sm_90", 2, tokens=65, head_size=64)
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_tightest_row_of_the_table_wins_before_the_device(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels = attention_triton.kernels
+    tiles = attention_triton.kernels.launch.tiles
     rows = [
-        {"kernel": "new", "device": device, "item_size": 2, "tokens": tokens, "head_size": head_size, "config": config}
+        {
+            "kernel": "new",
+            "device": device,
+            "item_size": 2,
+            "at_most": {"tokens": tokens, "head_size": head_size},
+            "config": config,
+        }
         for device, tokens, head_size, config in (
             ("*", 64, 64, {"num_warps": 1}),
             ("sm_90", 64, 128, {"num_warps": 2}),
@@ -846,13 +863,14 @@ def test_the_tightest_row_of_the_table_wins_before_the_device(backwards: bool, m
             ("sm_90", 128, 64, {"num_warps": 8}),
         )
     ]
-    monkeypatch.setattr(kernels, "table", lambda: rows[::-1] if backwards else rows)
+    monkeypatch.setattr(tiles, "table", lambda: {"family": rows[::-1] if backwards else rows})
     found = {}
     for tokens, head_size in ((50, 64), (50, 65), (65, 64)):
         for device in ("sm_90", "sm_80"):
             with contextlib.suppress(LookupError):
                 # Not the cached function: what it says of this table must not outlast the test.
-                config = kernels.configuration.__wrapped__("new", device, 2, tokens, head_size)
+                sizes = {"tokens": tokens, "head_size": head_size}
+                config = tiles.configuration.__wrapped__("family", "new", device, 2, **sizes)
                 found[device, tokens, head_size] = config["num_warps"]
     assert found == {
         ("sm_90", 50, 64): 1,
@@ -866,11 +884,12 @@ def test_the_tightest_row_of_the_table_wins_before_the_device(backwards: bool, m
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_tf32_only_where_the_user_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = attention_triton.kernels
-    monkeypatch.setattr(kernels, "device_class", lambda device: "sm_90")
+    monkeypatch.setattr(kernels.launch.common, "device_class", lambda device: "sm_90")
 
     def precision(dtype: torch.dtype = torch.float32) -> str:
         x = torch.zeros(1, 2, 1, 16, dtype=dtype)
-        return kernels._Launcher(kernels.Call(x, x, x, None, None, None, None, 2, "relu", 1.0, 0.0, None)).precision
+        call = kernels.Call(x, x, x, None, None, None, None, 2, "relu", 1.0, 0.0, None)
+        return kernels.launch.Launcher(call).precision
 
     def allow(interface: str, tf32: bool) -> None:
         if interface == "fp32_precision":
@@ -896,7 +915,7 @@ def test_tf32_only_where_the_user_allows_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 @runs_kernels
 def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cmsbert_fast.kernels import tune_cms_attention as tuner
+    from cmsbert_fast.kernels import tune as tuner
 
     kernels = attention_triton.kernels
     monkeypatch.setattr(tuner, "CANDIDATES", {
@@ -913,7 +932,8 @@ def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.Monke
     qkv = [random(1, 5, 3, 16) for _ in range(3)]
     call = kernels.Call(*qkv, visual, None, None, None, 5, "relu", 0.25, 0.0, None)
     used: dict[str, dict[str, int]] = {}
-    run = kernels._run
+    launch = kernels.launch
+    run = launch.run
     failures: dict[int, Exception] = {
         4: tuner.triton.runtime.errors.OutOfResources(2, 1, "shared memory"),
         5: RuntimeError("PassManager::run failed"),
@@ -933,13 +953,14 @@ def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.Monke
         heads = used["short_forward"]["HEADS"], used.get("short_backward", {}).get("HEADS", 1)
         return {1: 3.0, 2: 2.0, 3: 1.0}[heads[0]] + {1: 1.0, 2: 2.0}[heads[1]]
 
-    committed = kernels.configuration
-    monkeypatch.setattr(kernels, "_run", record)
-    monkeypatch.setattr(
-        kernels,
-        "configuration",
-        lambda *key: dict(committed(*key), HEADS=1) if "forward" in key[0] else committed(*key),
-    )
+    committed = launch.tiles.configuration
+
+    def one_head(family: str, kernel: str, *key: Any, **sizes: int) -> dict[str, int]:
+        config = committed(family, kernel, *key, **sizes)
+        return dict(config, HEADS=1) if "forward" in kernel else config
+
+    monkeypatch.setattr(launch, "run", record)
+    monkeypatch.setattr(launch.tiles, "configuration", one_head)
     left_out: Counter[str] = Counter()
     found = tuner.tune(call, random(1, 5, 3, 16), milliseconds, left_out)
     assert found == {"short_forward": {"HEADS": 2, "BLOCK_F": 16, "num_warps": 4, "num_stages": 1}}
@@ -1006,4 +1027,4 @@ def test_devices_without_room_take_the_small_tiles() -> None:
         (10, 3): "sm_100", (11, 0): "sm_100", (12, 0): "sm_86", (12, 1): "sm_86", (13, 0): "sm_86",
     }  # fmt: skip
     for capability, name in named.items():
-        assert attention_triton.kernels.nvidia_class(*capability) == name
+        assert attention_triton.kernels.launch.common.nvidia_class(*capability) == name

@@ -29,14 +29,20 @@ TOOLS = {
 
 
 def modules() -> list[ModuleType]:
-    from cmsbert_fast.kernels import cms_attention as attention_kernels
-    from cmsbert_fast.kernels.contrastive import gradients, preparation, statistics
+    """Those that define kernels, and those that import them."""
+    from cmsbert_fast.kernels import cms_attention  # noqa: F401
 
-    return [attention_kernels, gradients, preparation, statistics]
+    from cmsbert_fast.ops.contrastive import triton  # noqa: F401
+
+    return [module for name, module in sys.modules.items() if name.startswith("cmsbert_fast.kernels.")]
 
 
 def kernels_of(module: ModuleType) -> dict[str, Any]:
     return {name: value for name, value in vars(module).items() if name.endswith("_kernel") and hasattr(value, "fn")}
+
+
+def kernel_name(kernel: Any) -> str:
+    return f"{kernel.fn.__module__}.{kernel.fn.__name__}"
 
 
 class Recorder:
@@ -95,11 +101,9 @@ def every_kernel(device: str) -> set[str]:
     with pytest.MonkeyPatch.context() as patch:
         for module in modules():
             for name, kernel in kernels_of(module).items():
-                patch.setattr(module, name, Recorder(f"{module.__name__}.{name}", kernel, launched))
+                patch.setattr(module, name, Recorder(kernel_name(kernel), kernel, launched))
         if not large:
-            from cmsbert_fast.ops.contrastive import triton
-
-            patch.setattr(triton, "SMALL", 64)
+            patch.setattr(sys.modules["cmsbert_fast.ops.contrastive.triton"], "SMALL", 64)
         for longest in (50, 100, 200):
             if not large:
                 attend(device, [longest, 7], torch.float16, True, 0.5)
@@ -125,7 +129,7 @@ def run_program(prefix: list[str], environment: dict[str, str]) -> None:
     environment = os.environ | environment
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    wanted = {f"{module.__name__}.{name}" for module in modules() for name in kernels_of(module)}
+    wanted = {kernel_name(kernel) for module in modules() for kernel in kernels_of(module).values()}
     assert len(wanted) > 15
     assert set(result.stdout.split()) >= wanted
 

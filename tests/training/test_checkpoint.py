@@ -8,8 +8,8 @@ import torch
 
 from cmsbert_fast import atomic
 from cmsbert_fast.training import checkpoint
-from cmsbert_fast.training import report as results
-from cmsbert_fast.training.settings import UsageError
+from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.log import RunLog
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_what_has_its_name_outlasts_a_loss_of_power(tmp_path, disk):
 
 
 def test_a_checkpoint_counts_on_log_lines_that_are_on_the_disk(tmp_path, disk):
-    log = results.RunLog(tmp_path)
+    log = RunLog(tmp_path)
     for step in range(3):
         log.write("train", {"step": step})
     assert log.length() == (tmp_path / "log.jsonl").stat().st_size
@@ -81,7 +81,7 @@ def test_what_cannot_be_loaded(tmp_path):
     assert checkpoint.load(tmp_path) is None
     path = tmp_path / checkpoint.FILE_NAME
     path.write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(UsageError, match="no readable checkpoint"):
+    with pytest.raises(UsageError, match="not a readable checkpoint"):
         checkpoint.load(tmp_path)
     torch.save({"format": checkpoint.FORMAT + 1}, path)
     with pytest.raises(UsageError, match="another version"):

@@ -5,11 +5,13 @@ import torch
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.training import distributed
-from cmsbert_fast.training.build import build, parameter_groups
+from cmsbert_fast.training.backward import backward
+from cmsbert_fast.training.batches import HOST_INPUTS, Batches
+from cmsbert_fast.training.build import build
 from cmsbert_fast.training.distributed import Gradients, Ranks
-from cmsbert_fast.training.evaluate import HOST_INPUTS, Batches
+from cmsbert_fast.training.optimiser import parameter_groups
+from cmsbert_fast.training.record import StepRecord
 from cmsbert_fast.training.settings import TrainingSettings
-from cmsbert_fast.training.trainer import _Record, backward
 
 
 def prepare(device, precision="fp32"):
@@ -62,7 +64,7 @@ def test_step_without_waiting(precision):
         gradients.finish()
         norm = gradients.norm()
         optimizer.step()
-        return _Record.of(1, 1e-5, indices, losses, norm, False, ranks)
+        return StepRecord.of(1, 1e-5, indices, losses, norm, False, ranks)
 
     step(list(range(8)))  # compiles and allocates
     torch.cuda.set_sync_debug_mode("error")

@@ -6,121 +6,145 @@ differentiable and says so when asked for a gradient: call :func:`cmsbert_fast.c
 import.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cmsbert_fast.ops.autograd import once_differentiable
+from cmsbert_fast.ops.attention.types import Call, ModalityShift, flatten, group
+from cmsbert_fast.ops.autograd import once_differentiable, register_operator
 from cmsbert_fast.ops.capability import HAS_TRITON
-from cmsbert_fast.packing import Packing
-
-if TYPE_CHECKING:
-    from cmsbert_fast.ops.attention.types import ModalityShift
 
 if HAS_TRITON:
     from cmsbert_fast.kernels import cms_attention as kernels
 
 
-def cms_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visual: "ModalityShift | None",
-    acoustic: "ModalityShift | None",
-    packing: Packing | None,
-    attention_mask: Tensor | None,
-    activation: str,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """The "triton" backend of :func:`cmsbert_fast.cms_attention`; the arguments are that function's, already checked.
+class Modality(NamedTuple):
+    """One modality among the operators' arguments. None in every place: it is absent."""
 
-    ``packing`` is None for the padded form. With dropout, one 64-bit seed is drawn from PyTorch's generator of the
-    device into a tensor on the device: replays of a CUDA graph draw anew, recomputation under checkpointing the same.
+    token_gate: Any = None
+    frame_gate: Any = None
+    frames: Any = None
+    weight: Any = None
+    cu: Any = None
+    mask: Any = None
+
+
+class Arguments(NamedTuple):
+    """The operators' arguments, grouped; or, in their places, which of them need a gradient, or the gradients."""
+
+    query: Any
+    key: Any
+    value: Any
+    visual: Modality
+    acoustic: Modality
+    cu_seqlens: Any = None
+    mask: Any = None
+    seed: Any = None
+    max_length: Any = None
+    max_length_v: Any = None
+    max_length_a: Any = None
+    activation: Any = None
+    scale: Any = None
+    dropout_p: Any = None
+
+    @property
+    def modalities(self) -> tuple[Modality, Modality]:
+        return self.visual, self.acoustic
+
+
+def cms_attention(call: Call) -> Tensor:
+    """The "triton" backend of :func:`cmsbert_fast.cms_attention`.
+
+    With dropout, one 64-bit seed is drawn from PyTorch's generator of the device into a tensor on the device: replays
+    of a CUDA graph draw anew, recomputation under checkpointing the same.
     """
-    seed = torch.randint(2**62, (1,), dtype=torch.int64, device=query.device) if dropout_p > 0 else None
+    query, visual, acoustic, packing = call.query, call.visual, call.acoustic, call.packing
+    seed = torch.randint(2**62, (1,), dtype=torch.int64, device=query.device) if call.dropout_p > 0 else None
     return _CMSAttention.apply(
         query,
-        key,
-        value,
-        *_tensors(visual),
-        *_tensors(acoustic),
+        call.key,
+        call.value,
+        *_modality(visual),
+        *_modality(acoustic),
         None if packing is None else packing.cu_seqlens,
-        attention_mask,
+        call.attention_mask,
         seed,
         query.shape[1] if packing is None else packing.max_length,
         _longest(visual),
         _longest(acoustic),
-        activation,
-        scale,
-        dropout_p,
+        call.activation,
+        call.scale,
+        call.dropout_p,
     )
 
 
-def _tensors(modality: "ModalityShift | None") -> tuple[Tensor | None, ...]:
-    if modality is None:
-        return (None,) * 6
-    return (*modality[:4], modality.cu_seqlens, modality.mask)
+def _modality(shift: ModalityShift | None) -> Modality:
+    if shift is None:
+        return Modality()
+    return Modality(shift.token_gate, shift.frame_gate, shift.frames, shift.weight, shift.cu_seqlens, shift.mask)
 
 
-def _longest(modality: "ModalityShift | None") -> int:
-    if modality is None:
+def _longest(shift: ModalityShift | None) -> int:
+    if shift is None:
         return 0
-    return modality.frames.shape[1] if modality.max_length is None else modality.max_length
+    return shift.frames.shape[1] if shift.max_length is None else shift.max_length
 
 
 # ------------------------------------------------------------------ registered operators
 
-_FIELDS = ("token_gate", "frame_gate", "frames", "weight", "cu", "mask")
-_CALL = ", ".join(
+_ARGUMENTS = ", ".join(
     [
         "Tensor query, Tensor key, Tensor value",
-        *(f"Tensor? {field}_{modality}" for modality in "va" for field in _FIELDS),
+        *(f"Tensor? {field}_{modality}" for modality in "va" for field in Modality._fields),
         "Tensor? cu_seqlens, Tensor? mask, Tensor? seed",
         "SymInt max_length, SymInt max_length_v, SymInt max_length_a, str activation, float scale, float dropout_p",
     ]
 )
 _SAVED = "Tensor mean, Tensor shift, Tensor lse"
-_LIBRARY = torch.library.Library("cmsbert_fast", "FRAGMENT")
-_LIBRARY.define(f"cms_attention_forward({_CALL}) -> (Tensor out, {_SAVED})")
-_LIBRARY.define(
-    f"cms_attention_backward(Tensor d_out, Tensor? out, {_SAVED}, bool frames_wanted_v, bool frames_wanted_a, {_CALL}) "
-    "-> Tensor[]"
-)
 
 
-def _call(*arguments: Any) -> "kernels.Call":
-    """The flat arguments of the operators, in the order of ``_CALL``, as the kernels take them."""
-    query, key, value, *rest = arguments
-    visual, acoustic, (cu_seqlens, mask, seed, *lengths, activation, scale, dropout_p) = rest[:6], rest[6:12], rest[12:]
-    length, length_v, length_a = lengths
-    modalities = (
-        None if m[0] is None else kernels.Modality(*m, longest)
-        for m, longest in ((visual, length_v), (acoustic, length_a))
+def _call(flat: Sequence[Any]) -> "kernels.Call":
+    """The operators' flat arguments as the kernels take them."""
+    arguments = Arguments(*group(flat, Modality))
+    lengths = arguments.max_length_v, arguments.max_length_a
+    visual, acoustic = (
+        None if modality.frames is None else kernels.Modality(*modality, length)
+        for modality, length in zip(arguments.modalities, lengths, strict=True)
     )
-    return kernels.Call(query, key, value, *modalities, cu_seqlens, mask, length, activation, scale, dropout_p, seed)
+    return kernels.Call(
+        arguments.query,
+        arguments.key,
+        arguments.value,
+        visual,
+        acoustic,
+        arguments.cu_seqlens,
+        arguments.mask,
+        arguments.max_length,
+        arguments.activation,
+        arguments.scale,
+        arguments.dropout_p,
+        arguments.seed,
+    )
 
 
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # PyTorch would only warn, and give no gradient. Within _CMSAttention and compiled graphs gradients are off.
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in flat):
         raise RuntimeError(
             "cms_attention_forward is not differentiable by itself; call cmsbert_fast.cms_attention, or the operator "
             "under torch.no_grad()."
         )
-    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
-        out, saved = kernels.forward(_call(*arguments))
+    call = _call(flat)
+    with torch.cuda.device_of(call.query):  # Triton launches on the current device
+        out, saved = kernels.forward(call)
     return out, *saved
 
 
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    out, saved = kernels.empty_outputs(_call(*arguments))
+def _forward_fake(*flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out, saved = kernels.empty_outputs(_call(flat))
     return out, *saved
-
-
-def _flat(gradients: "kernels.Gradients") -> list[Tensor]:
-    return [*gradients[:4], *gradients.token_gates, *gradients.frame_gates, *gradients.frames]
 
 
 def _backward(
@@ -131,11 +155,11 @@ def _backward(
     lse: Tensor,
     wanted_v: bool,
     wanted_a: bool,
-    *arguments: Any,
+    *flat: Any,
 ) -> list[Tensor]:
     saved = kernels.Saved(mean, shift, lse)
     with torch.cuda.device_of(d_out):
-        return _flat(kernels.backward(_call(*arguments), d_out, out, saved, (wanted_v, wanted_a)))
+        return kernels.backward(_call(flat), d_out, out, saved, (wanted_v, wanted_a)).flat
 
 
 def _backward_fake(
@@ -146,16 +170,20 @@ def _backward_fake(
     lse: Tensor,
     wanted_v: bool,
     wanted_a: bool,
-    *arguments: Any,
+    *flat: Any,
 ) -> list[Tensor]:
-    return _flat(kernels.empty_gradients(_call(*arguments), (wanted_v, wanted_a)))
+    return kernels.empty_gradients(_call(flat), (wanted_v, wanted_a)).flat
 
 
-for _key in ("CUDA", "CPU"):  # the CPU only ever by interpretation
-    _LIBRARY.impl("cms_attention_forward", _forward, _key)
-    _LIBRARY.impl("cms_attention_backward", _backward, _key)
-torch.library.register_fake("cmsbert_fast::cms_attention_forward", _forward_fake, lib=_LIBRARY)
-torch.library.register_fake("cmsbert_fast::cms_attention_backward", _backward_fake, lib=_LIBRARY)
+_KEYS = ("CUDA", "CPU")  # the CPU only ever by interpretation
+register_operator(f"cms_attention_forward({_ARGUMENTS}) -> (Tensor out, {_SAVED})", _forward, _forward_fake, keys=_KEYS)
+register_operator(
+    f"cms_attention_backward(Tensor d_out, Tensor? out, {_SAVED}, bool frames_wanted_v, bool frames_wanted_a, "
+    f"{_ARGUMENTS}) -> Tensor[]",
+    _backward,
+    _backward_fake,
+    keys=_KEYS,
+)
 
 
 class _CMSAttention(torch.autograd.Function):
@@ -166,33 +194,34 @@ class _CMSAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        out, mean, shift, lse = torch.ops.cmsbert_fast.cms_attention_forward(*arguments)
-        tensors = arguments[:18]
-        ctx.options = arguments[18:]
-        ctx.save_for_backward(*tensors, mean, shift, lse, out if lse.shape[1] else None)  # short: z is not needed again
+    def forward(ctx: Any, *flat: Any) -> Tensor:
+        out, mean, shift, lse = torch.ops.cmsbert_fast.cms_attention_forward(*flat)
+        *tensors, length, length_v, length_a, activation, scale, dropout_p = flat
+        ctx.options = (length, length_v, length_a, activation, scale, dropout_p)
+        ctx.save_for_backward(mean, shift, lse, out if lse.shape[1] else None, *tensors)  # short: z is not needed again
         return out
 
     @staticmethod
     @once_differentiable("cms_attention")
     def backward(ctx: Any, saved: tuple[Any, ...], d_out: Tensor) -> tuple[Tensor | None, ...]:
-        *tensors, mean, shift, lse, out = saved
-        wanted = ctx.needs_input_grad
-        dq, dk, dv, d_shift, *rest = torch.ops.cmsbert_fast.cms_attention_backward(
-            d_out, out, mean, shift, lse, wanted[5], wanted[11], *tensors, *ctx.options
+        mean, shift, lse, out, *tensors = saved
+        needed = Arguments(*group(ctx.needs_input_grad, Modality))
+        wanted = (needed.visual.frames, needed.acoustic.frames)
+        gradients = kernels.Gradients.from_flat(
+            torch.ops.cmsbert_fast.cms_attention_backward(d_out, out, mean, shift, lse, *wanted, *tensors, *ctx.options)
         )
-        d_token_gates, d_frame_gates, d_frames = rest[:2], rest[2:4], rest[4:]
-        gradients: list[Tensor | None] = [dq, dk, dv]
-        column = 0
-        for i in range(2):
-            weight = tensors[6 + 6 * i]
-            if weight is None:
-                gradients += [None] * 6
+        arguments = Arguments(*group(tensors, Modality))
+        shifts, column = [], 0
+        of_modality = zip(gradients.token_gates, gradients.frame_gates, gradients.frames, strict=True)
+        for modality, needs, (d_token, d_frame, d_frames) in zip(
+            arguments.modalities, needed.modalities, of_modality, strict=True
+        ):
+            if modality.weight is None:
+                shifts.append(Modality())
                 continue
-            size = weight.shape[1]
+            size = modality.weight.shape[1]
             # dW = sum_i da_i m_i^T over all tokens: one product, summed in a fixed order
-            d_weight = d_shift.t() @ mean[:, column : column + size] if wanted[6 + 6 * i] else None
-            d_frame = d_frames[i] if wanted[5 + 6 * i] else None
-            gradients += [d_token_gates[i], d_frame_gates[i], d_frame, d_weight, None, None]
-            column += -(-size // 16) * 16
-        return (*gradients, *[None] * 9)
+            d_weight = gradients.shift.t() @ mean[:, column : column + size] if needs.weight else None
+            shifts.append(Modality(d_token, d_frame, d_frames if needs.frames else None, d_weight))
+            column += kernels.mean_width(size)
+        return tuple(flatten(Arguments(gradients.query, gradients.key, gradients.value, *shifts)))

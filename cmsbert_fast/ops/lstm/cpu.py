@@ -1,7 +1,7 @@
-"""The recurrence of :mod:`cmsbert_fast.ops.lstm.api` in compiled C++ (``kernels/cpu/lstm.cpp``), float32.
+"""The LSTM's recurrence in compiled C++ (``kernels/cpu/lstm.cpp``), float32.
 
-Rows are in the order of a PackedSequence: step by step, within a step the longest sequence first. The operands of the
-products with W_hh may be rounded to bfloat16.
+Rows are in the order of time (:mod:`cmsbert_fast.ops.lstm.steps`). The operands of the products with W_hh may be
+rounded to bfloat16.
 """
 
 import struct
@@ -9,7 +9,7 @@ import struct
 import torch
 from torch import Tensor
 
-from cmsbert_fast.kernels.cpu import library as cpu_library
+from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 
 
@@ -67,6 +67,6 @@ def _run(name: str, batch_sizes: Tensor, weight_hh: Tensor, *tensors: Tensor | N
         weight_hh.stride(0),
         *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
         torch.get_num_threads(),
-        cpu_library.parallel_loop(),
+        library.parallel_loop(),
     )
-    cpu_library.run(name, call)
+    library.run(name, call)

@@ -27,9 +27,9 @@ from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.attention import triton as attention_triton
 from cmsbert_fast.ops.dispatch import choose_backend, why_not
 from cmsbert_fast.packing import cumulative
+from tests.interpreter import INTERPRETED, round_products_once
 from tests.ops.launches import launched_on_gpu
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 # What torch.compile does with the graph it captured: generates kernels on a GPU, runs it as it is elsewhere.
@@ -41,10 +41,10 @@ AT_LEAST = 40  # tests that pass in the interpreter
 def test_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     others = [
-        "tests/test_attention.py::test_what_lies_in_rows_of_no_sequence_reaches_no_gradient",
-        "tests/test_attention.py::test_a_batch_without_tokens_has_gradients_of_zero",
-        "tests/test_modeling.py::test_the_kernels_give_the_references_loss_and_gradients",
-        "tests/test_padding_free.py::test_nothing_is_computed_on_padding[triton]",
+        "tests/ops/attention/test_attention.py::test_what_lies_in_rows_of_no_sequence_reaches_no_gradient",
+        "tests/ops/attention/test_attention.py::test_a_batch_without_tokens_has_gradients_of_zero",
+        "tests/models/cmsbert/test_modeling.py::test_the_kernels_give_the_references_loss_and_gradients",
+        "tests/models/cmsbert/test_padding_free.py::test_nothing_is_computed_on_padding[triton]",
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, *others]
     root = Path(__file__).resolve().parents[3]
@@ -81,15 +81,15 @@ def shape_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     chosen = SHAPE_CLASSES[request.param]
     launched: set[str] = set()
     if capability.HAS_TRITON:
-        kernels, run = attention_triton.kernels, attention_triton.kernels._run
+        kernels, run = attention_triton.kernels, attention_triton.kernels.launch.run
 
         def record(kernel: Any, *arguments: Any) -> None:
             launched.add(kernel.fn.__name__.removesuffix("_kernel"))
             run(kernel, *arguments)
 
-        monkeypatch.setattr(kernels, "SHORT_TOKENS", chosen.limits[0])
-        monkeypatch.setattr(kernels, "MEDIUM_TOKENS", chosen.limits[1])
-        monkeypatch.setattr(kernels, "_run", record)
+        monkeypatch.setattr(kernels.call, "SHORT_TOKENS", chosen.limits[0])
+        monkeypatch.setattr(kernels.call, "MEDIUM_TOKENS", chosen.limits[1])
+        monkeypatch.setattr(kernels.launch, "run", record)
     yield chosen
     torch.compiler.reset()  # what was traced under the forced limits
     backend = request.node.callspec.params.get("backend", "triton")
@@ -419,6 +419,8 @@ def check_halves(rank: int, backend: str) -> None:
 
 def work_on_a_half(rank: int, store: str, backends: list[str]) -> None:
     torch.set_num_threads(1)
+    if INTERPRETED:  # in a process that pytest has not set up
+        round_products_once()
     timeout = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
     for backend in backends:

@@ -1,29 +1,32 @@
-"""Finds better rows for the table of the CMS attention kernels. Opt-in: nothing is ever tuned on the user's time.
+"""Finds better rows of the table of tiles, on a device. Opt-in: nothing is ever tuned on the user's time.
 
 ::
 
-    python -m cmsbert_fast.kernels.tune_cms_attention --tokens 50 --head-size 64 --dtype bfloat16
-    python -m cmsbert_fast.kernels.tune_cms_attention --tokens 50 --head-size 64 --dtype bfloat16 --write
+    python -m cmsbert_fast.kernels.tune --tokens 50 --head-size 64 --dtype bfloat16
+    python -m cmsbert_fast.kernels.tune --tokens 50 --head-size 64 --dtype bfloat16 --write
 
-One kernel after the other is given each of its candidates while the others keep their configuration; what is timed is
-the whole forward or backward pass, replayed as a CUDA graph, so that no launch overhead counts. A candidate that does
-not fit the device, does not compile, or changes the result beyond rounding, is passed over. ``--write`` puts the
-winners into ``cms_attention_table.json`` as rows of this very device; renew the budget of registers afterwards.
+Kernels of CMS attention only. One after the other is given each of its candidates while the others keep their
+configuration; what is timed is the whole forward or backward pass, replayed as a CUDA graph, so that no launch overhead
+counts. A candidate that does not fit the device, does not compile, or changes the result beyond rounding, is passed
+over. ``--write`` puts the winners into ``tiles.json`` as rows of this very device; renew the budget of registers
+afterwards (``tests/kernels/aot.py``).
 """
 
 import argparse
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import triton
-from cmsbert_fast.kernels import cms_attention as kernels
+from cmsbert_fast.kernels import cms_attention, common, tiles
+from cmsbert_fast.kernels.cms_attention.call import MAX_HEAD_SIZE, MEDIUM_TOKENS, SHORT_TOKENS, Call, Modality
 from torch import Tensor
 
+FAMILY = "cms_attention"
 _TILES = {"num_warps": (4, 8), "num_stages": (1, 2, 3)}
 CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
     "short_forward": {"HEADS": (1, 2, 3, 4, 6, 12), "BLOCK_F": (32, 64), "num_warps": (4, 8), "num_stages": (1,)},
@@ -64,8 +67,55 @@ def _cannot_run(error: Exception) -> bool:
     return type(error).__name__ == "PTXASError" or "PassManager::run failed" in str(error)
 
 
+class _Choice:
+    """What the launchers are told instead of the table's configurations."""
+
+    def __init__(self) -> None:
+        self.chosen: dict[str, dict[str, int]] = {}
+        self.launched: list[str] = []
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The launchers of this process ask here, not in the table."""
+        committed = tiles.configuration
+
+        def choose(family: str, kernel: str, *key: Any, **sizes: int) -> dict[str, int]:
+            self.launched.append(kernel)
+            return self.chosen.get(kernel) or committed(family, kernel, *key, **sizes)
+
+        tiles.configuration = choose
+        try:
+            yield
+        finally:
+            tiles.configuration = committed
+
+    def improve(self, kernel: str, run: Callable[[], list[Tensor]], best: float, timer: Timer) -> tuple[float, int]:
+        """Tries all candidates of a kernel and keeps the fastest, if it beats ``best`` by 2 %.
+
+        Returns:
+            The time then; and how many candidates do not fit the device or do not compile.
+        """
+        expected, kept, left_out = run(), self.chosen.get(kernel), 0
+        for candidate in candidates(kernel):
+            self.chosen[kernel] = candidate
+            try:
+                elapsed = timer(run) if _close(run(), expected) else float("inf")
+            except Exception as error:
+                if not _cannot_run(error):
+                    raise
+                left_out += 1
+                continue
+            if elapsed < 0.98 * best:
+                best, kept = elapsed, candidate
+        if kept is None:
+            del self.chosen[kernel]
+        else:
+            self.chosen[kernel] = kept
+        return best, left_out
+
+
 def tune(
-    call: kernels.Call, d_out: Tensor, milliseconds: Timer, left_out: Counter[str] | None = None
+    call: Call, d_out: Tensor, milliseconds: Timer, left_out: Counter[str] | None = None
 ) -> dict[str, dict[str, int]]:
     """The fastest configuration found for each kernel that ``call`` launches, where it beats the table's by 2 %.
 
@@ -76,54 +126,30 @@ def tune(
         left_out: Gets the number of candidates of each kernel that do not fit the device or do not compile.
     """
     left_out = Counter() if left_out is None else left_out
-    committed = kernels.configuration
-    chosen: dict[str, dict[str, int]] = {}
-    launched: list[str] = []
-
-    def choose(kernel: str, *key: Any) -> dict[str, int]:
-        launched.append(kernel)
-        return chosen.get(kernel) or committed(kernel, *key)
-
     wanted = (call.visual is not None, call.acoustic is not None)
+    choice = _Choice()
 
     def forward() -> list[Tensor]:
-        out, saved = kernels.forward(call)
+        out, saved = cms_attention.forward(call)
         return [out, *saved]
 
     def backward() -> list[Tensor]:
-        gradients = kernels.backward(call, d_out, out, saved, wanted)
-        return [*gradients[:4], *gradients.token_gates, *gradients.frame_gates, *gradients.frames]
+        return cms_attention.backward(call, d_out, out, saved, wanted).flat
 
-    kernels.configuration = choose
-    try:
-        out, saved = kernels.forward(call)
+    with choice.in_force():
+        out, saved = cms_attention.forward(call)
         for run in (forward, backward):
-            launched.clear()
-            expected = run()
+            choice.launched.clear()
+            run()
             best = milliseconds(run)
-            for kernel in dict.fromkeys(launched):
-                before = chosen.get(kernel)
-                for candidate in candidates(kernel):
-                    chosen[kernel] = candidate
-                    try:
-                        elapsed = milliseconds(run) if _close(run(), expected) else float("inf")
-                    except Exception as error:
-                        if not _cannot_run(error):
-                            raise
-                        left_out[kernel] += 1
-                        continue
-                    if elapsed < 0.98 * best:
-                        best, before = elapsed, candidate
-                if before is None:
-                    del chosen[kernel]
-                else:
-                    chosen[kernel] = before
-    finally:
-        kernels.configuration = committed
-    return chosen
+            for kernel in dict.fromkeys(choice.launched):
+                best, refused = choice.improve(kernel, run, best, milliseconds)
+                if refused:
+                    left_out[kernel] += refused
+    return choice.chosen
 
 
-def _example(tokens: int, head_size: int, dtype: torch.dtype, batch: int, frames: int) -> tuple[kernels.Call, Tensor]:
+def _example(tokens: int, head_size: int, dtype: torch.dtype, batch: int, frames: int) -> tuple[Call, Tensor]:
     """A batch as MOSI makes them: lengths between a third and all of ``tokens``, frame sizes 47 and 74, 12 heads."""
     hidden = 12 * head_size
     generator = torch.Generator("cuda").manual_seed(0)
@@ -142,14 +168,26 @@ def _example(tokens: int, head_size: int, dtype: torch.dtype, batch: int, frames
     q, k, v = (random(rows, 12, head_size) for _ in range(3))
     token_gates = random(rows, 2)
 
-    def modality(i: int, size: int) -> kernels.Modality:
+    def modality(i: int, size: int) -> Modality:
         cu_f = cumulative(frames)
         total = int(cu_f[-1])
         weight = random(hidden, size) / size**0.5
-        return kernels.Modality(token_gates[:, i], random(total), random(total, size), weight, cu_f, None, frames)
+        return Modality(token_gates[:, i], random(total), random(total, size), weight, cu_f, None, frames)
 
-    call = kernels.Call(q, k, v, modality(0, 47), modality(1, 74), cu, None, tokens, "relu", head_size**-0.5, 0.0, None)
+    call = Call(q, k, v, modality(0, 47), modality(1, 74), cu, None, tokens, "relu", head_size**-0.5, 0.0, None)
     return call, random(rows, 12, head_size)
+
+
+def write(winners: list[dict[str, Any]]) -> None:
+    """Puts rows into the table, in place of those with the same keys."""
+
+    def key(row: dict[str, Any]) -> Any:
+        return {name: value for name, value in row.items() if name != "config"}
+
+    replaced = [key(row) for row in winners]
+    families = dict(tiles.table())
+    families[FAMILY] = [row for row in families[FAMILY] if key(row) not in replaced] + winners
+    tiles.write(families)
 
 
 def main() -> None:
@@ -168,28 +206,18 @@ def main() -> None:
     winners = tune(
         call, d_out, lambda run: triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median"), left_out
     )
-    for kernel, count in left_out.items():
-        print(f"{kernel}: {count} configurations left out, which do not fit the device or do not compile")
-    device = kernels.device_class(call.query.device)
-    tokens = {"short": kernels.SHORT_TOKENS, "medium": kernels.MEDIUM_TOKENS, "long": 1 << 30}[call.shape_class]
-    rows = [
-        {"kernel": kernel, "device": device, "item_size": dtype.itemsize, "tokens": tokens,
-         "head_size": 64 if options.head_size <= 64 else kernels.MAX_HEAD_SIZE, "config": config}
-        for kernel, config in winners.items()
-    ]  # fmt: skip
+    for kernel, number in left_out.items():
+        print(f"{kernel}: {number} configurations left out, which do not fit the device or do not compile")
+    tokens = {"short": SHORT_TOKENS, "medium": MEDIUM_TOKENS, "long": 1 << 30}[call.shape_class]
+    at_most = {"tokens": tokens, "head_size": 64 if options.head_size <= 64 else MAX_HEAD_SIZE}
+    where = {"device": common.device_class(call.query.device), "item_size": dtype.itemsize, "at_most": at_most}
+    rows = [{"kernel": kernel, **where, "config": config} for kernel, config in winners.items()]
     for row in rows:
         print(json.dumps(row))
     if not rows:
         print("the table's configurations are the fastest found")
     if options.write:
-        key = ("kernel", "device", "item_size", "tokens", "head_size")
-        replaced = {tuple(row[name] for name in key) for row in rows}
-        kept = [row for row in kernels.table() if tuple(row[name] for name in key) not in replaced]
-        table = sorted(
-            kept + rows, key=lambda row: [row[x] for x in ("item_size", "kernel", "tokens", "head_size", "device")]
-        )
-        text = ",\n".join(json.dumps(row) for row in table)
-        Path(kernels.__file__).with_name("cms_attention_table.json").write_text(f'{{"rows": [\n{text}\n]}}\n')
+        write(rows)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How long reading CMU-MOSEI takes, and how much memory, on generated files of its size.
 
-    python bench/data.py csd FOLDER      streams: words, COVAREP at 100 Hz x 74, FACET at 30 Hz x 35, labels of about
+    python bench/reading.py csd FOLDER   streams: words, COVAREP at 100 Hz x 74, FACET at 30 Hz x 35, labels of about
                                          23,000 segments in 3,227 videos of 65 hours, 8.4 GB: align, convert, open
-    python bench/data.py mmsa FOLDER     MMSA's unaligned pickle, 500 x 35 and 500 x 74 float64, 10 GB: convert, open
+    python bench/reading.py mmsa FOLDER  MMSA's unaligned pickle, 500 x 35 and 500 x 74 float64, 10 GB: convert, open
 
 ``--scale 0.1`` makes a tenth of it. What is generated stays in FOLDER and is used again.
 """
@@ -127,9 +127,11 @@ _START = (
     + """
 import os, sys, time
 from pathlib import Path
-from cmsbert_fast.training import trainer as loop
-from cmsbert_fast.training.evaluate import Batches
+from cmsbert_fast.data import read_corpus
+from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import build
+from cmsbert_fast.training.preflight import check_data
+from cmsbert_fast.training.resume import fingerprint
 from cmsbert_fast.training.settings import TrainingSettings
 import torch, transformers
 transformers.utils.logging.set_verbosity_error()
@@ -142,10 +144,10 @@ if sys.argv[3] == "cold":  # the data leave the system's cache; what is imported
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 print(f"imports of train.py: largest resident memory {peak():.0f} MiB")
 times = [time.perf_counter()]
-corpus = loop.read(settings)
+corpus = read_corpus(settings.request())
 times.append(time.perf_counter())
-loop.check_data(corpus)
-loop.fingerprint(corpus)
+check_data(corpus)
+fingerprint(corpus)
 times.append(time.perf_counter())
 model, processor = build(settings, corpus)
 times.append(time.perf_counter())

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from cmsbert_fast.data.embedded import Event
-from cmsbert_fast.training import figures
-from cmsbert_fast.training.figures import plot_embeddings, plot_shift_maps
+from cmsbert_fast.training import plots
+from cmsbert_fast.training.plots import plot_embeddings, plot_shift_maps
 
 TOKENS = ["[CLS]", "its", "normal", "[SEP]"]
 
@@ -40,7 +40,7 @@ def test_shift_maps_with_the_oldest_matplotlib(monkeypatch: pytest.MonkeyPatch) 
     get_figure = Axes.get_figure
 
     def before_3_10(self: Axes, *arguments: object, **options: object) -> object:
-        if sys._getframe(1).f_code.co_filename == figures.__file__:  # matplotlib's own calls are those of its version
+        if sys._getframe(1).f_code.co_filename == plots.__file__:  # matplotlib's own calls are those of its version
             assert not {*arguments, *options}
         return get_figure(self, *arguments, **options)
 

@@ -1,0 +1,25 @@
+"""Micro-batches and ranks change rounding only."""
+
+import pytest
+
+from tests.training.helpers import records
+
+
+@pytest.mark.parametrize("variant", ["cmsbert", "cmsbert-clr"])
+def test_accumulation_changes_rounding_only(train, short, tmp_path, variant):
+    for parts in (1, 3):
+        out = tmp_path / str(parts)
+        assert (
+            train(*short, "--variant", variant, "--accumulation", parts, "--max-grad-norm", 1, "--output", out)[0] == 0
+        )
+    for event in ("train", "valid", "test"):
+        for whole, split in zip(records(tmp_path / "1", event), records(tmp_path / "3", event), strict=True):
+            assert split == pytest.approx(whole, rel=1e-5, abs=1e-5)
+
+
+def test_accumulation_over_ranks(start_run, short, train, tmp_path):
+    assert train(*short, "--output", tmp_path / "one")[0] == 0
+    run = start_run(tmp_path, [*short, "--accumulation", 3], ranks=2)  # 9 examples: 5 in 3 parts, 4 in 3 parts
+    assert run.wait() == [0, 0], run.errors()
+    for one, two in zip(records(tmp_path / "one", "train"), run.records("train"), strict=True):
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
