@@ -13,8 +13,8 @@ from cmsbert_fast.models.losses import LossTerm, total_loss
 from cmsbert_fast.training import distributed
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.distributed import Gradients, Ranks
-from cmsbert_fast.training.evaluate import autocast
 from cmsbert_fast.training.gradcache import gradcache_backward
+from cmsbert_fast.training.precision import autocast
 from cmsbert_fast.training.settings import TrainingSettings
 
 

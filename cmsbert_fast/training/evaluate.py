@@ -1,7 +1,6 @@
 """Predictions for a whole split, and the losses and metrics computed from them."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
 from cmsbert_fast.training.errors import NotFinite
+from cmsbert_fast.training.precision import autocast, upcast
 
 SUBNETWORKS = ("linguistic", *MODALITIES)
 
@@ -41,11 +41,6 @@ class Predictions:
         return {m: self.rows[f"{m}_embeds"] for m in SUBNETWORKS if f"{m}_embeds" in self.rows}
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context a forward pass of this precision ("fp32" or "bf16") runs in."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
 @torch.no_grad()
 def predict(model: Classifier, batches: Batches, ranks: Ranks, batch_size: int, precision: str = "fp32") -> Predictions:
     """Predicts a whole split. Every rank computes its share; every rank gets all of it.
@@ -61,8 +56,7 @@ def predict(model: Classifier, batches: Batches, ranks: Ranks, batch_size: int, 
         with autocast(precision, ranks.device):
             rows = model.rows(**batches.load(some, labels=False))
         for name, values in rows.items():
-            values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-            parts.setdefault(name, []).append(values)
+            parts.setdefault(name, []).append(upcast(values))
     own = {name: torch.cat(values)[: len(mine)] for name, values in parts.items()}
     joined = {name: join_shares(values, len(batches), ranks).cpu() for name, values in own.items()}
     model.train(was_training)
@@ -106,7 +100,7 @@ def losses(model: Classifier, predictions: Predictions, batch_size: int) -> dict
     return {**found, **{name: total / n for name, total in totals.items()}}
 
 
-def metrics(predictions: Predictions) -> dict[str, float]:
+def measure(predictions: Predictions) -> dict[str, float]:
     """Every metric of SPEC section 7: sentiment scores for one output, emotions for several."""
     from cmsbert_fast.training.metrics import (  # slow to import, prediction needs none
         emotion_metrics,

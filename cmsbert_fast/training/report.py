@@ -19,7 +19,6 @@ from cmsbert_fast import atomic
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions
-from cmsbert_fast.training.log import finite
 from cmsbert_fast.training.settings import TrainingSettings
 
 RESULTS = "results.json"
@@ -44,12 +43,6 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UsageError(f"{path} is damaged; remove it, and the run is tested again from its checkpoint.")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically; numbers that JSON does not know (NaN) become null."""
-    text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
-    atomic.replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_predictions(path: Path, predictions: Predictions, classes: Sequence[str] | None) -> None:

@@ -12,7 +12,7 @@ import transformers
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import DataError
-from cmsbert_fast.training import distributed, evaluate, figures, folders, preflight, report, resume
+from cmsbert_fast.training import distributed, evaluate, figures, folders, preflight, report, resume, strict_json
 from cmsbert_fast.training.backends import backend_report, precision_warning
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import Loaded, load_trained
@@ -89,7 +89,7 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     name = checked.data[command.runs[0].fold].corpus.name
     say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {checked.root}")
     if ranks.is_main:
-        report.write_json(checked.root / "summary.json", rows)
+        strict_json.write_json(checked.root / "summary.json", rows)
         atomic.replace_file(checked.root / "summary.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 

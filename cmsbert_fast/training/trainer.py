@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import SPLITS
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, report
+from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, report, strict_json
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches
@@ -248,7 +248,7 @@ class Trainer:
         """Ends an epoch: validates, keeps the model if it is the best so far, and writes the checkpoint if due."""
         settings, progress = self.settings, self.progress
         predictions = self.predict("valid")
-        measured = evaluate.metrics(predictions)
+        measured = evaluate.measure(predictions)
         losses = self.losses(predictions)
         if self.state is not None:
             self.state.validated(losses)
@@ -282,8 +282,8 @@ class Trainer:
         best.to(self.ranks.device)  # type: ignore[arg-type]
         tested = self.predict("test", best)
         outcome = {
-            "test": evaluate.metrics(tested),
-            "valid": evaluate.metrics(self.predict("valid", best)),
+            "test": evaluate.measure(tested),
+            "valid": evaluate.measure(self.predict("valid", best)),
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
@@ -303,7 +303,7 @@ class Trainer:
             report.write_predictions(self.folder / "predictions.csv", tested, self.data.corpus.classes)
             self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})
             self.log.close()
-            report.write_json(self.folder / report.RESULTS, outcome)
+            strict_json.write_json(self.folder / report.RESULTS, outcome)
             # Last: what they fail on must not cost the results.
             figures.draw(self.folder, best, self.processor, self.data.corpus, tested, self.settings.embedded)
         return outcome
