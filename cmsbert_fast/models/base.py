@@ -3,7 +3,8 @@
 A system is two functions and, rarely, a state:
 
 1. :meth:`Classifier.rows`: everything that belongs to one utterance, whatever else is in the batch;
-2. :meth:`Classifier.losses`: the terms of the loss, from the rows of a batch;
+2. :meth:`Classifier.losses`: the terms of the loss, from the rows of a batch: :meth:`Classifier.row_losses` and, where
+   a system compares utterances, :meth:`Classifier.global_losses`;
 3. :meth:`Classifier.training_state`: what training remembers that is neither a parameter nor the optimiser's.
 """
 
@@ -103,7 +104,22 @@ class Classifier(PreTrainedModel):
             targets: What :meth:`TrainingState.targets` gives for these examples.
             group: The ranks that share the global batch. All of them must call.
         """
+        return {**self.row_losses(rows, labels, targets), **self.global_losses(rows, labels, group)}
+
+    def row_losses(
+        self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None
+    ) -> dict[str, LossTerm]:
+        """The terms that are means over the rows, "task" among them. Arguments as in :meth:`losses`."""
         raise NotImplementedError
+
+    def global_losses(
+        self, rows: Mapping[str, Tensor], labels: Tensor, group: "dist.ProcessGroup | None" = None
+    ) -> dict[str, LossTerm]:
+        """The terms of the global batch, ``per_row=False``. Arguments as in :meth:`losses`.
+
+        They must compute in float32 whatever autocast says: it is on for an undivided batch and off for micro-batches.
+        """
+        return {}
 
     def training_state(self, count: int, **options: Any) -> TrainingState | None:
         """A new run's state, or None if this system has none.

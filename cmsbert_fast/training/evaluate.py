@@ -1,6 +1,7 @@
 """Predictions for a whole split, and the losses and metrics computed from them."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -47,19 +48,17 @@ def predict(model: Classifier, batches: Batches, ranks: Ranks, batch_size: int, 
 
     ``batch_size`` examples go through the model at a time, over all ranks together.
     """
-    was_training = model.training
-    model.eval()
     parts: dict[str, list[Tensor]] = {}
     mine = range(len(batches))[share(len(batches), ranks)]
     # A rank without examples computes one all the same, so that it knows the shapes of what it gives none of.
-    for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
-        with autocast(precision, ranks.device):
-            rows = model.rows(**batches.load(some, labels=False))
-        for name, values in rows.items():
-            parts.setdefault(name, []).append(upcast(values))
+    with _evaluating(model):
+        for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
+            with autocast(precision, ranks.device):
+                rows = model.rows(**batches.load(some, labels=False))
+            for name, values in rows.items():
+                parts.setdefault(name, []).append(upcast(values))
     own = {name: torch.cat(values)[: len(mine)] for name, values in parts.items()}
     joined = {name: join_shares(values, len(batches), ranks).cpu() for name, values in own.items()}
-    model.train(was_training)
     return Predictions(batches.ids(range(len(batches))), joined, batches.labels())
 
 
@@ -79,24 +78,22 @@ def check_finite(predictions: Predictions) -> Predictions:
 
 @torch.no_grad()
 def losses(model: Classifier, predictions: Predictions, batch_size: int) -> dict[str, float]:
-    """The model's losses over a whole split, by name.
+    """The model's losses over a whole split, by name, in eval mode.
 
     All are means over the examples. A loss that compares examples of one batch with each other is the mean over
     consecutive batches of ``batch_size`` examples: the same for every number of ranks.
     """
-    assert predictions.labels is not None
-    n, labels = len(predictions.ids), predictions.labels
-    whole = model.losses({**predictions.rows, "logits": predictions.logits.double()}, labels)
-    found = {name: float(term.value) for name, term in whole.items()}
-    compared = [name for name, term in whole.items() if not term.per_row]
-    if not compared or n <= batch_size:
-        return found
-    totals = dict.fromkeys(compared, 0.0)
-    for some in _chunks(range(n), batch_size):
-        chunk = slice(some.start, some.stop)
-        terms = model.losses({name: rows[chunk] for name, rows in predictions.rows.items()}, labels[chunk])
-        for name in compared:
-            totals[name] += float(terms[name].value) * len(some)
+    rows, labels, n = predictions.rows, predictions.labels, len(predictions.ids)
+    assert labels is not None
+    totals: dict[str, float] = {}  # times n
+    with _evaluating(model), _on_cpu(model):
+        terms = model.row_losses({**rows, "logits": predictions.logits.double()}, labels)
+        for some in _chunks(range(n), batch_size):
+            chunk = slice(some.start, some.stop)
+            compared = model.global_losses({name: values[chunk] for name, values in rows.items()}, labels[chunk])
+            for name, term in compared.items():
+                totals[name] = totals.get(name, 0.0) + float(term.value) * len(some)
+    found = {name: float(term.value) for name, term in terms.items()}
     return {**found, **{name: total / n for name, total in totals.items()}}
 
 
@@ -117,6 +114,27 @@ def measure(predictions: Predictions) -> dict[str, float]:
 def selection(values: dict[str, float]) -> float:
     """What validation selects by, lower is better: MAE; for emotions the negative accuracy."""
     return values["mae"] if "mae" in values else -values["wa"]
+
+
+@contextmanager
+def _evaluating(model: Classifier) -> Iterator[None]:
+    """The model in eval mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _on_cpu(model: Classifier) -> Iterator[None]:
+    """Losses computed by the backend that runs on the CPU, where predictions are: "torch", whatever the model's is."""
+    backend, model.config.backend = model.config.backend, "torch"
+    try:
+        yield
+    finally:
+        model.config.backend = backend
 
 
 def _chunks(items: range, size: int) -> Iterator[range]:

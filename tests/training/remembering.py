@@ -50,11 +50,11 @@ class Memory:
 class Remembering(CMSBertForSequenceClassification):
     """CMSBERT that is also to predict what it predicted before."""
 
-    def losses(
-        self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None, group: Any = None
+    def row_losses(
+        self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None
     ) -> dict[str, LossTerm]:
         memory = rows["logits"].new_zeros(()) if targets is None else (rows["logits"][:, 0] - targets).abs().mean()
-        return {**super().losses(rows, labels), "memory": LossTerm(memory, 0.25)}
+        return {**super().row_losses(rows, labels), "memory": LossTerm(memory, 0.25)}
 
     def training_state(self, count: int, **options: Any) -> Memory:
         assert options["momentum"] == 0.7
