@@ -11,7 +11,6 @@ A system is two functions and, rarely, a state:
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,7 +19,11 @@ from cmsbert_fast.models.losses import LossTerm
 
 
 class TrainingState(Protocol):
-    """What a system remembers from step to step. Saved in a run's checkpoint, never with the model."""
+    """What a system remembers from step to step. Saved in a run's checkpoint, never with the model.
+
+    The tensors it is given are on the model's device, those of :meth:`load_state_dict` on the CPU. It keeps its own on
+    the model's device, so that no step waits for it.
+    """
 
     @property
     def starts_with_validation(self) -> bool:
@@ -34,20 +37,24 @@ class TrainingState(Protocol):
         """Called once, before a new run's first step or validation; not when a run is resumed.
 
         Args:
-            labels: Those of all training examples, (count,).
+            labels: Those of all training examples, (count,); float32 scores or int64 classes.
         """
 
-    def targets(self, indices: np.ndarray) -> Tensor | None:
-        """The ``targets`` of :meth:`Classifier.losses` for some training examples, before their step; None: none."""
+    def targets(self, indices: Tensor) -> Tensor | None:
+        """The ``targets`` of :meth:`Classifier.losses` for some training examples, before their step; None: none.
 
-    def step(self, epoch: int, indices: np.ndarray, rows: Mapping[str, Tensor]) -> None:
+        Args:
+            indices: Theirs, int64.
+        """
+
+    def step(self, epoch: int, indices: Tensor, rows: Mapping[str, Tensor]) -> None:
         """Called on every rank after each step of the optimiser.
 
         Args:
             epoch: 1, 2, ...
-            indices: The training examples of the global batch.
+            indices: The training examples of the global batch, int64.
             rows: Of them, those of :attr:`row_names` as they were before the step, detached, in the order of
-                ``indices``.
+                ``indices``; float32 where the model computed in less.
         """
 
     def validated(self, losses: Mapping[str, float]) -> None:

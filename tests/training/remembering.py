@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,12 +24,13 @@ class Memory:
     def start(self, labels: Tensor) -> None:
         self.predictions = labels.clone()
 
-    def targets(self, indices: np.ndarray) -> Tensor:
+    def targets(self, indices: Tensor) -> Tensor:
         return self.predictions[indices]
 
-    def step(self, epoch: int, indices: np.ndarray, rows: Mapping[str, Tensor]) -> None:
+    def step(self, epoch: int, indices: Tensor, rows: Mapping[str, Tensor]) -> None:
         assert set(rows) == {"logits"}
         assert not rows["logits"].requires_grad
+        assert (indices.dtype, rows["logits"].dtype) == (torch.int64, torch.float32)
         self.seen.append((epoch, indices.tolist()))
         self.predictions[indices] = 0.5 * self.predictions[indices] + 0.5 * rows["logits"][:, 0]
 

@@ -82,8 +82,10 @@ def test_the_best_model_holds_no_state(train, arguments, tmp_path):
     assert json.loads(next(tmp_path.glob("*/*/best/config.json")).read_text())["architectures"] == ["Remembering"]
 
 
-def test_a_checkpoint_without_state_continues(train, short, tmp_path, monkeypatch):
+@pytest.mark.parametrize("variant", ["cmsbert", "cmsbert-clr"])
+def test_a_checkpoint_without_state_continues(train, short, tmp_path, monkeypatch, variant):
     """As 2931ebd wrote them: nu was in the model alone."""
+    short = [*short, "--variant", variant]
     assert train(*short, "--output", tmp_path / "whole")[0] == 0
     step, count = Trainer.step, []
 
@@ -98,7 +100,7 @@ def test_a_checkpoint_without_state_continues(train, short, tmp_path, monkeypatc
     monkeypatch.setattr(Trainer, "step", step)
     (path,) = (tmp_path / "again").glob("*/*/checkpoint.pt")
     saved = torch.load(path, weights_only=True)
-    del saved["state"]
+    del saved["state"], saved["reported"]
     torch.save({**saved, "format": 1}, path)
     assert train(*short, "--output", tmp_path / "again", "--resume")[0] == 0
     ours, theirs = (next((tmp_path / out).glob("*/*/log.jsonl")).read_text() for out in ("again", "whole"))

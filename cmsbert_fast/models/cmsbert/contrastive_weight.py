@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 
@@ -30,10 +29,10 @@ class ContrastiveWeight:
     def start(self, labels: Tensor) -> None:
         self.nu.fill_(1.0)  # a checkpoint to start from may hold another value
 
-    def targets(self, indices: np.ndarray) -> None:
+    def targets(self, indices: Tensor) -> None:
         return None
 
-    def step(self, epoch: int, indices: np.ndarray, rows: Mapping[str, Tensor]) -> None:
+    def step(self, epoch: int, indices: Tensor, rows: Mapping[str, Tensor]) -> None:
         pass
 
     def validated(self, losses: Mapping[str, float]) -> None:
@@ -54,4 +53,4 @@ class ContrastiveWeight:
         return {"initial": self._initial}  # nu itself is part of the model
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._initial = state.get("initial", False)  # runs of earlier versions saved none: nu was in the model alone
+        self._initial = state["initial"]
