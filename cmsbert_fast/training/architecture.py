@@ -1,4 +1,4 @@
-"""The configuration of the model to train: what variant, settings, data and checkpoint come to."""
+"""The configuration of the model to train, from variant, settings, data and checkpoint."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
-# What a checkpoint's config says about itself, its dtype, its own task and its own layers with CMS.
+# Fields that are not taken from a checkpoint: its identity, dtype, task and CMS layers.
 _NOT_TAKEN_OVER = (
     "architectures",
     "model_type",
@@ -41,7 +41,7 @@ _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classi
 
 
 def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig:
-    """The configuration of the model to train; nothing but the checkpoint's ``config.json`` is read.
+    """The configuration of the model to train; reads only the checkpoint's ``config.json``.
 
     Raises:
         UsageError: There is no such checkpoint, or it does not fit the data.
@@ -57,7 +57,7 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig
     elif not settings.embedded:
         raise UsageError(
             f"Name a pretrained checkpoint with --model to train on {corpus.name}; only the embedded corpus is small "
-            "enough to start without one."
+            "enough to train from scratch."
         )
     else:
         fields["vocab_size"] = len(embedded_tokenizer())
@@ -71,7 +71,7 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig
     if settings.max_length > config.max_position_embeddings:
         raise UsageError(
             f"max_length is {settings.max_length} but the model has {config.max_position_embeddings} positions; "
-            "ask for no more than that."
+            "choose at most that."
         )
     return config
 
@@ -83,7 +83,7 @@ def _config_class(settings: TrainingSettings) -> type[PreTrainedConfig]:
 
 
 def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
-    """The fields that settings and data decide.
+    """The fields set by settings and data.
 
     Raises:
         UsageError: The data have no frames, but the variant needs them.
@@ -91,7 +91,7 @@ def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
     multimodal = VARIANTS[settings.variant].multimodal
     if multimodal and not (corpus.visual_size or corpus.acoustic_size):
         raise UsageError(
-            f"{corpus.name} holds no visual or acoustic frames, which {settings.variant} needs; name its streams, or "
+            f"{corpus.name} has no visual or acoustic frames, which {settings.variant} needs; name its streams, or "
             "train --variant bert."
         )
     fields: dict[str, Any] = {
@@ -120,13 +120,13 @@ def saved_config(name: str) -> dict[str, Any]:
     """
     missing = UsageError(
         f"There is no checkpoint {name!r}: give a folder with config.json and weights, or the name of a model on the "
-        "Hugging Face hub that can be reached."
+        "Hugging Face hub, which must be reachable."
     )
     if Path(name).exists() and not Path(name).is_dir():
         raise UsageError(f"{name} is a file; give the checkpoint's folder, with config.json and weights.")
     try:
         path = cached_file(name, "config.json")
-    except Exception:  # offline, unknown, forbidden, not a name at all: the hub's errors have no common class
+    except Exception:  # offline, unknown, forbidden, not a name: the hub's errors have no common class
         raise missing from None
     if path is None:
         raise missing
@@ -138,7 +138,7 @@ def saved_config(name: str) -> dict[str, Any]:
 
 
 def _check_architecture(fields: dict[str, Any]) -> None:
-    """Finds what BertConfig lets pass and a layer, or the first step, fails on.
+    """Finds values that BertConfig accepts but a layer or the first step fails on.
 
     Raises:
         UsageError: A size or a probability is out of range.
@@ -159,7 +159,7 @@ def _check_architecture(fields: dict[str, Any]) -> None:
     hidden, heads = (fields.get(name, getattr(defaults, name)) for name in ("hidden_size", "num_attention_heads"))
     if hidden % heads:
         raise UsageError(
-            f"The architecture is not possible: hidden_size is {hidden}, which {heads} attention heads cannot share; "
+            f"The architecture is not possible: hidden_size {hidden} cannot be split over {heads} attention heads; "
             "choose a num_attention_heads that divides it."
         )
 
@@ -167,7 +167,7 @@ def _check_architecture(fields: dict[str, Any]) -> None:
 def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[str, Any], corpus: Corpus) -> None:
     kind = saved.get("model_type")
     if kind not in ("bert", _config_class(settings).model_type):
-        raise UsageError(f"{settings.model} is a checkpoint of architecture {kind!r}; give one of BERT or CMSBERT.")
+        raise UsageError(f"{settings.model} is a {kind!r} checkpoint; give one of BERT or CMSBERT.")
     for modality in MODALITIES:
         trained, given = saved.get(f"{modality}_size") or 0, fields[f"{modality}_size"]
         if trained and given and trained != given:
@@ -181,6 +181,6 @@ def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[s
         has_head = False
     if has_head and trained_labels != fields["num_labels"]:
         raise UsageError(
-            f"{settings.model} predicts {trained_labels} values but {corpus.name} asks for {fields['num_labels']}; "
+            f"{settings.model} predicts {trained_labels} values but {corpus.name} needs {fields['num_labels']}; "
             "give another checkpoint."
         )

@@ -1,4 +1,4 @@
-"""Predictions for a whole split, and the losses and metrics computed from them."""
+"""Predictions for a whole split, with their losses and metrics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +19,12 @@ SUBNETWORKS = ("linguistic", *MODALITIES)
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a model says about examples, in their order, on the CPU.
+    """A model's predictions for examples, in their order, on the CPU.
 
     Attributes:
         ids: n ids.
-        rows: The model's rows by name, each (n, ...), float32 where the model computed in less.
-        labels: (n,) float (scores) or int64 (classes); None where a label is unknown.
+        rows: The model's rows by name, each (n, ...); at least float32.
+        labels: (n,) float (scores) or int64 (classes); None if any label is unknown.
     """
 
     ids: list[str]
@@ -44,13 +44,13 @@ class Predictions:
 
 @torch.no_grad()
 def predict(model: Classifier, batches: Batches, ranks: Ranks, batch_size: int, precision: str = "fp32") -> Predictions:
-    """Predicts a whole split. Every rank computes its share; every rank gets all of it.
+    """Predicts a whole split. Every rank computes its share and gets the whole.
 
-    ``batch_size`` examples go through the model at a time, over all ranks together.
+    The ranks together compute ``batch_size`` examples at a time.
     """
     parts: dict[str, list[Tensor]] = {}
     mine = range(len(batches))[share(len(batches), ranks)]
-    # A rank without examples computes one all the same, so that it knows the shapes of what it gives none of.
+    # A rank without examples computes one anyway, to learn the shapes of its empty rows.
     with _evaluating(model):
         for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
             with autocast(precision, ranks.device):
@@ -63,7 +63,7 @@ def predict(model: Classifier, batches: Batches, ranks: Ranks, batch_size: int, 
 
 
 def check_finite(predictions: Predictions) -> Predictions:
-    """The predictions, if all of them are finite.
+    """Returns the predictions if all are finite.
 
     Raises:
         NotFinite: Some are not; the message names their examples.
@@ -80,8 +80,8 @@ def check_finite(predictions: Predictions) -> Predictions:
 def losses(model: Classifier, predictions: Predictions, batch_size: int) -> dict[str, float]:
     """The model's losses over a whole split, by name, in eval mode.
 
-    All are means over the examples. A loss that compares examples of one batch with each other is the mean over
-    consecutive batches of ``batch_size`` examples: the same for every number of ranks.
+    All are means over the examples. A loss that compares the examples of a batch is averaged over consecutive batches
+    of ``batch_size`` examples, whatever the number of ranks.
     """
     rows, labels, n = predictions.rows, predictions.labels, len(predictions.ids)
     assert labels is not None
@@ -99,7 +99,7 @@ def losses(model: Classifier, predictions: Predictions, batch_size: int) -> dict
 
 def measure(predictions: Predictions) -> dict[str, float]:
     """Every metric of SPEC section 7: sentiment scores for one output, emotions for several."""
-    from cmsbert_fast.training.metrics import (  # slow to import, prediction needs none
+    from cmsbert_fast.training.metrics import (  # slow to import, not needed for prediction
         emotion_metrics,
         sentiment_metrics,
     )
@@ -112,7 +112,7 @@ def measure(predictions: Predictions) -> dict[str, float]:
 
 
 def selection(values: dict[str, float]) -> float:
-    """What validation selects by, lower is better: MAE; for emotions the negative accuracy."""
+    """The validation score, lower is better: MAE, or negative accuracy for emotions."""
     return values["mae"] if "mae" in values else -values["wa"]
 
 

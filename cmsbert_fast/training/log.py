@@ -11,15 +11,15 @@ from cmsbert_fast.training.strict_json import finite
 
 
 class RunLog:
-    """``log.jsonl``, one JSON object a line, and TensorBoard event files where tensorboard is installed.
+    """``log.jsonl``, one JSON object per line, and TensorBoard event files if tensorboard is installed.
 
-    The log of a resumed run is cut to its length at the checkpoint, so that no step is in it twice.
+    A resumed run's log is cut to its length at the checkpoint, so no step is logged twice.
 
     Args:
         folder: The folder of the run.
         length: Bytes of ``log.jsonl`` to keep (from :meth:`length` at the checkpoint).
-        step: The step to continue from; TensorBoard hides what was logged after it. Where nothing is kept, its
-            earlier files are removed.
+        step: The step to continue from; TensorBoard hides what was logged after it. If nothing is kept, earlier
+            TensorBoard files are removed.
     """
 
     def __init__(self, folder: Path, length: int = 0, step: int = 0):
@@ -41,7 +41,7 @@ class RunLog:
                     self._board.add_scalar(f"{event}/{name}", value, values["step"])
 
     def length(self) -> int:
-        """The length of ``log.jsonl`` in bytes, all of it on the disk."""
+        """The length of ``log.jsonl`` in bytes, once all of it is on disk."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 

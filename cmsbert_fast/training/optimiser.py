@@ -1,4 +1,4 @@
-"""What the optimiser is told: its groups of parameters, and the learning rate of each step."""
+"""The optimiser's parameter groups and learning-rate schedule."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from cmsbert_fast.training.settings import TrainingSettings
 
 
 def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """AdamW's groups: new modules' weights, BERT's weights, and biases and LayerNorm, which do not decay.
+    """AdamW's groups: weights of new modules, BERT's weights, and biases and LayerNorm, without decay.
 
-    New is what no BertModel has: gates, shifts, and everything outside the encoder.
+    New modules are those that BertModel lacks: gates, shifts, and everything outside the encoder.
     """
     undecayed = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
     new: list[nn.Parameter] = []
@@ -28,11 +28,11 @@ def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[
 
 
 def is_new(parameter_name: str) -> bool:
-    """Whether a parameter of our models exists in no BertModel."""
+    """Whether BertModel lacks this parameter of our models."""
     return not parameter_name.startswith("bert.") or ".gate_" in parameter_name or ".shift_" in parameter_name
 
 
 def schedule(step: int, total_steps: int, warmup: float) -> float:
-    """The factor of the learning rate in a step (0, 1, ...): rises linearly to 1 during warm-up, then falls to 0."""
+    """Learning-rate factor of a step (0, 1, ...): rises linearly to 1 during warm-up, then falls linearly to 0."""
     warm = round(warmup * total_steps)
     return (step + 1) / warm if step < warm else (total_steps - step) / max(1, total_steps - warm)
