@@ -77,6 +77,12 @@ class Batches:
         return value if name in HOST_INPUTS else value.to(self._device, non_blocking=True)
 
 
+def place(indices: np.ndarray, device: torch.device) -> Tensor:
+    """Indices of examples as an int64 tensor on the device; the copy to a GPU is asynchronous."""
+    tensor = torch.from_numpy(indices)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def fitting(example: Example, config: PreTrainedConfig) -> Example:
     """The example with the model's modalities: others are dropped, missing ones get 0 frames."""
     frames = {}
