@@ -70,12 +70,14 @@ class Classifier(PreTrainedModel):
     """A model with a head, as the trainer sees it. ``forward(labels=...)`` is :meth:`rows`, then :meth:`losses`.
 
     Attributes:
+        inputs: Names of the inputs that :meth:`rows` reads; a batch of training holds no others.
         has_global_terms: Whether some term of :meth:`losses` compares utterances. Without one, a micro-batch needs to
             run forward only once.
         takes_bert_head: Whether it loads the head of a BertForSequenceClassification checkpoint, which must then have
             as many outputs.
     """
 
+    inputs: ClassVar[Collection[str]] = ()
     has_global_terms: ClassVar[bool] = False
     takes_bert_head: ClassVar[bool] = False
 

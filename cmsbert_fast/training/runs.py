@@ -141,7 +141,7 @@ def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, 
         return
     best, processor = load_trained(folder, settings.backend)
     best.to(ranks.device)  # type: ignore[arg-type]
-    batches = Batches(data.corpus.splits["test"], processor, best.config, ranks.device)
+    batches = Batches(data.corpus.splits["test"], processor, best, ranks.device)
     tested = evaluate.check_finite(evaluate.predict(best, batches, ranks, settings.batch_size, settings.precision))
     if ranks.is_main:
         figures.draw(folder, best, processor, data.corpus, tested, settings.embedded)

@@ -80,8 +80,7 @@ class Trainer:
         distributed.equalise((*self.model.parameters(), *self.model.buffers()), ranks)
         checkpoint.seed_everything(int(np.random.SeedSequence([settings.seed, ranks.rank]).generate_state(1)[0]))
         self.splits = {
-            split: Batches(data.corpus.splits[split], self.processor, self.model.config, ranks.device)
-            for split in SPLITS
+            split: Batches(data.corpus.splits[split], self.processor, self.model, ranks.device) for split in SPLITS
         }
         self.gradients = Gradients(self.model.parameters(), ranks)
         self.optimizer = torch.optim.AdamW(

@@ -28,7 +28,7 @@ def test_ema_follows_the_validation_losses(train, short, tmp_path):
     corpus = read_corpus(short[1])
     checkpoint.seed_everything(0)
     model, processor = build(settings, corpus)
-    predictions = evaluate.predict(model, Batches(corpus.splits["valid"], processor, model.config, CPU.device), CPU, 9)
+    predictions = evaluate.predict(model, Batches(corpus.splits["valid"], processor, model, CPU.device), CPU, 9)
     losses = evaluate.losses(model, predictions, 9)
     (start,) = records(tmp_path, "start")
     assert start["nu"] == pytest.approx(losses["task"] / losses["contrastive"], rel=1e-6)

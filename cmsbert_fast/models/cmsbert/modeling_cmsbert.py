@@ -233,6 +233,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
 class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
     """What the models with a head share: the encoder, and the way from inputs to rows and losses."""
 
+    inputs = Inputs._fields
+
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 1
