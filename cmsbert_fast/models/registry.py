@@ -1,7 +1,7 @@
 """Every system by name: its class, what it needs of the data, and what distinguishes it from others of the class.
 
-A new system is one file below ``models`` and one line here. Reading this module imports no model and no PyTorch, so
-that the names are there for ``--help`` at once.
+A new system is one file below ``models`` and one line here. Reading this module imports no model and no PyTorch: a
+system is imported when it is asked for.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmsbert_fast.models.base import Classifier
 
-# What a system can need of the data.
+# What a system can need of the data: what data without it do not hold. training.preflight.check_needs refuses them.
 NEEDS = {
     "frames": "visual or acoustic frames",
-    "word_frames": "frames aligned to words, one a word",
-    "frames_of_words": "frames aligned to words, several a word",
-    "word_vectors": "a vector for every word",
-    "regression": "scores, not classes",
+    "word_frames": "frames aligned to words",
+    "frames_of_words": "frames of each word",
+    "word_vectors": "word vectors",
+    "regression": "scores",
 }
 
 

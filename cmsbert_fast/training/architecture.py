@@ -83,17 +83,8 @@ def _config_class(settings: TrainingSettings) -> type[PreTrainedConfig]:
 
 
 def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
-    """The fields that settings and data decide.
-
-    Raises:
-        UsageError: The data have no frames, but the variant needs them.
-    """
+    """The fields that settings and data decide."""
     multimodal = VARIANTS[settings.variant].multimodal
-    if multimodal and not (corpus.visual_size or corpus.acoustic_size):
-        raise UsageError(
-            f"{corpus.name} holds no visual or acoustic frames, which {settings.variant} needs; name its streams, or "
-            "train --variant bert."
-        )
     fields: dict[str, Any] = {
         "visual_size": corpus.visual_size if multimodal else 0,
         "acoustic_size": corpus.acoustic_size if multimodal else 0,
