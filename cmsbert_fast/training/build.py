@@ -12,8 +12,8 @@ from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.models.registry import VARIANTS, class_of_architecture
-from cmsbert_fast.training.architecture import build_config, saved_config
 from cmsbert_fast.training.batches import fitting
+from cmsbert_fast.training.config import build_config, declared_fields, saved_config
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.optimiser import is_new
 from cmsbert_fast.training.settings import TrainingSettings
@@ -88,8 +88,10 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
     model_class = class_of_architecture(kind)
     if model_class is None:
         raise UsageError(f"{name} is a checkpoint of {kind or 'unknown kind'}; give one that train.py has trained.")
+    assert model_class.config_class is not None
+    machine: dict[str, Any] = {"backend": backend} if "backend" in declared_fields(model_class.config_class) else {}
     try:
-        model = model_class.from_pretrained(name, backend=backend, dtype=torch.float32)
+        model = model_class.from_pretrained(name, dtype=torch.float32, **machine)
         processor = CMSBertProcessor.from_pretrained(name)
     except LOADING_ERRORS as error:
         first_line = str(error).strip().splitlines()[0]

@@ -11,10 +11,10 @@ from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, outlines
 from cmsbert_fast.models.registry import NEEDS, VARIANTS
 from cmsbert_fast.training import checkpoint, distributed, folders, resume
-from cmsbert_fast.training.architecture import build_config
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.build import Loaded, load
 from cmsbert_fast.training.command import Command
+from cmsbert_fast.training.config import build_config
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings

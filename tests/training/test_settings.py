@@ -7,9 +7,9 @@ import pytest
 from cmsbert_fast import CMSBertCLRForSequenceClassification
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.command import parse_command
+from cmsbert_fast.training.conversion import read_yaml
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
-from cmsbert_fast.training.values import read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EMBEDDED = CONFIGS / "embedded.yaml"
