@@ -14,8 +14,10 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
 
-from cmsbert_fast.models.losses import LossTerm
+from cmsbert_fast.models.losses import LossTerm, total_loss
 
 
 class TrainingState(Protocol):
@@ -75,11 +77,15 @@ class Classifier(PreTrainedModel):
             run forward only once.
         takes_bert_head: Whether it loads the head of a BertForSequenceClassification checkpoint, which must then have
             as many outputs.
+        output_class: What :meth:`forward` returns; rows and terms that it has no field for are left out.
     """
+
+    accepts_loss_kwargs = False  # or the Hugging Face Trainer would not divide the loss by its accumulation steps
 
     inputs: ClassVar[Collection[str]] = ()
     has_global_terms: ClassVar[bool] = False
     takes_bert_head: ClassVar[bool] = False
+    output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutput
 
     def rows(self, **inputs: Any) -> dict[str, Tensor]:
         """Runs the model on a batch, padded or packed: the arguments of ``forward`` that are inputs.
@@ -106,6 +112,31 @@ class Classifier(PreTrainedModel):
             group: The ranks that share the global batch. All of them must call.
         """
         raise NotImplementedError
+
+    def forward(self, *, labels: Tensor | None = None, return_dict: bool | None = None, **inputs: Any) -> Any:
+        """Rows, and with ``labels`` losses, in one call.
+
+        Args:
+            labels: As in :meth:`losses`.
+            return_dict: False = a tuple.
+            **inputs: Those of :meth:`rows`.
+
+        Returns:
+            What :meth:`output` makes of them.
+        """
+        return self.output(self.rows(**inputs), labels, return_dict)
+
+    def output(
+        self, rows: Mapping[str, Tensor], labels: Tensor | None, return_dict: bool | None = None, **more: Any
+    ) -> Any:
+        """Rows, with ``labels`` "loss" and each term as "NAME_loss", and ``more``, as :attr:`output_class`."""
+        terms = {} if labels is None else self.losses(rows, labels, group=self.batch_group())
+        values = {**rows, **{f"{name}_loss": term.value for name, term in terms.items()}, **more}
+        known = self.output_class.__dataclass_fields__  # type: ignore[attr-defined]  # ModelOutputs are dataclasses
+        output = self.output_class(
+            loss=total_loss(terms) if terms else None, **{name: x for name, x in values.items() if name in known}
+        )
+        return output.to_tuple() if return_dict is False else output
 
     def training_state(self, count: int, **options: Any) -> TrainingState | None:
         """A new run's state, or None if this system has none.
