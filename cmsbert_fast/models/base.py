@@ -138,6 +138,10 @@ class Classifier(PreTrainedModel):
         )
         return output.to_tuple() if return_dict is False else output
 
+    def parameter_group(self, name: str) -> str:
+        """ "bert" for a parameter that a BertModel has, "new" for any other: they decay differently."""
+        return "bert" if name.startswith("bert.") else "new"
+
     def training_state(self, count: int, **options: Any) -> TrainingState | None:
         """A new run's state, or None if this system has none.
 

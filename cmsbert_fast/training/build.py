@@ -15,7 +15,6 @@ from cmsbert_fast.models.registry import VARIANTS, class_of_architecture
 from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.config import build_config, declared_fields, saved_config
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.optimiser import is_new
 from cmsbert_fast.training.settings import TrainingSettings
 
 LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError)
@@ -126,7 +125,7 @@ def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Clas
         raise UsageError(
             f"The weights of {name} cannot be loaded, give an undamaged checkpoint: {first_line}"
         ) from None
-    lacking = sorted(key for key in report["missing_keys"] if not is_new(key))
+    lacking = sorted(key for key in report["missing_keys"] if model.parameter_group(key) == "bert")
     if lacking:
         raise UsageError(
             f"{name} lacks {len(lacking)} weights of BERT, {lacking[0]} among them; give a checkpoint of BertModel."

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import SPLITS
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, report
+from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, optimiser, report
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches
@@ -127,7 +127,7 @@ class Trainer:
     def restore(self, saved: dict[str, Any]) -> None:
         """Takes over all state of a checkpoint."""
         self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        optimiser.restore(self.optimizer, saved["optimizer"])
         self.progress = Progress(**saved["progress"])
         if self.ranks.rank < len(saved["random"]):
             checkpoint.set_random_state(saved["random"][self.ranks.rank], self.ranks.device)
@@ -198,9 +198,10 @@ class Trainer:
     def step(self, indices: np.ndarray) -> StepRecord:
         """One step on a global batch. Waits for nothing on the device."""
         settings, progress = self.settings, self.progress
-        learning_rate = settings.learning_rate * schedule(progress.step, self.total_steps, settings.warmup)
+        factor = schedule(progress.step, self.total_steps, settings.warmup)
+        learning_rate = settings.learning_rate * factor
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["base_lr"] * factor
         self.gradients.zero()
         losses = backward(self.model, self.splits["train"], indices, self.gradients, self.ranks, settings, self.state)
         self.gradients.finish()

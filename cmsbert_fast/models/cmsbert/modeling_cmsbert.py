@@ -238,6 +238,9 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
         self.num_labels = config.num_labels or 1
         self.bert = CMSBertModel(config)
 
+    def parameter_group(self, name: str) -> str:
+        return "new" if ".gate_" in name or ".shift_" in name else super().parameter_group(name)
+
     def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
         """h_l (1, T, D), packed -> what :meth:`rows` returns."""
         raise NotImplementedError
