@@ -1,4 +1,4 @@
-"""Writing that a crash cannot leave half done: files and folders appear whole, and only once they are on the disk."""
+"""Atomic writing: files and folders appear whole, and only once they are on disk."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a draft, which takes the place of ``path`` once it is on the disk; or leaves nothing."""
+    """Replaces ``path`` with what ``write`` puts into a draft, once it is on disk; on an error, leaves no draft."""
     draft = draft_of(path)
     try:
         write(draft)
@@ -23,15 +23,15 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """The file that :func:`replace_file` fills; a killed process leaves it behind."""
+    """The draft of :func:`replace_file`; a killed process leaves it behind."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary folder whose files then take the places of those in ``folder``.
+    """Lets ``write`` fill a temporary folder, then moves its files into ``folder``.
 
-    Each file is replaced atomically. Files that ``write`` gives the same content every time, such as a configuration
-    beside weights, therefore never disagree with the others.
+    Each file is replaced atomically, but not all at once. A file whose content never changes, such as the configuration
+    next to weights, therefore always matches the others.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -52,8 +52,8 @@ def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    """Waits until a file, or the names in a folder, are on disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

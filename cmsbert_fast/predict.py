@@ -30,8 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command line.
 
     Returns:
-        The exit status: 0, or 2 for a user's error, which is told in one sentence on stderr; as in shells, 130 after
-        Ctrl-C and 141 where nobody reads standard output any more.
+        The exit status: 0; 2 for a user's error, with one sentence on stderr; as in shells, 130 after Ctrl-C and 141
+        if standard output is closed.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         given = _parser().parse_args(arguments)
         if given.batch_size < 1:
             raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
-        # Before data are read, which takes long where there are many.
+        # Before the data, which can take long to read.
         model, processor = load_trained(given.checkpoint)
         device = find_device(given.device)
         corpus = read_corpus(DataRequest.of(given.data, **options_in(given), labels=False))
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Python flushes standard output once more when it ends.
+        # Python flushes standard output again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m cmsbert_fast.predict", description="Writes a score for every example, as CSV.")
+    parser = Parser(prog="python -m cmsbert_fast.predict", description="Writes a score for every example as CSV.")
     parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
     parser.add_argument("data", help="a file or folder in a known format, or 'embedded'")
     parser.add_argument("--split", help="only this split of the data (default: all)")
@@ -71,7 +71,7 @@ def _parser() -> Parser:
 
 
 def _write(rows: Sequence[Sequence[str]], output: Path | None) -> None:
-    """Writes rows as CSV, to standard output where no file is given."""
+    """Writes rows as CSV, to standard output without a file."""
     if output is None:
         csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
         sys.stdout.flush()
@@ -94,24 +94,24 @@ def predict_corpus(
 
     Args:
         model, processor: From `load_trained`.
-        corpus: Its labels are not read; there need not be any.
-        device: Where the model is to run.
-        split: One split; None = all, one after the other.
+        corpus: Labels are not read and may be missing.
+        device: Where to run the model.
+        split: One split; None = all, one after another.
         batch_size: Examples at a time.
 
     Returns:
         The predictions, and the model's classes (None for scores).
 
     Raises:
-        UsageError: There is no such split, the model was trained with frames of another size, or it gives no finite
-            score.
+        UsageError: There is no such split, the model was trained with frames of another size, or a score is not
+            finite.
     """
     if split is not None and split not in corpus.splits:
         raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
     splits = list(corpus.splits) if split is None else [split]
     examples = [dataclasses.replace(e, label=None) for s in splits for e in corpus.splits[s]]
     if not examples:
-        raise UsageError(f"{corpus.name} holds no example to predict; give data with at least one.")
+        raise UsageError(f"{corpus.name} has no examples to predict; give data with at least one.")
     _check_width(model.config, corpus)
     ranks = Ranks(0, 1, device)
     model.to(ranks.device)  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def _check_finite(predictions: Predictions) -> None:
         ids = ", ".join(printable(predictions.ids[k]) for k in lost[:5]) + (", ..." if len(lost) > 5 else "")
         raise UsageError(
             f"{len(lost)} of {len(predictions.ids)} examples have no finite score ({ids}); correct their frames, which "
-            "are far beyond those of training, or use another checkpoint."
+            "are far outside the training range, or use another checkpoint."
         )
 
 

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.interpreter import INTERPRETED, round_products_once
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+if INTERPRETED:
+    round_products_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

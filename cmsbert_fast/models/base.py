@@ -2,9 +2,9 @@
 
 A system is two functions and, rarely, a state:
 
-1. :meth:`Classifier.rows`: everything that belongs to one utterance, whatever else is in the batch;
-2. :meth:`Classifier.losses`: the terms of the loss, from the rows of a batch;
-3. :meth:`Classifier.training_state`: what training remembers that is neither a parameter nor the optimiser's.
+1. :meth:`Classifier.rows`: outputs per utterance, independent of the rest of the batch;
+2. :meth:`Classifier.losses`: the loss terms, from the rows of a batch;
+3. :meth:`Classifier.training_state`: training state besides parameters and optimiser.
 """
 
 from collections.abc import Collection, Mapping
@@ -21,66 +21,65 @@ from cmsbert_fast.models.losses import LossTerm, total_loss
 
 
 class TrainingState(Protocol):
-    """What a system remembers from step to step. Saved in a run's checkpoint, never with the model."""
+    """State kept from step to step. Saved in a run's checkpoint, never with the model."""
 
     @property
     def starts_with_validation(self) -> bool:
-        """Whether a validation pass, and :meth:`validated`, must come before the first step."""
+        """Whether a validation pass and :meth:`validated` come before the first step."""
 
     @property
     def row_names(self) -> Collection[str]:
-        """The rows that :meth:`step` reads; no others are gathered from the ranks."""
+        """The rows that :meth:`step` reads; only these are gathered from the ranks."""
 
     def start(self, labels: Tensor) -> None:
-        """Called once, before a new run's first step or validation; not when a run is resumed.
+        """Called once, before the first step or validation of a new run, not of a resumed one.
 
         Args:
-            labels: Those of all training examples, (count,).
+            labels: Labels of all training examples, (count,).
         """
 
     def targets(self, indices: np.ndarray) -> Tensor | None:
-        """The ``targets`` of :meth:`Classifier.losses` for some training examples, before their step; None: none."""
+        """The ``targets`` of :meth:`Classifier.losses` for some training examples, before their step; None = none."""
 
     def step(self, epoch: int, indices: np.ndarray, rows: Mapping[str, Tensor]) -> None:
-        """Called on every rank after each step of the optimiser.
+        """Called on every rank after each optimiser step.
 
         Args:
             epoch: 1, 2, ...
             indices: The training examples of the global batch.
-            rows: Of them, those of :attr:`row_names` as they were before the step, detached, in the order of
-                ``indices``.
+            rows: Their :attr:`row_names` from before the step, detached, in the order of ``indices``.
         """
 
     def validated(self, losses: Mapping[str, float]) -> None:
-        """Called after each pass over the validation set, on every rank.
+        """Called on every rank after each pass over the validation set.
 
         Args:
-            losses: The value of every term of :meth:`Classifier.losses` over the whole set, without its weight.
+            losses: Unweighted value of every term of :meth:`Classifier.losses` over the whole set.
         """
 
     def report(self) -> dict[str, float]:
         """Numbers for the log, by name."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must hold: tensors, numbers, strings and containers of them."""
+        """The state to save: tensors, numbers, strings and containers of them."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from what :meth:`state_dict` returned."""
+        """Restores what :meth:`state_dict` returned."""
 
 
 class Classifier(PreTrainedModel):
-    """A model with a head, as the trainer sees it. ``forward(labels=...)`` is :meth:`rows`, then :meth:`losses`.
+    """A model with a head, as the trainer sees it. ``forward(labels=...)`` is :meth:`rows` then :meth:`losses`.
 
     Attributes:
         inputs: Names of the inputs that :meth:`rows` reads; a batch of training holds no others.
-        has_global_terms: Whether some term of :meth:`losses` compares utterances. Without one, a micro-batch needs to
-            run forward only once.
-        takes_bert_head: Whether it loads the head of a BertForSequenceClassification checkpoint, which must then have
-            as many outputs.
+        has_global_terms: Whether a term of :meth:`losses` compares utterances. If not, each micro-batch runs forward
+            once only.
+        takes_bert_head: Whether the head of a BertForSequenceClassification checkpoint is loaded; its number of outputs
+            must then match.
         output_class: What :meth:`forward` returns; rows and terms that it has no field for are left out.
     """
 
-    accepts_loss_kwargs = False  # or the Hugging Face Trainer would not divide the loss by its accumulation steps
+    accepts_loss_kwargs = False  # else the Hugging Face Trainer does not divide the loss by accumulation steps
 
     inputs: ClassVar[Collection[str]] = ()
     has_global_terms: ClassVar[bool] = False
@@ -88,11 +87,11 @@ class Classifier(PreTrainedModel):
     output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutput
 
     def rows(self, **inputs: Any) -> dict[str, Tensor]:
-        """Runs the model on a batch, padded or packed: the arguments of ``forward`` that are inputs.
+        """Runs the model on the inputs of ``forward``, padded or packed.
 
         Returns:
-            What belongs to single utterances, each (B, ...): always "logits", (B, num_labels), and what :meth:`losses`
-            reads. An utterance's row does not depend on the other utterances.
+            One row per utterance, each (B, ...): "logits", (B, num_labels), and whatever :meth:`losses` reads. A row
+            does not depend on the other utterances.
         """
         raise NotImplementedError
 
@@ -103,12 +102,12 @@ class Classifier(PreTrainedModel):
         targets: Tensor | None = None,
         group: "dist.ProcessGroup | None" = None,
     ) -> dict[str, LossTerm]:
-        """The terms of the loss by name; "task" is always among them.
+        """The loss terms by name, always including "task".
 
         Args:
-            rows: Those of :meth:`rows`, of one batch or of several concatenated.
+            rows: From :meth:`rows`, for one batch or several concatenated.
             labels: (B,); scores for one output, class indices for several.
-            targets: What :meth:`TrainingState.targets` gives for these examples.
+            targets: From :meth:`TrainingState.targets` for these examples.
             group: The ranks that share the global batch. All of them must call.
         """
         raise NotImplementedError
@@ -139,19 +138,19 @@ class Classifier(PreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
     def parameter_group(self, name: str) -> str:
-        """ "bert" for a parameter that a BertModel has, "new" for any other: they decay differently."""
+        """The weight decay of a parameter: "bert" if BertModel has it, else "new"."""
         return "bert" if name.startswith("bert.") else "new"
 
     def training_state(self, count: int, **options: Any) -> TrainingState | None:
-        """A new run's state, or None if this system has none.
+        """The state of a new run, or None if this system has none.
 
         Args:
             count: Number of training examples.
-            **options: Settings of training that the state may use; it ignores the others.
+            **options: Training settings; the state ignores those it does not use.
         """
         return None
 
     def batch_group(self) -> "dist.ProcessGroup | None":
-        """The ranks that ``forward(labels=...)`` shares a batch with: all in training, none in evaluation."""
+        """The ranks that share a batch in ``forward(labels=...)``: all in training, none in evaluation."""
         distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         return dist.group.WORLD if self.training and distributed else None

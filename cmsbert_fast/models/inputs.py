@@ -1,7 +1,7 @@
-"""A batch as a caller gives it, padded or packed, and the packed form in which the models compute.
+"""Input batches, padded or packed, and the packed form that the models compute with.
 
-Packed inputs follow Hugging Face's padding-free convention: all utterances in one row of (1, T) tokens, ``cu_seq_lens``
-and ``max_length`` say where each begins. Frames are (F, d_m) likewise.
+Packed inputs follow Hugging Face's padding-free convention: all utterances in one row of (1, T) tokens, delimited by
+``cu_seq_lens``. Frames are packed the same way, (F, d_m).
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from cmsbert_fast.packing import Packing, pack_mask, positions, uniform_packing
 
 
 class FrameInputs(NamedTuple):
-    """The frames of one modality as a caller gives them: padded (B, N_m, d_m), or packed (F, d_m) with lengths."""
+    """Input frames of one modality: padded (B, N_m, d_m), or packed (F, d_m) with lengths."""
 
     values: Tensor | None = None
     mask: Tensor | None = None
@@ -22,8 +22,7 @@ class FrameInputs(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """A batch as a caller gives it; :meth:`~cmsbert_fast.models.cmsbert.modeling_cmsbert.CMSBertModel.forward` explains
-    the fields."""
+    """An input batch; see :meth:`~cmsbert_fast.models.cmsbert.modeling_cmsbert.CMSBertModel.forward` for the fields."""
 
     input_ids: Tensor | None = None
     attention_mask: Tensor | None = None
@@ -46,7 +45,7 @@ class Inputs(NamedTuple):
 
     @property
     def tokens(self) -> Tensor:
-        """``input_ids``, or ``inputs_embeds`` where those are given instead."""
+        """``input_ids``, or ``inputs_embeds`` if given instead."""
         tokens = self.input_ids if self.input_ids is not None else self.inputs_embeds
         assert tokens is not None
         return tokens
@@ -61,11 +60,11 @@ class Inputs(NamedTuple):
 
 
 class Frames(NamedTuple):
-    """The frames of one modality of a batch, packed.
+    """Packed frames of one modality.
 
     Attributes:
         values: (F, d_m).
-        packing: Which rows belong to which utterance; with lengths on the host where the caller had them there.
+        packing: Which rows belong to which utterance; with host lengths if the caller gave them on the CPU.
     """
 
     values: Tensor
@@ -73,12 +72,12 @@ class Frames(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What every layer's self-attention needs besides the hidden states: where tokens and frames lie.
+    """What self-attention needs besides the hidden states: the frames, and the layout of tokens and frames.
 
     Attributes:
         packing: Which of the T token rows belong to which utterance.
-        full: Whether all utterances have the same length and all frames are valid, so that no packing is needed.
-        visual, acoustic: Frames; None where the model has no such modality.
+        full: Whether all utterances have the same length and all frames are valid, so no packing is needed.
+        visual, acoustic: Frames; None if the model lacks the modality.
     """
 
     packing: Packing
@@ -87,7 +86,7 @@ class Batch(NamedTuple):
     acoustic: Frames | None
 
     def by_utterance(self, rows: Tensor) -> Tensor:
-        """Rows of a full batch, of tokens or of frames, (B * n, ...) -> (B, n, ...)."""
+        """Token or frame rows of a full batch, (B * n, ...) -> (B, n, ...)."""
         size = self.packing.cu_seqlens.shape[0] - 1
         return rows.unflatten(0, (size, rows.shape[0] // size))
 
@@ -98,7 +97,7 @@ class Tokens(NamedTuple):
     Attributes:
         embeddings: Arguments of BertEmbeddings, (1, T).
         packing: Which rows belong to which utterance.
-        rows: (T,), the flat position in the padded batch of each row; None = every position, or the input was packed.
+        rows: (T,), each row's flat position in the padded batch; None = all positions, or the input was packed.
         padded_shape: (B, N) of a padded input; None = the input was packed.
     """
 
@@ -115,7 +114,7 @@ class PackedInputs(NamedTuple):
     batch: Batch
 
     def restore(self, packed: Tensor) -> Tensor:
-        """(1, T, D) in the form the input had: (B, N, D), 0 at padding, or (1, T, D)."""
+        """(1, T, D) -> the form of the input: (B, N, D), 0 at padding, or (1, T, D)."""
         _, packing, rows, padded_shape = self.tokens
         if padded_shape is None:
             return packed
@@ -130,16 +129,16 @@ class PackedInputs(NamedTuple):
 def pack(
     inputs: Inputs, *, visual_size: int, acoustic_size: int, max_positions: int, dtype: torch.dtype
 ) -> PackedInputs:
-    """Brings a batch into the packed form.
+    """Converts a batch to packed form.
 
     Args:
         inputs: Padded or packed.
-        visual_size, acoustic_size: d_m of the model; 0 = it has no such modality.
-        max_positions: How many positions the model has.
-        dtype: That of the model, which frames are converted to.
+        visual_size, acoustic_size: d_m of the model; 0 = no such modality.
+        max_positions: Number of positions of the model.
+        dtype: Dtype of the model; frames are converted to it.
 
     Raises:
-        ValueError: a shape or a combination of arguments does not fit; the message says which.
+        ValueError: A shape or a combination of arguments is invalid; the message says which.
     """
     _check_tokens(inputs)
     inputs = _with_lengths(inputs)
@@ -175,12 +174,12 @@ def _check_tokens(inputs: Inputs) -> None:
 
 
 def _with_lengths(inputs: Inputs) -> Inputs:
-    """The same batch, with ``cu_seq_lens_q`` where only ``position_ids`` tell that a single row is packed."""
+    """Adds ``cu_seq_lens_q`` if only ``position_ids`` show that a single row is packed."""
     if inputs.cu_seq_lens_q is not None:
         return inputs
     if inputs.position_ids is None:
         if inputs.cu_seq_lens_k is not None or inputs.seq_idx is not None:
-            raise ValueError("Of cu_seq_lens_q, cu_seq_lens_k and seq_idx a packed batch needs cu_seq_lens_q at least.")
+            raise ValueError("A packed batch needs cu_seq_lens_q; cu_seq_lens_k or seq_idx alone is not enough.")
     elif inputs.attention_mask is None and inputs.tokens.shape[0] == 1:
         cu_seqlens, max_length = _restarts(inputs.position_ids)
         return inputs._replace(cu_seq_lens_q=cu_seqlens, max_length_q=max_length)
@@ -189,12 +188,12 @@ def _with_lengths(inputs: Inputs) -> Inputs:
 
 def _packed_tokens(inputs: Inputs) -> Tokens:
     if inputs.attention_mask is not None:
-        raise ValueError("attention_mask belongs to padded batches; with cu_seq_lens_q leave it out.")
+        raise ValueError("attention_mask is for padded batches; leave it out with cu_seq_lens_q.")
     cu_seqlens, max_length = inputs.cu_seq_lens_q, inputs.max_length_q
     if cu_seqlens is None or max_length is None or inputs.tokens.shape[0] != 1:
-        raise ValueError("A packed batch needs input_ids of shape (1, T) and max_length_q beside cu_seq_lens_q.")
+        raise ValueError("A packed batch needs input_ids of shape (1, T) and max_length_q, besides cu_seq_lens_q.")
     if inputs.cu_seq_lens_k is not None and _differ(inputs.cu_seq_lens_k, cu_seqlens):
-        raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q; in self-attention they are the same.")
+        raise ValueError("cu_seq_lens_k differs from cu_seq_lens_q; self-attention needs them equal.")
     packing = Packing(cu_seqlens, max_length)
     if inputs.position_ids is None:
         inputs = inputs._replace(position_ids=positions(packing, inputs.tokens.shape[1])[None])
@@ -232,10 +231,10 @@ def _embeddings(inputs: Inputs) -> dict[str, Tensor | None]:
 
 
 def _restarts(position_ids: Tensor) -> tuple[Tensor | None, int | None]:
-    """cu_seq_lens_q and max_length_q of a row whose positions start anew at 0 for every utterance; None for one.
+    """cu_seq_lens_q and max_length_q of a row whose positions restart at 0 for every utterance; None for one utterance.
 
-    Hugging Face's DataCollatorWithFlattening says no more than this by default. Reading it waits for the device, and
-    torch.compile breaks the graph here.
+    Hugging Face's DataCollatorWithFlattening gives only positions by default. Reading them waits for the device and
+    breaks the graph of torch.compile.
     """
     starts = (position_ids.flatten() == 0).nonzero()[:, 0]
     if len(starts) < 2 or starts[0] != 0:
@@ -247,11 +246,11 @@ def _restarts(position_ids: Tensor) -> tuple[Tensor | None, int | None]:
 def _pack_frames(
     name: str, given: FrameInputs, size: int, batch_size: int, dtype: torch.dtype, device: torch.device
 ) -> Frames | None:
-    """The frames of modality ``name``, of ``size`` features; None if the model has none of it."""
+    """The frames of modality ``name`` with ``size`` features; None if the model lacks it."""
     if given.values is None:
         if not size:
             return None
-        # Not None: the parameters of an absent modality stay in the graph, as DistributedDataParallel needs.
+        # Not None: DistributedDataParallel needs the parameters of an absent modality in the graph.
         given = FrameInputs(torch.zeros(batch_size, 0, size, device=device))
     assert given.values is not None
     _check_frames(name, given, size)
@@ -268,7 +267,7 @@ def _pack_frames(
         values = _take(values, rows)
     if packing.cu_seqlens.shape[0] - 1 != batch_size:
         raise ValueError(
-            f"{name} holds {packing.cu_seqlens.shape[0] - 1} utterances but the tokens {batch_size}; give one each."
+            f"{name} has {packing.cu_seqlens.shape[0] - 1} utterances but the tokens have {batch_size}; give one each."
         )
     return Frames(values, packing)
 
@@ -280,13 +279,13 @@ def _check_frames(name: str, given: FrameInputs, size: int) -> None:
         raise ValueError(f"{name} has shape {tuple(values.shape)}; give padded (B, N, {size}) or packed (F, {size}).")
     if values.shape[-1] != size:
         raise ValueError(
-            f"{name} has frames of size {values.shape[-1]}, but the model was made for {name}_size={size}; "
-            "give the features it was trained on, or make a model for these."
+            f"{name} has frames of size {values.shape[-1]}, but the model has {name}_size={size}; "
+            "give the features it was trained on, or build a model for these."
         )
     if values.dim() == 3:
         if given.cu_seq_lens is not None:
             raise ValueError(
-                f"cu_seq_lens_{name} belongs to packed {name} of shape (F, {size}), but {name} has shape "
+                f"cu_seq_lens_{name} is for packed {name} of shape (F, {size}), but {name} has shape "
                 f"{tuple(values.shape)}; leave one out."
             )
         if given.mask is not None:
@@ -297,11 +296,11 @@ def _check_frames(name: str, given: FrameInputs, size: int) -> None:
             f"padded {name} has shape (B, N, {size})."
         )
     elif given.mask is not None:
-        raise ValueError(f"{name}_mask belongs to padded {name}; with cu_seq_lens_{name} leave it out.")
+        raise ValueError(f"{name}_mask is for padded {name}; leave it out with cu_seq_lens_{name}.")
 
 
 def _take(tensor: Tensor, rows: Tensor | None) -> Tensor:
-    """The given rows of (B, N, ...) flattened to (B * N, ...); all of them for None."""
+    """The given rows of (B, N, ...) flattened to (B * N, ...); None = all."""
     flat = tensor.flatten(0, 1)
     return flat if rows is None else flat.index_select(0, rows)
 
@@ -312,7 +311,7 @@ def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors differ; values on a GPU, or while tracing, are not compared: that would wait for them."""
+    """Whether two tensors differ. Values on a GPU or while tracing are not compared: reading them would wait."""
     if a is b or a.shape != b.shape:
         return a is not b
     comparable = a.device.type == b.device.type == "cpu" and not torch.compiler.is_compiling()

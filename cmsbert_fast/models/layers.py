@@ -1,4 +1,4 @@
-"""Layers that several systems share, and how they start."""
+"""Layers that several systems share, and their initialisation."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from cmsbert_fast.ops.lstm.api import PackedLSTM
 
 
 class HeadLinear(nn.Linear):
-    """A linear layer that starts as torch.nn.Linear does, not as BERT's do.
+    """A linear layer initialised like torch.nn.Linear, not like BERT's.
 
-    BERT's zero biases would project an utterance without frames to the zero vector, whose direction, and with it the
-    gradient of the contrastive loss, does not exist.
+    BERT's zero biases would project an utterance without frames to the zero vector, which has no direction, so the
+    gradient of the contrastive loss would not exist.
     """
 
 
@@ -34,10 +34,10 @@ class Fusion(nn.Module):
 
     Args:
         num_modalities: Number of tokens.
-        size: d, that of a token.
+        size: d, size of a token.
         num_labels: Number of outputs.
-        heads: Of the Transformer layer; they share d.
-        dropout: Its probability in the Transformer layer.
+        heads: Heads of the Transformer layer; they share d.
+        dropout: Dropout probability in the Transformer layer.
     """
 
     def __init__(self, num_modalities: int, size: int, num_labels: int, heads: int, dropout: float):
@@ -56,9 +56,9 @@ class Fusion(nn.Module):
 
 @torch.no_grad()
 def init_as_torch(module: nn.Module) -> None:
-    """Gives :class:`HeadLinear` and PackedLSTM the start of torch.nn.Linear and torch.nn.LSTM; others are left alone.
+    """Initialises :class:`HeadLinear` and PackedLSTM like torch.nn.Linear and torch.nn.LSTM; leaves others alone.
 
-    For a model's ``_init_weights``, after Hugging Face's own, which would treat them as BERT's layers.
+    For a model's ``_init_weights``, after Hugging Face's own, which treats them like BERT's layers.
     """
     if isinstance(module, HeadLinear):
         init.kaiming_uniform_(module.weight, a=5**0.5)

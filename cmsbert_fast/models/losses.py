@@ -1,4 +1,4 @@
-"""From a batch's rows to its loss: the task's loss, and the weighted sum of all terms."""
+"""Losses of a batch: the task loss, and the weighted sum of all terms."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,14 +11,14 @@ TASK_LOSSES = ("mse", "l1")
 
 
 class LossTerm(NamedTuple):
-    """One summand of a model's loss.
+    """One term of a model's loss.
 
     Attributes:
         value: Scalar.
-        weight: Its factor in the sum. A tensor is a scalar and gets no gradient.
-        per_row: Whether ``value`` is a mean over the rows given. Ranks and micro-batches then weight it by their share
-            of the global batch. False: ``value`` belongs to the global batch, is the same on every rank, and its
-            gradients are such that their average over ranks is the gradient of one process.
+        weight: Factor of ``value`` in the sum. A tensor must be a scalar; it gets no gradient.
+        per_row: Whether ``value`` is a mean over the given rows. Ranks and micro-batches then weight it by their share
+            of the global batch. False: ``value`` is the global batch's, the same on every rank, and its gradients
+            averaged over the ranks are those of one process.
     """
 
     value: Tensor
@@ -27,10 +27,10 @@ class LossTerm(NamedTuple):
 
 
 def total_loss(terms: Mapping[str, LossTerm]) -> Tensor:
-    """The sum of weight times value (Eq. 20 for the terms l_task and nu l_con).
+    """The sum of weight times value (Eq. 20 for l_task and nu l_con).
 
     Raises:
-        ValueError: there are no terms.
+        ValueError: There are no terms.
     """
     total: Tensor | None = None
     for term in terms.values():
@@ -48,16 +48,16 @@ def task_loss(logits: Tensor, labels: Tensor, kind: str = "mse") -> Tensor:
     Args:
         logits: (n, num_labels).
         labels: (n,); scores where num_labels is 1, class indices otherwise.
-        kind: What regression minimises: "mse", the mean squared error, or "l1", the mean absolute error.
+        kind: Regression loss: "mse", mean squared error, or "l1", mean absolute error.
 
     Returns:
-        Scalar in float32, or float64 where the logits are.
+        Scalar, float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: there is not one label an example, class labels are not integers, or ``kind`` is unknown.
+        ValueError: The number of labels is wrong, class labels are not integers, or ``kind`` is unknown.
     """
     if kind not in TASK_LOSSES:
-        raise ValueError(f"kind={kind!r} is no loss; choose one of {', '.join(TASK_LOSSES)}.")
+        raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(TASK_LOSSES)}.")
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be {tuple(logits.shape[:1])}.")
     if logits.dtype in (torch.float16, torch.bfloat16):

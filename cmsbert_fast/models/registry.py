@@ -1,7 +1,7 @@
-"""Every system by name: its class, what it needs of the data, and what distinguishes it from others of the class.
+"""Every system by name: its class, the data it needs, and what sets it apart from others of its class.
 
-A new system is one file below ``models`` and one line here. Reading this module imports no model and no PyTorch: a
-system is imported when it is asked for.
+A new system is one file below ``models`` and one line here. This module imports no model and no PyTorch: a system is
+imported when it is asked for.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmsbert_fast.models.base import Classifier
 
-# What a system can need of the data: what data without it do not hold. training.preflight.check_needs refuses them.
+# Data that a system can need. Where they are missing, training.preflight.check_needs says so.
 NEEDS = {
     "frames": "visual or acoustic frames",
     "word_frames": "frames aligned to words",
@@ -29,9 +29,9 @@ class Variant:
 
     Attributes:
         model: Module and name of its class, "package.module:Class"; :attr:`model_class` imports it.
-        needs: Of :data:`NEEDS`, those it cannot do without.
-        config: Fields of its configuration that are fixed, whatever the settings say.
-        state: Options of :meth:`~cmsbert_fast.models.base.Classifier.training_state` that are fixed likewise.
+        needs: Required data, from :data:`NEEDS`.
+        config: Fixed configuration fields; they override the settings.
+        state: Fixed options of :meth:`~cmsbert_fast.models.base.Classifier.training_state`.
     """
 
     model: str
@@ -41,12 +41,12 @@ class Variant:
 
     @property
     def model_class(self) -> "type[Classifier]":
-        """The class; its ``config_class`` is that of its configuration."""
+        """The class; its ``config_class`` is the class of its configuration."""
         return pkgutil.resolve_name(self.model)
 
     @property
     def multimodal(self) -> bool:
-        """Whether it reads frames at all."""
+        """Whether it reads frames."""
         return bool(self.needs & {"frames", "word_frames", "frames_of_words"})
 
 
@@ -68,7 +68,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def class_of_architecture(architecture: str | None) -> "type[Classifier] | None":
-    """The class that a checkpoint's ``config.json`` names among its ``architectures``; None: it is no variant's."""
+    """The class for a name from ``architectures`` in a checkpoint's ``config.json``; None if no variant has it."""
     for variant in VARIANTS.values():
         if variant.model.rpartition(":")[2] == architecture:
             return variant.model_class

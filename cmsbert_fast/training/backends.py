@@ -1,4 +1,4 @@
-"""What computes a run on its device: the backend of CMS attention, and whether bfloat16 is fast."""
+"""Backend of CMS attention on a run's device, and whether bfloat16 is fast there."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from cmsbert_fast.training.settings import TrainingSettings
 
 
 def chosen_backend(settings: TrainingSettings, device: torch.device, config: PreTrainedConfig | None = None) -> str:
-    """The backend of CMS attention in a run; without the model's configuration, that of heads as wide as BERT's.
+    """The backend of CMS attention in a run; without a configuration, for heads as wide as BERT's.
 
     Raises:
-        UsageError: The one asked for cannot run here.
+        UsageError: The requested backend cannot run here.
     """
     try:
         return dispatch.choose_backend("attention", _query(settings, device, config), settings.backend)
@@ -23,17 +23,17 @@ def chosen_backend(settings: TrainingSettings, device: torch.device, config: Pre
 
 
 def backend_report(settings: TrainingSettings, device: torch.device) -> str:
-    """One line: which backend computes CMS attention, and why no compiled one where "auto" found none."""
+    """One line: the backend of CMS attention, and why "auto" found no compiled one, if so."""
     return f"CMS attention: {dispatch.report('attention', _query(settings, device), settings.backend)}"
 
 
 def precision_warning(settings: TrainingSettings, device: torch.device) -> str | None:
-    """A warning where the precision asked for is slow on this device; None where it is not."""
+    """A warning if the requested precision is slow on this device, else None."""
     if settings.precision != "bf16" or has_fast_bfloat16(device):
         return None
     return (
-        "warning: this CPU has no instructions for bfloat16, so --precision bf16 takes many times as long here as "
-        "float32; train with --precision fp32."
+        "warning: this CPU has no bfloat16 instructions, so --precision bf16 takes many times as long as float32; "
+        "train with --precision fp32."
     )
 
 

@@ -1,4 +1,4 @@
-"""The backward pass of a step: one way for whole batches, micro-batches and ranks, whatever the model's losses are."""
+"""The backward pass of a step: one path for whole batches, micro-batches, ranks and any losses."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,9 +22,9 @@ class StepLosses(NamedTuple):
     """The losses of a step, detached.
 
     Attributes:
-        values: By name, 0-dim; their averages over the ranks are those of the global batch.
-        weights: By name, the factor of each in the loss.
-        rows: The model's rows of this rank's examples, before the step.
+        values: By name, 0-dim; averaged over the ranks, they are those of the global batch.
+        weights: By name, the weight of each in the loss.
+        rows: The model's rows for this rank's examples, from before the step.
     """
 
     values: dict[str, Tensor]
@@ -41,21 +41,21 @@ def backward(
     settings: TrainingSettings,
     state: TrainingState | None = None,
 ) -> StepLosses:
-    """Adds a global batch's gradients, so that their average over the ranks is the gradient of the batch's loss.
+    """Adds the gradients of a global batch: averaged over the ranks, they are those of the batch's loss.
 
     Args:
         model: In training mode.
         batches: The training examples.
         indices: The global batch.
-        gradients: Those of the model.
+        gradients: The model's gradients.
         ranks: This process.
         settings: Micro-batches and precision.
-        state: The model's, where it has one.
+        state: The model's state, if any.
     """
     mine = indices[distributed.share(len(indices), ranks)]
     assert len(mine), "preflight.check lets no batch be smaller than the number of ranks"
     parts = np.array_split(mine, min(settings.accumulation, len(mine)))
-    # Losses that compare utterances need the rows of all micro-batches at once; others need each only once.
+    # Losses that compare utterances need the rows of all micro-batches at once; others take each by itself.
     groups = [parts] if model.has_global_terms else [[part] for part in parts]
     found = []
     for i, group in enumerate(groups):
@@ -80,9 +80,9 @@ def _backward_together(
     ranks: Ranks,
     precision: str,
 ) -> StepLosses:
-    """:func:`backward` of micro-batches whose losses are taken of all their rows together.
+    """:func:`backward` for micro-batches whose losses take all their rows together.
 
-    ``scale`` turns means over their rows into summands of the mean over the global batch, times the number of ranks.
+    ``scale`` turns means over their rows into terms of the global batch's mean, times the number of ranks.
     """
     labels = torch.cat([inputs.pop("labels") for inputs in micro_batches])
     terms: dict[str, LossTerm] = {}
@@ -92,7 +92,7 @@ def _backward_together(
             return model.rows(**inputs)
 
     def loss(rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        # A whole batch's losses are computed as model(labels=...) computes them: in the precision of its forward pass.
+        # As in model(labels=...): a whole batch's losses use the precision of its forward pass.
         with autocast(precision, ranks.device) if len(micro_batches) == 1 else nullcontext():
             found = model.losses(rows, labels, targets, ranks.group)
         for name, term in found.items():

@@ -1,4 +1,4 @@
-"""Examples as batches of model inputs on the device, and the order in which an epoch takes them."""
+"""Batches of model inputs on the device, and their order in an epoch."""
 
 import dataclasses
 import math
@@ -14,19 +14,19 @@ from cmsbert_fast.data.example import MODALITIES, Example
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor, Encoded
 
-CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay where they are mapped
+CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay memory-mapped
 
 
 class Batches:
-    """Examples of one split, turned into model inputs.
+    """Turns the examples of one split into model inputs.
 
-    Encoded examples are kept, so that each is tokenised and standardised once, up to ``CACHE_BYTES`` of frames.
+    Encoded examples are cached, up to ``CACHE_BYTES`` of frames, so each is tokenised and standardised once.
 
     Args:
         examples: The split.
         processor: Fitted to the training examples.
-        model: Whose inputs they become: what it does not read (:attr:`Classifier.inputs`) is left out.
-        device: Where the inputs go.
+        model: The model to feed; inputs that it does not read (:attr:`Classifier.inputs`) are left out.
+        device: Device of the inputs.
     """
 
     def __init__(
@@ -44,18 +44,19 @@ class Batches:
         return len(self._examples)
 
     def ids(self, indices: Sequence[int] | np.ndarray) -> list[str]:
-        """The ids of some examples."""
+        """The ids of the given examples."""
         return [self._examples[int(i)].id for i in indices]
 
     def labels(self) -> Tensor | None:
-        """All labels, (n,) float32 or int64; None where one is unknown."""
+        """All labels, (n,) float32 or int64; None if any is unknown."""
         labels = [example.label for example in self._examples]
         return None if any(label is None for label in labels) else torch.tensor(labels)
 
     def load(self, indices: Sequence[int] | np.ndarray, labels: bool = True) -> dict[str, Any]:
-        """Some examples as packed model inputs on the device; the copy to a GPU is asynchronous.
+        """The given examples as packed model inputs on the device; the copy to a GPU is asynchronous.
 
-        What the models read on the CPU, the lengths of frames, stays there."""
+        The offsets of frames stay on the CPU, where the models read them.
+        """
         inputs = self._processor.collate([self._encode(int(i)) for i in indices], packed=True)
         names = self._names | {"labels"} if labels else self._names
         return {name: self._place(name, value) for name, value in inputs.items() if name in names}
@@ -82,7 +83,7 @@ def stays_on_host(name: str) -> bool:
 
 
 def fitting(example: Example, config: PreTrainedConfig) -> Example:
-    """The example with the model's modalities: others are left out, and one that the source lacks has no frames."""
+    """The example with the model's modalities: others are dropped, missing ones get 0 frames."""
     frames = {}
     for modality in MODALITIES:
         own, size = getattr(example, modality), getattr(config, f"{modality}_size") or 0

@@ -1,4 +1,4 @@
-"""The model and the processor that settings and data ask for, and those that a run has left."""
+"""Builds a model and processor from settings and data, or loads those of a run."""
 
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,15 +25,15 @@ Loaded: TypeAlias = tuple[Classifier, Any]  # a model and its tokenizer
 def build(
     settings: TrainingSettings, corpus: Corpus, loaded: Loaded | None = None
 ) -> tuple[Classifier, CMSBertProcessor]:
-    """The model, from its checkpoint or newly initialised, and the processor fitted to the training examples.
+    """The model, from a checkpoint or newly initialised, and the processor, fitted to the training examples.
 
     Args:
         settings: What to build.
         corpus: The data to train on.
-        loaded: What :func:`load` has given for them; None: it is called.
+        loaded: Result of :func:`load`; None = call it.
 
     Raises:
-        UsageError: The checkpoint is missing, of another architecture or does not fit the data.
+        UsageError: The checkpoint is missing, has another architecture or does not fit the data.
     """
     model, tokenizer = loaded or load(settings, build_config(settings, corpus))
     config = model.config
@@ -48,10 +48,10 @@ def build(
 
 
 def load(settings: TrainingSettings, config: PreTrainedConfig) -> Loaded:
-    """The model of :func:`build_config`'s configuration, from its checkpoint or newly initialised, and its tokenizer.
+    """The model for a configuration of :func:`build_config`, from a checkpoint or new, and its tokenizer.
 
     Raises:
-        UsageError: The checkpoint is damaged, incomplete or of other sizes, or no model can be built.
+        UsageError: The checkpoint is damaged, incomplete or has other sizes, or no model can be built.
     """
     model_class = VARIANTS[settings.variant].model_class
     if settings.model is None:
@@ -72,10 +72,10 @@ def load(settings: TrainingSettings, config: PreTrainedConfig) -> Loaded:
 
 
 def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, CMSBertProcessor]:
-    """A model that ``train.py`` has trained, in eval mode, and its processor.
+    """A model trained by ``train.py``, in eval mode, and its processor.
 
     Args:
-        name: The folder of the model, or of the run it is the best of, or a name on the Hugging Face hub.
+        name: Folder of the model or of its run, or a name on the Hugging Face hub.
         backend: See :mod:`cmsbert_fast.ops.dispatch`.
 
     Raises:
@@ -86,7 +86,7 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
     kind = next(iter(saved_config(str(name)).get("architectures") or ()), None)
     model_class = class_of_architecture(kind)
     if model_class is None:
-        raise UsageError(f"{name} is a checkpoint of {kind or 'unknown kind'}; give one that train.py has trained.")
+        raise UsageError(f"{name} is a checkpoint of {kind or 'unknown kind'}; give one trained by train.py.")
     assert model_class.config_class is not None
     machine: dict[str, Any] = {"backend": backend} if "backend" in declared_fields(model_class.config_class) else {}
     try:
@@ -94,12 +94,12 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
         processor = CMSBertProcessor.from_pretrained(name)
     except LOADING_ERRORS as error:
         first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"{name} cannot be loaded, give an undamaged checkpoint: {first_line}") from None
+        raise UsageError(f"{name} cannot be loaded; give an undamaged checkpoint: {first_line}") from None
     return model.eval(), processor
 
 
 def state_options(settings: TrainingSettings) -> dict[str, Any]:
-    """The settings that a model's training state may use."""
+    """The settings for a model's training state."""
     return {"momentum": settings.momentum, **VARIANTS[settings.variant].state}
 
 
@@ -107,7 +107,7 @@ def _load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:
-        raise UsageError(f"{name} holds no tokenizer ({type(error).__name__}); put its vocabulary beside it.") from None
+        raise UsageError(f"{name} has no tokenizer ({type(error).__name__}); add its vocabulary.") from None
 
 
 def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Classifier:
@@ -117,17 +117,17 @@ def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Clas
         raise UsageError(f"The architecture is not possible: {error} is unknown.") from None
     except RuntimeError:
         raise UsageError(
-            f"The weights of {name} have other sizes than the model asked for; ask for the architecture and the "
-            "streams it was trained with, or give another checkpoint."
+            f"The weights of {name} do not have the sizes of the requested model; use the architecture and the streams "
+            "it was trained with, or give another checkpoint."
         ) from None
     except LOADING_ERRORS as error:
         first_line = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"The weights of {name} cannot be loaded, give an undamaged checkpoint: {first_line}"
+            f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {first_line}"
         ) from None
     lacking = sorted(key for key in report["missing_keys"] if model.parameter_group(key) == "bert")
     if lacking:
         raise UsageError(
-            f"{name} lacks {len(lacking)} weights of BERT, {lacking[0]} among them; give a checkpoint of BertModel."
+            f"{name} lacks {len(lacking)} weights of BERT, such as {lacking[0]}; give a BertModel checkpoint."
         )
     return model

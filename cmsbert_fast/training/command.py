@@ -1,4 +1,4 @@
-"""The command line of ``train.py``: options, a YAML file, and the runs that they ask for."""
+"""The command line of ``train.py``: options, a YAML file, and the requested runs."""
 
 import argparse
 import dataclasses
@@ -14,17 +14,17 @@ from cmsbert_fast.training.conversion import assignments, converted, layered, re
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
 
-RUN_AXES = ("fold", "variant", "seed")  # several values of these are several runs
+RUN_AXES = ("fold", "variant", "seed")  # each value of these is a run of its own
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What ``train.py`` was asked to do.
+    """A parsed command line of ``train.py``.
 
     Attributes:
-        runs: The settings of every run; they differ in fold, variant and seed only, and come in this order.
-        output: Where the runs go; None for a new folder under ``runs``.
-        resume: Continue the runs found in ``output`` (where that is None: in the newest folder for this data).
+        runs: The settings of every run; they differ only in fold, variant and seed, nested in this order.
+        output: Where the runs go; None = a new folder under ``runs``.
+        resume: Continue the runs in ``output`` (None: in the newest folder for this data).
     """
 
     runs: tuple[TrainingSettings, ...]
@@ -33,7 +33,7 @@ class Command:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError instead of printing and exiting, so that all errors reach the user alike."""
+    """Raises UsageError instead of printing and exiting, so all errors reach the user the same way."""
 
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(f"{message[0].upper()}{message[1:]}; see --help.")
@@ -42,12 +42,12 @@ class Parser(argparse.ArgumentParser):
 def _parser() -> Parser:
     parser = Parser(
         prog="train.py",
-        description="Trains CMSBERT-CLR and its relatives. Without arguments: text-only BERT against CMSBERT-CLR on "
-        "the embedded corpus. Under torchrun: on several CPUs or GPUs.",
+        description="Trains CMSBERT-CLR and its variants. Without arguments: text-only BERT and CMSBERT-CLR on the "
+        "embedded corpus. Under torchrun: on several CPUs or GPUs.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of the settings below")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these settings")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="folder for the runs (default: a new one in runs/)"
     )
@@ -61,7 +61,7 @@ def _parser() -> Parser:
             text += f": {', '.join(VARIANTS)}"
         several = f.name in RUN_AXES or f.name == "architecture" or hints[f.name] == tuple[str, ...]
         if f.name in RUN_AXES:
-            text += "; several: a run for each"
+            text += "; several: one run each"
         elif not several:
             text += f" (default: {'none' if f.default is None else f.default})"
         parser.add_argument(
@@ -73,12 +73,12 @@ def _parser() -> Parser:
 def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
     """Reads the command line of ``train.py``.
 
-    Values come from the command line, else from the YAML file of ``--config``, else from ``embedded_config`` where the
-    embedded corpus is trained on, else from :class:`TrainingSettings`; so too each field of ``architecture``, but for
-    that of ``embedded_config`` where a checkpoint brings its own.
+    Values come from the command line, else from the YAML file of ``--config``, else, for the embedded corpus, from
+    ``embedded_config``, else from :class:`TrainingSettings`. The same holds for each field of ``architecture``, except
+    that a checkpoint replaces the ``architecture`` of ``embedded_config``.
 
     Raises:
-        UsageError: An unknown name, a value of the wrong type or outside its range, a file that cannot be read.
+        UsageError: A name is unknown, a value has the wrong type or is out of range, or a file cannot be read.
     """
     given = vars(_parser().parse_args(arguments))
     config, output, resume = given.pop("config", None), given.pop("output", None), given.pop("resume", False)
@@ -94,7 +94,7 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
     axes = [_listed(values.pop(axis, TrainingSettings.__dataclass_fields__[axis].default)) for axis in RUN_AXES]
     runs = [settings_from({**values, **dict(zip(RUN_AXES, run, strict=True))}) for run in itertools.product(*axes)]
     if any(run in runs[:i] for i, run in enumerate(runs)):
-        raise UsageError("The same run is asked for twice; name each variant, seed and fold once.")
+        raise UsageError("The same run is requested twice; name each variant, seed and fold once.")
     return Command(runs=tuple(runs), output=output, resume=resume)
 
 

@@ -1,4 +1,4 @@
-"""The configuration of the model to train: what variant, settings, data and checkpoint come to."""
+"""The configuration of the model to train, from variant, settings, data and checkpoint."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
-# What a checkpoint's config says about itself, its dtype, its own task and its own layers with CMS.
+# Fields that are not taken from a checkpoint: its identity, dtype, task and CMS layers.
 _NOT_TAKEN_OVER = (
     "architectures",
     "model_type",
@@ -42,7 +42,7 @@ _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classi
 
 
 def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig:
-    """The configuration of the model to train; nothing but the checkpoint's ``config.json`` is read.
+    """The configuration of the model to train; reads only the checkpoint's ``config.json``.
 
     Raises:
         UsageError: There is no such checkpoint, or it does not fit the data.
@@ -59,7 +59,7 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig
     elif not settings.embedded:
         raise UsageError(
             f"Name a pretrained checkpoint with --model to train on {corpus.name}; only the embedded corpus is small "
-            "enough to start without one."
+            "enough to train from scratch."
         )
     else:
         fields["vocab_size"] = len(embedded_tokenizer())
@@ -75,7 +75,7 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig
     positions = getattr(config, "max_position_embeddings", math.inf)
     if settings.max_length > positions:
         raise UsageError(
-            f"max_length is {settings.max_length} but the model has {positions} positions; ask for no more than that."
+            f"max_length is {settings.max_length} but the model has {positions} positions; choose at most that."
         )
     return config
 
@@ -92,7 +92,7 @@ def _config_class(settings: TrainingSettings) -> type[PreTrainedConfig]:
 
 
 def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
-    """The fields that settings and data decide, whatever the variant."""
+    """The fields set by settings and data, whatever the variant."""
     multimodal = VARIANTS[settings.variant].multimodal
     fields: dict[str, Any] = {
         "visual_size": corpus.visual_size if multimodal else 0,
@@ -120,13 +120,13 @@ def saved_config(name: str) -> dict[str, Any]:
     """
     missing = UsageError(
         f"There is no checkpoint {name!r}: give a folder with config.json and weights, or the name of a model on the "
-        "Hugging Face hub that can be reached."
+        "Hugging Face hub, which must be reachable."
     )
     if Path(name).exists() and not Path(name).is_dir():
         raise UsageError(f"{name} is a file; give the checkpoint's folder, with config.json and weights.")
     try:
         path = cached_file(name, "config.json")
-    except Exception:  # offline, unknown, forbidden, not a name at all: the hub's errors have no common class
+    except Exception:  # offline, unknown, forbidden, not a name: the hub's errors have no common class
         raise missing from None
     if path is None:
         raise missing
@@ -138,7 +138,7 @@ def saved_config(name: str) -> dict[str, Any]:
 
 
 def _check_architecture(fields: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
-    """Finds what BertConfig lets pass and a layer, or the first step, fails on.
+    """Finds values that the configuration accepts but a layer or the first step fails on.
 
     Raises:
         UsageError: A size or a probability is out of range.
@@ -159,7 +159,7 @@ def _check_architecture(fields: dict[str, Any], config_class: type[PreTrainedCon
     hidden, heads = ((defaults | fields).get(name) for name in ("hidden_size", "num_attention_heads"))
     if hidden and heads and hidden % heads:
         raise UsageError(
-            f"The architecture is not possible: hidden_size is {hidden}, which {heads} attention heads cannot share; "
+            f"The architecture is not possible: hidden_size {hidden} cannot be split over {heads} attention heads; "
             "choose a num_attention_heads that divides it."
         )
 
@@ -168,9 +168,7 @@ def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[s
     kind = saved.get("model_type")
     own = _config_class(settings).model_type
     if kind not in ("bert", own):
-        raise UsageError(
-            f"{settings.model} is a checkpoint of architecture {kind!r}; give one of BERT or {own.upper()}."
-        )
+        raise UsageError(f"{settings.model} is a {kind!r} checkpoint; give one of BERT or {own.upper()}.")
     for modality in MODALITIES:
         trained, given = saved.get(f"{modality}_size") or 0, fields[f"{modality}_size"]
         if trained and given and trained != given:
@@ -184,6 +182,6 @@ def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[s
         has_head = False
     if has_head and trained_labels != fields["num_labels"]:
         raise UsageError(
-            f"{settings.model} predicts {trained_labels} values but {corpus.name} asks for {fields['num_labels']}; "
+            f"{settings.model} predicts {trained_labels} values but {corpus.name} needs {fields['num_labels']}; "
             "give another checkpoint."
         )

@@ -1,4 +1,4 @@
-"""Values of settings as YAML and the command line give them, turned into those that the settings hold."""
+"""Converts values from YAML and the command line to those of the settings."""
 
 import types
 import typing
@@ -12,14 +12,14 @@ from cmsbert_fast.training.errors import UsageError, os_reason
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file of settings.
+    """Reads a YAML file of settings.
 
     Raises:
-        UsageError: The file does not exist, or is not a YAML mapping.
+        UsageError: The file does not exist or is not a YAML mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: a null byte in its name
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = "it is not text" if isinstance(error, UnicodeDecodeError) else os_reason(error)
         name = str(path) if str(path).isprintable() else repr(str(path))
         raise UsageError(
@@ -28,14 +28,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise UsageError(f"{path} is no valid YAML{where}; write 'name: value' lines.") from None
+        raise UsageError(f"{path} is not valid YAML{where}; write 'name: value' lines.") from None
     if not isinstance(values, dict):
-        raise UsageError(f"{path} holds no settings; write 'name: value' lines.")
+        raise UsageError(f"{path} has no settings; write 'name: value' lines.")
     return values
 
 
 def layered(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of both, those of ``upper`` first; of ``architecture`` each field by itself."""
+    """Both sets of values; ``upper`` wins, in ``architecture`` field by field."""
     values = {**lower, **upper}
     layers = [layer["architecture"] for layer in (lower, upper) if "architecture" in layer]
     if layers:
@@ -45,10 +45,10 @@ def layered(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any
 
 
 def converted(name: str, value: Any, hint: Any) -> Any:
-    """The value of the setting ``name`` in the type that ``hint`` names. Numbers may be text, "none" is None.
+    """The value of setting ``name``, converted to type ``hint``. Numbers may be text; "none" is None.
 
     Raises:
-        UsageError: It is of another type.
+        UsageError: The value has another type.
     """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
@@ -71,17 +71,17 @@ def converted(name: str, value: Any, hint: Any) -> Any:
     if isinstance(value, (dict, list, bool)) or value is None:
         raise UsageError(f"{name} is {value!r} but must be {word}.")
     try:
-        # YAML 1.1 reads 1e-4 as text, and a float must not be cut to an int.
+        # YAML 1.1 reads 1e-4 as text; a float must not be truncated to an int.
         return kind(value) if kind is not int else int(str(value))
     except ValueError:
         raise UsageError(f"{name} is {value!r} but must be {word}.") from None
 
 
 def assignments(name: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """What FIELD=VALUE pairs of the option ``name`` say; values are read as YAML.
+    """Parses the FIELD=VALUE pairs of option ``name``; values are YAML.
 
     Raises:
-        UsageError: One is no such pair.
+        UsageError: One is not such a pair.
     """
     values = {}
     for pair in pairs:
@@ -92,6 +92,6 @@ def assignments(name: str, pairs: Sequence[str]) -> dict[str, Any]:
             values[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UsageError(
-                f"--{name} takes FIELD=VALUE, and {text!r} is no value; write a number or a name."
+                f"--{name} takes FIELD=VALUE, and {text!r} is not a value; write a number or a name."
             ) from None
     return values

@@ -1,4 +1,4 @@
-"""The exceptions that end a run, each with an exit status of its own (see :mod:`cmsbert_fast.training.runs`)."""
+"""The exceptions that end a run, each with its own exit status (see :mod:`cmsbert_fast.training.runs`)."""
 
 
 class UsageError(Exception):
@@ -6,7 +6,7 @@ class UsageError(Exception):
 
 
 class NotFinite(Exception):
-    """A loss, a gradient or a prediction is NaN or infinite. The message names step and examples."""
+    """A loss, gradient or prediction is NaN or infinite. The message names step and examples."""
 
 
 class Interrupted(Exception):
@@ -14,5 +14,5 @@ class Interrupted(Exception):
 
 
 def os_reason(error: Exception) -> str:
-    """Why the system refused a path, without the path."""
+    """The system's reason for an error, without the path."""
     return getattr(error, "strerror", None) or str(error)

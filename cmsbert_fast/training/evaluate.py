@@ -1,4 +1,4 @@
-"""Predictions for a whole split, and the losses and metrics computed from them."""
+"""Predictions for a whole split, with their losses and metrics."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -18,12 +18,12 @@ SUBNETWORKS = ("linguistic", *MODALITIES)
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What a model says about examples, in their order, on the CPU.
+    """A model's predictions for examples, in their order, on the CPU.
 
     Attributes:
         ids: n ids.
-        rows: The model's rows by name, each (n, ...), float32 where the model computed in less.
-        labels: (n,) float (scores) or int64 (classes); None where a label is unknown.
+        rows: The model's rows by name, each (n, ...); at least float32.
+        labels: (n,) float (scores) or int64 (classes); None if any label is unknown.
     """
 
     ids: list[str]
@@ -42,21 +42,21 @@ class Predictions:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context a forward pass of this precision ("fp32" or "bf16") runs in."""
+    """The context for a forward pass in this precision ("fp32" or "bf16")."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @torch.no_grad()
 def predict(model: Classifier, batches: Batches, ranks: Ranks, batch_size: int, precision: str = "fp32") -> Predictions:
-    """Predicts a whole split. Every rank computes its share; every rank gets all of it.
+    """Predicts a whole split. Every rank computes its share and gets the whole.
 
-    ``batch_size`` examples go through the model at a time, over all ranks together.
+    The ranks together compute ``batch_size`` examples at a time.
     """
     was_training = model.training
     model.eval()
     parts: dict[str, list[Tensor]] = {}
     mine = range(len(batches))[share(len(batches), ranks)]
-    # A rank without examples computes one all the same, so that it knows the shapes of what it gives none of.
+    # A rank without examples computes one anyway, to learn the shapes of its empty rows.
     for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
         with autocast(precision, ranks.device):
             rows = model.rows(**batches.load(some, labels=False))
@@ -70,7 +70,7 @@ def predict(model: Classifier, batches: Batches, ranks: Ranks, batch_size: int, 
 
 
 def check_finite(predictions: Predictions) -> Predictions:
-    """The predictions, if all of them are finite.
+    """Returns the predictions if all are finite.
 
     Raises:
         NotFinite: Some are not; the message names their examples.
@@ -87,8 +87,8 @@ def check_finite(predictions: Predictions) -> Predictions:
 def losses(model: Classifier, predictions: Predictions, batch_size: int) -> dict[str, float]:
     """The model's losses over a whole split, by name.
 
-    All are means over the examples. A loss that compares examples of one batch with each other is the mean over
-    consecutive batches of ``batch_size`` examples: the same for every number of ranks.
+    All are means over the examples. A loss that compares the examples of a batch is averaged over consecutive batches
+    of ``batch_size`` examples, whatever the number of ranks.
     """
     assert predictions.labels is not None
     n, labels = len(predictions.ids), predictions.labels
@@ -108,7 +108,7 @@ def losses(model: Classifier, predictions: Predictions, batch_size: int) -> dict
 
 def metrics(predictions: Predictions) -> dict[str, float]:
     """Every metric of SPEC section 7: sentiment scores for one output, emotions for several."""
-    from cmsbert_fast.training.metrics import (  # slow to import, prediction needs none
+    from cmsbert_fast.training.metrics import (  # slow to import, not needed for prediction
         emotion_metrics,
         sentiment_metrics,
     )
@@ -121,7 +121,7 @@ def metrics(predictions: Predictions) -> dict[str, float]:
 
 
 def selection(values: dict[str, float]) -> float:
-    """What validation selects by, lower is better: MAE; for emotions the negative accuracy."""
+    """The validation score, lower is better: MAE, or negative accuracy for emotions."""
     return values["mae"] if "mae" in values else -values["wa"]
 
 

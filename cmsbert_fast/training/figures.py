@@ -25,7 +25,7 @@ def draw(
     predictions: Predictions,
     embedded: bool = False,
 ) -> None:
-    """Calls :func:`write_figures` for the run in ``folder``; the figures' folder is there once all of them are."""
+    """Calls :func:`write_figures` for the run in ``folder``; the folder of figures appears once it is complete."""
     atomic.replace_folder(
         folder / FIGURES, lambda path: write_figures(path, model, processor, corpus, predictions, embedded)
     )
@@ -39,10 +39,10 @@ def write_figures(
     predictions: Predictions,
     embedded: bool = False,
 ) -> None:
-    """Writes ``shift_maps.png`` and ``embeddings.png``, where the model has maps and embeddings.
+    """Writes ``shift_maps.png`` and ``embeddings.png``, if the model has maps and embeddings.
 
-    The maps are those of the test example that is predicted best among the clearly positive and negative ones; with
-    ``embedded``, which says that ``corpus`` is the embedded one, the events that it was made from are marked.
+    The maps show the best-predicted test example among the clearly positive and negative ones. With ``embedded``, which
+    says that ``corpus`` is the embedded one, the example's events are marked.
     """
     folder.mkdir(exist_ok=True)
     if predictions.embeddings:
@@ -52,7 +52,7 @@ def write_figures(
 
 
 def _draw_embeddings(path: Path, corpus: Corpus, predictions: Predictions) -> None:
-    from cmsbert_fast.training.plots import plot_embeddings  # slow to import, needed at the end only
+    from cmsbert_fast.training.plots import plot_embeddings  # slow to import, needed only at the end
 
     figure = plot_embeddings(
         {name: z.numpy() for name, z in predictions.embeddings.items()},
@@ -81,7 +81,7 @@ def _draw_shift_maps(
         output = model(**batches.load([0], labels=False), output_shift_maps=True)
     maps = [(_first(visual), _first(acoustic)) for visual, acoustic in output.shift_maps]
     if not any(m is not None and m.size for layer in maps for m in layer):
-        return  # this example has no frame
+        return  # this example has no frames
     pieces = processor.tokenizer.convert_ids_to_tokens(batches.load([0])["input_ids"][0].tolist())
     events = embedded_utterances()["test"][index].events if embedded else ()
     title = f"{example.id}: {' '.join(example.words)}"

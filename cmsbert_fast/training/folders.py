@@ -1,4 +1,4 @@
-"""The folders of a command and of its runs."""
+"""The folders of a command and its runs."""
 
 import re
 from pathlib import Path
@@ -10,18 +10,18 @@ from cmsbert_fast.training.settings import TrainingSettings
 
 
 def run_name(settings: TrainingSettings) -> Path:
-    """The folder of a run below that of its command."""
+    """The folder of a run, below that of its command."""
     number = f"seed-{settings.seed}" if settings.fold is None else f"fold-{settings.fold}-seed-{settings.seed}"
     return Path(settings.variant.replace("/", "-")) / number
 
 
 def output_folder(given: Path | None, name: str, *, resume: bool, restarted: bool = False) -> Path:
-    """The folder for the runs of a command: ``given``, or a new one under ``runs`` named after the data.
+    """The folder for a command's runs: ``given``, or a new one under ``runs`` named after the data.
 
-    Where runs are resumed, or ``torchrun`` has restarted this program, the newest of those is taken instead.
+    With ``resume``, or after a restart by ``torchrun``, the newest of those is used instead.
 
     Raises:
-        UsageError: There is a run already, or none to resume, or the folder cannot be made.
+        UsageError: It already holds a run, there is none to resume, or it cannot be created.
     """
     name = re.sub(r"[^\w.-]+", "-", name)
     if given is None:
@@ -31,28 +31,28 @@ def output_folder(given: Path | None, name: str, *, resume: bool, restarted: boo
                 numbers.append(int(match.group(1) or 1) + 1)
         last = max(numbers)
         if resume and last == 1:
-            raise UsageError(f"There is no run of {name} under runs to resume; name its folder with --output.")
+            raise UsageError(f"There is no run of {name} to resume under runs; name its folder with --output.")
         if resume or (restarted and last > 1):
             last -= 1
         given = Path("runs") / (name if last == 1 else f"{name}-{last}")
     else:
         try:
             if resume and not restarted and not given.is_dir():
-                raise UsageError(f"There is no folder {given} to resume; name that of the run with --output.")
+                raise UsageError(f"There is no folder {given} to resume; name the folder of the run with --output.")
             held = not (resume or restarted) and any(given.glob("*/*/log.jsonl"))
         except (OSError, ValueError) as error:
             raise _unusable(given, error) from None
         if held:
-            raise UsageError(f"{given} holds a run already; continue it with --resume, or choose another --output.")
+            raise UsageError(f"{given} already holds a run; continue it with --resume, or choose another --output.")
     make_folder(given)
     return given
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it.
+    """Creates a folder and its parents.
 
     Raises:
-        UsageError: It cannot be made.
+        UsageError: It cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,15 +62,15 @@ def make_folder(folder: Path) -> None:
 
 def _unusable(folder: Path, error: Exception) -> UsageError:
     name = str(folder) if str(folder).isprintable() else repr(str(folder))
-    return UsageError(f"The folder {name:.200} cannot be made ({os_reason(error)}); choose another --output.")
+    return UsageError(f"The folder {name:.200} cannot be created ({os_reason(error)}); choose another --output.")
 
 
 def make_shared_folder(folder: Path, ranks: Ranks) -> None:
-    """Makes a folder that every rank must see.
+    """Creates a folder that every rank must see.
 
     Raises:
-        UsageError: It cannot be made, or not every machine sees it.
+        UsageError: It cannot be created, or not every machine sees it.
     """
     distributed.from_main(lambda: make_folder(folder), ranks)
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not to be seen on every machine; choose an --output on a disk that all share.")
+        raise UsageError(f"{folder} is not visible on every machine; choose an --output on a shared disk.")

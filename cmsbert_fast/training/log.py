@@ -10,15 +10,15 @@ from typing import Any
 
 
 class RunLog:
-    """``log.jsonl``, one JSON object a line, and TensorBoard event files where tensorboard is installed.
+    """``log.jsonl``, one JSON object per line, and TensorBoard event files if tensorboard is installed.
 
-    The log of a resumed run is cut to its length at the checkpoint, so that no step is in it twice.
+    A resumed run's log is cut to its length at the checkpoint, so no step is logged twice.
 
     Args:
         folder: The folder of the run.
         length: Bytes of ``log.jsonl`` to keep (from :meth:`length` at the checkpoint).
-        step: The step to continue from; TensorBoard hides what was logged after it. Where nothing is kept, its
-            earlier files are removed.
+        step: The step to continue from; TensorBoard hides what was logged after it. If nothing is kept, earlier
+            TensorBoard files are removed.
     """
 
     def __init__(self, folder: Path, length: int = 0, step: int = 0):
@@ -40,7 +40,7 @@ class RunLog:
                     self._board.add_scalar(f"{event}/{name}", value, values["step"])
 
     def length(self) -> int:
-        """The length of ``log.jsonl`` in bytes, all of it on the disk."""
+        """The length of ``log.jsonl`` in bytes, once all of it is on disk."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -52,7 +52,7 @@ class RunLog:
 
 
 def finite(value: Any) -> Any:
-    """The value with None for what JSON does not know, NaN and infinities."""
+    """The value with None for NaN and infinities, which JSON lacks."""
     if isinstance(value, Mapping):
         return {str(key): finite(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What the optimiser is told: its groups of parameters, and the learning rate of each step."""
+"""The optimiser's parameter groups and learning-rate schedule."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from cmsbert_fast.training.settings import TrainingSettings
 
 
 def parameter_groups(model: Classifier, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """AdamW's groups: new modules' weights, BERT's weights, and biases and LayerNorm, which do not decay.
+    """AdamW's groups: weights of new modules, BERT's weights, and biases and LayerNorm, without decay.
 
-    What is new the model says (:meth:`Classifier.parameter_group`). Frozen parameters are in no group. "base_lr" is the
+    The model says what is new (:meth:`Classifier.parameter_group`). Frozen parameters are in no group. "base_lr" is the
     highest learning rate of a group, which :func:`schedule` scales.
     """
     undecayed = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
@@ -39,6 +39,6 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
 
 
 def schedule(step: int, total_steps: int, warmup: float) -> float:
-    """The factor of the learning rate in a step (0, 1, ...): rises linearly to 1 during warm-up, then falls to 0."""
+    """Learning-rate factor of a step (0, 1, ...): rises linearly to 1 during warm-up, then falls linearly to 0."""
     warm = round(warmup * total_steps)
     return (step + 1) / warm if step < warm else (total_steps - step) / max(1, total_steps - warm)

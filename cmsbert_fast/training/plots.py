@@ -1,6 +1,6 @@
-"""The paper's two figures, made from a run: CMS maps (Fig. 1) and the common embedding space (Fig. 3).
+"""The paper's two figures for a run: CMS maps (Fig. 1) and the common embedding space (Fig. 3).
 
-Both return a ``matplotlib.figure.Figure`` that belongs to no window: ``figure.savefig(path)`` writes it.
+Both return a ``matplotlib.figure.Figure`` without a window: ``figure.savefig(path)`` writes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,21 +27,21 @@ def plot_shift_maps(
     events: Sequence[Event] = (),
     title: str | None = None,
 ) -> Figure:
-    """CMS maps of one utterance in the manner of Fig. 1: the gates g_ij of Eq. 1-2, tokens down, frames across.
+    """CMS maps of one utterance, as in Fig. 1: the gates g_ij of Eq. 1-2, tokens down, frames across.
 
-    One panel per layer; within a panel the visual frames stand left of the acoustic ones. Bright is an open gate. Each
-    map has its own scale, which its colour bar gives.
+    One panel per layer, visual frames to the left of acoustic ones. Bright is an open gate. Each map has its own scale
+    and colour bar.
 
     Args:
-        shift_maps: For every CMS layer the gates (visual (N, N_v) or None, acoustic (N, N_a) or None) of the utterance,
-            numpy arrays or CPU tensors, without padding. A map without frames is treated as None.
-        tokens: The N labels of the rows.
-        layers: The layers' numbers, for the titles; 0, 1, ... by default.
-        events: Spans to mark and name above the frames they cover.
+        shift_maps: For every CMS layer, the gates (visual (N, N_v) or None, acoustic (N, N_a) or None) of the
+            utterance, numpy arrays or CPU tensors, without padding. A map without frames is treated as None.
+        tokens: The N row labels.
+        layers: Layer numbers for the titles; 0, 1, ... by default.
+        events: Spans to mark and name above their frames.
         title: Printed above all panels.
 
     Raises:
-        ValueError: There is no map to draw, or a map's rows are not the tokens.
+        ValueError: There is no map to draw, or a map does not have one row per token.
     """
     maps = [{"visual": visual, "acoustic": acoustic} for visual, acoustic in shift_maps]
     panels = [{name: np.asarray(gates) for name, gates in m.items() if gates is not None} for m in maps]
@@ -50,7 +50,7 @@ def plot_shift_maps(
         raise ValueError("no CMS map to draw: the model has no CMS layer or the utterance has no frame")
     for gates in (gates for panel in panels for gates in panel.values()):
         if gates.ndim != 2 or gates.shape[0] != len(tokens):
-            raise ValueError(f"a map of shape {gates.shape} does not belong to {len(tokens)} tokens")
+            raise ValueError(f"a map of shape {gates.shape} does not fit {len(tokens)} tokens")
     numbers = range(len(panels)) if layers is None else layers
 
     columns = min(len(panels), _PANELS_PER_ROW)
@@ -85,22 +85,22 @@ def plot_embeddings(
     max_samples: int = 400,
     seed: int = 0,
 ) -> Figure:
-    """t-SNE of the modalities' embeddings in their common space, in the manner of Fig. 3.
+    """t-SNE of the modalities' embeddings in their common space, as in Fig. 3.
 
-    Triangles are linguistic, circles visual, stars acoustic; the colour is the sentiment (or the class). Embeddings are
-    normalised to length 1 first: the contrastive loss sees nothing but their directions (Eq. 17).
+    Triangles are linguistic, circles visual, stars acoustic. The colour is the sentiment or the class. Embeddings are
+    first normalised to length 1: the contrastive loss sees only their directions (Eq. 17).
 
     Args:
         embeddings: z_m by modality ("linguistic", "visual", "acoustic"), each (n, d), numpy arrays or CPU tensors; None
-            where the model has no such modality.
-        labels: (n,) sentiment scores, or class indices where ``classes`` is given.
+            for a modality that the model lacks.
+        labels: (n,) sentiment scores, or class indices if ``classes`` is given.
         classes: Names of the classes; None for sentiment scores.
         title: Printed above the figure.
-        max_samples: With more samples than this, so many are drawn at random.
+        max_samples: Maximum number of samples; more are subsampled at random.
         seed: Seed of the draw and of t-SNE.
 
     Raises:
-        ValueError: There is no embedding, fewer than 2 samples, or sizes differ.
+        ValueError: There is no embedding, there are fewer than 2 samples, or sizes differ.
     """
     given = {m: np.asarray(embeddings[m]) for m in SUBNETWORKS if embeddings.get(m) is not None}
     labels = np.asarray(labels).reshape(-1)
@@ -108,7 +108,7 @@ def plot_embeddings(
         raise ValueError("a map of the embedding space needs at least one modality and 2 samples")
     for modality, z in given.items():
         if z.ndim != 2 or z.shape[0] != labels.size:
-            raise ValueError(f"{modality} embeddings of shape {z.shape} do not belong to {labels.size} labels")
+            raise ValueError(f"{modality} embeddings of shape {z.shape} do not fit {labels.size} labels")
     if labels.size > max_samples:
         chosen = np.sort(np.random.default_rng(seed).choice(labels.size, max_samples, replace=False))
         labels, given = labels[chosen], {m: z[chosen] for m, z in given.items()}
@@ -155,9 +155,9 @@ def _scatter(
 
 
 def _print_as_written(figure: Figure) -> None:
-    # Transcripts and names may hold a "$", which would begin a formula.
+    # A "$" in transcripts and names would start a formula.
     for text in figure.findobj(Text):
-        if text.get_wrap():  # wrapping parses formulas all the same
+        if text.get_wrap():  # wrapping parses formulas anyway
             text.set_text(text.get_text().replace("$", r"\$"))
         else:
             text.set_parse_math(False)
@@ -168,7 +168,7 @@ def _mark_events(figure: Figure, ax: Axes, events: Sequence[Event]) -> None:
         left, right = event.start - 0.5, event.stop - 0.5
         for edge in (left, right):
             ax.axvline(edge, color="cyan", linewidth=0.8, linestyle=":")
-        # Above the map, each in a lane of its own: events and the ends of their names may overlap.
+        # Above the map, each in its own lane: events and their names may overlap.
         height = 4 + 13 * lane
         ax.annotate(
             event.name,

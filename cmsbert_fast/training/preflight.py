@@ -1,4 +1,4 @@
-"""Every check before work begins: what would fail must not be found after hours of other runs."""
+"""All checks before any work, so that no run fails after hours of others."""
 
 import math
 import os
@@ -19,7 +19,7 @@ from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
-LARGEST_SCORE = 1e6  # the sum of some squares of it is far from what float32 can hold
+LARGEST_SCORE = 1e6  # a sum of its squares stays far within float32
 
 
 class Need(NamedTuple):
@@ -46,11 +46,11 @@ _NEEDS = {
 
 
 class Data(NamedTuple):
-    """What a run trains on.
+    """The data of a run.
 
     Attributes:
-        corpus: Its splits "train", "valid" and "test" are used.
-        fingerprint: Tells it from other data (:func:`cmsbert_fast.training.resume.fingerprint`).
+        corpus: Splits "train", "valid" and "test" are used.
+        fingerprint: Identifies the data (:func:`cmsbert_fast.training.resume.fingerprint`).
     """
 
     corpus: Corpus
@@ -58,13 +58,13 @@ class Data(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What the checks have found, for the runs to use.
+    """Results of the checks, for the runs to use.
 
     Attributes:
         data: By fold.
-        loaded: The model and the tokenizer of the first run.
-        root: The folder of the command.
-        resume: Whether runs continue where they were left.
+        loaded: Model and tokenizer of the first run.
+        root: Folder of the command.
+        resume: Whether runs continue from their checkpoints.
     """
 
     data: dict[int | None, Data]
@@ -74,12 +74,12 @@ class Checked(NamedTuple):
 
 
 def check_command(command: Command, ranks: Ranks, say: Callable[..., None]) -> Checked:
-    """Reads the data of every run, checks all runs, and makes their folders.
+    """Reads the data of every run, checks all runs, and creates their folders.
 
     Args:
         command: What to do.
         ranks: This process.
-        say: Prints what was read.
+        say: Prints reports of the data.
 
     Raises:
         UsageError, DataError: A run would fail. The message says what to do.
@@ -95,7 +95,7 @@ def check_command(command: Command, ranks: Ranks, say: Callable[..., None]) -> C
         for settings in command.runs:
             folder, examples = root / folders.run_name(settings), data[settings.fold].fingerprint
             distributed.from_main(partial(resume.check_resumable, settings, examples, folder), ranks)
-    # All of them now: where one cannot be made, the runs before it would be for nothing.
+    # All of them now: a folder that cannot be created must not waste the runs before it.
     for settings in command.runs:
         distributed.from_main(partial(folders.make_folder, root / folders.run_name(settings)), ranks)
     return Checked(data, loaded, root, resuming)
@@ -104,7 +104,7 @@ def check_command(command: Command, ranks: Ranks, say: Callable[..., None]) -> C
 def _check_runs(
     runs: Sequence[TrainingSettings], ranks: Ranks, say: Callable[..., None]
 ) -> tuple[dict[int | None, Data], Loaded | None]:
-    """The data of all runs, and what was loaded for the first."""
+    """The data of all runs, and the model and tokenizer of the first."""
     data: dict[int | None, Data] = {}
     loaded: Loaded | None = None
     checked = set()
@@ -114,7 +114,7 @@ def _check_runs(
             say(corpus.report)
             check_data(corpus)
             data[settings.fold] = Data(corpus, resume.fingerprint(corpus))
-        # Runs that differ in neither would load the same model to the same end.
+        # Runs that share both would load the same model.
         if (settings.variant, settings.fold) not in checked:
             found = check(settings, data[settings.fold].corpus, ranks)
             loaded = loaded or found
@@ -143,7 +143,7 @@ def check_data(corpus: Corpus) -> None:
         if huge is not None:
             raise UsageError(
                 f"Example {huge.id!r} of the {split} split has the label {huge.label:g}; correct it, or scale all "
-                f"labels to lie within ±{LARGEST_SCORE:g}."
+                f"labels to within ±{LARGEST_SCORE:g}."
             )
 
 
@@ -156,14 +156,14 @@ def check_needs(variant: str, corpus: Corpus) -> None:
     needs = VARIANTS[variant].needs
     for name, what in NEEDS.items():
         if name in needs and not _NEEDS[name].met(corpus):
-            raise UsageError(f"{corpus.name} holds no {what}, which {variant} needs; {_NEEDS[name].advice}.")
+            raise UsageError(f"{corpus.name} has no {what}, which {variant} needs; {_NEEDS[name].advice}.")
 
 
 def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Loaded:
     """Finds what would make a run on a corpus fail, such as a checkpoint that does not fit.
 
     Returns:
-        The model and its tokenizer, as the run would load them.
+        Model and tokenizer, as the run would load them.
 
     Raises:
         UsageError: With what to do about it.

@@ -1,4 +1,4 @@
-"""The numbers of a step, copied from the device while it goes on computing."""
+"""The numbers of a step, copied from the device while it keeps computing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,11 @@ from cmsbert_fast.training.distributed import Ranks
 
 @dataclass(frozen=True, slots=True)
 class StepNumbers:
-    """What is known of a step once its numbers have come.
+    """The numbers of a step, on the host.
 
     Attributes:
         loss: The weighted sum of ``losses``.
-        losses: Those of the global batch, by name.
+        losses: Losses of the global batch, by name.
         gradient_norm: Before clipping.
         stop: Whether a rank was asked to stop.
     """
@@ -31,13 +31,13 @@ class StepNumbers:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """Numbers of a step on their way from the device: read one step later, so that a GPU never waits for the host."""
+    """Numbers of a step in transit from the device; read one step later, so a GPU never waits for the host."""
 
     step: int
     learning_rate: float
     indices: np.ndarray
     names: tuple[str, ...]  # of the losses
-    values: Tensor  # losses and ranks asked to stop, averaged over the ranks; then the losses' weights, gradient norm
+    values: Tensor  # losses and stop requests, averaged over the ranks; then loss weights, gradient norm
     copied: Any  # CUDA event; None on the CPU
 
     @classmethod
@@ -51,7 +51,7 @@ class StepRecord:
         stop: bool,
         ranks: Ranks,
     ) -> "StepRecord":
-        """Averages a step's numbers over the ranks and starts their copy to the host."""
+        """Averages a step's numbers over the ranks and starts copying them to the host."""
         averaged = torch.stack([*losses.values.values(), norm.new_full((), float(stop))]).double()
         averaged = distributed.sum_over_ranks(averaged, ranks) / ranks.world_size
         weights = [

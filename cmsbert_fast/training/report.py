@@ -1,4 +1,4 @@
-"""What a run leaves behind at its end: ``results.json``, ``predictions.csv``, and a table of several runs."""
+"""The results of runs: ``results.json``, ``predictions.csv``, and a table of several runs."""
 
 import csv
 import dataclasses
@@ -24,12 +24,12 @@ from cmsbert_fast.training.settings import TrainingSettings
 
 RESULTS = "results.json"
 _PACKAGES = ("torch", "triton", "transformers", "numpy", "scikit-learn")
-# What a table shows of each metric; percentages with fewer digits.
+# Decimals in tables; percentages have 1.
 _DIGITS = {"mae": 3, "corr": 3}
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
-    """What ``results.json`` of a run holds; None where the run is not finished.
+    """The contents of a run's ``results.json``; None if the run is not finished.
 
     Raises:
         UsageError: The file is damaged.
@@ -43,17 +43,17 @@ def read_results(folder: Path) -> dict[str, Any] | None:
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise UsageError(f"{path} is damaged; remove it, and the run is tested again from its checkpoint.")
+    raise UsageError(f"{path} is damaged; remove it to test the run again from its checkpoint.")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically; numbers that JSON does not know (NaN) become null."""
+    """Writes JSON atomically; NaN and infinities become null."""
     text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
     atomic.replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_predictions(path: Path, predictions: Predictions, classes: Sequence[str] | None) -> None:
-    """Writes ``predictions.csv``, what :func:`prediction_rows` returns."""
+    """Writes the rows of :func:`prediction_rows`."""
     write_csv(path, prediction_rows(predictions, classes))
 
 
@@ -68,14 +68,14 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
 
 
 def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> list[list[str]]:
-    """Header and lines of a table of predictions: id, label where labels are known, prediction.
+    """Header and rows of a table of predictions: id, label if known, prediction.
 
-    Predictions are scores; with ``classes`` the most probable class, followed by the probability of each.
+    A prediction is a score; with ``classes``, the most probable class, followed by the probability of each.
     """
     labels, logits = predictions.labels, predictions.logits
     columns: dict[str, Sequence[str]] = {"id": predictions.ids}
     if classes is None:
-        # As float32 writes itself: 0.2, not 0.20000000298023224.
+        # As float32 prints: 0.2, not 0.20000000298023224.
         if labels is not None:
             columns["label"] = [str(label) for label in labels.numpy().astype(np.float32)]
         columns["prediction"] = [str(score) for score in logits[:, 0].numpy().astype(np.float32)]
@@ -89,9 +89,7 @@ def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> 
 
 
 def provenance(settings: TrainingSettings, ranks: Ranks, backend: str) -> dict[str, Any]:
-    """What must be known to repeat a run: settings, backend of CMS attention, versions, machine, and the commit where
-    this is a checkout.
-    """
+    """What it takes to repeat a run: settings, backend of CMS attention, versions, machine, and a checkout's commit."""
     versions = {"python": platform.python_version(), "cmsbert_fast": cmsbert_fast.__version__}
     for package in _PACKAGES:
         try:
@@ -113,14 +111,14 @@ def provenance(settings: TrainingSettings, ranks: Ranks, backend: str) -> dict[s
 
 
 def table(results: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-    """Test metrics of several runs: a line for each variant, mean and standard deviation over its seeds and folds.
+    """Test metrics of several runs: a row per variant, mean and standard deviation over its seeds and folds.
 
     Args:
-        results: What ``results.json`` of each run holds.
+        results: The contents of each run's ``results.json``.
 
     Returns:
         A Markdown table, and the same as rows ``{"variant", "runs", "mean": {...}, "std": {...}}``. ``std`` is the
-        sample standard deviation (n - 1), None with one run.
+        sample standard deviation (n - 1), None for a single run.
     """
     rows = []
     for variant in dict.fromkeys(r["settings"]["variant"] for r in results):

@@ -1,4 +1,4 @@
-"""Whether a run can continue what an earlier one left: the same settings, the same examples."""
+"""Whether a run can resume an earlier one: same settings, same examples."""
 
 import dataclasses
 import hashlib
@@ -14,21 +14,21 @@ from cmsbert_fast.training import checkpoint, report
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
-FINGERPRINT_BYTES = 2**22  # read within half a second, from a disk too; a run starts with it
-# Settings that a resumed run may change: they decide where and how fast it computes, not what. The data's place may
-# change too; that it holds the same examples is checked. The number of threads is not among them: it changes rounding.
+FINGERPRINT_BYTES = 2**22  # takes at most half a second at the start of a run, even from disk
+# Settings that a resumed run may change: where and how fast it computes, not what. The data may move; their examples
+# are checked. The number of threads may not change: it affects rounding.
 _FREE = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_every_steps")
 
 
 def fingerprint(corpus: Corpus) -> str:
     """A hash of the examples of all splits, in order: ids, labels, words, numbers of frames, and the frames.
 
-    Of more than ``FINGERPRINT_BYTES`` of frames, those of evenly spaced examples are read, about so many bytes.
+    Beyond ``FINGERPRINT_BYTES`` of frames, only evenly spaced examples are read, about that many bytes.
     """
     widths, total = (corpus.visual_size, corpus.acoustic_size), 0
     digest = hashlib.sha256(json.dumps(widths).encode())
     for split in SPLITS:
-        for o in outlines(corpus.splits[split]):  # one at a time: a list of them all takes memory and longer
+        for o in outlines(corpus.splits[split]):  # one at a time: a list of all takes memory and time
             line = (split, o.id, str(o.label), o.words, o.visual, o.acoustic, o.aligned)
             digest.update(json.dumps(line).encode())
             total += 4 * (o.visual * widths[0] + o.acoustic * widths[1])
@@ -45,15 +45,15 @@ def fingerprint(corpus: Corpus) -> str:
 
 
 def finished_results(settings: TrainingSettings, examples: str, folder: Path) -> dict[str, Any] | None:
-    """What ``results.json`` in ``folder`` holds, where a run of these settings has finished there.
+    """The contents of ``results.json`` in ``folder``, if a run with these settings has finished there.
 
     Args:
-        settings: Those of the run that wants to continue.
+        settings: Settings of the run to resume.
         examples: The :func:`fingerprint` of its data.
-        folder: The folder of the run.
+        folder: Folder of the run.
 
     Raises:
-        UsageError: The file is damaged, or it was another run.
+        UsageError: The file is damaged or belongs to another run.
     """
     found = report.read_results(folder)
     if found is not None:
@@ -62,7 +62,7 @@ def finished_results(settings: TrainingSettings, examples: str, folder: Path) ->
 
 
 def last_checkpoint(settings: TrainingSettings, examples: str, folder: Path) -> dict[str, Any] | None:
-    """The checkpoint in ``folder``, where there is one. Arguments and errors as in :func:`finished_results`."""
+    """The checkpoint in ``folder``, if there is one. Arguments and errors as in :func:`finished_results`."""
     found = checkpoint.load(folder)
     if found is not None:
         _check_unchanged(found["settings"], found["fingerprint"], settings, examples, folder)
@@ -80,7 +80,7 @@ def _check_unchanged(saved: dict, saved_examples: str, settings: TrainingSetting
         json.loads(json.dumps(values))  # lists, not tuples
         for values in (saved, dataclasses.asdict(settings), dataclasses.asdict(TrainingSettings()))
     )
-    saved = {**defaults, **saved}  # a run from before there was some setting has its default
+    saved = {**defaults, **saved}  # settings added since the run have their defaults
     changed = [name for name in now if name not in _FREE and saved[name] != now[name]]
     if changed:
         name = changed[0]
@@ -89,5 +89,5 @@ def _check_unchanged(saved: dict, saved_examples: str, settings: TrainingSetting
         )
     if saved_examples != examples:
         raise UsageError(
-            f"The run in {folder} was trained on other examples than {settings.data} holds; resume it with those."
+            f"The run in {folder} was trained on examples other than those in {settings.data}; resume it with its own."
         )

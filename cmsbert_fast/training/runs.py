@@ -1,4 +1,4 @@
-"""``train.py``: from the command line to every run's results, and the exit status."""
+"""``train.py``: from the command line to the results of every run, and the exit status."""
 
 import logging
 import signal
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
         embedded_config: Settings for the embedded corpus.
 
     Returns:
-        The exit status: 0 done, 2 a user's error, 3 a loss that is not finite, 128 + n stopped by signal n.
+        The exit status: 0 success, 2 user error, 3 loss not finite, 128 + n stopped by signal n.
     """
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
@@ -63,15 +63,15 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
     except Interrupted as error:
         distributed.report_once(str(error))
         return 128 + (stop.signal or signal.SIGTERM)
-    except KeyboardInterrupt:  # before StopRequest was entered, or a second time
-        distributed.report_once("Stopped at once; runs that have a checkpoint continue with --resume.")
+    except KeyboardInterrupt:  # before StopRequest, or the second one
+        distributed.report_once("Stopped at once; runs with a checkpoint continue with --resume.")
         return 128 + signal.SIGINT
     finally:
         distributed.stop()
 
 
 def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
-    """Does every run of a command, after checking all of them, and prints the table of their test metrics."""
+    """Checks all runs of a command, does them, and prints the table of their test metrics."""
     say = print if ranks.is_main else _silent
     warning = precision_warning(command.runs[0], ranks.device)
     if warning:
@@ -111,18 +111,17 @@ def run(
         ranks: This process.
         folder: Where log, checkpoint, best model, results, predictions and figures go.
         stop: Whether to stop early.
-        loaded: What :func:`cmsbert_fast.training.preflight.check` has loaded for these settings, to be trained; None:
-            loaded now.
-        resuming: Continue from the checkpoint in ``folder``, if there is one. A finished run is not repeated; figures
-            that it lacks are drawn.
+        loaded: Model and tokenizer from :func:`cmsbert_fast.training.preflight.check`; None = load them now.
+        resuming: Continue from the checkpoint in ``folder``, if any. A finished run is not repeated, but missing
+            figures are drawn.
 
     Returns:
-        What ``results.json`` holds, on every rank.
+        The contents of ``results.json``, on every rank.
 
     Raises:
-        UsageError: The settings do not fit data, checkpoint or ``folder``.
+        UsageError: The settings do not fit the data, checkpoint or ``folder``.
         NotFinite: A loss, gradient or prediction is NaN or infinite.
-        Interrupted: ``stop`` was requested; the checkpoint is written.
+        Interrupted: ``stop`` was requested; the checkpoint has been written.
     """
     folders.make_shared_folder(folder, ranks)
     saved = None
@@ -136,7 +135,7 @@ def run(
 
 
 def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> None:
-    """Draws the figures of a finished run that was stopped while they were drawn."""
+    """Draws the figures of a finished run that was stopped while drawing them."""
     if distributed.from_main((folder / figures.FIGURES).is_dir, ranks):
         return
     best, processor = load_trained(folder, settings.backend)

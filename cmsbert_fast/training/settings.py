@@ -1,4 +1,4 @@
-"""The settings of a training run: one dataclass, checked when it is made."""
+"""The settings of a training run: one dataclass, validated on creation."""
 
 import dataclasses
 import difflib
@@ -25,53 +25,57 @@ class TrainingSettings(DataOptions):
     """Settings of one run; the defaults are the paper's (section IV.C). ``metadata["help"]`` of each field explains it.
 
     Raises:
-        UsageError: A value lies outside its range.
+        UsageError: A value is out of range.
     """
 
     model: str | None = _setting(
-        None, "a BERT or CMSBERT checkpoint (folder or Hugging Face name); none: a small model from scratch"
+        None, "BERT or CMSBERT checkpoint (folder or Hugging Face name); none: a small model from scratch"
     )
-    variant: str = _setting("cmsbert-clr", "which model to train")
-    seed: int = _setting(0, "seed of weights, data order and dropout")
+    variant: str = _setting("cmsbert-clr", "model to train")
+    seed: int = _setting(0, "seed for weights, data order and dropout")
 
     epochs: int = _setting(500, "passes over the training set")
-    batch_size: int = _setting(128, "examples in a global batch, whatever the number of ranks")
-    accumulation: int = _setting(1, "parts in which each rank computes its share of a batch, to save memory")
-    learning_rate: float = _setting(1e-4, "highest learning rate of AdamW")
-    warmup: float = _setting(0.1, "part of all steps in which the learning rate rises; then it falls linearly to 0")
-    weight_decay: float = _setting(0.1, "weight decay of the new modules' weights")
-    bert_weight_decay: float = _setting(1e-3, "weight decay of BERT's weights; biases and LayerNorm have none")
-    max_grad_norm: float | None = _setting(None, "limit for the norm of all gradients together; none: no clipping")
-    early_stopping: int | None = _setting(None, "stop after so many epochs without a better validation; none: never")
+    batch_size: int = _setting(128, "examples per global batch, over all ranks")
+    accumulation: int = _setting(1, "micro-batches per rank and step, to save memory")
+    learning_rate: float = _setting(1e-4, "peak learning rate of AdamW")
+    warmup: float = _setting(0.1, "fraction of all steps for linear warm-up; linear decay to 0 follows")
+    weight_decay: float = _setting(0.1, "weight decay of new modules")
+    bert_weight_decay: float = _setting(1e-3, "weight decay of BERT; biases and LayerNorm have none")
+    max_grad_norm: float | None = _setting(None, "clip the global gradient norm to this; none: no clipping")
+    early_stopping: int | None = _setting(
+        None, "stop after this many epochs without improvement on validation; none: never"
+    )
 
     temperature: float = _setting(0.1, "tau of Eq. 17-18")
-    smoothing: float = _setting(0.9, "beta of Eq. 23, the target of the true pair")
-    threshold: float = _setting(0.1, "delta of Eq. 23, how far labels of similar examples may differ")
+    smoothing: float = _setting(0.9, "beta of Eq. 23, target of the true pair")
+    threshold: float = _setting(0.1, "delta of Eq. 23, largest label difference between similar examples")
     momentum: float = _setting(0.9, "alpha of Eq. 21")
     gate_activation: str | None = _setting(
-        None, "activation of the gates of Eq. 1-2: relu, sigmoid or tanh; none: the checkpoint's own, relu for BERT"
+        None, "activation of the gates (Eq. 1-2): relu, sigmoid or tanh; none: the checkpoint's, relu for BERT"
     )
-    projection_size: int | None = _setting(None, "size d of the common space; none: the encoder's hidden size")
-    max_length: int = _setting(50, "most word pieces of an utterance; longer ones are cut at a word")
+    projection_size: int | None = _setting(None, "size d of the common space; none: hidden size of the encoder")
+    max_length: int = _setting(50, "maximum word pieces per utterance; longer ones are cut at a word boundary")
     standardise: bool = _setting(
-        True, "true or false: whether frames are standardised per feature; false for data that are normalised already"
+        True, "true or false: standardise frames per feature; false for data that are already normalised"
     )
     architecture: dict[str, Any] = dataclasses.field(
         default_factory=dict,
         metadata={
-            "help": "fields of BertConfig to change, such as hidden_dropout_prob=0.2",
+            "help": "BertConfig fields to change, such as hidden_dropout_prob=0.2",
             "metavar": "FIELD=VALUE",
         },
     )
 
     device: str = _setting("auto", "auto, cpu or cuda")
     threads: int | None = _setting(
-        None, "CPU threads of a process; none: PyTorch's choice, which is OMP_NUM_THREADS or every core"
+        None, "CPU threads per process; none: PyTorch's default, OMP_NUM_THREADS or all cores"
     )
     precision: str = _setting("fp32", "fp32, or bf16 (autocast; weights stay fp32)")
     backend: str = _setting("auto", "implementation of CMS attention and contrastive loss: auto, torch, triton, ...")
     checkpoint_every_epochs: int = _setting(1, "epochs between two checkpoints")
-    checkpoint_every_steps: int | None = _setting(None, "steps between two checkpoints, besides those after epochs")
+    checkpoint_every_steps: int | None = _setting(
+        None, "steps between two checkpoints, in addition to those after epochs"
+    )
 
     def __post_init__(self) -> None:
         _check_choice("variant", self.variant, VARIANTS)
@@ -114,10 +118,10 @@ class TrainingSettings(DataOptions):
 
 
 def settings_from(values: Mapping[str, Any]) -> TrainingSettings:
-    """Settings from plain values, as YAML and the command line give them (numbers may be text).
+    """Settings from plain values of YAML or the command line (numbers may be text).
 
     Raises:
-        UsageError: An unknown name, or a value of the wrong type or outside its range.
+        UsageError: A name is unknown, or a value has the wrong type or is out of range.
     """
     hints = typing.get_type_hints(TrainingSettings)
     for name in values:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a run that gets one stops between two steps, with a checkpoint."""
+"""SIGTERM and SIGINT: they stop a run between two steps, with a checkpoint."""
 
 import signal
 import types
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, remembers that SIGTERM or SIGINT came, so that the loop can stop between two steps.
+    """While entered, records SIGTERM or SIGINT, so the loop can stop between two steps.
 
     Attributes:
-        signal: Its number; 0 before.
+        signal: Number of the signal; 0 if none.
     """
 
     def __init__(self) -> None:
@@ -27,5 +27,5 @@ class StopRequest:
 
     def _receive(self, number: int, frame: types.FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
-            raise KeyboardInterrupt  # Ctrl-C a second time: at once
+            raise KeyboardInterrupt  # second Ctrl-C: at once
         self.signal = self.signal or number

@@ -1,8 +1,7 @@
 """One run, top to bottom: :meth:`Trainer.run`.
 
-What makes a run repeatable: the order of the data depends on the seed and the epoch only, dropout on the seed and the
-rank, gradients are added in one order (:class:`~cmsbert_fast.training.distributed.Gradients`), and a checkpoint holds
-all state there is.
+Runs are repeatable: the order of the data depends only on seed and epoch, dropout only on seed and rank; gradients are
+added in a fixed order (:class:`~cmsbert_fast.training.distributed.Gradients`); a checkpoint holds the whole state.
 """
 
 import dataclasses
@@ -39,12 +38,12 @@ from cmsbert_fast.training.signals import StopRequest
 
 @dataclass(slots=True)
 class Progress:
-    """Where a run is. Part of the checkpoint."""
+    """Progress of a run. Part of the checkpoint."""
 
     epoch: int = 0  # epochs completed
-    batch: int = 0  # batches completed in the current one
+    batch: int = 0  # batches completed in the current epoch
     step: int = 0
-    best: float | None = None  # lowest selection value on validation so far, and its epoch (1, 2, ...)
+    best: float | None = None  # lowest validation score so far, and its epoch (1, 2, ...)
     best_epoch: int = 0
     stalled: int = 0  # epochs since then
     seconds: float = 0.0
@@ -57,9 +56,9 @@ class Trainer:
         settings: What to do.
         data: What to train on.
         ranks: This process.
-        folder: Where log, checkpoint, best model, results, predictions and figures go. It exists.
+        folder: Existing folder for log, checkpoint, best model, results, predictions and figures.
         stop: Whether to stop early.
-        loaded: Model and tokenizer, to be trained; None: loaded now.
+        loaded: Model and tokenizer; None = load them now.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Trainer:
     ):
         self.started, self.earlier_seconds = time.monotonic(), 0.0
         self.settings, self.data, self.ranks, self.folder, self.stop = settings, data, ranks, folder, stop
-        # The model, the same on every rank; what is random after this differs between ranks.
+        # The same model on every rank; random numbers after this differ between ranks.
         checkpoint.seed_everything(settings.seed)
         self.model, self.processor = build(settings, data.corpus, loaded)
         self.model.to(ranks.device)  # type: ignore[arg-type]
@@ -88,20 +87,20 @@ class Trainer:
         )
         self.total_steps = settings.epochs * math.ceil(len(self.splits["train"]) / settings.batch_size)
         self.state = self.model.training_state(len(self.splits["train"]), **state_options(settings))
-        # By the state, at the start and after validation: asking it after each step would wait for the device.
+        # From the state, at the start and after validation: asking after each step would wait for the device.
         self.reported: dict[str, float] = {}
         self.progress = Progress()
-        self.log: RunLog | None = None  # of rank 0
+        self.log: RunLog | None = None  # rank 0 only
 
     def run(self, saved: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The whole run, or what is left of it after the checkpoint ``saved``.
+        """The whole run, or the rest of it after the checkpoint ``saved``.
 
         Returns:
-            What ``results.json`` holds, on every rank.
+            The contents of ``results.json``, on every rank.
 
         Raises:
             NotFinite: A loss, gradient or prediction is NaN or infinite.
-            Interrupted: It was asked to stop; the checkpoint is written.
+            Interrupted: A stop was requested; the checkpoint has been written.
         """
         if saved is None:
             self.begin()
@@ -111,7 +110,7 @@ class Trainer:
         return self.test()
 
     def begin(self) -> None:
-        """What comes before the first step."""
+        """Prepares the first step."""
         if self.state is not None:
             labels = self.splits["train"].labels()
             assert labels is not None
@@ -121,11 +120,11 @@ class Trainer:
             self.reported = self.state.report()
         if self.ranks.is_main:
             self.log = RunLog(self.folder)
-            # Logs had "nu" before other systems had states: null where there is none.
+            # Logs have always had "nu": null for systems without it.
             self.log.write("start", {"step": 0, "parameters": self.model.num_parameters(), "nu": None, **self.reported})
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Takes over all state of a checkpoint."""
+        """Restores the state of a checkpoint."""
         self.model.load_state_dict(saved["model"])
         optimiser.restore(self.optimizer, saved["optimizer"])
         self.progress = Progress(**saved["progress"])
@@ -158,7 +157,7 @@ class Trainer:
         checkpoint.save(self.folder, state)
 
     def fit(self) -> None:
-        """Trains to the last epoch, or until validation no longer improves."""
+        """Trains to the last epoch or until validation stops improving."""
         self.bar = tqdm(
             total=self.total_steps,
             initial=self.progress.step,
@@ -177,7 +176,7 @@ class Trainer:
                 self.validate()
 
     def train_epoch(self) -> None:
-        """The steps that are left of an epoch."""
+        """The remaining steps of an epoch."""
         settings, progress = self.settings, self.progress
         order = epoch_batches(len(self.splits["train"]), settings.batch_size, settings.seed, progress.epoch)
         self.model.train()
@@ -193,10 +192,10 @@ class Trainer:
                 if stopping or due:
                     self.save()
             if stopping:
-                raise Interrupted(f"Stopped after step {progress.step}; the same command with --resume continues.")
+                raise Interrupted(f"Stopped after step {progress.step}; add --resume to the same command to continue.")
 
     def step(self, indices: np.ndarray) -> StepRecord:
-        """One step on a global batch. Waits for nothing on the device."""
+        """One step on a global batch. Never waits for the device."""
         settings, progress = self.settings, self.progress
         factor = schedule(progress.step, self.total_steps, settings.warmup)
         learning_rate = settings.learning_rate * factor
@@ -222,7 +221,7 @@ class Trainer:
         return record
 
     def settle(self, record: StepRecord) -> bool:
-        """Logs a step once its numbers are there; stops the run if they are not finite.
+        """Logs a step once its numbers have arrived; ends the run if they are not finite.
 
         Returns:
             Whether a rank was asked to stop.
@@ -232,7 +231,7 @@ class Trainer:
             what = "gradient" if math.isfinite(numbers.loss) else "loss"
             raise NotFinite(
                 f"the {what} of step {record.step} (epoch {progress.epoch + 1}) is not finite; lower --learning-rate, "
-                "set --max-grad-norm, or look at the examples of this batch: "
+                "set --max-grad-norm, or check the examples of this batch: "
                 + ", ".join(self.splits["train"].ids(record.indices))
             )
         if self.log is not None:
@@ -245,7 +244,7 @@ class Trainer:
         return numbers.stop
 
     def validate(self) -> None:
-        """Ends an epoch: validates, keeps the model if it is the best so far, and writes the checkpoint if due."""
+        """Ends an epoch: validates, saves the model if it is the best so far, and writes a checkpoint if due."""
         settings, progress = self.settings, self.progress
         predictions = self.predict("valid")
         measured = evaluate.metrics(predictions)
@@ -266,7 +265,7 @@ class Trainer:
             self.save()
 
     def save_best(self) -> None:
-        """Keeps the model as the best so far, with its processor."""
+        """Saves the model as the best so far, with its processor."""
 
         def write(path: Path) -> None:
             self.model.save_pretrained(path)
@@ -276,7 +275,7 @@ class Trainer:
             atomic.replace_folder(self.folder / BEST, write)
 
     def test(self) -> dict[str, Any]:
-        """Measures the best model on the test set and writes results, predictions and figures."""
+        """Tests the best model and writes results, predictions and figures."""
         distributed.wait_for_all(self.ranks)
         best, _ = load_trained(self.folder, self.settings.backend)
         best.to(self.ranks.device)  # type: ignore[arg-type]
@@ -304,12 +303,12 @@ class Trainer:
             self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})
             self.log.close()
             report.write_json(self.folder / report.RESULTS, outcome)
-            # Last: what they fail on must not cost the results.
+            # Last: a failure here must not lose the results.
             figures.draw(self.folder, best, self.processor, self.data.corpus, tested, self.settings.embedded)
         return outcome
 
     def predict(self, split: str, model: Classifier | None = None) -> Predictions:
-        """Predictions for a split, of the model in training or another.
+        """Predictions for a split, from the model in training or another.
 
         Raises:
             NotFinite: Some are not finite.
@@ -323,10 +322,10 @@ class Trainer:
         return evaluate.losses(self.model, predictions, self.settings.batch_size)
 
     def seconds(self) -> float:
-        """How long the run has taken, before the checkpoint it was resumed from too."""
+        """Seconds that the run has taken, including those before it was resumed."""
         return self.earlier_seconds + time.monotonic() - self.started
 
 
 def _named(losses: Mapping[str, float]) -> dict[str, float]:
-    """Losses as the log names them."""
+    """Losses by their names in the log."""
     return {f"{name}_loss": value for name, value in losses.items()}

@@ -61,18 +61,18 @@ def test_wrong_inputs_are_named(batch):
         "either input_ids or inputs_embeds": {},
         "attention_mask has shape": batch | dict(attention_mask=batch["attention_mask"][:, :4]),
         "visual_mask has shape": batch | dict(visual_mask=batch["visual_mask"][:, :4]),
-        "frames of size 3, but the model was made for visual_size=5": batch | dict(visual=batch["acoustic"]),
-        "acoustic holds 3 utterances but the tokens 4": batch
+        "frames of size 3, but the model has visual_size=5": batch | dict(visual=batch["acoustic"]),
+        "acoustic has 3 utterances but the tokens have 4": batch
         | dict(acoustic=batch["acoustic"][:3], acoustic_mask=None),
         "leave it out": flat | dict(attention_mask=batch["attention_mask"]),
         r"shape \(1, T\) and max_length_q": {n: t for n, t in flat.items() if n != "max_length_q"},
         "needs cu_seq_lens_visual": {n: t for n, t in flat.items() if n != "cu_seq_lens_visual"},
-        "visual_mask belongs to padded visual": flat | dict(visual_mask=batch["visual_mask"]),
-        "in self-attention they are the same": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"][:-1]),
-        "cu_seq_lens_k differs from cu_seq_lens_q; in self-attention they are the same": flat
+        "visual_mask is for padded visual": flat | dict(visual_mask=batch["visual_mask"]),
+        "self-attention needs them equal": flat | dict(cu_seq_lens_k=flat["cu_seq_lens_k"][:-1]),
+        "cu_seq_lens_k differs from cu_seq_lens_q; self-attention needs them equal": flat
         | dict(cu_seq_lens_k=flat["cu_seq_lens_k"] - 1),
-        "needs cu_seq_lens_q at least": {"input_ids": flat["input_ids"], "seq_idx": torch.zeros(1, 22).int()},
-        "cu_seq_lens_q at least": {name: flat[name] for name in ("input_ids", "cu_seq_lens_k")},
+        "A packed batch needs cu_seq_lens_q; ": {"input_ids": flat["input_ids"], "seq_idx": torch.zeros(1, 22).int()},
+        "cu_seq_lens_k or seq_idx alone is not enough": {name: flat[name] for name in ("input_ids", "cu_seq_lens_k")},
         r"visual has shape \(\)": batch | dict(visual=torch.tensor(1.0), visual_mask=None),
         r"token_type_ids has shape \(4, 4\)": batch | dict(token_type_ids=batch["attention_mask"][:, :4]),
         "token_type_ids has shape": flat | dict(token_type_ids=batch["attention_mask"]),
@@ -81,7 +81,7 @@ def test_wrong_inputs_are_named(batch):
         r"input_ids has shape \(5,\); give \(B, N\)": {"input_ids": torch.zeros(5, dtype=torch.int64)},
         "inputs_embeds has shape": {"inputs_embeds": torch.zeros(5, 8)},
         r"visual has shape \(5,\)": batch | dict(visual=torch.zeros(5), visual_mask=None),
-        "cu_seq_lens_visual belongs to packed": batch | dict(cu_seq_lens_visual=flat["cu_seq_lens_visual"]),
+        "cu_seq_lens_visual is for packed": batch | dict(cu_seq_lens_visual=flat["cu_seq_lens_visual"]),
         "rows of 600 pieces, but the model has": {"input_ids": torch.zeros(1, 600, dtype=torch.int64)},
     }.items():
         with pytest.raises(ValueError, match=message):

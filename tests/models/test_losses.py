@@ -23,7 +23,7 @@ def test_several_outputs_are_classes_whatever_the_kind(kind):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ValueError, match="kind='huber' is no loss; choose one of mse, l1"):
+    with pytest.raises(ValueError, match="kind='huber' is unknown; choose one of mse, l1"):
         task_loss(torch.zeros(2, 1), torch.zeros(2), "huber")
     with pytest.raises(ValueError, match=r"labels has shape \(3,\); it must be \(2,\)"):
         task_loss(torch.zeros(2, 1), torch.zeros(3))

@@ -81,7 +81,7 @@ def test_what_cannot_be_loaded(tmp_path):
     assert checkpoint.load(tmp_path) is None
     path = tmp_path / checkpoint.FILE_NAME
     path.write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(UsageError, match="no readable checkpoint"):
+    with pytest.raises(UsageError, match="not a readable checkpoint"):
         checkpoint.load(tmp_path)
     torch.save({"format": checkpoint.FORMAT + 1}, path)
     with pytest.raises(UsageError, match="another version"):

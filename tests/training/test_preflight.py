@@ -31,11 +31,11 @@ def save_config(folder: Path, config) -> Path:
         (["--visual", "openface"], "openface"),
         (["--model", "{tmp}/missing"], "There is no checkpoint"),
         (["--model", "{tmp}/empty"], "There is no checkpoint"),
-        (["--model", "{tmp}/roberta"], "architecture 'roberta'"),
+        (["--model", "{tmp}/roberta"], "is a 'roberta' checkpoint"),
         (["--model", "{tmp}/wide"], "visual stream of reviews has 3 features a frame but"),
-        (["--model", "{tmp}/classes"], "predicts 4 values but reviews asks for 1"),
+        (["--model", "{tmp}/classes"], "predicts 4 values but reviews needs 1"),
         (["--model", "{tmp}/weightless"], "weightless"),
-        (["--architecture", "hidden_size=8"], "have other sizes than the model asked for"),
+        (["--architecture", "hidden_size=8"], "do not have the sizes of the requested model"),
         (["--data", "{tmp}/single"], "1 examples in its train split"),
         (["--data", "{tmp}/unlabelled"], "has no label"),
         (["--max-length", "65"], "64 positions"),
@@ -51,20 +51,23 @@ def save_config(folder: Path, config) -> Path:
         (["--architecture", "attention_probs_dropout_prob=1.0"], "must be at least 0 and less than 1"),
         (["--architecture", "hidden_dropout_prob=1.5"], "must be at least 0 and less than 1"),
         (["--architecture", "initializer_range=-1"], "initializer_range is -1"),
-        (["--model", "{tmp}/five", "--variant", "bert"], "predicts 5 values but reviews asks for 1"),
+        (["--model", "{tmp}/five", "--variant", "bert"], "predicts 5 values but reviews needs 1"),
         (["--data", "{tmp}/huge"], "has the label 1e+30"),
         (["--backend", "triton", "--device", "cpu"], 'backend="triton" cannot run here'),
         (["--resume", "--output", "{tmp}/nosuch"], "nosuch to resume"),
-        (["--output", "{tmp}/taken"], "taken/cmsbert-clr/seed-0 cannot be made"),
-        (["--output", "x" * 300], "cannot be made"),
-        (["--resume", "--output", "x" * 300], "cannot be made"),
-        (["--output", "a\0b"], "cannot be made (embedded null byte)"),
-        (["--model", "{tmp}/clr", "--variant", "bert", "cmsbert-clr", "--projection-size", "8"], "have other sizes"),
-        (["--model", "{tmp}/no-tokenizer"], "holds no tokenizer"),
+        (["--output", "{tmp}/taken"], "taken/cmsbert-clr/seed-0 cannot be created"),
+        (["--output", "x" * 300], "cannot be created"),
+        (["--resume", "--output", "x" * 300], "cannot be created"),
+        (["--output", "a\0b"], "cannot be created (embedded null byte)"),
+        (
+            ["--model", "{tmp}/clr", "--variant", "bert", "cmsbert-clr", "--projection-size", "8"],
+            "do not have the sizes",
+        ),
+        (["--model", "{tmp}/no-tokenizer"], "has no tokenizer"),
         (["--visual", "none", "--acoustic", "none"], "no visual or acoustic frames"),
         (["--device", "cuda"], "no CUDA device"),
-        (["--output", "{tmp}/finished"], "holds a run already"),
-        (["--output", "{tmp}/empty/config.txt"], "cannot be made"),
+        (["--output", "{tmp}/finished"], "already holds a run"),
+        (["--output", "{tmp}/empty/config.txt"], "cannot be created"),
         (["--config", "{tmp}/missing.yaml"], "cannot be read"),
         (["--variant", "cmsbert-2"], "cmsbert-2"),
     ],
@@ -157,7 +160,7 @@ def test_every_need_is_checked():
 def test_data_that_a_variant_cannot_do_without(monkeypatch, need, change, message):
     monkeypatch.setitem(VARIANTS, "new", Variant("a:B", frozenset({need})))
     lacking = dataclasses.replace(tiny_corpus(2), **change)
-    with pytest.raises(UsageError, match=f"^tiny holds {message}.*[.]$"):
+    with pytest.raises(UsageError, match=f"^tiny has {message}.*[.]$"):
         preflight.check_needs("new", lacking)
     with pytest.raises(UsageError, match=message):
         preflight.check(TrainingSettings(data="tiny", variant="new"), lacking, CPU)

@@ -37,11 +37,8 @@ def test_damaged_results(train, short, tmp_path, text):
     (folder / "results.json").write_text(text)
     status, errors = train(*short, "--output", tmp_path, "--resume")
     assert status == 2
-    assert (
-        errors
-        == f"error: {folder / 'results.json'} is damaged; remove it, and the run is tested again from its "
-        + ("checkpoint.\n")
-    )
+    damaged = folder / "results.json"
+    assert errors == f"error: {damaged} is damaged; remove it to test the run again from its checkpoint.\n"
 
 
 def test_frames_as_they_are(train, short, tmp_path):
@@ -64,7 +61,7 @@ def test_resuming_with_other_settings_or_data(train, short, tmp_path, make_corpu
     other = make_corpus(tmp_path / "other", label=lambda i: str(i / 20))
     status, errors = train("--data", other, *short[2:], "--output", tmp_path / "out", "--resume")
     assert status == 2
-    assert "other examples" in errors
+    assert "on examples other than" in errors
     # All runs are checked before the first continues.
     arguments = [*short, "--output", tmp_path / "out", "--resume", "--seeds", 1, 0, "--learning-rate", 1]
     status, errors = train(*arguments)

@@ -126,7 +126,7 @@ def test_paper_configs(name):
         (["--seeds", "x"], "seed is 'x'"),
         (["--lerning-rate", "1"], "nrecognized arguments: --lerning-rate"),
         (["--architecture", "hidden_size"], "FIELD=VALUE"),
-        (["--architecture", "hidden_act=[1"], "'[1' is no value"),
+        (["--architecture", "hidden_act=[1"], "'[1' is not a value"),
         *(
             (["--architecture", f"{name}=3"], f"architecture names {name!r}; it may change hidden_size")
             for name in ("hidden_sice", "to_dict", "num_labels", "visual_size", "vocab_size", "is_decoder", "backend")
@@ -152,8 +152,8 @@ def test_users_errors(arguments, message):
         ("epochs: [1, 2]", "epochs is [1, 2] but must be a whole number"),
         ("architecture: 3", "mapping"),
         ("visual: 3", "visual must be a name"),
-        ("- 1", "holds no settings"),
-        ("a: [1", "no valid YAML in line"),
+        ("- 1", "has no settings"),
+        ("a: [1", "not valid YAML in line"),
     ],
 )
 def test_users_errors_in_yaml(tmp_path, text, message):

@@ -19,12 +19,12 @@ def contrastive_loss(
     """l_con (Eq. 19) with the temperature, smoothing and threshold of a configuration.
 
     Args:
-        embeds: z_m, each (n, d): "linguistic_embeds", "visual_embeds", "acoustic_embeds". A missing modality has none;
-            other entries are not read.
+        embeds: z_m, each (n, d): "linguistic_embeds", "visual_embeds", "acoustic_embeds", without those of missing
+            modalities; other entries are ignored.
         labels: (n,).
-        config: The model's.
+        config: The model's configuration.
         group: As in :func:`~cmsbert_fast.ops.contrastive.api.pairwise_contrastive_loss`.
-        backend: None: ``config.backend``.
+        backend: None = ``config.backend``.
     """
     return pairwise_contrastive_loss(
         embeds.get("linguistic_embeds"),

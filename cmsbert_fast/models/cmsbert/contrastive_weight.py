@@ -1,4 +1,4 @@
-"""nu, the weight of the contrastive loss, as training moves it (Eq. 21, 22)."""
+"""nu, the weight of the contrastive loss, and how training updates it (Eq. 21, 22)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +10,11 @@ from torch import Tensor
 class ContrastiveWeight:
     """The :class:`~cmsbert_fast.models.base.TrainingState` of CMSBERT-CLR: an exponential moving average.
 
-    Validation pass 0, before training, sets nu = l_task / l_con (Eq. 22). Each later pass i moves it:
-    nu <- alpha nu + (1 - alpha) l_task^(i) / l_con^(i) (Eq. 21). Where l_con is 0 there is nothing to scale: the ratio
-    is the present nu.
+    Validation pass 0, before training, sets nu = l_task / l_con (Eq. 22). Each later pass i updates
+    nu <- alpha nu + (1 - alpha) l_task^(i) / l_con^(i) (Eq. 21). If l_con is 0, nu stays as it is.
 
     Args:
-        nu: The model's buffer, 0-dim; changed in place, so that every loss and every saved model has the present value.
+        nu: The model's buffer, 0-dim; updated in place, so every loss and every saved model has the current value.
         momentum: alpha; None = no average, nu stays 1.
     """
 
@@ -28,7 +27,7 @@ class ContrastiveWeight:
         self._initial = True  # no validation pass yet
 
     def start(self, labels: Tensor) -> None:
-        self.nu.fill_(1.0)  # a checkpoint to start from may hold another value
+        self.nu.fill_(1.0)  # the initial checkpoint may hold another value
 
     def targets(self, indices: np.ndarray) -> None:
         return None
@@ -54,4 +53,4 @@ class ContrastiveWeight:
         return {"initial": self._initial}  # nu itself is part of the model
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._initial = state.get("initial", False)  # runs of earlier versions saved none: nu was in the model alone
+        self._initial = state.get("initial", False)  # absent in runs of earlier versions

@@ -1,9 +1,8 @@
 """CMSBERT (Eq. 1-9) and CMSBERT-CLR (Fig. 2b, Eq. 1-20), in Hugging Face form.
 
-The encoder is BERT's own layers with another self-attention. Inputs are padded or packed; inside, nothing is computed
-on padding: padded batches are packed on the way in and padded again on the way out. Exceptions: attention of the
-"reference" backend, and of "torch" on a GPU; and a padded batch under torch.compile, whose shapes may not depend on
-data.
+The encoder uses BERT's own layers with another self-attention. Inputs are padded or packed. Padded batches are packed
+on input and padded again on output, so nothing is computed on padding. Exceptions: attention on the "reference"
+backend, and on "torch" on a GPU; padded batches under torch.compile, whose shapes may not depend on data.
 """
 
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ from cmsbert_fast.packing import pad, segment_mean, valid_positions
 
 
 class CMSBertSelfAttention(nn.Module):
-    """BERT's self-attention with q, k and v shifted by the whole utterance's face and voice (Eq. 1-7).
+    """BERT's self-attention with q, k and v shifted by the face and voice of the whole utterance (Eq. 1-7).
 
     A modality of size 0, or a layer outside ``config.cms_layers``, has no gate and no shift.
     """
@@ -82,7 +81,7 @@ class CMSBertSelfAttention(nn.Module):
         return z.flatten(-2)[None], None
 
     def _gate_halves(self, hidden: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Frames]]:
-        """W_g [X_i; V_j] + b = p_i + r_j: for each modality present p (T,), r (F,) and the frames."""
+        """W_g [X_i; V_j] + b = p_i + r_j: p (T,), r (F,) and the frames of each modality present."""
         present = [(name, frames) for name in self.modalities if (frames := getattr(batch, name)) is not None]
         if not present:
             return {}
@@ -106,13 +105,13 @@ class CMSBertSelfAttention(nn.Module):
 
 
 class CMSBertPreTrainedModel(BertPreTrainedModel):
-    """What the models share: loading BERT checkpoints, initialising what is new."""
+    """Base of all models: loads BERT checkpoints, initialises new modules."""
 
     config_class = CMSBertConfig
     config: CMSBertConfig
     base_model_prefix = "bert"
     _can_record_outputs: dict = {}  # noqa: RUF012  # our forward collects hidden states and maps itself
-    # Heads of BERT checkpoints that CMSBERT has no use for.
+    # Heads of BERT checkpoints that CMSBERT does not use.
     _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.", r"^cls\."]  # noqa: RUF012
 
     @torch.no_grad()
@@ -124,7 +123,7 @@ class CMSBertPreTrainedModel(BertPreTrainedModel):
 class CMSBertModel(CMSBertPreTrainedModel):
     """The encoder: BERT with CMS in ``config.cms_layers`` (Eq. 8).
 
-    ``from_pretrained`` takes any BertModel checkpoint; only gates and shifts are new. With all shift weights zero it is
+    ``from_pretrained`` takes any BertModel checkpoint; only gates and shifts are new. With all shift weights 0 this is
     BertModel. State-dict keys are BertModel's (without pooler) plus ``encoder.layer.L.attention.self.gate_visual`` etc.
     """
 
@@ -144,10 +143,10 @@ class CMSBertModel(CMSBertPreTrainedModel):
         self.embeddings.word_embeddings = value  # type: ignore[assignment]
 
     def pack(self, inputs: Inputs) -> PackedInputs:
-        """Brings a batch into the form that :meth:`encode` takes.
+        """Converts a batch to the form that :meth:`encode` takes.
 
         Raises:
-            ValueError: a shape or a combination of arguments does not fit; the message says which.
+            ValueError: A shape or a combination of arguments is invalid; the message says which.
         """
         return pack(
             inputs,
@@ -160,7 +159,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
     def encode(
         self, inputs: PackedInputs, output_hidden_states: bool | None = False, output_shift_maps: bool = False
     ) -> Encoding:
-        """Runs the layers on packed inputs; ``output_hidden_states`` None = as the configuration says."""
+        """Runs the layers on packed inputs; ``output_hidden_states`` None = as in the configuration."""
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         hidden = self.embeddings(**inputs.tokens.embeddings)
@@ -196,28 +195,28 @@ class CMSBertModel(CMSBertPreTrainedModel):
         """Encodes a batch, padded or packed.
 
         Padded: ``input_ids`` (B, N), masks 1 = valid in any pattern, None = all valid, ``visual`` (B, N_v, d_v).
-        Packed, after Hugging Face's padding-free convention: ``input_ids`` and ``position_ids`` (1, T),
-        ``cu_seq_lens_q`` (B + 1,) int32, ``max_length_q``; ``visual`` (F, d_v) with ``cu_seq_lens_visual`` and
-        ``max_length_visual``, likewise ``acoustic``; without ``cu_seq_lens_q``, ``position_ids`` of a single row that
-        start anew at 0 say where utterances begin. ``cu_seq_lens_visual`` and ``cu_seq_lens_acoustic`` may be on the
-        CPU though all else is on a GPU: then the LSTMs of CMSBERT-CLR need not wait for the device to learn lengths.
+        Packed, in Hugging Face's padding-free convention: ``input_ids`` and ``position_ids`` (1, T), ``cu_seq_lens_q``
+        (B + 1,) int32, ``max_length_q``; ``visual`` (F, d_v) with ``cu_seq_lens_visual`` and ``max_length_visual``, the
+        same for ``acoustic``. Without ``cu_seq_lens_q``, utterances begin where ``position_ids`` of a single row
+        restart at 0. ``cu_seq_lens_visual`` and ``cu_seq_lens_acoustic`` may be on the CPU with all else on a GPU: the
+        LSTMs of CMSBERT-CLR then need not wait for the device to learn the lengths.
 
         Args:
             input_ids: Word pieces, int64.
             attention_mask: (B, N); padded only.
             token_type_ids: Like ``input_ids``; None = 0.
-            visual, acoustic: Frames V and A; None = absent, which is the same as no valid frame.
+            visual, acoustic: Frames V and A; None = absent, the same as no valid frame.
             visual_mask, acoustic_mask: (B, N_v), (B, N_a); padded only.
             output_hidden_states: Whether to return every layer's output.
-            output_shift_maps: Whether to return the gates of every layer that shifts.
+            output_shift_maps: Whether to return the gates of every CMS layer.
             return_dict: False = a tuple.
             **packed: ``position_ids`` (None = 0, 1, ... in every sequence), ``inputs_embeds`` instead of ``input_ids``,
                 ``cu_seq_lens_q``, ``max_length_q``, ``cu_seq_lens_visual``, ``max_length_visual``,
-                ``cu_seq_lens_acoustic``, ``max_length_acoustic``; of the convention also ``cu_seq_lens_k``, which must
-                be that of q, and ``max_length_k`` and ``seq_idx``, which say nothing more and are not read.
+                ``cu_seq_lens_acoustic``, ``max_length_acoustic``; also ``cu_seq_lens_k``, which must equal that of q,
+                and ``max_length_k`` and ``seq_idx``, which are ignored.
 
         Raises:
-            ValueError: a shape or a combination of arguments does not fit; the message says which.
+            ValueError: A shape or a combination of arguments is invalid; the message says which.
         """
         inputs = self.pack(
             Inputs(input_ids, attention_mask, token_type_ids, visual, acoustic, visual_mask, acoustic_mask, **packed)
@@ -228,7 +227,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
 
 
 class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
-    """What the models with a head share: the encoder, and the way from inputs to rows and losses."""
+    """Base of the models with a head: the encoder, and the path from inputs to rows and losses."""
 
     inputs = Inputs._fields
     output_class = CMSBertClassifierOutput
@@ -242,11 +241,11 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
         return "new" if ".gate_" in name or ".shift_" in name else super().parameter_group(name)
 
     def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """h_l (1, T, D), packed -> what :meth:`rows` returns."""
+        """h_l (1, T, D), packed -> the output of :meth:`rows`."""
         raise NotImplementedError
 
     def rows(self, **inputs: Any) -> dict[str, Tensor]:
-        """The logits (B, num_labels), and with CMSBERT-CLR z_m (B, d) as "linguistic_embeds" etc., of a batch.
+        """The logits (B, num_labels); for CMSBERT-CLR also z_m (B, d) as "linguistic_embeds" etc.
 
         Takes the inputs of :meth:`CMSBertModel.forward`.
         """
@@ -312,16 +311,16 @@ class CMSBertForSequenceClassification(CMSBertClassifier):
 class CMSBertCLRForSequenceClassification(CMSBertClassifier):
     """CMSBERT-CLR, the whole of Fig. 2b: three subnetworks, contrastive alignment, fusion (Eq. 8-20).
 
-    A modality of size 0 has no subnetwork: its token of the fusion and its contrastive directions do not exist. In
-    training mode under torch.distributed the contrastive loss compares this rank's examples with every rank's (SPEC 4),
-    so all ranks must call with labels together.
+    A modality of size 0 has no subnetwork, no fusion token and no contrastive directions. In training mode under
+    torch.distributed, the contrastive loss compares this rank's examples with those of all ranks (SPEC 4), so all ranks
+    must call with labels together.
 
     Attributes:
-        nu: Weight of the contrastive loss (Eq. 20), a buffer: saved with the model, moved by :class:`ContrastiveWeight`
-            (Eq. 21, 22), never by the optimiser.
+        nu: Weight of the contrastive loss (Eq. 20), a buffer: saved with the model, updated by
+            :class:`ContrastiveWeight` (Eq. 21, 22), never by the optimiser.
 
     Raises:
-        ValueError: neither visual_size nor acoustic_size is given, so there is nothing to contrast with.
+        ValueError: Neither visual_size nor acoustic_size is given.
     """
 
     has_global_terms = True
@@ -329,7 +328,7 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
 
     def __init__(self, config: CMSBertConfig):
         if not any(config.frame_sizes.values()):
-            raise ValueError("CMSBERT-CLR contrasts modalities: give visual_size, acoustic_size or both.")
+            raise ValueError("CMSBERT-CLR needs a second modality: give visual_size, acoustic_size or both.")
         super().__init__(config)
         self.modalities = [name for name, size in config.frame_sizes.items() if size]
         projection = config.projection_size
@@ -369,9 +368,9 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
         targets: Tensor | None = None,
         group: "dist.ProcessGroup | None" = None,
     ) -> dict[str, LossTerm]:
-        """l_task, and l_con of the global batch with the weight nu (Eq. 20).
+        """l_task, and l_con of the global batch with weight nu (Eq. 20).
 
-        Rows that were moved to another device than the model's are compared by the "torch" backend, which runs on all.
+        Rows on another device than the model use the "torch" backend, which runs on any.
         """
         task = task_loss(rows["logits"], labels)
         moved = rows["logits"].device != self.device
@@ -379,12 +378,12 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
         return {"task": LossTerm(task), "contrastive": LossTerm(contrastive, self.nu, per_row=False)}
 
     def training_state(self, count: int, *, momentum: float | None = 0.9, **options: Any) -> ContrastiveWeight:
-        """nu; ``momentum`` is alpha of Eq. 21, None = EMA off."""
+        """nu; ``momentum`` is alpha of Eq. 21, None = no EMA."""
         return ContrastiveWeight(self.nu, momentum)
 
 
 AutoModel.register(CMSBertConfig, CMSBertModel)
-# Of several classes Hugging Face takes the one that the checkpoint names; the first for one that names none.
+# Hugging Face picks the class that the checkpoint names, or the first if it names none.
 AutoModelForSequenceClassification.register(
     CMSBertConfig, (CMSBertCLRForSequenceClassification, CMSBertForSequenceClassification)
 )

@@ -1,4 +1,4 @@
-"""What the models return, in Hugging Face form."""
+"""Model outputs, in Hugging Face form."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,9 +13,9 @@ class CMSBertOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: h_l of Eq. 8, (B, N, D), 0 at padding; (1, T, D) for packed input.
-        hidden_states: With ``output_hidden_states``: the embeddings and every layer's output, each like the last.
-        shift_maps: With ``output_shift_maps``: for every layer that shifts, the gates (g^v (B, N, N_v), g^a (B, N,
-            N_a)) of Eq. 1 and 2, 0 at padding, None for a modality that is absent. Fig. 1 draws them.
+        hidden_states: With ``output_hidden_states``: the embeddings and every layer's output, shaped like the last.
+        shift_maps: With ``output_shift_maps``: for every CMS layer, the gates (g^v (B, N, N_v), g^a (B, N, N_a)) of
+            Eq. 1 and 2, as in Fig. 1; 0 at padding, None for an absent modality.
     """
 
     last_hidden_state: Tensor | None = None
@@ -24,7 +24,7 @@ class CMSBertOutput(ModelOutput):
 
 
 class Encoding(NamedTuple):
-    """What the layers of CMSBertModel give, before the last hidden state is brought into the form of the inputs.
+    """Output of CMSBertModel's layers, before the last hidden state is restored to the form of the inputs.
 
     Attributes:
         hidden: h_l of Eq. 8, packed, (1, T, D).
@@ -46,7 +46,7 @@ class CMSBertClassifierOutput(ModelOutput):
         task_loss: l_task.
         contrastive_loss: l_con (Eq. 19); CMSBERT-CLR only.
         linguistic_embeds, visual_embeds, acoustic_embeds: z_m, (B, d), not normalised; CMSBERT-CLR only, None for a
-            modality the model does not have.
+            modality that the model lacks.
         hidden_states, shift_maps: As in :class:`CMSBertOutput`.
     """
 

@@ -27,9 +27,9 @@ from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.attention import triton as attention_triton
 from cmsbert_fast.ops.dispatch import choose_backend, why_not
 from cmsbert_fast.packing import cumulative
+from tests.interpreter import INTERPRETED, round_products_once
 from tests.ops.launches import launched_on_gpu
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 # What torch.compile does with the graph it captured: generates kernels on a GPU, runs it as it is elsewhere.
@@ -419,6 +419,8 @@ def check_halves(rank: int, backend: str) -> None:
 
 def work_on_a_half(rank: int, store: str, backends: list[str]) -> None:
     torch.set_num_threads(1)
+    if INTERPRETED:  # in a process that pytest has not set up
+        round_products_once()
     timeout = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
     for backend in backends:
