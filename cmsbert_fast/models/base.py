@@ -7,7 +7,7 @@ A system is two functions and, rarely, a state:
 3. :meth:`Classifier.training_state`: training state besides parameters and optimiser.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -136,6 +136,13 @@ class Classifier(PreTrainedModel):
             loss=total_loss(terms) if terms else None, **{name: x for name, x in values.items() if name in known}
         )
         return output.to_tuple() if return_dict is False else output
+
+    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Called once on every rank before a new run's first step, for buffers that hold statistics of the data.
+
+        Args:
+            batches: The whole training split, in order: arguments of :meth:`rows`, read one batch at a time.
+        """
 
     def parameter_group(self, name: str) -> str:
         """The weight decay of a parameter: "bert" if BertModel has it, else "new"."""

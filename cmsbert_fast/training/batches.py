@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,10 @@ class Batches:
         inputs = self._processor.collate([self._encode(int(i)) for i in indices], packed=True)
         names = self._names | {"labels"} if labels else self._names
         return {name: self._place(name, value) for name, value in inputs.items() if name in names}
+
+    def in_order(self, size: int) -> Iterator[dict[str, Any]]:
+        """The whole split without labels, ``size`` examples at a time."""
+        return (self.load(range(len(self))[i : i + size], labels=False) for i in range(0, len(self), size))
 
     def _encode(self, index: int) -> Encoded:
         if index in self._encoded:

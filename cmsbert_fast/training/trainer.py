@@ -111,6 +111,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Prepares the first step."""
+        self.model.prepare(self.splits["train"].in_order(self.settings.batch_size))
         if self.state is not None:
             labels = self.splits["train"].labels()
             assert labels is not None

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from cmsbert_fast import CMSBertCLRForSequenceClassification
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.training.batches import Batches, epoch_batches
 from cmsbert_fast.training.build import build
@@ -31,3 +32,17 @@ def test_global_batches():
     again, other = epoch_batches(25, 8, 1, 2), epoch_batches(25, 8, 1, 3)
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
     assert any((a != b).any() for a, b in zip(batches, other, strict=True))
+
+
+def test_a_new_run_shows_the_model_the_training_split(train, short, tmp_path, monkeypatch):
+    seen = []
+
+    def prepare(self, batches):
+        seen.append([len(self.rows(**batch)["logits"]) for batch in batches])
+
+    monkeypatch.setattr(CMSBertCLRForSequenceClassification, "prepare", prepare)
+    assert train(*short, "--output", tmp_path)[0] == 0
+    assert seen == [[9, 9, 7]]
+    next(tmp_path.glob("*/*/results.json")).unlink()
+    assert train(*short, "--output", tmp_path, "--resume")[0] == 0
+    assert len(seen) == 1
