@@ -1,5 +1,6 @@
 """Builds a model and processor from settings and data, or loads those of a run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -100,7 +101,8 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
 
 def state_options(settings: TrainingSettings) -> dict[str, Any]:
     """The settings for a model's training state."""
-    return {"momentum": settings.momentum, **VARIANTS[settings.variant].state}
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {**given, **VARIANTS[settings.variant].state_options}
 
 
 def _load_tokenizer(name: str) -> Any:

@@ -57,11 +57,11 @@ class Remembering(CMSBertForSequenceClassification):
         return {**super().losses(rows, labels), "memory": LossTerm(memory, 0.25)}
 
     def training_state(self, count: int, **options: Any) -> Memory:
-        assert options["momentum"] == 0.7
+        assert (options["momentum"], options["seed"]) == (0.7, 0)
         return Memory(count)
 
 
 def register() -> None:
     """Makes it known as ``--variant remembering``."""
     name = f"{__name__}:{Remembering.__name__}"
-    VARIANTS["remembering"] = Variant(name, frozenset({"frames"}), state={"momentum": 0.7})  # type: ignore[index]
+    VARIANTS["remembering"] = Variant(name, frozenset({"frames"}), state_options={"momentum": 0.7})  # type: ignore[index]
