@@ -7,7 +7,7 @@ A system is two functions and, rarely, a state:
 3. :meth:`Classifier.training_state`: training state besides parameters and optimiser.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -71,6 +71,7 @@ class Classifier(PreTrainedModel):
     """A model with a head, as the trainer sees it. ``forward(labels=...)`` is :meth:`rows` then :meth:`losses`.
 
     Attributes:
+        operators: Those of :data:`cmsbert_fast.ops.dispatch.OPERATORS` whose backend a run checks first, and reports.
         inputs: Names of the inputs that :meth:`rows` reads; a batch of training holds no others.
         has_global_terms: Whether a term of :meth:`losses` compares utterances. If not, each micro-batch runs forward
             once only.
@@ -81,6 +82,7 @@ class Classifier(PreTrainedModel):
 
     accepts_loss_kwargs = False  # else the Hugging Face Trainer does not divide the loss by accumulation steps
 
+    operators: ClassVar[Sequence[str]] = ()
     inputs: ClassVar[Collection[str]] = ()
     has_global_terms: ClassVar[bool] = False
     takes_bert_head: ClassVar[bool] = False

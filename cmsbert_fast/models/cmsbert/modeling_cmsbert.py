@@ -229,6 +229,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
 class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
     """Base of the models with a head: the encoder, and the path from inputs to rows and losses."""
 
+    operators = ("attention",)
     inputs = Inputs._fields
     output_class = CMSBertClassifierOutput
 
