@@ -1,8 +1,8 @@
 """How long reading CMU-MOSEI takes, and how much memory, on generated files of its size.
 
-    python bench/reading.py csd FOLDER      streams: words, COVAREP at 100 Hz x 74, FACET at 30 Hz x 35, labels of about
+    python bench/reading.py csd FOLDER   streams: words, COVAREP at 100 Hz x 74, FACET at 30 Hz x 35, labels of about
                                          23,000 segments in 3,227 videos of 65 hours, 8.4 GB: align, convert, open
-    python bench/reading.py mmsa FOLDER     MMSA's unaligned pickle, 500 x 35 and 500 x 74 float64, 10 GB: convert, open
+    python bench/reading.py mmsa FOLDER  MMSA's unaligned pickle, 500 x 35 and 500 x 74 float64, 10 GB: convert, open
 
 ``--scale 0.1`` makes a tenth of it. What is generated stays in FOLDER and is used again.
 """

@@ -9,12 +9,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import TensorDataset, default_collate
 from transformers import PreTrainedTokenizerFast
 
+from bench import names
 from bench.workload import ACOUSTIC_SIZE, PADDED_LENGTH, VISUAL_SIZE, draw_lengths, make_config
 from cmsbert_fast import CMSBertForSequenceClassification, CMSBertProcessor
 from cmsbert_fast.data.example import Example
 from cmsbert_fast.training.batches import Batches
 
-SUITE = "Data to batch"
 EXAMPLES, BATCH = 512, 32
 
 
@@ -89,9 +89,9 @@ def test_from_words(race, device):
 
     check({name: x.cpu() for name, x in ours().items() if torch.is_tensor(x)}, [x.cpu() for x in by_hand()])
     race(
-        SUITE,
+        names.DATA,
         f"{BATCH} word-aligned examples of MOSI's lengths, from words",
-        {"ours": ours, "padded to 50 by hand": by_hand},
+        {names.OURS: ours, "padded to 50 by hand": by_hand},
         seconds=5,
         facts={"utterances": BATCH},
     )
@@ -104,10 +104,10 @@ def test_prepared(race, device):
     kept.load(range(EXAMPLES))
     dataset = TensorDataset(*padded_by_hand(examples, processor))
     race(
-        SUITE,
+        names.DATA,
         f"{BATCH} word-aligned examples of MOSI's lengths, prepared before",
         {
-            "ours": lambda: kept.load(indices),
+            names.OURS: lambda: kept.load(indices),
             "TensorDataset padded to 50, indexed": lambda: [x.to(device) for x in dataset[indices]],
             "TensorDataset padded to 50, default_collate": lambda: [
                 x.to(device) for x in default_collate([dataset[i] for i in indices])

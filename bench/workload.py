@@ -7,6 +7,7 @@ Lengths are those of real CMU-MOSI (``mosi_lengths.txt``: word pieces of the 1,2
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -166,6 +167,17 @@ class AttentionBatch:
 
 
 # ------------------------------------------------------------------ the work: multiply-adds count as two operations
+
+
+class Work(NamedTuple):
+    """What a case has to do at least; the report puts it beside what the machine can do."""
+
+    flops: float | None = None
+    bytes: float | None = None
+    dtype: str = "float32"  # of the matrix products
+
+
+UNKNOWN_WORK = Work()
 
 
 def attention_flops(lengths: Sequence[int], frames: Sequence[int], backward: bool, hidden: int = HIDDEN) -> float:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import cmsbert_fast
-from cmsbert_fast import atomic
+from cmsbert_fast import __version__, atomic
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions
@@ -90,7 +89,7 @@ def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> 
 
 def provenance(settings: TrainingSettings, ranks: Ranks, backend: str | None) -> dict[str, Any]:
     """What it takes to repeat a run: settings, backend, versions, machine, and a checkout's commit."""
-    versions = {"python": platform.python_version(), "cmsbert_fast": cmsbert_fast.__version__}
+    versions = {"python": platform.python_version(), "cmsbert_fast": __version__}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -153,7 +152,7 @@ def _number(value: float | None) -> float:
 
 
 def _commit() -> str | None:
-    checkout = Path(cmsbert_fast.__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     try:
