@@ -3,14 +3,14 @@
 A system is two functions and, rarely, a state:
 
 1. :meth:`Classifier.rows`: outputs per utterance, independent of the rest of the batch;
-2. :meth:`Classifier.losses`: the loss terms, from the rows of a batch;
+2. :meth:`Classifier.losses`: the loss terms, from the rows of a batch: :meth:`Classifier.row_losses` and, where a
+   system compares utterances, :meth:`Classifier.global_losses`;
 3. :meth:`Classifier.training_state`: training state besides parameters and optimiser.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -21,7 +21,11 @@ from cmsbert_fast.models.losses import LossTerm, total_loss
 
 
 class TrainingState(Protocol):
-    """State kept from step to step. Saved in a run's checkpoint, never with the model."""
+    """State kept from step to step. Saved in a run's checkpoint, never with the model.
+
+    Tensors passed in are on the model's device, except in :meth:`load_state_dict`, where they are on the CPU. The state
+    keeps its own on the model's device, so that no step waits for it.
+    """
 
     @property
     def starts_with_validation(self) -> bool:
@@ -35,19 +39,24 @@ class TrainingState(Protocol):
         """Called once, before the first step or validation of a new run, not of a resumed one.
 
         Args:
-            labels: Labels of all training examples, (count,).
+            labels: Labels of all training examples, (count,); float32 scores or int64 classes.
         """
 
-    def targets(self, indices: np.ndarray) -> Tensor | None:
-        """The ``targets`` of :meth:`Classifier.losses` for some training examples, before their step; None = none."""
+    def targets(self, indices: Tensor) -> Tensor | None:
+        """The ``targets`` of :meth:`Classifier.losses` for some training examples, before their step; None = none.
 
-    def step(self, epoch: int, indices: np.ndarray, rows: Mapping[str, Tensor]) -> None:
+        Args:
+            indices: The examples, int64.
+        """
+
+    def step(self, epoch: int, indices: Tensor, rows: Mapping[str, Tensor]) -> None:
         """Called on every rank after each optimiser step.
 
         Args:
             epoch: 1, 2, ...
-            indices: The training examples of the global batch.
-            rows: Their :attr:`row_names` from before the step, detached, in the order of ``indices``.
+            indices: The training examples of the global batch, int64.
+            rows: Their :attr:`row_names` from before the step, detached, in the order of ``indices``; float32 where
+                the model computed in half precision.
         """
 
     def validated(self, losses: Mapping[str, float]) -> None:
@@ -112,7 +121,22 @@ class Classifier(PreTrainedModel):
             targets: From :meth:`TrainingState.targets` for these examples.
             group: The ranks that share the global batch. All of them must call.
         """
+        return {**self.row_losses(rows, labels, targets), **self.global_losses(rows, labels, group)}
+
+    def row_losses(
+        self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None
+    ) -> dict[str, LossTerm]:
+        """The terms that are means over the rows, "task" among them. Arguments as in :meth:`losses`."""
         raise NotImplementedError
+
+    def global_losses(
+        self, rows: Mapping[str, Tensor], labels: Tensor, group: "dist.ProcessGroup | None" = None
+    ) -> dict[str, LossTerm]:
+        """The terms of the global batch, ``per_row=False``. Arguments as in :meth:`losses`.
+
+        They must compute in float32 whatever autocast says: it is on for an undivided batch and off for micro-batches.
+        """
+        return {}
 
     def forward(self, *, labels: Tensor | None = None, return_dict: bool | None = None, **inputs: Any) -> Any:
         """Rows, and with ``labels`` losses, in one call.

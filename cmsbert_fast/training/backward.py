@@ -11,10 +11,10 @@ from torch import Tensor
 from cmsbert_fast.models.base import Classifier, TrainingState
 from cmsbert_fast.models.losses import LossTerm, total_loss
 from cmsbert_fast.training import distributed
-from cmsbert_fast.training.batches import Batches
+from cmsbert_fast.training.batches import Batches, place
 from cmsbert_fast.training.distributed import Gradients, Ranks
-from cmsbert_fast.training.evaluate import autocast
 from cmsbert_fast.training.gradcache import gradcache_backward
+from cmsbert_fast.training.precision import autocast
 from cmsbert_fast.training.settings import TrainingSettings
 
 
@@ -59,7 +59,7 @@ def backward(
     groups = [parts] if model.has_global_terms else [[part] for part in parts]
     found = []
     for i, group in enumerate(groups):
-        targets = None if state is None else state.targets(np.concatenate(group))
+        targets = None if state is None else state.targets(place(np.concatenate(group), ranks.device))
         scale = sum(map(len, group)) * ranks.world_size / len(indices)
         inputs = [batches.load(part) for part in group]
         with nullcontext() if i + 1 == len(groups) else gradients.no_sync():
@@ -85,23 +85,26 @@ def _backward_together(
     ``scale`` turns means over their rows into terms of the global batch's mean, times the number of ranks.
     """
     labels = torch.cat([inputs.pop("labels") for inputs in micro_batches])
-    terms: dict[str, LossTerm] = {}
 
     def forward(inputs: dict[str, Any]) -> dict[str, Tensor]:
         with autocast(precision, ranks.device):
             return model.rows(**inputs)
 
-    def loss(rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(rows: dict[str, Tensor]) -> tuple[Tensor, dict[str, LossTerm]]:
         # As in model(labels=...): a whole batch's losses use the precision of its forward pass.
         with autocast(precision, ranks.device) if len(micro_batches) == 1 else nullcontext():
             found = model.losses(rows, labels, targets, ranks.group)
         if not model.has_global_terms and not all(term.per_row for term in found.values()):
             raise TypeError(f"{type(model).__name__} has global losses; its has_global_terms must be True.")
-        for name, term in found.items():
-            terms[name] = term._replace(value=term.value * scale) if term.per_row else term
-        return total_loss(terms), {name: term.value for name, term in terms.items()}
+        terms = {
+            name: term._replace(value=term.value * scale) if term.per_row else term for name, term in found.items()
+        }
+        return total_loss(terms), terms
 
     result = gradcache_backward(forward, micro_batches, loss, no_sync=gradients.no_sync)
+    terms: dict[str, LossTerm] = result.loss[1]
     return StepLosses(
-        result.loss[1], {name: term.weight for name, term in terms.items()}, cast(dict[str, Tensor], result.outputs)
+        {name: term.value for name, term in terms.items()},
+        {name: term.weight for name, term in terms.items()},
+        cast(dict[str, Tensor], result.outputs),
     )

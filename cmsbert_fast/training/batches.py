@@ -86,6 +86,12 @@ def stays_on_host(name: str) -> bool:
     return name.startswith("cu_seq_lens_") and name not in ("cu_seq_lens_q", "cu_seq_lens_k")
 
 
+def place(indices: np.ndarray, device: torch.device) -> Tensor:
+    """Indices of examples as an int64 tensor on the device; the copy to a GPU is asynchronous."""
+    tensor = torch.from_numpy(indices)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def fitting(example: Example, config: PreTrainedConfig) -> Example:
     """The example with the model's modalities: others are dropped, missing ones get 0 frames."""
     frames = {}

@@ -16,7 +16,7 @@ from cmsbert_fast.training.errors import UsageError
 
 FILE_NAME = "checkpoint.pt"
 FORMAT = 2
-_STATELESS_FORMAT = 1  # like 2 without "state": nu, then the only state, was in the model
+_STATELESS_FORMAT = 1  # like 2 without "state" and "reported": nu, then the only state, was in the model
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -41,10 +41,18 @@ def load(folder: Path) -> dict[str, Any] | None:
             f"{path} is not a readable checkpoint ({type(error).__name__}); remove it to start over."
         ) from None
     if version == _STATELESS_FORMAT:
-        return {**state, "state": {}}
+        return _with_state(state)
     if version != FORMAT:
         raise UsageError(f"{path} was written by another version of this program; continue with that, or start over.")
     return state
+
+
+def _with_state(old: dict[str, Any]) -> dict[str, Any]:
+    """A state of format 1 in the present one."""
+    nu = old["model"].get("nu")
+    if nu is None:
+        return {**old, "state": None, "reported": {}}
+    return {**old, "state": {"initial": False}, "reported": {"nu": float(nu)}}
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

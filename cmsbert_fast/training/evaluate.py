@@ -1,7 +1,7 @@
 """Predictions for a whole split, with their losses and metrics."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from cmsbert_fast.models.cmsbert.outputs import SUBNETWORKS
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
 from cmsbert_fast.training.errors import NotFinite
+from cmsbert_fast.training.precision import autocast, upcast
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,31 +40,23 @@ class Predictions:
         return {m: self.rows[f"{m}_embeds"] for m in SUBNETWORKS if f"{m}_embeds" in self.rows}
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """The context for a forward pass in this precision ("fp32" or "bf16")."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
 @torch.no_grad()
 def predict(model: Classifier, batches: Batches, ranks: Ranks, batch_size: int, precision: str = "fp32") -> Predictions:
     """Predicts a whole split. Every rank computes its share and gets the whole.
 
     The ranks together compute ``batch_size`` examples at a time.
     """
-    was_training = model.training
-    model.eval()
     parts: dict[str, list[Tensor]] = {}
     mine = range(len(batches))[share(len(batches), ranks)]
     # A rank without examples computes one anyway, to learn the shapes of its empty rows.
-    for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
-        with autocast(precision, ranks.device):
-            rows = model.rows(**batches.load(some, labels=False))
-        for name, values in rows.items():
-            values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-            parts.setdefault(name, []).append(values)
+    with _evaluating(model):
+        for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
+            with autocast(precision, ranks.device):
+                rows = model.rows(**batches.load(some, labels=False))
+            for name, values in rows.items():
+                parts.setdefault(name, []).append(upcast(values))
     own = {name: torch.cat(values)[: len(mine)] for name, values in parts.items()}
     joined = {name: join_shares(values, len(batches), ranks).cpu() for name, values in own.items()}
-    model.train(was_training)
     return Predictions(batches.ids(range(len(batches))), joined, batches.labels())
 
 
@@ -83,28 +76,26 @@ def check_finite(predictions: Predictions) -> Predictions:
 
 @torch.no_grad()
 def losses(model: Classifier, predictions: Predictions, batch_size: int) -> dict[str, float]:
-    """The model's losses over a whole split, by name.
+    """The model's losses over a whole split, by name, in eval mode.
 
     All are means over the examples. A loss that compares the examples of a batch is averaged over consecutive batches
     of ``batch_size`` examples, whatever the number of ranks.
     """
-    assert predictions.labels is not None
-    n, labels = len(predictions.ids), predictions.labels
-    whole = model.losses({**predictions.rows, "logits": predictions.logits.double()}, labels)
-    found = {name: float(term.value) for name, term in whole.items()}
-    compared = [name for name, term in whole.items() if not term.per_row]
-    if not compared or n <= batch_size:
-        return found
-    totals = dict.fromkeys(compared, 0.0)
-    for some in _chunks(range(n), batch_size):
-        chunk = slice(some.start, some.stop)
-        terms = model.losses({name: rows[chunk] for name, rows in predictions.rows.items()}, labels[chunk])
-        for name in compared:
-            totals[name] += float(terms[name].value) * len(some)
+    rows, labels, n = predictions.rows, predictions.labels, len(predictions.ids)
+    assert labels is not None
+    totals: dict[str, float] = {}  # times n
+    with _evaluating(model), _on_cpu(model):
+        terms = model.row_losses({**rows, "logits": predictions.logits.double()}, labels)
+        for some in _chunks(range(n), batch_size):
+            chunk = slice(some.start, some.stop)
+            compared = model.global_losses({name: values[chunk] for name, values in rows.items()}, labels[chunk])
+            for name, term in compared.items():
+                totals[name] = totals.get(name, 0.0) + float(term.value) * len(some)
+    found = {name: float(term.value) for name, term in terms.items()}
     return {**found, **{name: total / n for name, total in totals.items()}}
 
 
-def metrics(predictions: Predictions) -> dict[str, float]:
+def measure(predictions: Predictions) -> dict[str, float]:
     """Every metric of SPEC section 7: sentiment scores for one output, emotions for several."""
     from cmsbert_fast.training.metrics import (  # slow to import, not needed for prediction
         emotion_metrics,
@@ -121,6 +112,27 @@ def metrics(predictions: Predictions) -> dict[str, float]:
 def selection(values: dict[str, float]) -> float:
     """The validation score, lower is better: MAE, or negative accuracy for emotions."""
     return values["mae"] if "mae" in values else -values["wa"]
+
+
+@contextmanager
+def _evaluating(model: Classifier) -> Iterator[None]:
+    """The model in eval mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _on_cpu(model: Classifier) -> Iterator[None]:
+    """Losses computed by the backend that runs on the CPU, where predictions are: "torch", whatever the model's is."""
+    backend, model.config.backend = model.config.backend, "torch"
+    try:
+        yield
+    finally:
+        model.config.backend = backend
 
 
 def _chunks(items: range, size: int) -> Iterator[range]:

@@ -9,46 +9,30 @@ from torch import Tensor
 from cmsbert_fast import atomic
 from cmsbert_fast.data.embedded import embedded_utterances
 from cmsbert_fast.data.example import Corpus
-from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.evaluate import Predictions
+from cmsbert_fast.training.tested import Tested
 
 FIGURES = "figures"
 
 
-def draw(
-    folder: Path,
-    model: Classifier,
-    processor: CMSBertProcessor,
-    corpus: Corpus,
-    predictions: Predictions,
-    embedded: bool = False,
-) -> None:
+def draw(folder: Path, tested: Tested) -> None:
     """Calls :func:`write_figures` for the run in ``folder``; the folder of figures appears once it is complete."""
-    atomic.replace_folder(
-        folder / FIGURES, lambda path: write_figures(path, model, processor, corpus, predictions, embedded)
-    )
+    atomic.replace_folder(folder / FIGURES, lambda path: write_figures(path, tested))
 
 
-def write_figures(
-    folder: Path,
-    model: Classifier,
-    processor: CMSBertProcessor,
-    corpus: Corpus,
-    predictions: Predictions,
-    embedded: bool = False,
-) -> None:
+def write_figures(folder: Path, tested: Tested) -> None:
     """Writes ``shift_maps.png`` and ``embeddings.png``, if the model has maps and embeddings.
 
-    The maps show the best-predicted test example among the clearly positive and negative ones. With ``embedded``, which
-    says that ``corpus`` is the embedded one, the example's events are marked.
+    The maps show the best-predicted test example among the clearly positive and negative ones; if it is from the
+    embedded corpus, its events are marked.
     """
     folder.mkdir(exist_ok=True)
-    if predictions.embeddings:
-        _draw_embeddings(folder / "embeddings.png", corpus, predictions)
-    if getattr(model.config, "cms_layers", ()) and (model.config.visual_size or model.config.acoustic_size):
-        _draw_shift_maps(folder / "shift_maps.png", model, processor, corpus, predictions, embedded)
+    config = tested.model.config
+    if tested.predictions.embeddings:
+        _draw_embeddings(folder / "embeddings.png", tested.corpus, tested.predictions)
+    if getattr(config, "cms_layers", ()) and (config.visual_size or config.acoustic_size):
+        _draw_shift_maps(folder / "shift_maps.png", tested)
 
 
 def _draw_embeddings(path: Path, corpus: Corpus, predictions: Predictions) -> None:
@@ -63,16 +47,10 @@ def _draw_embeddings(path: Path, corpus: Corpus, predictions: Predictions) -> No
     figure.savefig(path, dpi=150)
 
 
-def _draw_shift_maps(
-    path: Path,
-    model: Classifier,
-    processor: CMSBertProcessor,
-    corpus: Corpus,
-    predictions: Predictions,
-    embedded: bool,
-) -> None:
+def _draw_shift_maps(path: Path, tested: Tested) -> None:
     from cmsbert_fast.training.plots import plot_shift_maps
 
+    model, processor, corpus, predictions, embedded = tested
     index = _telling_example(predictions)
     example = corpus.splits["test"][index]
     batches = Batches([example], processor, model, model.device)

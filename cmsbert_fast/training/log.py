@@ -1,12 +1,13 @@
 """The log of a run: ``log.jsonl``, and TensorBoard's event files."""
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from cmsbert_fast.training.strict_json import finite
 
 
 class RunLog:
@@ -49,17 +50,6 @@ class RunLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
-
-
-def finite(value: Any) -> Any:
-    """The value with None for NaN and infinities, which JSON lacks."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _summary_writer(folder: Path, step: int) -> Any:

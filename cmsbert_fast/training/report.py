@@ -18,7 +18,6 @@ from cmsbert_fast import __version__, atomic
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions
-from cmsbert_fast.training.log import finite
 from cmsbert_fast.training.settings import TrainingSettings
 
 RESULTS = "results.json"
@@ -43,12 +42,6 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise UsageError(f"{path} is damaged; remove it to test the run again from its checkpoint.")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON atomically; NaN and infinities become null."""
-    text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
-    atomic.replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_predictions(path: Path, predictions: Predictions, classes: Sequence[str] | None) -> None:

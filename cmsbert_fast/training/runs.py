@@ -12,16 +12,16 @@ import transformers
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import DataError
-from cmsbert_fast.training import distributed, evaluate, figures, folders, preflight, report, resume
+from cmsbert_fast.training import distributed, figures, folders, preflight, report, resume, strict_json
 from cmsbert_fast.training.backends import backend_report, precision_warning
-from cmsbert_fast.training.batches import Batches
-from cmsbert_fast.training.build import Loaded, load_trained
+from cmsbert_fast.training.build import Loaded
 from cmsbert_fast.training.command import Command, parse_command
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.preflight import Data
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest
+from cmsbert_fast.training.tested import load_and_test
 from cmsbert_fast.training.trainer import Trainer
 
 EXIT_USAGE = 2
@@ -90,7 +90,7 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     name = checked.data[command.runs[0].fold].corpus.name
     say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {checked.root}")
     if ranks.is_main:
-        report.write_json(checked.root / "summary.json", rows)
+        strict_json.write_json(checked.root / "summary.json", rows)
         atomic.replace_file(checked.root / "summary.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
@@ -132,19 +132,22 @@ def run(
             _draw_missing_figures(settings, data, ranks, folder)
             return finished
         saved = resume.last_checkpoint(settings, data.fingerprint, folder)
-    return Trainer(settings, data, ranks, folder, stop, loaded).run(saved)
+    trainer = Trainer(settings, data, ranks, folder, stop, loaded)
+    if saved is None:
+        trainer.begin()
+    else:
+        trainer.restore(saved)
+        del saved  # as large as model and optimiser
+    return trainer.run()
 
 
 def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> None:
     """Draws the figures of a finished run that was stopped while drawing them."""
     if distributed.from_main((folder / figures.FIGURES).is_dir, ranks):
         return
-    best, processor = load_trained(folder, settings.backend)
-    best.to(ranks.device)  # type: ignore[arg-type]
-    batches = Batches(data.corpus.splits["test"], processor, best, ranks.device)
-    tested = evaluate.check_finite(evaluate.predict(best, batches, ranks, settings.batch_size, settings.precision))
+    tested = load_and_test(settings, data, ranks, folder)
     if ranks.is_main:
-        figures.draw(folder, best, processor, data.corpus, tested, settings.embedded)
+        figures.draw(folder, tested)
 
 
 def _silent(*values: object, **options: object) -> None:

@@ -1,4 +1,4 @@
-"""One run, top to bottom: :meth:`Trainer.run`.
+"""One run: :meth:`Trainer.begin` or :meth:`Trainer.restore`, then :meth:`Trainer.run`.
 
 Runs are repeatable: the order of the data depends only on seed and epoch, dropout only on seed and rank; gradients are
 added in a fixed order (:class:`~cmsbert_fast.training.distributed.Gradients`); a checkpoint holds the whole state.
@@ -18,22 +18,23 @@ import torch
 from tqdm import tqdm
 
 from cmsbert_fast import atomic
-from cmsbert_fast.data.example import SPLITS
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, optimiser, report
+from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, optimiser, report, strict_json
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
-from cmsbert_fast.training.batches import Batches, epoch_batches
-from cmsbert_fast.training.build import BEST, Loaded, build, load_trained, state_options
+from cmsbert_fast.training.batches import Batches, epoch_batches, place
+from cmsbert_fast.training.build import BEST, Loaded, build, state_options
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite
 from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.log import RunLog
 from cmsbert_fast.training.optimiser import parameter_groups, schedule
+from cmsbert_fast.training.precision import upcast
 from cmsbert_fast.training.preflight import Data
 from cmsbert_fast.training.record import StepRecord
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest
+from cmsbert_fast.training.tested import load_and_test
 
 
 @dataclass(slots=True)
@@ -79,7 +80,8 @@ class Trainer:
         distributed.equalise((*self.model.parameters(), *self.model.buffers()), ranks)
         checkpoint.seed_everything(int(np.random.SeedSequence([settings.seed, ranks.rank]).generate_state(1)[0]))
         self.splits = {
-            split: Batches(data.corpus.splits[split], self.processor, self.model, ranks.device) for split in SPLITS
+            split: Batches(data.corpus.splits[split], self.processor, self.model, ranks.device)
+            for split in ("train", "valid")
         }
         self.gradients = Gradients(self.model.parameters(), ranks)
         self.optimizer = torch.optim.AdamW(
@@ -92,8 +94,8 @@ class Trainer:
         self.progress = Progress()
         self.log: RunLog | None = None  # rank 0 only
 
-    def run(self, saved: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The whole run, or the rest of it after the checkpoint ``saved``.
+    def run(self) -> dict[str, Any]:
+        """The whole run after :meth:`begin`, or the rest of it after :meth:`restore`.
 
         Returns:
             The contents of ``results.json``, on every rank.
@@ -102,10 +104,6 @@ class Trainer:
             NotFinite: A loss, gradient or prediction is NaN or infinite.
             Interrupted: A stop was requested; the checkpoint has been written.
         """
-        if saved is None:
-            self.begin()
-        else:
-            self.restore(saved)
         self.fit()
         return self.test()
 
@@ -115,7 +113,7 @@ class Trainer:
         if self.state is not None:
             labels = self.splits["train"].labels()
             assert labels is not None
-            self.state.start(labels)
+            self.state.start(labels.to(self.ranks.device))
             if self.state.starts_with_validation:
                 self.state.validated(self.losses(self.predict("valid")))
             self.reported = self.state.report()
@@ -133,7 +131,7 @@ class Trainer:
             checkpoint.set_random_state(saved["random"][self.ranks.rank], self.ranks.device)
         if self.state is not None:
             self.state.load_state_dict(saved["state"])
-            self.reported = saved["reported"] if "reported" in saved else self.state.report()
+            self.reported = saved["reported"]
         self.earlier_seconds = self.progress.seconds
         if self.ranks.is_main:
             self.log = RunLog(self.folder, saved["log_length"], self.progress.step)
@@ -159,7 +157,8 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains to the last epoch or until validation stops improving."""
-        self.bar = tqdm(
+        patience = self.settings.early_stopping
+        with tqdm(
             total=self.total_steps,
             initial=self.progress.step,
             desc=self.settings.variant,
@@ -167,16 +166,14 @@ class Trainer:
             disable=not self.ranks.is_main,
             mininterval=0.5 if sys.stderr.isatty() else 30,
             dynamic_ncols=True,
-        )
-        patience = self.settings.early_stopping
-        with self.bar:
+        ) as bar:
             while self.progress.epoch < self.settings.epochs:
                 if patience is not None and self.progress.stalled >= patience:
                     break
-                self.train_epoch()
+                self.train_epoch(bar)
                 self.validate()
 
-    def train_epoch(self) -> None:
+    def train_epoch(self, bar: tqdm) -> None:
         """The remaining steps of an epoch."""
         settings, progress = self.settings, self.progress
         order = epoch_batches(len(self.splits["train"]), settings.batch_size, settings.seed, progress.epoch)
@@ -184,11 +181,11 @@ class Trainer:
         unread: StepRecord | None = None
         while progress.batch < len(order):
             record = self.step(order[progress.batch])
-            stopping = unread is not None and self.settle(unread)
+            stopping = unread is not None and self.settle(unread, bar)
             unread = record
             due = settings.checkpoint_every_steps and progress.step % settings.checkpoint_every_steps == 0
             if stopping or due or progress.batch == len(order):
-                stopping |= self.settle(unread)
+                stopping |= self.settle(unread, bar)
                 unread = None
                 if stopping or due:
                     self.save()
@@ -215,13 +212,13 @@ class Trainer:
         record = StepRecord.of(progress.step, learning_rate, indices, losses, norm, asked, self.ranks)
         if self.state is not None:
             rows = {
-                name: distributed.join_shares(losses.rows[name], len(indices), self.ranks)
+                name: distributed.join_shares(upcast(losses.rows[name]), len(indices), self.ranks)
                 for name in self.state.row_names
             }
-            self.state.step(progress.epoch + 1, indices, rows)
+            self.state.step(progress.epoch + 1, place(indices, self.ranks.device), rows)
         return record
 
-    def settle(self, record: StepRecord) -> bool:
+    def settle(self, record: StepRecord, bar: tqdm) -> bool:
         """Logs a step once its numbers have arrived; ends the run if they are not finite.
 
         Returns:
@@ -240,15 +237,15 @@ class Trainer:
             values |= {"gradient_norm": numbers.gradient_norm, "learning_rate": record.learning_rate}
             self.log.write("train", {"step": record.step, "epoch": progress.epoch + 1, **values})
         best = f", best epoch {progress.best_epoch}: {abs(progress.best):.3f}" if progress.best is not None else ""
-        self.bar.set_postfix_str(f"loss {numbers.loss:.3f}{best}", refresh=False)
-        self.bar.update()
+        bar.set_postfix_str(f"loss {numbers.loss:.3f}{best}", refresh=False)
+        bar.update()
         return numbers.stop
 
     def validate(self) -> None:
         """Ends an epoch: validates, saves the model if it is the best so far, and writes a checkpoint if due."""
         settings, progress = self.settings, self.progress
         predictions = self.predict("valid")
-        measured = evaluate.metrics(predictions)
+        measured = evaluate.measure(predictions)
         losses = self.losses(predictions)
         if self.state is not None:
             self.state.validated(losses)
@@ -278,12 +275,11 @@ class Trainer:
     def test(self) -> dict[str, Any]:
         """Tests the best model and writes results, predictions and figures."""
         distributed.wait_for_all(self.ranks)
-        best, _ = load_trained(self.folder, self.settings.backend)
-        best.to(self.ranks.device)  # type: ignore[arg-type]
-        tested = self.predict("test", best)
+        tested = load_and_test(self.settings, self.data, self.ranks, self.folder)
+        best = tested.model
         outcome = {
-            "test": evaluate.metrics(tested),
-            "valid": evaluate.metrics(self.predict("valid", best)),
+            "test": evaluate.measure(tested.predictions),
+            "valid": evaluate.measure(self.predict("valid", best)),
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
@@ -300,12 +296,12 @@ class Trainer:
         }
         outcome = distributed.from_main(lambda: outcome, self.ranks)
         if self.log is not None:
-            report.write_predictions(self.folder / "predictions.csv", tested, self.data.corpus.classes)
+            report.write_predictions(self.folder / "predictions.csv", tested.predictions, self.data.corpus.classes)
             self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})
             self.log.close()
-            report.write_json(self.folder / report.RESULTS, outcome)
+            strict_json.write_json(self.folder / report.RESULTS, outcome)
             # Last: a failure here must not lose the results.
-            figures.draw(self.folder, best, self.processor, self.data.corpus, tested, self.settings.embedded)
+            figures.draw(self.folder, tested)
         return outcome
 
     def predict(self, split: str, model: Classifier | None = None) -> Predictions:

@@ -14,10 +14,6 @@ SHORT_TOKENS, MEDIUM_TOKENS, ONE_LAUNCH_FRAMES, ONE_LAUNCH_FRAME_SIZE = 64, 128,
 SHORT_ITEM_SIZE = 2
 MAX_HEAD_SIZE = 128
 
-# Arguments that change from batch to batch: no kernel is compiled anew because one of them is 1 or a multiple of 16.
-COUNTS = ["n_batch", "n_rows", "n_rows_v", "n_rows_a", "n_frame_rows", "n_tiles", "length", "length_v", "length_a",
-          "length_f", "threshold"]  # fmt: skip
-
 
 def mean_width(size: int) -> int:
     """Columns of the mean frames of one modality: a multiple of 16, so that rows stay aligned for matrix products."""

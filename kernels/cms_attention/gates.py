@@ -1,8 +1,12 @@
-"""Gates and mean frames (Eq. 1-3), and their gradients for sequences of any length."""
+"""Gates, mean frames and shift (Eq. 1-4), and the gates' gradients for sequences of any length.
+
+Backward takes dm = W^T da from memory. It computes <dm_i, x_j> twice rather than store N x N_m numbers: once in tiles
+of tokens for dp, once in tiles of frames for dr. dx is a product of its own.
+"""
 
 import triton
 import triton.language as tl
-from cmsbert_fast.kernels.cms_attention.call import COUNTS
+from cmsbert_fast.kernels.cms_attention.arguments import COUNTS
 from cmsbert_fast.kernels.common import (
     LOG2_E,
     dot,
@@ -57,28 +61,61 @@ def gate_slope(b_s, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def mean_frame(
-    b_p, frame_gate, frames, mask, cu, i_b, length, s_gb, s_gn, s_xb, s_xn, o_d, m_d,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """m_i = 1/N_m sum_j act(p_i + r_j) x_j of a tile of tokens, [BLOCK_N, BLOCK_D] in the dtype of the frames."""
-    i_start, n = extent(cu, i_b, length)
-    frame_gate = first_row(frame_gate, cu, i_b, i_start, s_gb, s_gn)
-    frames = first_row(frames, cu, i_b, i_start, s_xb, s_xn)
-    b_m = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
-    for i_f in range(0, n, BLOCK_F):
-        o_f = i_f + tl.arange(0, BLOCK_F)
-        m_f = valid(mask, i_b, o_f, n, length)
-        b_r = tl.load(frame_gate + o_f.to(tl.int64) * s_gn, mask=m_f, other=0.0).to(tl.float32)  # [BLOCK_F]
-        b_g = gate(b_p[:, None] + b_r[None, :], ACTIVATION)  # [BLOCK_N, BLOCK_F]
-        b_x = load_rows(frames, o_f, m_f, s_xn, o_d, m_d)  # [BLOCK_F, BLOCK_D], 0 where the frame does not count
-        b_m = dot(b_g.to(b_x.dtype), b_x, b_m, PRECISION)
-    return (b_m / count_frames(mask, i_b, n, length, BLOCK_F)).to(frames.dtype.element_ty)
+def load_token_gates(source, cu, i_b, i_start, o_n, m_n):
+    """p of the tokens ``o_n`` of a sequence, [len(o_n)] in float32; 0 where masked."""
+    p_p = first_row(source.token_gate, cu, i_b, i_start, source.s_pb, source.s_pn) + o_n.to(tl.int64) * source.s_pn
+    return tl.load(p_p, mask=m_n, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _dot_rows(b_acc, x, y, o_m, m_m, s_x, o_n, m_n, s_y, size, PRECISION: tl.constexpr, BLOCK_X: tl.constexpr):
+def mean_columns(source):
+    """How many columns the mean frames of a modality have, as ``mean_width``; those beyond its size are 0."""
+    return tl.cdiv(source.size, 16) * 16
+
+
+@triton.jit
+def mean_frame(
+    b_p, m_n, source, i_b, length_f, o_x,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
+    BLOCK_X: tl.constexpr,
+):  # fmt: skip
+    """m_i = 1/N_m sum_j act(p_i + r_j) x_j of a tile of tokens, [BLOCK_N, BLOCK_X] in the dtype of the frames."""
+    i_start, n = extent(source.cu, i_b, length_f)
+    frame_gate = first_row(source.frame_gate, source.cu, i_b, i_start, source.s_rb, source.s_rn)
+    frames = first_row(source.frames, source.cu, i_b, i_start, source.s_xb, source.s_xn)
+    b_m = tl.zeros([BLOCK_N, BLOCK_X], dtype=tl.float32)
+    for i_f in range(0, n, BLOCK_F):
+        o_f = i_f + tl.arange(0, BLOCK_F)
+        m_f = valid(source.mask, i_b, o_f, n, length_f)
+        b_r = tl.load(frame_gate + o_f.to(tl.int64) * source.s_rn, mask=m_f, other=0.0).to(tl.float32)  # [BLOCK_F]
+        b_g = gate(b_p[:, None] + b_r[None, :], ACTIVATION)  # [BLOCK_N, BLOCK_F]
+        b_x = load_rows(frames, o_f, m_f, source.s_xn, o_x, o_x < source.size)  # [BLOCK_F, BLOCK_X], 0 where not valid
+        b_m = dot(b_g.to(b_x.dtype), b_x, b_m, PRECISION)
+    b_m = (b_m / count_frames(source.mask, i_b, n, length_f, BLOCK_F)).to(frames.dtype.element_ty)
+    return tl.where(m_n[:, None], b_m, 0.0)
+
+
+@triton.jit
+def shift_tile(
+    b_means, sources, i_row, o_d, m_d,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCKS_X: tl.constexpr,
+):  # fmt: skip
+    """a = W_v m^v + W_a m^a [BLOCK_N, BLOCK_D] for the weights' rows ``i_row`` + ``o_d``; all of m is in registers."""
+    b_shift = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
+    for i in tl.static_range(2):
+        source = sources[i]
+        if source is not None:
+            o_x = tl.arange(0, BLOCKS_X[i])
+            p_w = source.weight + i_row * source.s_w
+            b_w = load_rows(p_w, o_d, m_d, source.s_w, o_x, o_x < source.size)  # [BLOCK_D, BLOCKS_X[i]]
+            b_shift = dot(b_means[i], tl.trans(b_w), b_shift, PRECISION)
+    return b_shift
+
+
+@triton.jit
+def _dot_frames(
+    b_acc, x, s_x, o_m, m_m, y, s_y, o_n, m_n, size, PRECISION: tl.constexpr, BLOCK_X: tl.constexpr
+):  # fmt: skip
     """b_acc + <x_m, y_n> for tiles of rows of x and y, read BLOCK_X columns at a time."""
     for i_x in range(0, size, BLOCK_X):
         o_x = i_x + tl.arange(0, BLOCK_X)
@@ -90,46 +127,42 @@ def _dot_rows(b_acc, x, y, o_m, m_m, s_x, o_n, m_n, s_y, size, PRECISION: tl.con
 
 @triton.jit(do_not_specialize=COUNTS)
 def gate_backward_token_kernel(
-    d_mean, cu, mask, token_gate, frame_gate, frames, cu_f, mask_f, d_token_gate,
-    s_pb, s_pn, s_rb, s_rn, s_xb, s_xn,
-    n_batch, n_rows, n_tiles, length, length_f, size,
+    d_mean, sequences, source, gradients, n_batch, n_rows, n_tiles, length, length_f,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):  # fmt: skip
     """dp_i = 1/N_m sum_j act'(p_i + r_j) <dm_i, x_j> of BLOCK_N tokens. Grid (B n_tiles,)."""
     i_b, i_n = tl.program_id(0) // n_tiles, tl.program_id(0) % n_tiles * BLOCK_N
-    i_start, n = extent(cu, i_b, length)
+    size = source.size
+    i_start, n = extent(sequences.cu, i_b, length)
     if i_n < n:
-        i_start_f, n_f = extent(cu_f, i_b, length_f)
+        i_start_f, n_f = extent(source.cu, i_b, length_f)
         o_n = i_n + tl.arange(0, BLOCK_N)
-        m_n = valid(mask, i_b, o_n, n, length)
-        p_p = first_row(token_gate, cu, i_b, i_start, s_pb, s_pn) + o_n.to(tl.int64) * s_pn
-        b_p = tl.load(p_p, mask=m_n, other=0.0).to(tl.float32)
-        frame_gate = first_row(frame_gate, cu_f, i_b, i_start_f, s_rb, s_rn)
-        frames = first_row(frames, cu_f, i_b, i_start_f, s_xb, s_xn)
+        m_n = valid(sequences.mask, i_b, o_n, n, length)
+        b_p = load_token_gates(source, sequences.cu, i_b, i_start, o_n, m_n)
+        frame_gate = first_row(source.frame_gate, source.cu, i_b, i_start_f, source.s_rb, source.s_rn)
+        frames = first_row(source.frames, source.cu, i_b, i_start_f, source.s_xb, source.s_xn)
         d_mean_row = d_mean + i_start * size
         b_dp = tl.zeros([BLOCK_N], dtype=tl.float32)
         for i_f in range(0, n_f, BLOCK_F):
             o_f = i_f + tl.arange(0, BLOCK_F)
-            m_f = valid(mask_f, i_b, o_f, n_f, length_f)
-            b_r = tl.load(frame_gate + o_f.to(tl.int64) * s_rn, mask=m_f, other=0.0).to(tl.float32)
+            m_f = valid(source.mask, i_b, o_f, n_f, length_f)
+            b_r = tl.load(frame_gate + o_f.to(tl.int64) * source.s_rn, mask=m_f, other=0.0).to(tl.float32)
             b_u = tl.zeros([BLOCK_N, BLOCK_F], dtype=tl.float32)
-            b_u = _dot_rows(b_u, d_mean_row, frames, o_n, m_n, size, o_f, m_f, s_xn, size, PRECISION, BLOCK_X)
+            b_u = _dot_frames(b_u, d_mean_row, size, o_n, m_n, frames, source.s_xn, o_f, m_f, size, PRECISION, BLOCK_X)
             b_u = b_u * gate_slope(b_p[:, None] + b_r[None, :], ACTIVATION)
             b_dp += tl.sum(tl.where(m_n[:, None] & m_f[None, :], b_u, 0.0), 1)
-        b_dp = b_dp / count_frames(mask_f, i_b, n_f, length_f, BLOCK_F)
-        tl.store(d_token_gate + i_start + o_n, b_dp.to(d_token_gate.dtype.element_ty), mask=o_n < n)
+        b_dp = b_dp / count_frames(source.mask, i_b, n_f, length_f, BLOCK_F)
+        tl.store(gradients.token_gate + i_start + o_n, b_dp.to(gradients.token_gate.dtype.element_ty), mask=o_n < n)
 
-    if cu is not None:
-        i_first, i_last = share_of_tail(cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
-        zero_vector(d_token_gate, i_first, i_last, BLOCK_N)
+    if sequences.cu is not None:
+        i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
+        zero_vector(gradients.token_gate, i_first, i_last, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=COUNTS)
 def gate_backward_frame_kernel(
-    d_mean, cu, mask, token_gate, frame_gate, frames, cu_f, mask_f, d_frame_gate, d_frames,
-    s_pb, s_pn, s_rb, s_rn, s_xb, s_xn,
-    n_batch, n_frame_rows, n_tiles, length, length_f, size,
+    d_mean, sequences, source, gradients, n_batch, n_frame_rows, n_tiles, length, length_f,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):  # fmt: skip
@@ -139,46 +172,52 @@ def gate_backward_frame_kernel(
     does columns [c BLOCK_X, (c + 1) BLOCK_X) of dx.
     """
     i_b, i_f, i_task = tl.program_id(0) // n_tiles, tl.program_id(0) % n_tiles * BLOCK_F, tl.program_id(1)
-    i_start_f, n_f = extent(cu_f, i_b, length_f)
+    size = source.size
+    i_start_f, n_f = extent(source.cu, i_b, length_f)
     o_x = (i_task - 1) * BLOCK_X + tl.arange(0, BLOCK_X)
     m_x = (o_x >= 0) & (o_x < size)
     if i_f < n_f:
-        i_start, n = extent(cu, i_b, length)
+        i_start, n = extent(sequences.cu, i_b, length)
         o_f = i_f + tl.arange(0, BLOCK_F)
-        m_f = valid(mask_f, i_b, o_f, n_f, length_f)
-        p_r = first_row(frame_gate, cu_f, i_b, i_start_f, s_rb, s_rn) + o_f.to(tl.int64) * s_rn
+        m_f = valid(source.mask, i_b, o_f, n_f, length_f)
+        p_r = first_row(source.frame_gate, source.cu, i_b, i_start_f, source.s_rb, source.s_rn)
+        p_r += o_f.to(tl.int64) * source.s_rn
         b_r = tl.load(p_r, mask=m_f, other=0.0).to(tl.float32)
-        token_gate = first_row(token_gate, cu, i_b, i_start, s_pb, s_pn)
-        frames = first_row(frames, cu_f, i_b, i_start_f, s_xb, s_xn)
+        token_gate = first_row(source.token_gate, sequences.cu, i_b, i_start, source.s_pb, source.s_pn)
+        frames = first_row(source.frames, source.cu, i_b, i_start_f, source.s_xb, source.s_xn)
         d_mean_row = d_mean + i_start * size
-        count = count_frames(mask_f, i_b, n_f, length_f, BLOCK_F)
+        count = count_frames(source.mask, i_b, n_f, length_f, BLOCK_F)
         if i_task == 0:
             b_dr = tl.zeros([BLOCK_F], dtype=tl.float32)
             for i_n in range(0, n, BLOCK_N):
                 o_n = i_n + tl.arange(0, BLOCK_N)
-                m_n = valid(mask, i_b, o_n, n, length)
-                b_p = tl.load(token_gate + o_n.to(tl.int64) * s_pn, mask=m_n, other=0.0).to(tl.float32)
+                m_n = valid(sequences.mask, i_b, o_n, n, length)
+                b_p = tl.load(token_gate + o_n.to(tl.int64) * source.s_pn, mask=m_n, other=0.0).to(tl.float32)
                 b_u = tl.zeros([BLOCK_F, BLOCK_N], dtype=tl.float32)
-                b_u = _dot_rows(b_u, frames, d_mean_row, o_f, m_f, s_xn, o_n, m_n, size, size, PRECISION, BLOCK_X)
+                b_u = _dot_frames(
+                    b_u, frames, source.s_xn, o_f, m_f, d_mean_row, size, o_n, m_n, size, PRECISION, BLOCK_X
+                )
                 b_u = b_u * gate_slope(b_r[:, None] + b_p[None, :], ACTIVATION)
                 b_dr += tl.sum(tl.where(m_f[:, None] & m_n[None, :], b_u, 0.0), 1)
-            tl.store(d_frame_gate + i_start_f + o_f, (b_dr / count).to(d_frame_gate.dtype.element_ty), mask=o_f < n_f)
+            b_dr = (b_dr / count).to(gradients.frame_gate.dtype.element_ty)
+            tl.store(gradients.frame_gate + i_start_f + o_f, b_dr, mask=o_f < n_f)
         else:
-            if d_frames is not None:
+            if gradients.frames is not None:
                 b_dx = tl.zeros([BLOCK_F, BLOCK_X], dtype=tl.float32)
                 for i_n in range(0, n, BLOCK_N):
                     o_n = i_n + tl.arange(0, BLOCK_N)
-                    m_n = valid(mask, i_b, o_n, n, length)
-                    b_p = tl.load(token_gate + o_n.to(tl.int64) * s_pn, mask=m_n, other=0.0).to(tl.float32)
+                    m_n = valid(sequences.mask, i_b, o_n, n, length)
+                    b_p = tl.load(token_gate + o_n.to(tl.int64) * source.s_pn, mask=m_n, other=0.0).to(tl.float32)
                     b_g = gate(b_r[:, None] + b_p[None, :], ACTIVATION)  # [BLOCK_F, BLOCK_N]
                     b_g = tl.where(m_f[:, None] & m_n[None, :], b_g, 0.0)
                     b_dm = load_rows(d_mean_row, o_n, m_n, size, o_x, m_x)  # [BLOCK_N, BLOCK_X]
                     b_dx = dot(b_g.to(b_dm.dtype), b_dm, b_dx, PRECISION)
-                store_rows(d_frames + i_start_f * size, b_dx / count, o_f, o_f < n_f, size, o_x, m_x)
+                p_dx = gradients.frames + i_start_f * size
+                store_rows(p_dx, b_dx / count, o_f, o_f < n_f, size, o_x, m_x)
 
-    if cu_f is not None:
-        i_first, i_last = share_of_tail(cu_f, n_batch, n_frame_rows, tl.program_id(0), tl.num_programs(0))
+    if source.cu is not None:
+        i_first, i_last = share_of_tail(source.cu, n_batch, n_frame_rows, tl.program_id(0), tl.num_programs(0))
         if i_task == 0:
-            zero_vector(d_frame_gate, i_first, i_last, BLOCK_F)
-            if d_frames is not None:
-                zero_rows(d_frames, size, i_first, i_last, size, BLOCK_F, BLOCK_X)
+            zero_vector(gradients.frame_gate, i_first, i_last, BLOCK_F)
+            if gradients.frames is not None:
+                zero_rows(gradients.frames, size, i_first, i_last, size, BLOCK_F, BLOCK_X)

@@ -144,5 +144,6 @@ def test_registers_spills_and_shared_memory() -> None:
 def test_calls_lie_in_memory_as_the_models() -> None:
     """Three projections, and token gates in turn: what is compiled is what is launched."""
     given = launches(Case(50, 64, "bfloat16", REAL), "sm_90")[0].arguments
-    assert [given[name] for name in ("s_qn", "s_kn", "s_vn", "s_pvn", "s_pan")] == [12 * 64] * 3 + [2] * 2
-    assert [given[f"token_gate_{x}"].data_ptr() % 16 for x in "va"] == [0, 2]
+    assert [given[name].s_n for name in "qkv"] == [12 * 64] * 3
+    assert [source.s_pn for source in given["sources"]] == [2] * 2
+    assert [source.token_gate.data_ptr() % 16 for source in given["sources"]] == [0, 2]

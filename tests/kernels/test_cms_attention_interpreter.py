@@ -559,12 +559,16 @@ def test_strided_inputs_are_not_copied(shape_class: str, monkeypatch: pytest.Mon
     z = cms_attention(q, k, v, visual, backend="triton")
     d_out = torch.randn(9, 2, 2, 16, generator=generator).to(DEVICE).transpose(0, 1)
     actual = [z, *torch.autograd.grad(z, leaves, d_out)]
-    given = {"q": q, "k": k, "v": v, "token_gate_v": visual[0], "frame_gate_v": visual[1], "frames_v": visual[2],
-             "weight_v": leaves[2], "d_out": d_out}  # fmt: skip
+    given = {"q": q, "k": k, "v": v, "d_out": d_out}
     for arguments in spy.arguments:
         for name, tensor in given.items():
             if name in arguments:
-                assert arguments[name].data_ptr() == tensor.data_ptr(), name
+                assert arguments[name].data.data_ptr() == tensor.data_ptr(), name
+        for source in [*arguments.get("sources", ()), arguments.get("source")]:
+            if source is not None:
+                for name in ("token_gate", "frame_gate", "frames"):
+                    assert getattr(source, name).data_ptr() == getattr(visual, name).data_ptr(), name
+                assert source.weight.data_ptr() == leaves[2].data_ptr()
     z = cms_attention(q, k, v, visual, backend="torch")
     for a, e in zip(actual, [z, *torch.autograd.grad(z, leaves, d_out)], strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)

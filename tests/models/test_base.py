@@ -40,7 +40,10 @@ def test_forward_is_rows_and_losses_to_the_bit(batch, kind, training, form):
     assert all(torch.equal(term.value, output[f"{name}_loss"]) for name, term in terms.items())
     assert torch.equal(total_loss(terms), output.loss)
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
-    assert kind.has_global_terms == any(not term.per_row for term in terms.values())
+    assert all(term.per_row for term in model.row_losses(rows, LABELS).values())
+    found = model.global_losses(rows, LABELS).values()
+    assert kind.has_global_terms == bool(found)
+    assert not any(term.per_row for term in found)
     assert all(len(row) == 4 for row in rows.values())
 
 
@@ -59,14 +62,14 @@ class Third(Classifier):
         codes = torch.tanh(self.code(features))
         return {"logits": self.head(self.dropout(codes)), "codes": codes}
 
-    def losses(
-        self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None, group: None = None
+    def row_losses(
+        self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None
     ) -> dict[str, LossTerm]:
+        return {"task": LossTerm(task_loss(rows["logits"], labels, "l1"))}
+
+    def global_losses(self, rows: Mapping[str, Tensor], labels: Tensor, group: None = None) -> dict[str, LossTerm]:
         spread = (rows["codes"] - rows["codes"].mean(dim=0)).norm()
-        return {
-            "task": LossTerm(task_loss(rows["logits"], labels, "l1")),
-            "spread": LossTerm(spread, 0.25, per_row=False),
-        }
+        return {"spread": LossTerm(spread, 0.25, per_row=False)}
 
 
 @pytest.mark.parametrize("sizes", [[12], [4, 4, 4], [7, 1, 4]])

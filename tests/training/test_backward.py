@@ -10,7 +10,16 @@ from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import build
 from cmsbert_fast.training.distributed import Gradients
 from cmsbert_fast.training.settings import TrainingSettings
+from tests.training import remembering
 from tests.training.helpers import CPU, records
+
+
+@pytest.fixture
+def systems():
+    """Makes the systems of :mod:`tests.training.remembering` known."""
+    remembering.register()
+    yield
+    remembering.unregister()
 
 
 @pytest.mark.parametrize("variant", ["cmsbert", "cmsbert-clr"])
@@ -23,6 +32,19 @@ def test_accumulation_changes_rounding_only(train, short, tmp_path, variant):
     for event in ("train", "valid", "test"):
         for whole, split in zip(records(tmp_path / "1", event), records(tmp_path / "3", event), strict=True):
             assert split == pytest.approx(whole, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["cmsbert", "cmsbert-clr", "comparing"])
+def test_accumulation_in_bf16_agrees_to_its_rounding(train, short, tmp_path, systems, variant):
+    """Losses of several micro-batches are computed outside autocast, those of an undivided batch inside."""
+    arguments = [*short, "--variant", variant, "--precision", "bf16"]
+    for parts in (1, 3):
+        assert train(*arguments, "--accumulation", parts, "--output", tmp_path / str(parts))[0] == 0
+    whole, split = (records(tmp_path / parts, "train") for parts in ("1", "3"))
+    assert split[0] == pytest.approx(whole[0], rel=2**-6, abs=2**-6)
+    for ours, theirs in zip(split, whole, strict=True):
+        for name in (name for name in theirs if "loss" in name):
+            assert ours[name] == pytest.approx(theirs[name], rel=2**-6, abs=2**-6)
 
 
 def test_accumulation_over_ranks(start_run, short, train, tmp_path):

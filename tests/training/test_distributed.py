@@ -65,3 +65,50 @@ print(before, faults())
     assert run.wait() == [0], run.errors()
     before, after = map(int, run.output().split())
     assert after < before / 100
+
+
+FORWARD = """
+import torch
+from torch import distributed as dist
+from cmsbert_fast import CMSBertCLRForSequenceClassification
+from cmsbert_fast.models.losses import total_loss
+from cmsbert_fast.training import distributed
+from tests.models.small import config, lively
+ranks = distributed.start("cpu")
+torch.manual_seed(0)
+model = lively(CMSBertCLRForSequenceClassification(config()))
+model.nu.fill_(0.3)
+labels = torch.tensor([1.0, 1.05, -2.0, 0.0], dtype=torch.float64)
+batch = dict(
+    input_ids=torch.randint(0, 50, (4, 9)),
+    visual=torch.randn(4, 6, 5, dtype=torch.float64),
+    acoustic=torch.randn(4, 8, 3, dtype=torch.float64),
+)
+mine = distributed.share(4, ranks)
+own = {name: values[mine] for name, values in batch.items()}
+model.train()
+whole = model.losses(model.rows(**batch), labels)
+total_loss(whole).backward()
+expected = [p.grad.clone() for p in model.parameters()]
+model.zero_grad()
+trained = model(**own, labels=labels[mine])
+trained.loss.backward()
+for p, gradient in zip(model.parameters(), expected, strict=True):
+    dist.all_reduce(p.grad)
+    torch.testing.assert_close(p.grad / 2, gradient, rtol=1e-9, atol=1e-12)
+torch.testing.assert_close(trained.contrastive_loss, whole["contrastive"].value)
+assert max(gradient.abs().max() for gradient in expected) > 1e-3
+model.eval()
+local = model(**own, labels=labels[mine])
+terms = model.losses(model.rows(**own), labels[mine])
+assert torch.equal(local.contrastive_loss, terms["contrastive"].value)
+assert torch.equal(local.loss, total_loss(terms))
+assert abs(local.contrastive_loss - trained.contrastive_loss) > 1e-3
+distributed.wait_for_all(ranks)
+"""
+
+
+def test_forward_with_labels_shares_a_batch_in_training_only(tmp_path, start_code):
+    """As under DistributedDataParallel: averaged gradients are those of one process; evaluation is a rank's own."""
+    run = start_code(tmp_path, FORWARD, ranks=2)
+    assert run.wait() == [0, 0], run.errors()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.batches import epoch_batches
 from cmsbert_fast.training.trainer import Trainer
 from tests.training import remembering
@@ -16,11 +15,28 @@ from tests.training.helpers import records
 REGISTER = "from tests.training import remembering\nremembering.register()\n"
 
 
-@pytest.fixture
-def arguments(short):
+# Kills every rank in its fifth step.
+KILLED = """
+import os, signal
+from cmsbert_fast.training.trainer import Trainer
+step, count = Trainer.step, []
+def dying(self, indices):
+    count.append(1)
+    if len(count) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, indices)
+Trainer.step = dying
+"""
+
+
+@pytest.fixture(params=remembering.SYSTEMS)
+def arguments(request, short):
     remembering.register()
-    yield [*short, "--variant", "remembering", "--learning-rate", 1e-3]
-    del VARIANTS["remembering"]
+    yield [*short, "--variant", request.param, "--learning-rate", 1e-3]
+    remembering.unregister()
+
+
+comparing = pytest.mark.parametrize("arguments", ["comparing"], indirect=True)
 
 
 def assert_near(out: Path, other: Path) -> None:
@@ -33,8 +49,10 @@ def test_one_way_for_micro_batches_and_ranks(train, start_run, arguments, tmp_pa
     assert train(*arguments, "--output", tmp_path / "whole")[0] == 0
     steps = records(tmp_path / "whole", "train")
     for step in steps:
-        assert step["loss"] == pytest.approx(step["task_loss"] + 0.25 * step["memory_loss"], rel=1e-12)
+        total = step["task_loss"] + 0.25 * step["memory_loss"] + 0.5 * step.get("spread_loss", 0)
+        assert step["loss"] == pytest.approx(total, rel=1e-12)
     assert steps[0]["memory_loss"] > 0
+    assert ("spread_loss" in steps[0]) == ("comparing" in arguments)
     assert steps[0]["remembered"] == records(tmp_path / "whole", "start")[0]["remembered"]
     assert train(*arguments, "--accumulation", 3, "--output", tmp_path / "parts")[0] == 0
     assert_near(tmp_path / "parts", tmp_path / "whole")
@@ -43,6 +61,7 @@ def test_one_way_for_micro_batches_and_ranks(train, start_run, arguments, tmp_pa
     assert_near(tmp_path / "ranks" / "out", tmp_path / "whole")
 
 
+@comparing
 def test_every_step_is_told(train, arguments, tmp_path, monkeypatch):
     states = []
     begin = Trainer.begin
@@ -54,6 +73,23 @@ def test_every_step_is_told(train, arguments, tmp_path, monkeypatch):
     assert torch.equal(predicted, states[0].predictions)
 
 
+@comparing
+def test_resumed_to_the_bit_on_two_ranks(start_run, arguments, tmp_path):
+    arguments = [*arguments, "--checkpoint-every-steps", 1, "--accumulation", 2]
+    whole = start_run(tmp_path / "whole", arguments, ranks=2, before=REGISTER)
+    killed = start_run(tmp_path / "again", arguments, ranks=2, before=REGISTER + KILLED)
+    assert whole.wait() == [0, 0], whole.errors()
+    assert 0 not in killed.wait()
+    saved = torch.load(next(tmp_path.glob("again/out/*/*/checkpoint.pt")), weights_only=True)
+    assert saved["progress"]["step"] == 4
+    resumed = start_run(tmp_path / "again", [*arguments, "--resume"], ranks=2, before=REGISTER)
+    assert resumed.wait() == [0, 0], resumed.errors()
+    for name in ("log.jsonl", "predictions.csv"):
+        ours, theirs = (next(run.folder.glob(f"out/*/*/{name}")).read_text() for run in (resumed, whole))
+        assert ours == theirs
+
+
+@comparing
 @pytest.mark.parametrize("batch", [1, 4])
 def test_resumed_to_the_bit(train, arguments, tmp_path, monkeypatch, batch):
     arguments = [*arguments, "--checkpoint-every-steps", 1]
@@ -75,15 +111,18 @@ def test_resumed_to_the_bit(train, arguments, tmp_path, monkeypatch, batch):
         assert ours == theirs
 
 
+@comparing
 def test_the_best_model_holds_no_state(train, arguments, tmp_path):
     assert train(*arguments, "--output", tmp_path)[0] == 0
     with safe_open(next(tmp_path.glob("*/*/best/model.safetensors")), "pt") as file:
         assert not any("predictions" in key for key in file.keys())  # noqa: SIM118
-    assert json.loads(next(tmp_path.glob("*/*/best/config.json")).read_text())["architectures"] == ["Remembering"]
+    assert json.loads(next(tmp_path.glob("*/*/best/config.json")).read_text())["architectures"] == ["Comparing"]
 
 
-def test_a_checkpoint_without_state_continues(train, short, tmp_path, monkeypatch):
+@pytest.mark.parametrize("variant", ["cmsbert", "cmsbert-clr"])
+def test_a_checkpoint_without_state_continues(train, short, tmp_path, monkeypatch, variant):
     """As 2931ebd wrote them: nu was in the model alone."""
+    short = [*short, "--variant", variant]
     assert train(*short, "--output", tmp_path / "whole")[0] == 0
     step, count = Trainer.step, []
 
@@ -98,7 +137,7 @@ def test_a_checkpoint_without_state_continues(train, short, tmp_path, monkeypatc
     monkeypatch.setattr(Trainer, "step", step)
     (path,) = (tmp_path / "again").glob("*/*/checkpoint.pt")
     saved = torch.load(path, weights_only=True)
-    del saved["state"]
+    del saved["state"], saved["reported"]
     torch.save({**saved, "format": 1}, path)
     assert train(*short, "--output", tmp_path / "again", "--resume")[0] == 0
     ours, theirs = (next((tmp_path / out).glob("*/*/log.jsonl")).read_text() for out in ("again", "whole"))

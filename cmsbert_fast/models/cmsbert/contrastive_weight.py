@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 
@@ -29,10 +28,10 @@ class ContrastiveWeight:
     def start(self, labels: Tensor) -> None:
         self.nu.fill_(1.0)  # the initial checkpoint may hold another value
 
-    def targets(self, indices: np.ndarray) -> None:
+    def targets(self, indices: Tensor) -> None:
         return None
 
-    def step(self, epoch: int, indices: np.ndarray, rows: Mapping[str, Tensor]) -> None:
+    def step(self, epoch: int, indices: Tensor, rows: Mapping[str, Tensor]) -> None:
         pass
 
     def validated(self, losses: Mapping[str, float]) -> None:
@@ -53,4 +52,4 @@ class ContrastiveWeight:
         return {"initial": self._initial}  # nu itself is part of the model
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._initial = state.get("initial", False)  # absent in runs of earlier versions
+        self._initial = state["initial"]

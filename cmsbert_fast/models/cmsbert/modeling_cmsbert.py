@@ -253,6 +253,12 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
         packed = self.bert.pack(Inputs(**inputs))
         return self.head(self.bert.encode(packed).hidden, packed.batch)
 
+    def row_losses(
+        self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None
+    ) -> dict[str, LossTerm]:
+        """l_task."""
+        return {"task": LossTerm(task_loss(rows["logits"], labels))}
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -297,16 +303,6 @@ class CMSBertForSequenceClassification(CMSBertClassifier):
 
     def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
         return {"logits": self.classifier(self.dropout(segment_mean(hidden[0], batch.packing)))}
-
-    def losses(
-        self,
-        rows: Mapping[str, Tensor],
-        labels: Tensor,
-        targets: Tensor | None = None,
-        group: "dist.ProcessGroup | None" = None,
-    ) -> dict[str, LossTerm]:
-        """l_task alone."""
-        return {"task": LossTerm(task_loss(rows["logits"], labels))}
 
 
 class CMSBertCLRForSequenceClassification(CMSBertClassifier):
@@ -362,21 +358,11 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
             middles.append(middle)
         return {"logits": self.fusion(middles), **rows}
 
-    def losses(
-        self,
-        rows: Mapping[str, Tensor],
-        labels: Tensor,
-        targets: Tensor | None = None,
-        group: "dist.ProcessGroup | None" = None,
+    def global_losses(
+        self, rows: Mapping[str, Tensor], labels: Tensor, group: "dist.ProcessGroup | None" = None
     ) -> dict[str, LossTerm]:
-        """l_task, and l_con of the global batch with weight nu (Eq. 20).
-
-        Rows on another device than the model use the "torch" backend, which runs on any.
-        """
-        task = task_loss(rows["logits"], labels)
-        moved = rows["logits"].device != self.device
-        contrastive = contrastive_loss(rows, labels, self.config, group, backend="torch" if moved else None)
-        return {"task": LossTerm(task), "contrastive": LossTerm(contrastive, self.nu, per_row=False)}
+        """l_con with the weight nu (Eq. 20)."""
+        return {"contrastive": LossTerm(contrastive_loss(rows, labels, self.config, group), self.nu, per_row=False)}
 
     def training_state(self, count: int, *, momentum: float | None = 0.9, **options: Any) -> ContrastiveWeight:
         """nu; ``momentum`` is alpha of Eq. 21, None = no EMA."""
