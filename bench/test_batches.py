@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bench import names
 from bench.workload import ACOUSTIC_SIZE, PADDED_LENGTH, VISUAL_SIZE, draw_lengths, make_config
-from cmsbert_fast import CMSBertProcessor
+from cmsbert_fast import CMSBertForSequenceClassification, CMSBertProcessor
 from cmsbert_fast.data.example import Example
 from cmsbert_fast.training.batches import Batches
 
@@ -61,7 +61,9 @@ def padded_by_hand(examples: list[Example], processor: CMSBertProcessor):
 def prepared():
     examples = make_examples()
     processor = make_processor(examples)
-    return examples, processor, list(range(BATCH))
+    with torch.device("meta"):  # batches only ask what it reads
+        model = CMSBertForSequenceClassification(make_config())
+    return examples, processor, model, list(range(BATCH))
 
 
 def check(packed, padded):
@@ -77,11 +79,10 @@ def check(packed, padded):
 
 def test_from_words(race, device):
     """What the first epoch costs: tokenising, standardising and collating."""
-    examples, processor, indices = prepared()
-    config = make_config()
+    examples, processor, model, indices = prepared()
 
     def ours():
-        return Batches(examples, processor, config, device).load(indices)
+        return Batches(examples, processor, model, device).load(indices)
 
     def by_hand():
         return [x.to(device) for x in padded_by_hand(examples[:BATCH], processor)]
@@ -98,8 +99,8 @@ def test_from_words(race, device):
 
 def test_prepared(race, device):
     """What later epochs cost: everything tokenised and standardised before."""
-    examples, processor, indices = prepared()
-    kept = Batches(examples, processor, make_config(), device)
+    examples, processor, model, indices = prepared()
+    kept = Batches(examples, processor, model, device)
     kept.load(range(EXAMPLES))
     dataset = TensorDataset(*padded_by_hand(examples, processor))
     race(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cmsbert_fast import CMSBertConfig, ModalityShift
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
-from cmsbert_fast.training.batches import HOST_INPUTS
+from cmsbert_fast.training.batches import stays_on_host
 
 MOSI_LENGTHS = np.loadtxt(Path(__file__).with_name("mosi_lengths.txt"), dtype=int)
 PADDED_LENGTH = 50  # what the published code pads MOSI and MOSEI to
@@ -95,7 +95,7 @@ class ModelBatch:
             packed |= {name: values, f"cu_seq_lens_{name}": packing.cu_seqlens, f"max_length_{name}": longest}
             padded |= {name: pad(values, packing), f"{name}_mask": mask.long()}
         return cls(
-            {k: v.to(device) if isinstance(v, Tensor) and k not in HOST_INPUTS else v for k, v in packed.items()},
+            {k: v.to(device) if isinstance(v, Tensor) and not stays_on_host(k) else v for k, v in packed.items()},
             {k: v.to(device) for k, v in padded.items()},
         )
 

@@ -15,9 +15,10 @@ from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import MODALITIES, Corpus, DataError
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.text import printable
+from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.training.batches import Batches
-from cmsbert_fast.training.build import Classifier, load_trained
+from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import UsageError
@@ -114,7 +115,7 @@ def predict_corpus(
     _check_width(model.config, corpus)
     ranks = Ranks(0, 1, device)
     model.to(ranks.device)  # type: ignore[arg-type]
-    predictions = predict(model, Batches(examples, processor, model.config, ranks.device), ranks, batch_size)
+    predictions = predict(model, Batches(examples, processor, model, ranks.device), ranks, batch_size)
     _check_finite(predictions)
     names: dict = model.config.id2label or {}
     classes = [names[i] for i in sorted(names)] if predictions.logits.shape[1] > 1 else None

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, ModalityShift, cms_attention
-from cmsbert_fast.models.losses import LossTerm, contrastive_loss, task_loss, total_loss
+from cmsbert_fast.models.cmsbert.contrastive_loss import contrastive_loss
+from cmsbert_fast.models.losses import LossTerm, task_loss, total_loss
 
 
 def padded_clr(model: CMSBertCLRForSequenceClassification, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -8,14 +8,16 @@ A system is two functions and, rarely, a state:
 3. :meth:`Classifier.training_state`: training state besides parameters and optimiser.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
 
-from cmsbert_fast.models.losses import LossTerm
+from cmsbert_fast.models.losses import LossTerm, total_loss
 
 
 class TrainingState(Protocol):
@@ -78,14 +80,22 @@ class Classifier(PreTrainedModel):
     """A model with a head, as the trainer sees it. ``forward(labels=...)`` is :meth:`rows` then :meth:`losses`.
 
     Attributes:
+        operators: Those of :data:`cmsbert_fast.ops.dispatch.OPERATORS` whose backend a run checks first, and reports.
+        inputs: Names of the inputs that :meth:`rows` reads; a batch of training holds no others.
         has_global_terms: Whether a term of :meth:`losses` compares utterances. If not, each micro-batch runs forward
             once only.
         takes_bert_head: Whether the head of a BertForSequenceClassification checkpoint is loaded; its number of outputs
             must then match.
+        output_class: What :meth:`forward` returns; rows and terms that it has no field for are left out.
     """
 
+    accepts_loss_kwargs = False  # else the Hugging Face Trainer does not divide the loss by accumulation steps
+
+    operators: ClassVar[Sequence[str]] = ()
+    inputs: ClassVar[Collection[str]] = ()
     has_global_terms: ClassVar[bool] = False
     takes_bert_head: ClassVar[bool] = False
+    output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutput
 
     def rows(self, **inputs: Any) -> dict[str, Tensor]:
         """Runs the model on the inputs of ``forward``, padded or packed.
@@ -127,6 +137,42 @@ class Classifier(PreTrainedModel):
         They must compute in float32 whatever autocast says: it is on for an undivided batch and off for micro-batches.
         """
         return {}
+
+    def forward(self, *, labels: Tensor | None = None, return_dict: bool | None = None, **inputs: Any) -> Any:
+        """Rows, and with ``labels`` losses, in one call.
+
+        Args:
+            labels: As in :meth:`losses`.
+            return_dict: False = a tuple.
+            **inputs: Those of :meth:`rows`.
+
+        Returns:
+            What :meth:`output` makes of them.
+        """
+        return self.output(self.rows(**inputs), labels, return_dict)
+
+    def output(
+        self, rows: Mapping[str, Tensor], labels: Tensor | None, return_dict: bool | None = None, **more: Any
+    ) -> Any:
+        """Rows, with ``labels`` "loss" and each term as "NAME_loss", and ``more``, as :attr:`output_class`."""
+        terms = {} if labels is None else self.losses(rows, labels, group=self.batch_group())
+        values = {**rows, **{f"{name}_loss": term.value for name, term in terms.items()}, **more}
+        known = self.output_class.__dataclass_fields__  # type: ignore[attr-defined]  # ModelOutputs are dataclasses
+        output = self.output_class(
+            loss=total_loss(terms) if terms else None, **{name: x for name, x in values.items() if name in known}
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Called once on every rank before a new run's first step, for buffers that hold statistics of the data.
+
+        Args:
+            batches: The whole training split, in order: arguments of :meth:`rows`, read one batch at a time.
+        """
+
+    def parameter_group(self, name: str) -> str:
+        """The weight decay of a parameter: "bert" if BertModel has it, else "new"."""
+        return "bert" if name.startswith("bert.") else "new"
 
     def training_state(self, count: int, **options: Any) -> TrainingState | None:
         """The state of a new run, or None if this system has none.

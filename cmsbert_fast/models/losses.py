@@ -1,15 +1,11 @@
-"""Losses of a batch: the task loss, the contrastive loss of CMSBERT-CLR, and their weighted sum."""
+"""Losses of a batch: the task loss, and the weighted sum of all terms."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
-
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
-from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss
 
 TASK_LOSSES = ("mse", "l1")
 
@@ -72,33 +68,3 @@ def task_loss(logits: Tensor, labels: Tensor, kind: str = "mse") -> Tensor:
     if labels.is_floating_point():
         raise ValueError(f"labels is {labels.dtype}; with {logits.shape[-1]} classes give class indices as integers.")
     return F.cross_entropy(logits, labels)
-
-
-def contrastive_loss(
-    embeds: Mapping[str, Tensor],
-    labels: Tensor,
-    config: CMSBertConfig,
-    group: "dist.ProcessGroup | None" = None,
-    backend: str | None = None,
-) -> Tensor:
-    """l_con (Eq. 19) with the temperature, smoothing and threshold of a configuration.
-
-    Args:
-        embeds: z_m, each (n, d): "linguistic_embeds", "visual_embeds", "acoustic_embeds", without those of missing
-            modalities; other entries are ignored.
-        labels: (n,).
-        config: The model's configuration.
-        group: As in :func:`~cmsbert_fast.ops.contrastive.api.pairwise_contrastive_loss`.
-        backend: None = ``config.backend``.
-    """
-    return pairwise_contrastive_loss(
-        embeds.get("linguistic_embeds"),
-        embeds.get("visual_embeds"),
-        embeds.get("acoustic_embeds"),
-        labels,
-        config.temperature,
-        config.smoothing,
-        config.threshold,
-        group=group,
-        backend=config.backend if backend is None else backend,
-    )

@@ -1,7 +1,7 @@
 """Every system by name: its class, the data it needs, and what sets it apart from others of its class.
 
-A new system is one file below ``models`` and one line here. This module imports no model and no PyTorch, so ``--help``
-can list the names at once.
+A new system is one file below ``models`` and one line here. This module imports no model and no PyTorch: a system is
+imported when it is asked for.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmsbert_fast.models.base import Classifier
 
-# Data that a system can need.
+# Data that a system can need. Where they are missing, training.preflight.check_needs says so.
 NEEDS = {
     "frames": "visual or acoustic frames",
-    "word_frames": "frames aligned to words, one per word",
-    "frames_of_words": "frames aligned to words, several per word",
-    "word_vectors": "a vector for every word",
-    "regression": "scores, not classes",
+    "word_frames": "frames aligned to words",
+    "frames_of_words": "frames of each word",
+    "word_vectors": "word vectors",
+    "regression": "scores",
 }
 
 
@@ -31,13 +31,13 @@ class Variant:
         model: Module and name of its class, "package.module:Class"; :attr:`model_class` imports it.
         needs: Required data, from :data:`NEEDS`.
         config: Fixed configuration fields; they override the settings.
-        state: Fixed options of :meth:`~cmsbert_fast.models.base.Classifier.training_state`.
+        state_options: Fixed options of :meth:`~cmsbert_fast.models.base.Classifier.training_state`.
     """
 
     model: str
     needs: frozenset[str] = frozenset()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    state_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def model_class(self) -> "type[Classifier]":
@@ -61,9 +61,9 @@ VARIANTS: Mapping[str, Variant] = {
     "cmsbert/1": Variant(_CMSBERT, _FRAMES, config={"cms_layers": [0]}),
     "cmsbert": Variant(_CMSBERT, _FRAMES),
     "cmsbert-clr": Variant(_CLR, _FRAMES),
-    "cmsbert-clr-no-ema": Variant(_CLR, _FRAMES, state=_NO_EMA),
+    "cmsbert-clr-no-ema": Variant(_CLR, _FRAMES, state_options=_NO_EMA),
     "cmsbert-clr-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS),
-    "cmsbert-clr-no-ema-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS, state=_NO_EMA),
+    "cmsbert-clr-no-ema-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS, state_options=_NO_EMA),
 }
 
 

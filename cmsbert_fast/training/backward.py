@@ -94,6 +94,8 @@ def _backward_together(
         # As in model(labels=...): a whole batch's losses use the precision of its forward pass.
         with autocast(precision, ranks.device) if len(micro_batches) == 1 else nullcontext():
             found = model.losses(rows, labels, targets, ranks.group)
+        if not model.has_global_terms and not all(term.per_row for term in found.values()):
+            raise TypeError(f"{type(model).__name__} has global losses; its has_global_terms must be True.")
         terms = {
             name: term._replace(value=term.value * scale) if term.per_row else term for name, term in found.items()
         }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from cmsbert_fast.data.example import MODALITIES, Example
+from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor, Encoded
 
-HOST_INPUTS = ("cu_seq_lens_visual", "cu_seq_lens_acoustic")  # the LSTMs lay out their time steps on the CPU
 CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay memory-mapped
 
 
@@ -25,16 +25,17 @@ class Batches:
     Args:
         examples: The split.
         processor: Fitted to the training examples.
-        config: The model's configuration; modalities it lacks are left out.
+        model: The model to feed; inputs that it does not read (:attr:`Classifier.inputs`) are left out.
         device: Device of the inputs.
     """
 
     def __init__(
-        self, examples: Sequence[Example], processor: CMSBertProcessor, config: PreTrainedConfig, device: torch.device
+        self, examples: Sequence[Example], processor: CMSBertProcessor, model: Classifier, device: torch.device
     ):
         self._examples = examples
         self._processor = processor
-        self._config = config
+        self._config = model.config
+        self._names = frozenset(model.inputs)
         self._device = device
         self._encoded: dict[int, Encoded] = {}
         self._cached_bytes = 0
@@ -57,9 +58,12 @@ class Batches:
         The offsets of frames stay on the CPU, where the models read them.
         """
         inputs = self._processor.collate([self._encode(int(i)) for i in indices], packed=True)
-        if not labels:
-            inputs.pop("labels", None)
-        return {name: self._place(name, value) for name, value in inputs.items()}
+        names = self._names | {"labels"} if labels else self._names
+        return {name: self._place(name, value) for name, value in inputs.items() if name in names}
+
+    def in_order(self, size: int) -> Iterator[dict[str, Any]]:
+        """The whole split without labels, ``size`` examples at a time."""
+        return (self.load(range(len(self))[i : i + size], labels=False) for i in range(0, len(self), size))
 
     def _encode(self, index: int) -> Encoded:
         if index in self._encoded:
@@ -74,7 +78,12 @@ class Batches:
         if not isinstance(value, Tensor) or self._device.type == "cpu":
             return value
         value = value.pin_memory()
-        return value if name in HOST_INPUTS else value.to(self._device, non_blocking=True)
+        return value if stays_on_host(name) else value.to(self._device, non_blocking=True)
+
+
+def stays_on_host(name: str) -> bool:
+    """Whether an input is read on the CPU: where frames lie, since the LSTMs lay out their time steps there."""
+    return name.startswith("cu_seq_lens_") and name not in ("cu_seq_lens_q", "cu_seq_lens_k")
 
 
 def place(indices: np.ndarray, device: torch.device) -> Tensor:

@@ -1,5 +1,6 @@
 """Builds a model and processor from settings and data, or loads those of a run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,10 +13,9 @@ from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.models.registry import VARIANTS, class_of_architecture
-from cmsbert_fast.training.architecture import build_config, saved_config
 from cmsbert_fast.training.batches import fitting
+from cmsbert_fast.training.config import build_config, declared_fields, saved_config
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.optimiser import is_new
 from cmsbert_fast.training.settings import TrainingSettings
 
 LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError)
@@ -88,8 +88,10 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
     model_class = class_of_architecture(kind)
     if model_class is None:
         raise UsageError(f"{name} is a checkpoint of {kind or 'unknown kind'}; give one trained by train.py.")
+    assert model_class.config_class is not None
+    machine: dict[str, Any] = {"backend": backend} if "backend" in declared_fields(model_class.config_class) else {}
     try:
-        model = model_class.from_pretrained(name, backend=backend, dtype=torch.float32)
+        model = model_class.from_pretrained(name, dtype=torch.float32, **machine)
         processor = CMSBertProcessor.from_pretrained(name)
     except LOADING_ERRORS as error:
         first_line = str(error).strip().splitlines()[0]
@@ -99,7 +101,8 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
 
 def state_options(settings: TrainingSettings) -> dict[str, Any]:
     """The settings for a model's training state."""
-    return {"momentum": settings.momentum, **VARIANTS[settings.variant].state}
+    given = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return {**given, **VARIANTS[settings.variant].state_options}
 
 
 def _load_tokenizer(name: str) -> Any:
@@ -124,7 +127,7 @@ def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Clas
         raise UsageError(
             f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {first_line}"
         ) from None
-    lacking = sorted(key for key in report["missing_keys"] if not is_new(key))
+    lacking = sorted(key for key in report["missing_keys"] if model.parameter_group(key) == "bert")
     if lacking:
         raise UsageError(
             f"{name} lacks {len(lacking)} weights of BERT, such as {lacking[0]}; give a BertModel checkpoint."

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cmsbert_fast.models.registry import VARIANTS
+from cmsbert_fast.training.conversion import assignments, converted, layered, read_yaml
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
-from cmsbert_fast.training.values import assignments, converted, layered, read_yaml
 
 RUN_AXES = ("fold", "variant", "seed")  # each value of these is a run of its own
 

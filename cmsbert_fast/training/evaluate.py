@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.models.base import Classifier
+from cmsbert_fast.models.cmsbert.outputs import SUBNETWORKS
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
 from cmsbert_fast.training.errors import NotFinite
 from cmsbert_fast.training.precision import autocast, upcast
-
-SUBNETWORKS = ("linguistic", *MODALITIES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def _draw_shift_maps(path: Path, tested: Tested) -> None:
     model, processor, corpus, predictions, embedded = tested
     index = _telling_example(predictions)
     example = corpus.splits["test"][index]
-    batches = Batches([example], processor, model.config, model.device)
+    batches = Batches([example], processor, model, model.device)
     model.eval()
     with torch.no_grad():
         output = model(**batches.load([0], labels=False), output_shift_maps=True)

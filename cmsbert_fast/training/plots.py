@@ -13,7 +13,7 @@ from matplotlib.transforms import offset_copy
 from sklearn.manifold import TSNE
 
 from cmsbert_fast.data.embedded import Event
-from cmsbert_fast.training.evaluate import SUBNETWORKS
+from cmsbert_fast.models.cmsbert.outputs import SUBNETWORKS
 
 _MARKERS = {"linguistic": "^", "visual": "o", "acoustic": "*"}
 _PANELS_PER_ROW = 3

@@ -9,16 +9,40 @@ from typing import NamedTuple
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, outlines
+from cmsbert_fast.models.registry import NEEDS, VARIANTS
 from cmsbert_fast.training import checkpoint, distributed, folders, resume
-from cmsbert_fast.training.architecture import build_config
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.build import Loaded, load
 from cmsbert_fast.training.command import Command
+from cmsbert_fast.training.config import build_config
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
 LARGEST_SCORE = 1e6  # a sum of its squares stays far within float32
+
+
+class Need(NamedTuple):
+    """Whether data meet a need of :data:`NEEDS`, and what to do where they do not."""
+
+    met: Callable[[Corpus], bool]
+    advice: str
+
+
+def _aligned(corpus: Corpus) -> bool:
+    return all(outline.aligned for examples in corpus.splits.values() for outline in outlines(examples))
+
+
+_ALIGN = "name a stream of words with --words, or train another --variant"
+_NEEDS = {
+    "frames": Need(
+        lambda corpus: bool(corpus.visual_size or corpus.acoustic_size), "name its streams, or train --variant bert"
+    ),
+    "word_frames": Need(_aligned, _ALIGN),
+    "frames_of_words": Need(_aligned, _ALIGN),  # a single frame will do
+    "word_vectors": Need(lambda corpus: False, "train another --variant"),  # no source has them yet
+    "regression": Need(lambda corpus: corpus.classes is None, "choose another --label or train another --variant"),
+}
 
 
 class Data(NamedTuple):
@@ -123,6 +147,18 @@ def check_data(corpus: Corpus) -> None:
             )
 
 
+def check_needs(variant: str, corpus: Corpus) -> None:
+    """Finds what a variant cannot do without and the data do not hold.
+
+    Raises:
+        UsageError: With what to do about it.
+    """
+    needs = VARIANTS[variant].needs
+    for name, what in NEEDS.items():
+        if name in needs and not _NEEDS[name].met(corpus):
+            raise UsageError(f"{corpus.name} has no {what}, which {variant} needs; {_NEEDS[name].advice}.")
+
+
 def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Loaded:
     """Finds what would make a run on a corpus fail, such as a checkpoint that does not fit.
 
@@ -139,6 +175,7 @@ def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Loaded:
             f"The smallest batch has {smallest} examples for {ranks.world_size} ranks; use fewer ranks or a "
             "larger --batch-size."
         )
+    check_needs(settings.variant, corpus)
     config = build_config(settings, corpus)
     chosen_backend(settings, ranks.device, config)
     checkpoint.seed_everything(settings.seed)

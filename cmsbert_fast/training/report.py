@@ -80,8 +80,8 @@ def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> 
     return [list(columns), *(list(row) for row in zip(*columns.values(), strict=True))]
 
 
-def provenance(settings: TrainingSettings, ranks: Ranks, backend: str) -> dict[str, Any]:
-    """What it takes to repeat a run: settings, backend of CMS attention, versions, machine, and a checkout's commit."""
+def provenance(settings: TrainingSettings, ranks: Ranks, backend: str | None) -> dict[str, Any]:
+    """What it takes to repeat a run: settings, backend, versions, machine, and a checkout's commit."""
     versions = {"python": platform.python_version(), "cmsbert_fast": __version__}
     for package in _PACKAGES:
         try:

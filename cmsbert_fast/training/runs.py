@@ -77,7 +77,8 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     if warning:
         say(warning, file=sys.stderr, flush=True)
     checked = preflight.check_command(command, ranks, say)
-    say(backend_report(command.runs[0], ranks.device), flush=True)
+    for line in backend_report(command.runs, ranks.device):
+        say(line, flush=True)
     loaded, done = checked.loaded, []
     for settings in command.runs:
         folder = checked.root / folders.run_name(settings)

@@ -10,25 +10,10 @@ from typing import Any
 
 from cmsbert_fast.data.request import DataOptions, option
 from cmsbert_fast.models.registry import VARIANTS
+from cmsbert_fast.ops.attention.types import ACTIVATIONS
 from cmsbert_fast.ops.dispatch import requested_backend
+from cmsbert_fast.training.conversion import converted
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.values import converted
-
-# Fields that --architecture may change; the rest of BertConfig follows from data, tokenizer and variant.
-ARCHITECTURE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "classifier_dropout",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "initializer_range",
-    "layer_norm_eps",
-)
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -95,10 +80,9 @@ class TrainingSettings(DataOptions):
     def __post_init__(self) -> None:
         _check_choice("variant", self.variant, VARIANTS)
         if self.gate_activation is not None:
-            _check_choice("gate_activation", self.gate_activation, ("relu", "sigmoid", "tanh"))
-        for name in self.architecture:
-            if name not in ARCHITECTURE:
-                raise UsageError(f"architecture names {name!r}; it may change {', '.join(ARCHITECTURE)}.")
+            _check_choice("gate_activation", self.gate_activation, ACTIVATIONS)
+        if self.architecture:
+            self._check_architecture()
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))
         _check_choice("precision", self.precision, ("fp32", "bf16"))
         try:
@@ -119,6 +103,13 @@ class TrainingSettings(DataOptions):
         for name in ("warmup", "momentum"):
             self._check(name, lambda v: 0 <= v <= 1, "between 0 and 1")
         self._check("smoothing", lambda v: 0 < v <= 1, "greater than 0 and at most 1")
+
+    def _check_architecture(self) -> None:
+        # Which fields do not follow from data, tokenizer or variant, their class says.
+        may_change = getattr(VARIANTS[self.variant].model_class.config_class, "architecture_fields", ())
+        for name in self.architecture:
+            if name not in may_change:
+                raise UsageError(f"architecture names {name!r}; it may change {', '.join(may_change) or 'nothing'}.")
 
     def _check(self, name: str, valid: Callable[[Any], bool], rule: str) -> None:
         value = getattr(self, name)

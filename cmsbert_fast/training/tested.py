@@ -40,6 +40,6 @@ def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: 
     """
     model, processor = load_trained(folder, settings.backend)
     model.to(ranks.device)  # type: ignore[arg-type]
-    batches = Batches(data.corpus.splits["test"], processor, model.config, ranks.device)
+    batches = Batches(data.corpus.splits["test"], processor, model, ranks.device)
     predictions = evaluate.predict(model, batches, ranks, settings.batch_size, settings.precision)
     return Tested(model, processor, data.corpus, evaluate.check_finite(predictions), settings.embedded)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cmsbert_fast import atomic
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, report, strict_json
+from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, optimiser, report, strict_json
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
@@ -80,7 +80,7 @@ class Trainer:
         distributed.equalise((*self.model.parameters(), *self.model.buffers()), ranks)
         checkpoint.seed_everything(int(np.random.SeedSequence([settings.seed, ranks.rank]).generate_state(1)[0]))
         self.splits = {
-            split: Batches(data.corpus.splits[split], self.processor, self.model.config, ranks.device)
+            split: Batches(data.corpus.splits[split], self.processor, self.model, ranks.device)
             for split in ("train", "valid")
         }
         self.gradients = Gradients(self.model.parameters(), ranks)
@@ -109,6 +109,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Prepares the first step."""
+        self.model.prepare(self.splits["train"].in_order(self.settings.batch_size))
         if self.state is not None:
             labels = self.splits["train"].labels()
             assert labels is not None
@@ -124,7 +125,7 @@ class Trainer:
     def restore(self, saved: dict[str, Any]) -> None:
         """Restores the state of a checkpoint."""
         self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        optimiser.restore(self.optimizer, saved["optimizer"])
         self.progress = Progress(**saved["progress"])
         if self.ranks.rank < len(saved["random"]):
             checkpoint.set_random_state(saved["random"][self.ranks.rank], self.ranks.device)
@@ -194,9 +195,10 @@ class Trainer:
     def step(self, indices: np.ndarray) -> StepRecord:
         """One step on a global batch. Never waits for the device."""
         settings, progress = self.settings, self.progress
-        learning_rate = settings.learning_rate * schedule(progress.step, self.total_steps, settings.warmup)
+        factor = schedule(progress.step, self.total_steps, settings.warmup)
+        learning_rate = settings.learning_rate * factor
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["base_lr"] * factor
         self.gradients.zero()
         losses = backward(self.model, self.splits["train"], indices, self.gradients, self.ranks, settings, self.state)
         self.gradients.finish()

@@ -98,5 +98,17 @@ def test_a_third_system_accumulates_to_one_batch(sizes):
     assert result.outputs["codes"].shape == (12, 4)
 
 
+def test_forward_of_a_third_system():
+    model = Third(PreTrainedConfig()).eval()
+    features, labels = torch.randn(3, 6), torch.randn(3)
+    rows = model.rows(features)
+    output = model(features=features, labels=labels)
+    assert list(output) == ["loss", "logits"]  # SequenceClassifierOutput has no codes
+    assert torch.equal(output.loss, total_loss(model.losses(rows, labels)))
+    assert torch.equal(output.logits, rows["logits"])
+    assert model(features=features).loss is None
+    assert torch.equal(model(features=features, return_dict=False)[0], rows["logits"])
+
+
 def test_a_batch_is_shared_with_nobody_outside_a_process_group():
     assert Third(PreTrainedConfig()).train().batch_group() is None

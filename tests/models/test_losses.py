@@ -1,11 +1,9 @@
-"""Losses: what regression minimises, the weighted sum, and the contrastive loss read from a configuration."""
+"""Losses: what regression minimises, and the weighted sum."""
 
 import pytest
 import torch
 
-from cmsbert_fast import pairwise_contrastive_loss
-from cmsbert_fast.models.losses import LossTerm, contrastive_loss, task_loss, total_loss
-from tests.models.small import config
+from cmsbert_fast.models.losses import LossTerm, task_loss, total_loss
 
 
 def test_regression_by_hand():
@@ -42,19 +40,3 @@ def test_the_total_is_equation_20_and_weights_get_no_gradient():
     assert (task.grad, contrastive.grad, nu.grad) == (1, nu, None)
     several = {"a": LossTerm(task, 0.5), "b": LossTerm(task, 2.0), "c": LossTerm(task)}
     assert total_loss(several).item() == pytest.approx(2.45)
-
-
-@pytest.mark.parametrize("present", [("visual", "acoustic"), ("acoustic",)])
-def test_the_contrastive_loss_is_the_configurations(present):
-    generator = torch.Generator().manual_seed(2)
-    embeds = {f"{m}_embeds": torch.randn(6, 4, generator=generator) for m in ("linguistic", *present)}
-    labels = torch.tensor([0.0, 1.0, 1.2, -1.0, -1.1, 2.0])
-    settings = config(temperature=0.3, smoothing=0.7, threshold=0.25)
-    expected = pairwise_contrastive_loss(
-        embeds["linguistic_embeds"], embeds.get("visual_embeds"), embeds["acoustic_embeds"], labels, 0.3, 0.7, 0.25
-    )
-    assert torch.equal(contrastive_loss({**embeds, "logits": labels}, labels, settings), expected)
-    literal = contrastive_loss(embeds, labels, settings, backend="reference")
-    torch.testing.assert_close(literal, expected)
-    unsmoothed = contrastive_loss(embeds, labels, config(temperature=0.3, smoothing=None))
-    assert (unsmoothed - expected).abs() > 0.01

@@ -62,7 +62,7 @@ class Remembering(CMSBertForSequenceClassification):
         return {**super().row_losses(rows, labels), "memory": LossTerm(memory, 0.25)}
 
     def training_state(self, count: int, **options: Any) -> Memory:
-        assert options["momentum"] == 0.7
+        assert (options["momentum"], options["seed"]) == (0.7, 0)
         return Memory(count)
 
 
@@ -85,7 +85,7 @@ def register() -> None:
     """Makes them known as ``--variant remembering`` and ``--variant comparing``."""
     for name, kind in SYSTEMS.items():
         path = f"{__name__}:{kind.__name__}"
-        VARIANTS[name] = Variant(path, frozenset({"frames"}), state={"momentum": 0.7})  # type: ignore[index]
+        VARIANTS[name] = Variant(path, frozenset({"frames"}), state_options={"momentum": 0.7})  # type: ignore[index]
 
 
 def unregister() -> None:

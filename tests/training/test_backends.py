@@ -6,12 +6,17 @@ import pytest
 import torch
 from cmsbert_fast.kernels.cpu import library as cpu_library
 
+from cmsbert_fast import CMSBertForSequenceClassification
+from cmsbert_fast.models.registry import VARIANTS, Variant
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 from cmsbert_fast.training import preflight, runs
+from cmsbert_fast.training.backends import backend_report, chosen_backend
 from cmsbert_fast.training.command import Command
 from cmsbert_fast.training.distributed import Ranks
+from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest
+from tests.training.helpers import CPU
 
 
 def test_which_backend_ran(train, short, tmp_path, monkeypatch, capsys):
@@ -32,6 +37,28 @@ def test_which_backend_ran(train, short, tmp_path, monkeypatch, capsys):
     assert status == 2
     assert "there is no C++ compiler" in errors
     assert not (tmp_path / "cpu").exists()
+
+
+def test_operators_that_no_run_uses_are_not_asked(monkeypatch):
+    for name, operators in (("recurrent", ("lstm",)), ("both", ("attention", "lstm")), ("plain", ())):
+        model = type(name, (CMSBertForSequenceClassification,), {"operators": operators, "__module__": __name__})
+        monkeypatch.setitem(globals(), name, model)
+        monkeypatch.setitem(VARIANTS, name, Variant(f"{__name__}:{name}"))
+    monkeypatch.setattr(cpu_library, "why_not", lambda: "there is no C++ compiler")
+
+    def of(variant: str, **changes: str) -> TrainingSettings:
+        return TrainingSettings(variant=variant, **changes)
+
+    lstm = "LSTM: torch (not cpu: there is no C++ compiler)"
+    assert backend_report([of("recurrent"), of("recurrent", backend="torch")], CPU.device) == [lstm]
+    assert backend_report([of("plain")], CPU.device) == []
+    attention = "CMS attention: torch (not cpu: there is no C++ compiler)"
+    assert backend_report([of("plain"), of("bert"), of("both")], CPU.device) == [attention, lstm]
+    assert chosen_backend(of("plain", backend="cpu"), CPU.device) is None
+    assert chosen_backend(of("recurrent", backend="cpu"), CPU.device) == "torch"
+    assert chosen_backend(of("both", backend="reference"), CPU.device) == "reference, torch"
+    with pytest.raises(UsageError, match="there is no C"):
+        chosen_backend(of("both", backend="cpu"), CPU.device)
 
 
 def test_bf16_on_a_cpu_without_its_instructions_warns_once(train, short, tmp_path, monkeypatch):

@@ -1,9 +1,17 @@
 """Micro-batches and ranks change rounding only."""
 
+import numpy as np
 import pytest
+import torch
 
+from cmsbert_fast.data import read_corpus
+from cmsbert_fast.training.backward import backward
+from cmsbert_fast.training.batches import Batches
+from cmsbert_fast.training.build import build
+from cmsbert_fast.training.distributed import Gradients
+from cmsbert_fast.training.settings import TrainingSettings
 from tests.training import remembering
-from tests.training.helpers import records
+from tests.training.helpers import CPU, records
 
 
 @pytest.fixture
@@ -45,3 +53,13 @@ def test_accumulation_over_ranks(start_run, short, train, tmp_path):
     assert run.wait() == [0, 0], run.errors()
     for one, two in zip(records(tmp_path / "one", "train"), run.records("train"), strict=True):
         assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+
+
+def test_a_class_that_forgets_its_global_terms_is_named(monkeypatch):
+    """Its micro-batches would be compared each with itself."""
+    corpus, settings = read_corpus("embedded"), TrainingSettings()
+    model, processor = build(settings, corpus)
+    batches = Batches(corpus.splits["train"], processor, model, torch.device("cpu"))
+    monkeypatch.setattr(type(model), "has_global_terms", False)
+    with pytest.raises(TypeError, match="CMSBertCLRForSequenceClassification has global losses; its has_global_terms"):
+        backward(model, batches, np.arange(4), Gradients(model.parameters(), CPU), CPU, settings)

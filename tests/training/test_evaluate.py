@@ -12,6 +12,7 @@ from cmsbert_fast import (
     CMSBertForSequenceClassification,
     reference,
 )
+from cmsbert_fast.models.cmsbert.outputs import SUBNETWORKS
 from cmsbert_fast.models.losses import LossTerm
 from cmsbert_fast.training import evaluate
 from cmsbert_fast.training.evaluate import Predictions
@@ -20,7 +21,7 @@ from tests.models.small import config
 
 def test_validation_losses_are_means_over_samples(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    z = {m: torch.randn(10, 4, generator=generator, dtype=torch.float64) for m in evaluate.SUBNETWORKS}
+    z = {m: torch.randn(10, 4, generator=generator, dtype=torch.float64) for m in SUBNETWORKS}
     labels = torch.arange(10).float() / 5
     logits = torch.randn(10, 1, generator=generator)
     rows = {"logits": logits, **{f"{m}_embeds": e for m, e in z.items()}}

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.training.build import build
-from cmsbert_fast.training.optimiser import parameter_groups, schedule
+from cmsbert_fast.training.optimiser import parameter_groups, restore, schedule
 from cmsbert_fast.training.settings import TrainingSettings
 
 
@@ -39,3 +40,24 @@ def test_parameter_groups(corpus_folder, bert):
     } <= undecayed
     assert "fusion.transformer.norm1.weight" in undecayed
     assert not any(name.endswith("bias") for name in new | bert_names)
+
+
+def test_frozen_parameters_are_in_no_group(corpus_folder, bert):
+    settings = TrainingSettings(data=str(corpus_folder), model=str(bert), learning_rate=3e-4)
+    model, _ = build(settings, read_corpus(corpus_folder))
+    model.bert.requires_grad_(False)
+    groups = parameter_groups(model, settings)
+    assert [(group["name"], group["base_lr"]) for group in groups] == [("new", 3e-4), ("undecayed", 3e-4)]
+    expected = {id(p) for name, p in model.named_parameters() if not name.startswith("bert.")}
+    assert {id(p) for group in groups for p in group["params"]} == expected
+
+
+def test_base_rates_survive_a_checkpoint_without_them(corpus_folder, bert):
+    settings = TrainingSettings(data=str(corpus_folder), model=str(bert))
+    model, _ = build(settings, read_corpus(corpus_folder))
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings))
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["base_lr"]
+    restore(optimizer, saved)
+    assert [group["base_lr"] for group in optimizer.param_groups] == [settings.learning_rate] * 3

@@ -1,5 +1,6 @@
 """What stops a command before its first run starts."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
 from cmsbert_fast.data import read_corpus
+from cmsbert_fast.models.registry import NEEDS, VARIANTS, Variant
 from cmsbert_fast.training import build, preflight, resume
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
@@ -139,6 +141,37 @@ def test_batches_smaller_than_the_ranks(bert):
     preflight.check(settings, tiny_corpus(6), Ranks(0, 3, CPU.device))  # batches of 3 and 3
     with pytest.raises(UsageError, match="smallest batch has 3 examples for 4 ranks"):
         preflight.check(settings, tiny_corpus(6), Ranks(0, 4, CPU.device))
+
+
+def test_every_need_is_checked():
+    assert preflight._NEEDS.keys() == NEEDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("need", "change", "message"),
+    [
+        ("frames", dict(visual_size=0, acoustic_size=0), "no visual or acoustic frames, which new needs; name its"),
+        ("word_frames", {}, "no frames aligned to words, which new needs; name a stream of words with --words"),
+        ("frames_of_words", {}, "no frames of each word, which new needs; name a stream of words with --words"),
+        ("word_vectors", {}, "no word vectors, which new needs; train another --variant"),
+        ("regression", dict(classes=("sad", "glad")), "no scores, which new needs; choose another --label"),
+    ],
+)
+def test_data_that_a_variant_cannot_do_without(monkeypatch, need, change, message):
+    monkeypatch.setitem(VARIANTS, "new", Variant("a:B", frozenset({need})))
+    lacking = dataclasses.replace(tiny_corpus(2), **change)
+    with pytest.raises(UsageError, match=f"^tiny has {message}.*[.]$"):
+        preflight.check_needs("new", lacking)
+    with pytest.raises(UsageError, match=message):
+        preflight.check(TrainingSettings(data="tiny", variant="new"), lacking, CPU)
+    splits = {
+        split: [dataclasses.replace(example, aligned=True) for example in examples]
+        for split, examples in tiny_corpus(2).splits.items()
+    }
+    if need != "word_vectors":
+        preflight.check_needs("new", dataclasses.replace(tiny_corpus(2), splits=splits))
+    monkeypatch.setitem(VARIANTS, "new", Variant("a:B"))
+    preflight.check_needs("new", lacking)
 
 
 def test_folds_are_read_once(train, short, tmp_path, monkeypatch):

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cmsbert_fast import CMSBertCLRForSequenceClassification
-from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.command import parse_command
+from cmsbert_fast.training.conversion import read_yaml
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
-from cmsbert_fast.training.values import read_yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EMBEDDED = CONFIGS / "embedded.yaml"
@@ -162,18 +160,3 @@ def test_users_errors_in_yaml(tmp_path, text, message):
     with pytest.raises(UsageError) as error:
         parse_command(["--config", str(config)], EMBEDDED)
     assert message in str(error.value)
-
-
-def test_variants_are_the_papers():
-    assert VARIANTS["cmsbert/1"].config == {"cms_layers": [0]}
-    ablations = {
-        name: ("momentum" not in v.state, "smoothing" not in v.config)
-        for name, v in VARIANTS.items()
-        if v.model_class is CMSBertCLRForSequenceClassification
-    }
-    assert ablations == {
-        "cmsbert-clr": (True, True),
-        "cmsbert-clr-no-ema": (False, True),
-        "cmsbert-clr-no-ls": (True, False),
-        "cmsbert-clr-no-ema-no-ls": (False, False),
-    }

@@ -16,7 +16,6 @@ from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training import checkpoint, evaluate, figures
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import build
-from cmsbert_fast.training.optimiser import is_new
 from cmsbert_fast.training.settings import TrainingSettings
 from tests.training.helpers import CPU, records
 
@@ -28,7 +27,7 @@ def test_ema_follows_the_validation_losses(train, short, tmp_path):
     corpus = read_corpus(short[1])
     checkpoint.seed_everything(0)
     model, processor = build(settings, corpus)
-    predictions = evaluate.predict(model, Batches(corpus.splits["valid"], processor, model.config, CPU.device), CPU, 9)
+    predictions = evaluate.predict(model, Batches(corpus.splits["valid"], processor, model, CPU.device), CPU, 9)
     losses = evaluate.losses(model, predictions, 9)
     (start,) = records(tmp_path, "start")
     assert start["nu"] == pytest.approx(losses["task"] / losses["contrastive"], rel=1e-6)
@@ -170,7 +169,7 @@ def test_continuing_from_a_trained_checkpoint(train, short, tmp_path):
     model, _ = build(settings, read_corpus(short[1]))
     saved = CMSBertCLRForSequenceClassification.from_pretrained(trained).state_dict()
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
-    assert any(is_new(name) for name in saved)
+    assert any(model.parameter_group(name) == "new" for name in saved)
 
 
 def test_embeddings_that_are_not_finite_stop_the_run(train, short, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, BertConfig
 
@@ -29,11 +29,28 @@ class CMSBertConfig(BertConfig):
             Depends on the machine, not the model: not saved.
         **kwargs: Fields of BertConfig. ``num_labels`` defaults to 1, regression.
 
+    Attributes:
+        architecture_fields: Those that are free to choose; the others follow from data, tokenizer or variant.
+
     Raises:
         ValueError: A field is out of range; the message names it.
     """
 
     model_type = "cmsbert"
+    architecture_fields: ClassVar[tuple[str, ...]] = (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "initializer_range",
+        "layer_norm_eps",
+    )
 
     visual_size: int = 0
     acoustic_size: int = 0

@@ -18,11 +18,12 @@ from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, 
 from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
+from cmsbert_fast.models.cmsbert.contrastive_loss import contrastive_loss
 from cmsbert_fast.models.cmsbert.contrastive_weight import ContrastiveWeight
+from cmsbert_fast.models.cmsbert.outputs import CMSBertClassifierOutput, CMSBertOutput, Encoding
 from cmsbert_fast.models.inputs import Batch, Frames, Inputs, PackedInputs, pack
 from cmsbert_fast.models.layers import Fusion, Projector, init_as_torch
-from cmsbert_fast.models.losses import LossTerm, contrastive_loss, task_loss, total_loss
-from cmsbert_fast.models.outputs import CMSBertClassifierOutput, CMSBertOutput, Encoding
+from cmsbert_fast.models.losses import LossTerm, task_loss
 from cmsbert_fast.ops.attention.api import cms_attention
 from cmsbert_fast.ops.attention.torch import ACTIVATIONS
 from cmsbert_fast.ops.attention.types import ModalityShift
@@ -109,7 +110,6 @@ class CMSBertPreTrainedModel(BertPreTrainedModel):
     config_class = CMSBertConfig
     config: CMSBertConfig
     base_model_prefix = "bert"
-    accepts_loss_kwargs = False  # else the Hugging Face Trainer does not divide the loss by accumulation steps
     _can_record_outputs: dict = {}  # noqa: RUF012  # our forward collects hidden states and maps itself
     # Heads of BERT checkpoints that CMSBERT does not use.
     _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.", r"^cls\."]  # noqa: RUF012
@@ -117,10 +117,7 @@ class CMSBertPreTrainedModel(BertPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, CMSBertCLRForSequenceClassification):
-            init.ones_(module.nu)
-        else:
-            init_as_torch(module)
+        init_as_torch(module)
 
 
 class CMSBertModel(CMSBertPreTrainedModel):
@@ -232,10 +229,17 @@ class CMSBertModel(CMSBertPreTrainedModel):
 class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
     """Base of the models with a head: the encoder, and the path from inputs to rows and losses."""
 
+    operators = ("attention",)
+    inputs = Inputs._fields
+    output_class = CMSBertClassifierOutput
+
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 1
         self.bert = CMSBertModel(config)
+
+    def parameter_group(self, name: str) -> str:
+        return "new" if ".gate_" in name or ".shift_" in name else super().parameter_group(name)
 
     def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
         """h_l (1, T, D), packed -> the output of :meth:`rows`."""
@@ -281,15 +285,8 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
         )
         encoding = self.bert.encode(inputs, output_hidden_states, output_shift_maps)
         rows = self.head(encoding.hidden, inputs.batch)
-        terms = {} if labels is None else self.losses(rows, labels, group=self.batch_group())
-        output = CMSBertClassifierOutput(
-            loss=total_loss(terms) if terms else None,
-            **{f"{name}_loss": term.value for name, term in terms.items()},
-            **rows,
-            hidden_states=encoding.hidden_states,
-            shift_maps=encoding.shift_maps,
-        )
-        return output.to_tuple() if return_dict is False else output
+        more = dict(hidden_states=encoding.hidden_states, shift_maps=encoding.shift_maps)
+        return self.output(rows, labels, return_dict, **more)
 
 
 class CMSBertForSequenceClassification(CMSBertClassifier):
@@ -342,6 +339,12 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
         use_cheap_dropout(self.fusion, config)
         self.register_buffer("nu", torch.ones(()))
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.ones_(self.nu)
 
     def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
         middle, linguistic = self.linguistic_projector(segment_mean(hidden[0], batch.packing))

@@ -1,6 +1,7 @@
 """The configuration of the model to train, from variant, settings, data and checkpoint."""
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from transformers.utils import cached_file
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import MODALITIES, Corpus
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
@@ -29,6 +29,7 @@ _NOT_TAKEN_OVER = (
     "num_labels",
     "cms_layers",
 )
+_LABELS = frozenset({"num_labels", "id2label", "label2id"})  # every configuration takes them
 _SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -47,6 +48,7 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig
         UsageError: There is no such checkpoint, or it does not fit the data.
     """
     variant = VARIANTS[settings.variant]
+    config_class = _config_class(settings)
     fields = _asked_fields(settings, corpus)
     saved: dict[str, Any] = {}
     if settings.model is not None:
@@ -61,19 +63,26 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig
         )
     else:
         fields["vocab_size"] = len(embedded_tokenizer())
+    known = declared_fields(config_class)
+    fields = {name: value for name, value in fields.items() if name in known}
     fields = {**saved, **fields, **settings.architecture, **copy.deepcopy(dict(variant.config))}
-    _check_architecture(fields)
+    _check_architecture(fields, config_class)
     try:
-        config = _config_class(settings)(**fields)
+        config = config_class(**fields)
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"The architecture is not possible: {reason}") from None
-    if settings.max_length > config.max_position_embeddings:
+    positions = getattr(config, "max_position_embeddings", math.inf)
+    if settings.max_length > positions:
         raise UsageError(
-            f"max_length is {settings.max_length} but the model has {config.max_position_embeddings} positions; "
-            "choose at most that."
+            f"max_length is {settings.max_length} but the model has {positions} positions; choose at most that."
         )
     return config
+
+
+def declared_fields(config_class: type[PreTrainedConfig]) -> frozenset[str]:
+    """The names of the fields that a class of configurations has."""
+    return frozenset(field.name for field in dataclasses.fields(config_class)) | _LABELS
 
 
 def _config_class(settings: TrainingSettings) -> type[PreTrainedConfig]:
@@ -83,17 +92,8 @@ def _config_class(settings: TrainingSettings) -> type[PreTrainedConfig]:
 
 
 def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
-    """The fields set by settings and data.
-
-    Raises:
-        UsageError: The data have no frames, but the variant needs them.
-    """
+    """The fields set by settings and data, whatever the variant."""
     multimodal = VARIANTS[settings.variant].multimodal
-    if multimodal and not (corpus.visual_size or corpus.acoustic_size):
-        raise UsageError(
-            f"{corpus.name} has no visual or acoustic frames, which {settings.variant} needs; name its streams, or "
-            "train --variant bert."
-        )
     fields: dict[str, Any] = {
         "visual_size": corpus.visual_size if multimodal else 0,
         "acoustic_size": corpus.acoustic_size if multimodal else 0,
@@ -137,8 +137,8 @@ def saved_config(name: str) -> dict[str, Any]:
     return saved
 
 
-def _check_architecture(fields: dict[str, Any]) -> None:
-    """Finds values that BertConfig accepts but a layer or the first step fails on.
+def _check_architecture(fields: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
+    """Finds values that the configuration accepts but a layer or the first step fails on.
 
     Raises:
         UsageError: A size or a probability is out of range.
@@ -155,9 +155,9 @@ def _check_architecture(fields: dict[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
             raise UsageError(f"The architecture is not possible: {name} is {value!r} but must be {rule}.")
-    defaults = CMSBertConfig()
-    hidden, heads = (fields.get(name, getattr(defaults, name)) for name in ("hidden_size", "num_attention_heads"))
-    if hidden % heads:
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config_class)}
+    hidden, heads = ((defaults | fields).get(name) for name in ("hidden_size", "num_attention_heads"))
+    if hidden and heads and hidden % heads:
         raise UsageError(
             f"The architecture is not possible: hidden_size {hidden} cannot be split over {heads} attention heads; "
             "choose a num_attention_heads that divides it."
@@ -166,8 +166,9 @@ def _check_architecture(fields: dict[str, Any]) -> None:
 
 def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[str, Any], corpus: Corpus) -> None:
     kind = saved.get("model_type")
-    if kind not in ("bert", _config_class(settings).model_type):
-        raise UsageError(f"{settings.model} is a {kind!r} checkpoint; give one of BERT or CMSBERT.")
+    own = _config_class(settings).model_type
+    if kind not in ("bert", own):
+        raise UsageError(f"{settings.model} is a {kind!r} checkpoint; give one of BERT or {own.upper()}.")
     for modality in MODALITIES:
         trained, given = saved.get(f"{modality}_size") or 0, fields[f"{modality}_size"]
         if trained and given and trained != given:

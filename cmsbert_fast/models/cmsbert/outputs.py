@@ -6,6 +6,10 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from cmsbert_fast.data.example import MODALITIES
+
+SUBNETWORKS = ("linguistic", *MODALITIES)  # of CMSBERT-CLR; each has "NAME_embeds"
+
 
 @dataclass
 class CMSBertOutput(ModelOutput):
