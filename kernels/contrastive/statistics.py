@@ -6,11 +6,11 @@ For every pair (a, b) of modalities, with s_ij = <a_i, b_j> / tau of normalised 
     loss = (sum row_lse + sum column_lse - sum attraction) / n
 
 Launch plan: one program a pair and group of tiles; it computes each similarity once, for both directions, and keeps
-online log-sum-exps. A merge of the groups' partial sums follows. Up to a few hundred rows every tile is a group, and
-the same two launches also make norms and weights (``prepare``) and the loss.
+online log-sum-exps. A merge of the groups' partial sums follows. For few rows (:func:`loss_of_square`) every tile is a
+group, and the two launches also make norms, weights (``PREPARE``) and the loss.
 
 Cost: n^2 d multiply-adds a pair. Memory: one partial sum for each row, pair and group, of at most ``MAX_GROUPS`` groups
-(with ``prepare``, one group a tile).
+(with ``PREPARE``, one group a tile).
 """
 
 from typing import NamedTuple
