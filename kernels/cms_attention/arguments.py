@@ -7,9 +7,10 @@ to batch (``COUNTS``) are arguments of their own, for Triton specialises whateve
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from cmsbert_fast.kernels.cms_attention.call import Call, Modality
 from cmsbert_fast.kernels.common import row_contiguous
-from torch import Tensor
 
 # No kernel is compiled anew because one of these is 1 or a multiple of 16.
 COUNTS = ["n_batch", "n_rows", "n_rows_v", "n_rows_a", "n_frame_rows", "n_tiles", "length", "length_v", "length_a",

@@ -61,7 +61,6 @@ def test_tf32_only_where_the_user_allows_it(monkeypatch: pytest.MonkeyPatch) -> 
 def test_triton_rectangles_equal_torch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any rows against any columns, the diagonal anywhere or nowhere: what a rank computes of the global batch."""
     from cmsbert_fast.kernels.contrastive import gradients
-
     from cmsbert_fast.ops.contrastive.triton import TritonEngine
 
     monkeypatch.setattr(gradients, "MIN_STRIP", 16)
