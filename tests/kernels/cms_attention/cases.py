@@ -1,5 +1,7 @@
 """Calls of the CMS attention kernels, their float64 reference, and how far the two may differ.
 
+The kernels run on a GPU, or in Triton's interpreter (``TRITON_INTERPRET=1``), which ``test_interpreter.py`` starts.
+
 Error rule: at most twice (z) or three times (gradients) the error of the same computation in plain PyTorch in the same
 dtype, plus a few units in the last place.
 """
