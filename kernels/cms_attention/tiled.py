@@ -105,6 +105,7 @@ def _write_shift(
 ):  # fmt: skip
     """Writes the shift of the ``n_mine`` heads of a program for a whole sequence; program 0 writes the mean frames."""
     lengths = (length_v, length_a)
+    o_xs = (tl.arange(0, BLOCKS_X[0]), tl.arange(0, BLOCKS_X[1]))
     for i_m in range(0, n, BLOCK_M):
         o_m = i_m + tl.arange(0, BLOCK_M)
         m_m = valid(sequences.mask, i_b, o_m, n, length)
@@ -113,7 +114,7 @@ def _write_shift(
             source = sources[i]
             b_m = 0  # never read
             if source is not None:
-                o_x = tl.arange(0, BLOCKS_X[i])
+                o_x = o_xs[i]
                 b_p = load_token_gates(source, sequences.cu, i_b, i_start, o_m, m_m)
                 b_m = mean_frame(
                     b_p, m_m, source, i_b, lengths[i], o_x, ACTIVATION, PRECISION, BLOCK_M, BLOCK_F, BLOCKS_X[i]
