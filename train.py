@@ -1,11 +1,11 @@
-"""Trains CMSBERT-CLR: ``python train.py`` for the embedded corpus, ``python train.py --help`` for everything else."""
+"""Trains CMSBERT-CLR; ``python train.py`` alone trains on the embedded corpus, ``--help`` lists the options."""
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
     try:
-        from cmsbert_fast.training.trainer import main  # takes seconds, in which Ctrl-C may come
+        from cmsbert_fast.training.runs import main  # takes seconds; Ctrl-C may come meanwhile
 
         status = main(sys.argv[1:], embedded_config=Path(__file__).parent / "configs" / "embedded.yaml")
     except KeyboardInterrupt:

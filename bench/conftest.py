@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench import measure, report
+from bench import measure, names, tables
+from bench.workload import UNKNOWN_WORK, Work
 from cmsbert_fast.training.distributed import keep_freed_memory
 
 SECONDS = 20.0  # a race takes about so long, its fewest rounds permitting
@@ -45,9 +46,7 @@ class Race:
         *,
         seconds: float = SECONDS,
         fewest: int = 5,
-        flops: float | None = None,
-        bytes_moved: float | None = None,
-        dtype: str = "float32",
+        work: Work = UNKNOWN_WORK,
         facts: Mapping[str, object] | None = None,
         missing: Mapping[str, str] | None = None,
         graphs: bool = False,
@@ -58,8 +57,7 @@ class Race:
             suite, case: Where the result stands in the report.
             contenders: By name, ours first.
             seconds, fewest: How long, and at least how many rounds.
-            flops, bytes_moved: The work; what share of the machine's best ours reaches stands beside it.
-            dtype: Of the matrix products.
+            work: What share of the machine's best ours reaches follows from it.
             facts: Other numbers to keep.
             missing: Contenders that cannot run here, and why.
             graphs: On a GPU: another race between the same calls as CUDA graphs.
@@ -69,9 +67,7 @@ class Race:
             kind="race",
             suite=suite,
             case=case,
-            flops=flops,
-            bytes=bytes_moved,
-            dtype=dtype,
+            **work._asdict(),
             facts=dict(facts or {}),
             missing=missing,
         )
@@ -97,7 +93,7 @@ class Race:
                 missing[name] = f"cannot be captured: {str(error).splitlines()[0]}"
         if next(iter(contenders)) in replays:
             times = measure.take_turns(replays, self._device, seconds, fewest)
-            case = f"{result['case']}, replayed as CUDA graphs"
+            case = names.as_graphs(result["case"])
             self._keep(result | dict(case=case, seconds=times, memory={}, missing=missing))
 
     def growth(
@@ -161,4 +157,4 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _finished:
         terminalreporter.section("paired comparison: ours / theirs, median of rounds [95 % interval]")
-        terminalreporter.write_line(report.text_table(_finished))
+        terminalreporter.write_line(tables.text_table(_finished))

@@ -19,7 +19,7 @@ import transformers
 from cmsbert_fast.kernels.cpu import library as cpu_library
 from torch import Tensor
 
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16
+from cmsbert_fast.ops.capability import has_fast_bfloat16
 
 RESAMPLES = 2000
 NO_BFLOAT16 = "this processor has no bfloat16 instructions"

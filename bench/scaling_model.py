@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import names
 from bench.workload import MOSI_LENGTHS, make_config
 from cmsbert_fast import CMSBertCLRForSequenceClassification
 
@@ -80,10 +81,10 @@ def measured_lines(results: list[dict[str, Any]]) -> list[str]:
 def lines(scaling: list[dict[str, Any]], everything: list[dict[str, Any]], facts: dict[str, Any]) -> list[str]:
     """Measurement, then model; the model needs a measured step."""
     page = measured_lines(scaling)
-    step = next((r for r in everything if r["kind"] == "race" and "cmsbert-clr" in r["seconds"]), None)
+    step = next((r for r in everything if r["kind"] == "race" and names.CLR in r["seconds"]), None)
     if step is None:
         return page
-    compute = float(np.median(step["seconds"]["cmsbert-clr"]))
+    compute = float(np.median(step["seconds"][names.CLR]))
     kind = "cuda" if is_gpu(facts["device"]) else "cpu"
     rate, bandwidth = facts["matrix_flops_per_second"][step["dtype"]], BANDWIDTH[kind]
     page += [

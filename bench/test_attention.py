@@ -5,13 +5,13 @@ import functools
 import pytest
 import torch
 
-from bench.rivals import augmented_attention, bucketed_attention, lean_attention, make_buckets, text_attention
-from bench.workload import HEADS, HIDDEN, AttentionBatch, attention_bytes, attention_flops, draw_lengths
+from bench import names
+from bench.rivals.attention import augmented_attention, bucketed_attention, lean_attention, make_buckets, text_attention
+from bench.workload import HEADS, HIDDEN, AttentionBatch, Work, attention_bytes, attention_flops, draw_lengths
 from cmsbert_fast import cms_attention
-from cmsbert_fast.ops.attention.api import choose_backend
+from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.packing import pad, unpad, valid_positions
 
-SUITE = "CMS attention"
 ELEMENTS = {"cpu": 2**25, "cuda": 2**30}  # of q at most; larger cases are beyond the machine's memory or patience
 REFERENCE_ELEMENTS = {"cpu": 2**28, "cuda": 2**32}  # of the reference's N x N_v x D tensor
 CASES = [
@@ -28,15 +28,8 @@ CASES = [
     (512, 128),
 ]
 
-
-BUCKETED = "lean PyTorch, in 4 buckets of similar length"
 TEXT_ONLY = "text only, no shift"  # does less; what text-only BERT spends
 COMPILED_ONCE = "compiled for batch 32 only: a minute each on this machine"
-
-
-def case_name(kind: str | int, batch_size: int, backward: bool) -> str:
-    lengths = "MOSI lengths" if kind == "mosi" else f"length {kind}"
-    return f"{lengths}, batch {batch_size}, {'forward + backward' if backward else 'forward'}"
 
 
 def dtype_of(device: torch.device) -> torch.dtype:
@@ -76,18 +69,18 @@ def calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> dict:
     lengths = batch.packing.lengths.tolist()
     buckets = make_buckets(lengths, grad.device)
     runs = {
-        "ours": call(cms_attention, "packed", "auto"),
-        "torch backend": call(cms_attention, "packed", "torch"),
-        "torch backend, padded": call(cms_attention, "padded", "torch"),
-        "lean PyTorch, padded": call(lean_attention, "padded", None),
-        BUCKETED: call(functools.partial(bucketed_attention, buckets=buckets), "padded", None),
-        "torch.compile of it, padded": call(compiled, "padded", None),
-        "literal reference, padded": call(cms_attention, "padded", "reference"),
+        names.OURS: call(cms_attention, "packed", "auto"),
+        names.TORCH: call(cms_attention, "packed", "torch"),
+        names.TORCH_PADDED: call(cms_attention, "padded", "torch"),
+        names.LEAN: call(lean_attention, "padded", None),
+        names.BUCKETED: call(functools.partial(bucketed_attention, buckets=buckets), "padded", None),
+        names.LEAN_COMPILED: call(compiled, "padded", None),
+        names.LITERAL_PADDED: call(cms_attention, "padded", "reference"),
         f"{TEXT_ONLY}: SDPA, padded": text(False),
         f"{TEXT_ONLY}: eager, padded": text(True),
     }
     if len(set(lengths)) == 1:
-        del runs[BUCKETED]  # there is one length
+        del runs[names.BUCKETED]  # there is one length
     return runs
 
 
@@ -115,9 +108,9 @@ def check(runs: dict, batch: AttentionBatch, tolerance: float) -> None:
 @pytest.mark.parametrize(("kind", "batch_size"), CASES, ids=str)
 def test_attention(race, device, kind, batch_size, backward):
     lengths = draw_lengths(kind, batch_size)
-    case = case_name(kind, batch_size, backward)
+    case = names.attention_case(kind, batch_size, backward)
     if sum(lengths) * 768 > ELEMENTS[device.type]:
-        race.skip(SUITE, case, f"{sum(lengths)} tokens are too many for this machine")
+        race.skip(names.ATTENTION, case, f"{sum(lengths)} tokens are too many for this machine")
         return
     dtype = dtype_of(device)
     batch = AttentionBatch.draw(lengths, lengths, device, dtype)
@@ -125,21 +118,23 @@ def test_attention(race, device, kind, batch_size, backward):
     runs = calls(batch, backward, torch.randn_like(batch.inputs[0]))
     missing = {}
     if len(lengths) * max(lengths) ** 2 * 768 > REFERENCE_ELEMENTS[device.type]:
-        missing["literal reference, padded"] = "its N x N_v x D tensor does not fit"
+        missing[names.LITERAL_PADDED] = "its N x N_v x D tensor does not fit"
     if device.type == "cpu" and batch_size != 32:
-        missing["torch.compile of it, padded"] = COMPILED_ONCE
+        missing[names.LEAN_COMPILED] = COMPILED_ONCE
     runs = {name: run for name, run in runs.items() if name not in missing}
     check(runs, batch, 1e-4 if dtype == torch.float32 else 4e-2)
     element = batch.inputs[0].element_size()
     race(
-        SUITE,
+        names.ATTENTION,
         case,
         runs,
         seconds=10,
-        flops=attention_flops(lengths, lengths, backward),
-        bytes_moved=attention_bytes(lengths, lengths, backward, element),
-        dtype=str(dtype).removeprefix("torch."),
-        facts={"tokens": sum(lengths), "ours": choose_backend(batch.inputs[0])},
+        work=Work(
+            attention_flops(lengths, lengths, backward),
+            attention_bytes(lengths, lengths, backward, element),
+            str(dtype).removeprefix("torch."),
+        ),
+        facts={"tokens": sum(lengths), "ours": choose_backend("attention", batch.inputs[0])},
         missing=missing,
         graphs=True,
     )
@@ -177,24 +172,20 @@ def calls_with_projections(batch: AttentionBatch, backward: bool, grad: torch.Te
 
     theirs = batch.padded_inputs[3:]
     return {
-        "ours: projections, then the operator": call(ours, batch.inputs[3:], grad),
-        "augmented product + SDPA in buckets": call(augmented(augmented_attention), theirs, padded_grad),
-        "torch.compile of it": call(augmented(compiled), theirs, padded_grad),
+        names.OURS_PROJECTIONS: call(ours, batch.inputs[3:], grad),
+        names.AUGMENTED: call(augmented(augmented_attention), theirs, padded_grad),
+        names.AUGMENTED_COMPILED: call(augmented(compiled), theirs, padded_grad),
     }
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward + backward"])
-@pytest.mark.parametrize(
-    ("kind", "batch_size"),
-    CASES,
-    ids=str,
-)
+@pytest.mark.parametrize(("kind", "batch_size"), CASES, ids=str)
 def test_with_projections(race, device, kind, batch_size, backward):
     """Against the cleverest plain form, which has no product for the shift of its own."""
     lengths = draw_lengths(kind, batch_size)
-    case = f"projections and attention, {case_name(kind, batch_size, backward)}"
+    case = names.with_projections(names.attention_case(kind, batch_size, backward))
     if sum(lengths) * 768 > ELEMENTS[device.type] / 4:  # three times the work of attention alone, and more
-        race.skip(SUITE, case, f"{sum(lengths)} tokens are too many for this machine")
+        race.skip(names.ATTENTION, case, f"{sum(lengths)} tokens are too many for this machine")
         return
     dtype = dtype_of(device)
     batch = AttentionBatch.draw(lengths, lengths, device, dtype)
@@ -202,16 +193,16 @@ def test_with_projections(race, device, kind, batch_size, backward):
     runs = calls_with_projections(batch, backward, torch.randn_like(batch.inputs[0]))
     missing = {}
     if device.type == "cpu" and batch_size != 32:
-        missing["torch.compile of it"] = COMPILED_ONCE
+        missing[names.AUGMENTED_COMPILED] = COMPILED_ONCE
     runs = {name: run for name, run in runs.items() if name not in missing}
     check(runs, batch, 1e-4 if dtype == torch.float32 else 4e-2)
+    flops = attention_flops(lengths, lengths, backward) + (3 if backward else 1) * 6 * sum(lengths) * HIDDEN**2
     race(
-        SUITE,
+        names.ATTENTION,
         case,
         runs,
         seconds=10,
-        flops=attention_flops(lengths, lengths, backward) + (3 if backward else 1) * 6 * sum(lengths) * HIDDEN**2,
-        dtype=str(dtype).removeprefix("torch."),
+        work=Work(flops, dtype=str(dtype).removeprefix("torch.")),
         facts={"tokens": sum(lengths)},
         missing=missing,
         graphs=True,
@@ -232,16 +223,16 @@ def grown(lengths, frames, device):
 def test_growth_with_tokens(race, device):
     sizes = [64, 128, 256, 512, 1024]
     runs = {n: grown([n] * 8, [50] * 8, device) for n in sizes}
-    race.growth(SUITE, "forward + backward, 8 sequences of N tokens and 50 frames", "N", runs)
+    race.growth(names.ATTENTION, "forward + backward, 8 sequences of N tokens and 50 frames", "N", runs)
 
 
 def test_growth_with_frames(race, device):
     sizes = [64, 256, 1024, 4096]
     runs = {n: grown([50] * 8, [n] * 8, device) for n in sizes}
-    race.growth(SUITE, "forward + backward, 8 sequences of 50 tokens and N_v = N_a frames", "N_v", runs)
+    race.growth(names.ATTENTION, "forward + backward, 8 sequences of 50 tokens and N_v = N_a frames", "N_v", runs)
 
 
 def test_growth_with_batch(race, device):
     sizes = [16, 64, 256, 1024]
     runs = {n: grown(draw_lengths("mosi", n), draw_lengths("mosi", n), device) for n in sizes}
-    race.growth(SUITE, "forward + backward, MOSI lengths", "batch", runs)
+    race.growth(names.ATTENTION, names.ATTENTION_GROWTH, "batch", runs)

@@ -9,12 +9,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import TensorDataset, default_collate
 from transformers import PreTrainedTokenizerFast
 
+from bench import names
 from bench.workload import ACOUSTIC_SIZE, PADDED_LENGTH, VISUAL_SIZE, draw_lengths, make_config
-from cmsbert_fast import CMSBertProcessor
+from cmsbert_fast import CMSBertForSequenceClassification, CMSBertProcessor
 from cmsbert_fast.data.example import Example
-from cmsbert_fast.training.evaluate import Batches
+from cmsbert_fast.training.batches import Batches
 
-SUITE = "Data to batch"
 EXAMPLES, BATCH = 512, 32
 
 
@@ -61,7 +61,9 @@ def padded_by_hand(examples: list[Example], processor: CMSBertProcessor):
 def prepared():
     examples = make_examples()
     processor = make_processor(examples)
-    return examples, processor, list(range(BATCH))
+    with torch.device("meta"):  # batches only ask what it reads
+        model = CMSBertForSequenceClassification(make_config())
+    return examples, processor, model, list(range(BATCH))
 
 
 def check(packed, padded):
@@ -77,20 +79,19 @@ def check(packed, padded):
 
 def test_from_words(race, device):
     """What the first epoch costs: tokenising, standardising and collating."""
-    examples, processor, indices = prepared()
-    config = make_config()
+    examples, processor, model, indices = prepared()
 
     def ours():
-        return Batches(examples, processor, config, device).load(indices)
+        return Batches(examples, processor, model, device).load(indices)
 
     def by_hand():
         return [x.to(device) for x in padded_by_hand(examples[:BATCH], processor)]
 
     check({name: x.cpu() for name, x in ours().items() if torch.is_tensor(x)}, [x.cpu() for x in by_hand()])
     race(
-        SUITE,
+        names.DATA,
         f"{BATCH} word-aligned examples of MOSI's lengths, from words",
-        {"ours": ours, "padded to 50 by hand": by_hand},
+        {names.OURS: ours, "padded to 50 by hand": by_hand},
         seconds=5,
         facts={"utterances": BATCH},
     )
@@ -98,15 +99,15 @@ def test_from_words(race, device):
 
 def test_prepared(race, device):
     """What later epochs cost: everything tokenised and standardised before."""
-    examples, processor, indices = prepared()
-    kept = Batches(examples, processor, make_config(), device)
+    examples, processor, model, indices = prepared()
+    kept = Batches(examples, processor, model, device)
     kept.load(range(EXAMPLES))
     dataset = TensorDataset(*padded_by_hand(examples, processor))
     race(
-        SUITE,
+        names.DATA,
         f"{BATCH} word-aligned examples of MOSI's lengths, prepared before",
         {
-            "ours": lambda: kept.load(indices),
+            names.OURS: lambda: kept.load(indices),
             "TensorDataset padded to 50, indexed": lambda: [x.to(device) for x in dataset[indices]],
             "TensorDataset padded to 50, default_collate": lambda: [
                 x.to(device) for x in default_collate([dataset[i] for i in indices])

@@ -3,11 +3,13 @@
 import pytest
 import torch
 
-from bench.rivals import inf_cl_loss, open_clip_loss
-from bench.workload import contrastive_bytes, contrastive_flops
+from bench import names
+from bench.rivals.losses import inf_cl_loss, open_clip_loss
+from bench.workload import Work, contrastive_bytes, contrastive_flops
 from cmsbert_fast import pairwise_contrastive_loss
 
-SUITE = "Contrastive loss"
+OPEN_CLIP, LITERAL = "open_clip's algorithm, 3 pairs", "literal reference"
+COMPILED = "torch.compile of the reference"
 TEMPERATURE = 0.1
 LARGEST = {"cpu": 4096, "cuda": 65536}  # at d = 768; 65,536 is 75 TFLOP, minutes a call on a CPU
 SQUARE_LIMIT = {"cpu": 4096, "cuda": 16384}  # rows up to which n x n matrices are tried
@@ -27,19 +29,17 @@ def calls(embeddings, labels, smoothing) -> dict:
 
     if smoothing is None:
         losses = {
-            "ours": ours("auto"),
-            "open_clip's algorithm, 3 pairs": lambda: open_clip_loss(embeddings, TEMPERATURE),
+            names.OURS: ours("auto"),
+            OPEN_CLIP: lambda: open_clip_loss(embeddings, TEMPERATURE),
             "Inf-CL's algorithm in eager PyTorch": lambda: inf_cl_loss(embeddings, TEMPERATURE),
-            "literal reference": ours("reference"),
+            LITERAL: ours("reference"),
         }
     else:
         losses = {
-            "ours": ours("auto"),
-            "torch backend": ours("torch"),
-            "literal reference": ours("reference"),
-            "torch.compile of the reference": ours(
-                "reference", torch.compile(pairwise_contrastive_loss, dynamic=False)
-            ),
+            names.OURS: ours("auto"),
+            names.TORCH: ours("torch"),
+            LITERAL: ours("reference"),
+            COMPILED: ours("reference", torch.compile(pairwise_contrastive_loss, dynamic=False)),
         }
 
     def both(loss):
@@ -66,33 +66,35 @@ def check(runs: dict, tolerance: float) -> None:
 @pytest.mark.parametrize("smoothing", [0.9, None], ids=["smoothed", "one-hot"])
 @pytest.mark.parametrize("n", SIZES)
 def test_contrastive(race, device, n, smoothing):
-    case = f"n = {n}, d = 768, {'targets one-hot' if smoothing is None else 'targets smoothed'}"
+    case = names.contrastive_case(n, 768, smoothing is not None)
     if n > LARGEST[device.type]:
-        race.skip(SUITE, case, "takes minutes a call on this machine")
+        race.skip(names.CONTRASTIVE, case, "takes minutes a call on this machine")
         return
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     embeddings, labels = draw(n, 768, device, dtype)
     torch.compiler.reset()
     runs = calls(embeddings, labels, smoothing)
     missing = {}
-    if device.type == "cpu" and "torch backend" in runs:
-        missing["torch backend"] = "it is what runs on a CPU: ours"
+    if device.type == "cpu" and names.TORCH in runs:
+        missing[names.TORCH] = "it is what runs on a CPU: ours"
     if n > SQUARE_LIMIT[device.type]:
-        for name in ("literal reference", "torch.compile of the reference", "open_clip's algorithm, 3 pairs"):
+        for name in (LITERAL, COMPILED, OPEN_CLIP):
             if name in runs:
                 missing[name] = "its n x n matrices do not fit"
-    if device.type == "cpu" and n != 128 and "torch.compile of the reference" in runs:
-        missing["torch.compile of the reference"] = "compiled for n = 128 only: a minute each on this machine"
+    if device.type == "cpu" and n != 128 and COMPILED in runs:
+        missing[COMPILED] = "compiled for n = 128 only: a minute each on this machine"
     runs = {name: run for name, run in runs.items() if name not in missing}
     check(runs, 1e-4 if dtype == torch.float32 else 4e-2)
     race(
-        SUITE,
+        names.CONTRASTIVE,
         case,
         runs,
         seconds=10,
-        flops=contrastive_flops(n, 768),
-        bytes_moved=contrastive_bytes(n, 768, embeddings[0].element_size()),
-        dtype=str(dtype).removeprefix("torch."),
+        work=Work(
+            contrastive_flops(n, 768),
+            contrastive_bytes(n, 768, embeddings[0].element_size()),
+            str(dtype).removeprefix("torch."),
+        ),
         missing=missing,
         graphs=True,
     )
@@ -104,13 +106,12 @@ def test_memory_of_a_large_batch(race, device):
     embeddings, labels = draw(n, 64, device, torch.float32)
     runs = calls(embeddings, labels, 0.9)
     race(
-        SUITE,
-        f"n = {n}, d = 64, targets smoothed",
-        {"ours": runs["ours"]},
+        names.CONTRASTIVE,
+        names.contrastive_case(n, 64, smoothed=True),
+        {names.OURS: runs[names.OURS]},
         seconds=0,
         fewest=1,
-        flops=contrastive_flops(n, 64),
-        bytes_moved=contrastive_bytes(n, 64, 4),
+        work=Work(contrastive_flops(n, 64), contrastive_bytes(n, 64, 4)),
     )
 
 
@@ -119,5 +120,5 @@ def test_growth_with_n(race, device):
     runs = {}
     for n in sizes:
         embeddings, labels = draw(n, 768, device, torch.float32)
-        runs[n] = calls(embeddings, labels, 0.9)["ours"]
-    race.growth(SUITE, "forward and backward, d = 768", "n", runs)
+        runs[n] = calls(embeddings, labels, 0.9)[names.OURS]
+    race.growth(names.CONTRASTIVE, "forward and backward, d = 768", "n", runs)

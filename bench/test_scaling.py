@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-SUITE = "Scaling"
+from bench import names
+
 SHAPE, PER_RANK, STEPS, REPEATS = "MiniLM", 16, 6, 3
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +28,7 @@ def launch(processes: int, folder: Path) -> list[list[dict]]:
 def test_scaling(race, device, tmp_path):
     case = f"cmsbert-clr, {SHAPE} shape, {PER_RANK} utterances a process, one thread each"
     if device.type != "cpu":
-        race.skip(SUITE, case, "one GPU says nothing about several; the model below takes its step time")
+        race.skip(names.SCALING, case, "one GPU says nothing about several; the model below takes its step time")
         return
     counts = [1, 2, 4]
     runs: dict[int, list] = {k: [] for k in counts}
@@ -50,7 +51,7 @@ def test_scaling(race, device, tmp_path):
         }
     race.record(
         kind="scaling",
-        suite=SUITE,
+        suite=names.SCALING,
         case=case,
         processes=rows,
         cpus=len(os.sched_getaffinity(0)),

@@ -6,102 +6,29 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import torch
 from cmsbert_fast.kernels.cpu import library as cpu_library
 from torch import nn
 
-from bench import measure
-from bench.rivals import MagBert, TextBert, padded_clr
-from bench.workload import PADDED_LENGTH, ModelBatch, draw_lengths, draw_random_lengths, make_config, step_flops
+from bench import measure, names
+from bench.names import BATCH
+from bench.rivals.models import MagBert, TextBert, padded_clr
+from bench.steps import Trainer, autocast, check_same, clr, plain_step, without
+from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, draw_random_lengths, make_config, step_flops
 from cmsbert_fast import (
     CMSBertCLRForSequenceClassification,
     CMSBertForSequenceClassification,
     pairwise_contrastive_loss,
 )
-from cmsbert_fast.ops.attention.api import choose_backend
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16
+from cmsbert_fast.ops.capability import has_fast_bfloat16
+from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.dropout.api import Dropout
 from cmsbert_fast.ops.lstm import cpu as lstm_cpu
-from cmsbert_fast.training.distributed import Gradients, Ranks
 
-SUITE = "Training step"
-BATCH, REFERENCE_BATCH = 32, 4
+REFERENCE_BATCH = 4
 ROOT = Path(__file__).resolve().parents[1]
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-class Trainer:
-    """Steps with train.py's gradients and optimiser."""
-
-    def __init__(self, model, device, fused=True):
-        self._gradients = Gradients(model.parameters(), Ranks(0, 1, device))
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused)
-
-    def step(self, forward):
-        """The step as a call; ``forward`` returns the loss."""
-
-        def run():
-            self._gradients.zero()
-            loss = forward()
-            loss.backward()
-            self._gradients.finish()
-            self._gradients.norm()
-            self._optimizer.step()
-            return loss.detach()
-
-        return run
-
-
-def plain_step(model, forward):
-    """One step as most training scripts do it, with the fast optimiser to their advantage."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-
-    def run():
-        optimizer.zero_grad()
-        loss = forward()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return run
-
-
-def autocast(forward, device):
-    def run():
-        with torch.autocast(device.type, torch.bfloat16):
-            return forward()
-
-    return run
-
-
-def without(step, owner, name, instead):
-    """The step with something else in place of the owner's attribute."""
-
-    def run():
-        with mock.patch.object(owner, name, instead):
-            return step()
-
-    return run
-
-
-def clr(config, device):
-    torch.manual_seed(0)
-    return CMSBertCLRForSequenceClassification(config).to(device).train()
-
-
-def check_same(batch, *models):
-    """The packed model and its padded form have the same loss, whatever the backend; in bfloat16 nearly."""
-    with torch.no_grad():
-        losses = [model.eval()(**batch.packed).loss for model in models]
-        losses.append(padded_clr(models[0], batch.padded)[1])
-        half = autocast(lambda: models[0](**batch.packed).loss, losses[0].device)()
-    for loss in losses[1:]:
-        torch.testing.assert_close(loss, losses[0], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(half.float(), losses[0], rtol=5e-2, atol=5e-2)
-    for model in models:
-        model.train()
 
 
 def test_step(race, device):
@@ -115,16 +42,16 @@ def test_step(race, device):
     mag, text = MagBert(config).to(device).train(), TextBert(config).to(device).train()
     trainer = Trainer(model, device)
     forwards = {
-        "ours: cmsbert-clr": (model, lambda: model(**batch.packed).loss),
-        "torch backend, padded to 50": (plain, lambda: padded_clr(plain, batch.padded)[1]),
-        "MAG-BERT's way: padded to 50, eager": (mag, lambda: mag(batch.padded)[1]),
-        "Hugging Face BERT, text only, padded to the longest": (text, lambda: text(to_the_longest)[1]),
-        "ours in bfloat16": (model, autocast(lambda: model(**batch.packed).loss, device)),
+        names.OURS_CLR: (model, lambda: model(**batch.packed).loss),
+        names.MODEL_PADDED: (plain, lambda: padded_clr(plain, batch.padded)[1]),
+        names.MAG_BERT: (mag, lambda: mag(batch.padded)[1]),
+        names.TEXT_BERT: (text, lambda: text(to_the_longest)[1]),
+        names.OURS_BFLOAT16: (model, autocast(lambda: model(**batch.packed).loss, device)),
     }
     missing = {}
     if not has_fast_bfloat16(device):
-        missing["ours in bfloat16"] = measure.NO_BFLOAT16
-        del forwards["ours in bfloat16"]
+        missing[names.OURS_BFLOAT16] = measure.NO_BFLOAT16
+        del forwards[names.OURS_BFLOAT16]
     steps = {
         name: trainer.step(forward) if owner is model else plain_step(owner, forward)
         for name, (owner, forward) in forwards.items()
@@ -134,15 +61,15 @@ def test_step(race, device):
         for name, (owner, forward) in forwards.items()
     }
     race(
-        SUITE,
-        f"cmsbert-clr, MOSI lengths, batch {BATCH}",
+        names.STEP,
+        names.STEP_CASE,
         steps,
         seconds=110,
         fewest=9,
-        flops=step_flops(config, lengths, True),
+        work=Work(step_flops(config, lengths, True)),
         facts={
             "tokens": sum(lengths),
-            "ours": choose_backend(next(model.parameters())),
+            "ours": choose_backend("attention", next(model.parameters())),
             "saved_for_backward": kept,
         },
         missing=missing,
@@ -156,9 +83,8 @@ def test_bfloat16(race, device):
     in bfloat16 take up to 1.4 times as long as with their neighbours.
     """
     batches = 13
-    case = f"cmsbert-clr in bfloat16, random batches of MOSI lengths, batch {BATCH}"
     if not has_fast_bfloat16(device):
-        race.skip(SUITE, case, measure.NO_BFLOAT16)
+        race.skip(names.STEP, names.RANDOM_BATCHES, measure.NO_BFLOAT16)
         return
     config = make_config()
     model = clr(config, device)
@@ -175,12 +101,12 @@ def test_bfloat16(race, device):
 
         return trainer.step(autocast(forward, device) if bfloat16 else forward)
 
-    contenders = {"ours in bfloat16": step(), "ours in float32": step(bfloat16=False)}
+    contenders = {names.OURS_BFLOAT16: step(), names.OURS_FLOAT32: step(bfloat16=False)}
     if device.type == "cpu" and cpu_library.why_not() is None:
         contenders["with the LSTM's products in float32"] = without(
             step(), lstm_cpu, "product_dtype", lambda *arguments: torch.float32
         )
-    race(SUITE, case, contenders, seconds=60, fewest=batches)
+    race(names.STEP, names.RANDOM_BATCHES, contenders, seconds=60, fewest=batches)
 
 
 def test_step_of_the_reference(race, device):
@@ -193,10 +119,10 @@ def test_step_of_the_reference(race, device):
     torch.testing.assert_close(literal.eval()(**batch.padded).loss, literal(**batch.packed).loss, rtol=1e-4, atol=1e-4)
     literal.train()
     race(
-        SUITE,
+        names.STEP,
         f"cmsbert-clr and the literal reference, MOSI lengths, batch {REFERENCE_BATCH}",
         {
-            "ours: cmsbert-clr": Trainer(model, device).step(lambda: model(**batch.packed).loss),
+            names.OURS_CLR: Trainer(model, device).step(lambda: model(**batch.packed).loss),
             "literal reference": plain_step(literal, lambda: literal(**batch.padded).loss),
         },
         seconds=30,
@@ -223,10 +149,10 @@ def test_step_compiled(race, device):
     for loss in (compiled_model(**batch.packed).loss, compiled_padded(padded, batch.padded)[1]):
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     race(
-        SUITE,
+        names.STEP,
         f"cmsbert-clr and torch.compile, no dropout, MOSI lengths, batch {BATCH}",
         {
-            "ours: cmsbert-clr": trainer.step(lambda: model(**batch.packed).loss),
+            names.OURS_CLR: trainer.step(lambda: model(**batch.packed).loss),
             "ours, torch.compile": trainer.step(lambda: compiled_model(**batch.packed).loss),
             "torch backend, packed": plain_step(plain, lambda: plain(**batch.packed).loss),
             "torch.compile of it, padded to 50": plain_step(padded, lambda: compiled_padded(padded, batch.padded)[1]),
@@ -241,9 +167,9 @@ def variants(device, batch):
     """A step of each variant, all packed, all on the fastest backend: float32 on a CPU, bfloat16 on a GPU."""
     steps = {}
     for name, model_class, options in (
-        ("cmsbert-clr", CMSBertCLRForSequenceClassification, {}),
-        ("cmsbert", CMSBertForSequenceClassification, {}),
-        ("bert", CMSBertForSequenceClassification, {"cms_layers": []}),
+        (names.CLR, CMSBertCLRForSequenceClassification, {}),
+        (names.CMS, CMSBertForSequenceClassification, {}),
+        (names.BERT, CMSBertForSequenceClassification, {"cms_layers": []}),
     ):
         torch.manual_seed(0)
         model = model_class(make_config(**options)).to(device).train()
@@ -267,13 +193,12 @@ def test_variants(race, device):
 
     theirs = plain_step(text, autocast(forward, device) if device.type == "cuda" else forward)
     race(
-        SUITE,
-        f"what the variants cost, all packed, MOSI lengths, batch {BATCH}",
-        variants(device, batch) | {"Hugging Face BERT, text only, padded to the longest": theirs},
+        names.STEP,
+        names.VARIANTS,
+        variants(device, batch) | {names.TEXT_BERT: theirs},
         seconds=80,
         fewest=11,
-        flops=step_flops(config, lengths, True),
-        dtype="bfloat16" if device.type == "cuda" else "float32",
+        work=Work(step_flops(config, lengths, True), dtype="bfloat16" if device.type == "cuda" else "float32"),
         facts={"tokens": sum(lengths)},
     )
 
@@ -281,10 +206,10 @@ def test_variants(race, device):
 def test_where_the_time_goes(race, device):
     """A profile by operator: what bounds the step, and what the variants add to it."""
     batch = ModelBatch.draw(make_config(), draw_lengths("mosi", BATCH), device)
-    steps = {name: step for name, step in variants(device, batch).items() if name != "cmsbert"}
+    steps = {name: step for name, step in variants(device, batch).items() if name != names.CMS}
     race.record(
         kind="profile",
-        suite=SUITE,
+        suite=names.STEP,
         case=f"where the time goes, MOSI lengths, batch {BATCH}",
         seconds={name: measure.profile(step, device) for name, step in steps.items()},
     )
@@ -302,7 +227,7 @@ def test_share_of_the_loss(race, device):
         pairwise_contrastive_loss(*embeddings, batch.packed["labels"]).backward()
 
     race(
-        SUITE,
+        names.STEP,
         f"contrastive loss alone against the whole step, batch {BATCH}",
         {"contrastive loss, forward and backward": loss, "the whole step": step},
         seconds=25,
@@ -318,10 +243,10 @@ def test_engineering(race, device):
     unfused = Trainer(model, device, fused=False).step(lambda: model(**batch.packed).loss)
 
     race(
-        SUITE,
+        names.STEP,
         f"what each thing gains, cmsbert-clr, MOSI lengths, batch {BATCH}",
         {
-            "ours: cmsbert-clr": step,
+            names.OURS_CLR: step,
             "without the compiled LSTM": without(step, lstm_cpu, "product_dtype", lambda *arguments: None),
             "with PyTorch's dropout": without(step, Dropout, "forward", nn.Dropout.forward),
             "with AdamW not fused": unfused,
@@ -335,11 +260,13 @@ def test_kept_memory(race, device):
     """A process that keeps the memory it frees against one that does not; each launch has processes of its own."""
     case = f"keeping freed memory, cmsbert-clr, MOSI lengths, batch {BATCH}"
     if device.type != "cpu":
-        race.skip(SUITE, case, "it is for CPUs")
+        race.skip(names.STEP, case, "it is for CPUs")
         return
     code = f"""
-import json, time, torch
-from bench.test_step import *
+import json, torch
+from bench import measure
+from bench.steps import Trainer, clr
+from bench.workload import ModelBatch, draw_lengths, make_config
 from cmsbert_fast.training.distributed import keep_freed_memory
 keep_freed_memory()
 device = torch.device("cpu")
@@ -350,17 +277,17 @@ step = Trainer(model, device).step(lambda: model(**batch.packed).loss)
 step(), step(), step()
 print(json.dumps([measure.timed(step, device) for _ in range(5)]))
 """
-    seconds = {"ours: cmsbert-clr": [], "with the allocator's defaults": []}
+    seconds = {names.OURS_CLR: [], "with the allocator's defaults": []}
     for _ in range(3):
         for name, times in seconds.items():
             # Whoever tunes the allocator is left alone: this says nothing but its own default.
-            tuned = {} if name.startswith("ours") else {"MALLOC_ARENA_TEST": "8"}
+            tuned = {} if names.is_ours(name) else {"MALLOC_ARENA_TEST": "8"}
             command = [sys.executable, "-c", code]
             done = subprocess.run(command, env=os.environ | tuned, cwd=ROOT, capture_output=True, text=True, check=True)
             times += json.loads(done.stdout)
     race.record(
         kind="race",
-        suite=SUITE,
+        suite=names.STEP,
         case=case,
         seconds=seconds,
         memory={},
@@ -380,4 +307,4 @@ def test_growth_with_batch(race, device):
         lengths = draw_lengths("mosi", size)
         batch = ModelBatch.draw(config, lengths, device)
         runs[sum(lengths)] = trainer.step(lambda batch=batch: model(**batch.packed).loss)
-    race.growth(SUITE, "cmsbert-clr, BERT-base shape, batch 16 to 128", "valid tokens", runs, seconds=60, fewest=5)
+    race.growth(names.STEP, names.STEP_GROWTH, "valid tokens", runs, seconds=60, fewest=5)

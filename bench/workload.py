@@ -7,6 +7,7 @@ Lengths are those of real CMU-MOSI (``mosi_lengths.txt``: word pieces of the 1,2
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cmsbert_fast import CMSBertConfig, ModalityShift
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
-from cmsbert_fast.training.evaluate import HOST_INPUTS
+from cmsbert_fast.training.batches import stays_on_host
 
 MOSI_LENGTHS = np.loadtxt(Path(__file__).with_name("mosi_lengths.txt"), dtype=int)
 PADDED_LENGTH = 50  # what the published code pads MOSI and MOSEI to
@@ -94,7 +95,7 @@ class ModelBatch:
             packed |= {name: values, f"cu_seq_lens_{name}": packing.cu_seqlens, f"max_length_{name}": longest}
             padded |= {name: pad(values, packing), f"{name}_mask": mask.long()}
         return cls(
-            {k: v.to(device) if isinstance(v, Tensor) and k not in HOST_INPUTS else v for k, v in packed.items()},
+            {k: v.to(device) if isinstance(v, Tensor) and not stays_on_host(k) else v for k, v in packed.items()},
             {k: v.to(device) for k, v in padded.items()},
         )
 
@@ -150,7 +151,9 @@ class AttentionBatch:
             ]
             leaves += own
             padded_leaves += other
-            modalities.append(ModalityShift(own[0], own[1], values, own[2], *frame_packing))
+            modalities.append(
+                ModalityShift(own[0], own[1], values, own[2], frame_packing.cu_seqlens, frame_packing.max_length)
+            )
             padded_modalities.append(
                 ModalityShift(other[0], other[1], pad(values, frame_packing), other[2], mask=frame_mask)
             )
@@ -164,6 +167,17 @@ class AttentionBatch:
 
 
 # ------------------------------------------------------------------ the work: multiply-adds count as two operations
+
+
+class Work(NamedTuple):
+    """What a case has to do at least; the report puts it beside what the machine can do."""
+
+    flops: float | None = None
+    bytes: float | None = None
+    dtype: str = "float32"  # of the matrix products
+
+
+UNKNOWN_WORK = Work()
 
 
 def attention_flops(lengths: Sequence[int], frames: Sequence[int], backward: bool, hidden: int = HIDDEN) -> float:

@@ -1,7 +1,7 @@
 """CMSBERT-CLR, fast: context-driven modality shifting BERT with contrastive learning.
 
 The public names are listed in ``__all__`` and loaded on first use, so that ``import cmsbert_fast`` stays cheap.
-Hugging Face's Auto classes know "cmsbert" once ``CMSBertModel`` (``AutoProcessor``: ``CMSBertProcessor``) was loaded.
+Hugging Face's Auto classes know "cmsbert" once ``CMSBertModel`` (AutoProcessor: ``CMSBertProcessor``) is loaded.
 """
 
 import importlib
@@ -13,10 +13,10 @@ __version__ = "0.1.0"
 
 
 def _expose_kernels() -> None:
-    """Make ``cmsbert_fast.kernels`` importable from a checkout, where the folder lies beside this package.
+    """Make ``cmsbert_fast.kernels`` importable from a checkout, where the folder is next to this package.
 
-    It is never put on ``sys.path``: as a top-level package its name would collide with Hugging Face's ``kernels``.
-    An installed wheel has the folder inside this package and needs nothing.
+    It never goes on ``sys.path``: as a top-level package it would collide with Hugging Face's ``kernels``. A wheel has
+    the folder inside this package and needs none of this.
     """
     here = Path(__file__).resolve().parent
     checkout = here.parent / "kernels"

@@ -1,5 +1,6 @@
-"""Writing that a crash cannot leave half done: files and folders appear whole, and only once they are on the disk."""
+"""Atomic writing: files and folders appear whole, and only once they are on disk."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -8,19 +9,29 @@ from typing import Any
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary file, which takes the place of ``path`` once it is on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    sync(temporary)
-    os.replace(temporary, path)
+    """Replaces ``path`` with what ``write`` puts into a draft, once it is on disk; on an error, leaves no draft."""
+    draft = draft_of(path)
+    try:
+        write(draft)
+        sync(draft)
+        os.replace(draft, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 
-def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Lets ``write`` fill a temporary folder whose files then take the places of those in ``folder``.
+def draft_of(path: Path) -> Path:
+    """The draft of :func:`replace_file`; a killed process leaves it behind."""
+    return path.with_name(f".{path.name}.tmp")
 
-    Each file is replaced atomically. Files that ``write`` gives the same content every time, such as a configuration
-    beside weights, therefore never disagree with the others.
+
+def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Lets ``write`` fill a temporary folder, then moves its files into ``folder``.
+
+    Each file is replaced atomically, but not all at once. A file whose content never changes, such as the configuration
+    next to weights, therefore always matches the others.
     """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -41,8 +52,8 @@ def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+    """Waits until a file, or the names in a folder, are on disk."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,7 +1,7 @@
-"""Packed sequences: B sequences of different lengths lying one after the other in the rows of one tensor, no padding.
+"""Packed sequences: B sequences of different lengths, one after another in the rows of one tensor, without padding.
 
-Rows from ``cu_seqlens[-1]`` on belong to no sequence. They let a batch be rounded up to a static shape (CUDA graphs,
-torch.compile); every operator returns zeros there and sends no gradient to them.
+Rows from ``cu_seqlens[-1]`` on belong to no sequence. They allow a batch to be rounded up to a static shape (CUDA
+graphs, torch.compile). Every operator returns zeros there and sends them no gradient.
 """
 
 from typing import NamedTuple
@@ -11,16 +11,18 @@ from torch import Tensor
 
 
 class Packing(NamedTuple):
-    """Where each sequence lies.
+    """The rows of each sequence.
 
     Attributes:
         cu_seqlens: (B + 1,) int32; sequence b is rows ``cu_seqlens[b]:cu_seqlens[b + 1]``.
-        max_length: Length of the longest sequence, or any larger number; known to the host, so that no operator has to
-            wait for the device.
+        max_length: Length of the longest sequence, or any larger number. A host number, so no operator waits for the
+            device.
+        host_cu_seqlens: ``cu_seqlens`` on the CPU, if known: some operators would otherwise wait for it.
     """
 
     cu_seqlens: Tensor
     max_length: int
+    host_cu_seqlens: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -29,12 +31,12 @@ class Packing(NamedTuple):
 
 
 def cumulative(lengths: Tensor) -> Tensor:
-    """``cu_seqlens``, (B + 1,) int32, of sequences of the given lengths (B,)."""
+    """``cu_seqlens``, (B + 1,) int32, from lengths (B,)."""
     return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
 def uniform_packing(batch: int, length: int, device: torch.device) -> Packing:
-    """The packing of ``batch`` sequences that all have ``length`` rows: an unpadded (B, N, ...) tensor, flattened."""
+    """The packing of ``batch`` sequences of ``length`` rows each: an unpadded (B, N, ...) tensor, flattened."""
     return Packing(torch.arange(batch + 1, dtype=torch.int32, device=device) * length, length)
 
 
@@ -45,9 +47,9 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Packing]:
         mask: (B, N), nonzero = valid, any pattern.
 
     Returns:
-        ``rows`` (T,) int64: the flat position b * N + i of every row of the packed form, in order; and the packing.
-        T is the number of valid positions. While torch.compile traces, T is B * N instead (its shapes may not depend on
-        data) and the invalid positions follow the valid ones, as rows of no sequence.
+        ``rows`` (T,) int64: the flat position b * N + i of each packed row, in order; and the packing. T is the number
+        of valid positions. Under torch.compile, whose shapes may not depend on data, T is B * N: the invalid positions
+        follow the valid ones, as rows of no sequence.
     """
     mask = mask.bool()
     flat = mask.flatten()
@@ -63,7 +65,7 @@ def valid_positions(packing: Packing) -> Tensor:
 
 
 def pad(packed: Tensor, packing: Packing) -> Tensor:
-    """(T, ...) -> (B, max_length, ...). What stands at padding positions is unspecified but finite where T's rows are.
+    """(T, ...) -> (B, max_length, ...). Padding holds arbitrary values, finite if ``packed`` is.
 
     Mask with :func:`valid_positions`.
     """
@@ -95,6 +97,13 @@ def sequence_of_row(packing: Packing, total: int) -> Tensor:
     return torch.searchsorted(packing.cu_seqlens[1:].contiguous(), rows, right=True)
 
 
+def positions(packing: Packing, total: int) -> Tensor:
+    """(total,) int64: 0, 1, ... within every sequence; 0 at rows of no sequence."""
+    rows = torch.arange(total, device=packing.cu_seqlens.device)
+    position = rows - packing.cu_seqlens[sequence_of_row(packing, total)]
+    return position.masked_fill(rows >= packing.cu_seqlens[-1], 0)
+
+
 def segment_mean(packed: Tensor, packing: Packing) -> Tensor:
     """The mean over each sequence's rows, (T, d) -> (B, d); 0 for a sequence without rows (Eq. 9, 12).
 
@@ -102,6 +111,6 @@ def segment_mean(packed: Tensor, packing: Packing) -> Tensor:
     """
     wide = packed.float() if packed.dtype in (torch.float16, torch.bfloat16) else packed
     lengths = packing.lengths.long()
-    # unsafe: skips the check that the lengths sum to T, which would wait for the device and forbid rows of no sequence
+    # unsafe: no check that the lengths sum to T; it would wait for the device and forbid rows of no sequence
     total = torch.segment_reduce(wide, "sum", lengths=lengths, axis=0, unsafe=True, initial=0)
     return (total / lengths.clamp(min=1).to(wide.dtype)[:, None]).to(packed.dtype)

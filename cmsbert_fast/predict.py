@@ -9,82 +9,77 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers import PreTrainedConfig
 
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import Corpus, DataError, printable
-from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
+from cmsbert_fast.data.example import MODALITIES, Corpus, DataError
+from cmsbert_fast.data.request import DataRequest, add_options, options_in
+from cmsbert_fast.data.text import printable
+from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
-from cmsbert_fast.training.build import Classifier, load_trained
+from cmsbert_fast.training.batches import Batches
+from cmsbert_fast.training.build import load_trained
+from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.distributed import Ranks, find_device
-from cmsbert_fast.training.evaluate import Batches, Predictions, predict
+from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.report import prediction_rows, write_csv
-from cmsbert_fast.training.settings import Parser, UsageError
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line.
 
     Returns:
-        The exit status: 0, or 2 for a user's error, which is told in one sentence on stderr; as shells have it, 130
-        after Ctrl-C and 141 where nobody reads standard output any more.
+        The exit status: 0; 2 for a user's error, with one sentence on stderr; as in shells, 130 after Ctrl-C and 141
+        if standard output is closed.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    parser = Parser(prog="python -m cmsbert_fast.predict", description="Writes a score for every example, as CSV.")
-    parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
-    parser.add_argument("data", help="a file or folder in a known format, or 'embedded'")
-    parser.add_argument("--split", help="only this split of the data (default: all)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV file to write (default: standard output)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--visual", nargs="+", default=(), metavar="NAME", help="visual streams of the data")
-    parser.add_argument("--acoustic", nargs="+", default=(), metavar="NAME", help="acoustic streams of the data")
-    parser.add_argument("--words", metavar="NAME", help="stream of words with times; frames are averaged per word")
-    parser.add_argument(
-        "--label", metavar="NAME", help="column or stream of labels, as in training; .csd segments are its times"
-    )
-    parser.add_argument("--folds", metavar="FILE", help="JSON file of ids by split")
-    parser.add_argument("--fold", type=int, metavar="N", help="which fold, where the file holds several")
     try:
-        given = parser.parse_args(arguments)
+        given = _parser().parse_args(arguments)
         if given.batch_size < 1:
             raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
-        # Before data are read, which takes long where there are many.
+        # Before the data, which can take long to read.
         model, processor = load_trained(given.checkpoint)
         device = find_device(given.device)
-        corpus = read_corpus(
-            given.data,
-            visual=given.visual,
-            acoustic=given.acoustic,
-            words=given.words,
-            label=given.label,
-            folds=given.folds,
-            fold=given.fold,
-            labels=False,
-        )
+        corpus = read_corpus(DataRequest.of(given.data, **options_in(given), labels=False))
         print(corpus.report, file=sys.stderr)
         predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
-        rows = prediction_rows(predictions, classes)
-        if given.output is None:
-            csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
-            sys.stdout.flush()
-        else:
-            try:
-                write_csv(given.output, rows)
-            except OSError as error:
-                raise UsageError(
-                    f"{given.output} cannot be written ({error.strerror}); choose another --output."
-                ) from None
+        _write(prediction_rows(predictions, classes), given.output)
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Python flushes standard output once more when it ends.
+        # Python flushes standard output again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m cmsbert_fast.predict", description="Writes a score for every example as CSV.")
+    parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
+    parser.add_argument("data", help="a file or folder in a known format, or 'embedded'")
+    parser.add_argument("--split", help="only this split of the data (default: all)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV file to write (default: standard output)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add_options(parser)
+    return parser
+
+
+def _write(rows: Sequence[Sequence[str]], output: Path | None) -> None:
+    """Writes rows as CSV, to standard output without a file."""
+    if output is None:
+        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        sys.stdout.flush()
+        return
+    try:
+        write_csv(output, rows)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written ({error.strerror}); choose another --output.") from None
 
 
 def predict_corpus(
@@ -99,42 +94,46 @@ def predict_corpus(
 
     Args:
         model, processor: From `load_trained`.
-        corpus: Labels are not needed, and not looked at.
-        device: Where the model is to run.
-        split: One split; None = all, one after the other.
+        corpus: Labels are not read and may be missing.
+        device: Where to run the model.
+        split: One split; None = all, one after another.
         batch_size: Examples at a time.
 
     Returns:
         The predictions, and the model's classes (None for scores).
 
     Raises:
-        UsageError: There is no such split, the model was trained with frames of another size, or it gives no finite
-            score.
+        UsageError: There is no such split, the model was trained with frames of another size, or a score is not
+            finite.
     """
     if split is not None and split not in corpus.splits:
         raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
-    chosen = list(corpus.splits) if split is None else [split]
-    examples = [dataclasses.replace(e, label=None) for s in chosen for e in corpus.splits[s]]
+    splits = list(corpus.splits) if split is None else [split]
+    examples = [dataclasses.replace(e, label=None) for s in splits for e in corpus.splits[s]]
     if not examples:
-        raise UsageError(f"{corpus.name} holds no example to predict; give data with at least one.")
-    _check_width(model.config, processor, corpus)
+        raise UsageError(f"{corpus.name} has no examples to predict; give data with at least one.")
+    _check_width(model.config, corpus)
     ranks = Ranks(0, 1, device)
     model.to(ranks.device)  # type: ignore[arg-type]
-    predictions = predict(model, Batches(examples, processor, model.config, ranks.device), ranks, batch_size)
-    lost = [k for k, finite in enumerate(predictions.logits.isfinite().all(dim=1).tolist()) if not finite]
-    if lost:
-        ids = ", ".join(printable(predictions.ids[k]) for k in lost[:5]) + (", ..." if len(lost) > 5 else "")
-        raise UsageError(
-            f"{len(lost)} of {len(examples)} examples have no finite score ({ids}); correct their frames, which are "
-            "far beyond those of training, or use another checkpoint."
-        )
+    predictions = predict(model, Batches(examples, processor, model, ranks.device), ranks, batch_size)
+    _check_finite(predictions)
     names: dict = model.config.id2label or {}
     classes = [names[i] for i in sorted(names)] if predictions.logits.shape[1] > 1 else None
     return predictions, classes
 
 
-def _check_width(config: CMSBertConfig, processor: CMSBertProcessor, corpus: Corpus) -> None:
-    for modality in ("visual", "acoustic"):
+def _check_finite(predictions: Predictions) -> None:
+    lost = [k for k, finite in enumerate(predictions.logits.isfinite().all(dim=1).tolist()) if not finite]
+    if lost:
+        ids = ", ".join(printable(predictions.ids[k]) for k in lost[:5]) + (", ..." if len(lost) > 5 else "")
+        raise UsageError(
+            f"{len(lost)} of {len(predictions.ids)} examples have no finite score ({ids}); correct their frames, which "
+            "are far outside the training range, or use another checkpoint."
+        )
+
+
+def _check_width(config: PreTrainedConfig, corpus: Corpus) -> None:
+    for modality in MODALITIES:
         trained, given = getattr(config, f"{modality}_size"), getattr(corpus, f"{modality}_size")
         if trained and given and trained != given:
             raise UsageError(

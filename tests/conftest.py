@@ -1,4 +1,4 @@
-"""Shared by all tests: skips what needs a GPU where there is none, and finds the real data where it is at hand."""
+"""Shared by all tests: how many processes run them, what is skipped without a GPU, and where the real data are."""
 
 import os
 from collections.abc import Callable
@@ -6,12 +6,36 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+
+from tests.interpreter import INTERPRETED, round_products_once
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+# Read when torch is imported, here and by the processes that tests start. Small tensors gain nothing from threads, and
+# those of several workers would wait for each other. A test that is about threads starts them itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if INTERPRETED:
+    round_products_once()
+
+
+@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which starts what the options say
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Folders run on all cores; files and single tests in this process, which starts sooner and can be watched.
+
+    The option ``-n`` decides otherwise.
+    """
+    option = config.option
+    if getattr(option, "numprocesses", 0) is not None or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    watched = option.usepdb or option.capture == "no"
+    if not watched and all(Path(argument).is_dir() for argument in config.args):
+        option.numprocesses, option.dist = len(os.sched_getaffinity(0)), "worksteal"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch  # not by the process that only hands out tests
+
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

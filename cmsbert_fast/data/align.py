@@ -1,4 +1,4 @@
-"""Frames on a time axis: which of them a segment overlaps, and their mean over each word.
+"""Alignment by time and by word: which frames a segment overlaps, means over words, times of written words.
 
 A frame belongs to an interval if the two overlap. Intervals that only touch do not overlap; the tolerance absorbs the
 rounding of time stamps in the files.
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 TOLERANCE = 1e-5  # seconds: far below any frame, above the rounding of decimal and float32 time stamps
+MOST_PAIRS = 25_000_000  # of words that are compared: 5,000 with 5,000 take a second and 50 MB
+_COLUMNS = 16  # features at a time: bounds the copies of a long video
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,8 @@ class Track:
 def overlapping(intervals: np.ndarray, start: float, stop: float) -> np.ndarray:
     """Indices of the frames that overlap [start, stop], in order of time.
 
-    A stream with one frame a segment has a frame of exactly the segment's interval: that one alone is then the answer,
-    although neighbouring segments may overlap it.
+    In a stream with one frame a segment, a frame has exactly the segment's interval. Then it alone is the answer,
+    even where the intervals of neighbouring segments overlap.
     """
     same = np.abs(intervals - (start, stop)).max(axis=1) <= TOLERANCE if len(intervals) else np.zeros(0, bool)
     if same.any():
@@ -67,9 +69,6 @@ def interval_means(features: np.ndarray, intervals: np.ndarray, targets: np.ndar
     return means, counts
 
 
-_COLUMNS = 16  # features at a time: bounds the copies of a long video
-
-
 def _nested_means(
     features: np.ndarray, order: np.ndarray, stops: np.ndarray, after: np.ndarray, last: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -109,14 +108,11 @@ def _nested_means(
     return sums / np.maximum(counts, 1)[:, None], counts
 
 
-MOST_PAIRS = 25_000_000  # of words that are compared: 5,000 with 5,000 take a second and 50 MB
-
-
 def common_subsequence(one: Sequence[str], other: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices into both of a longest common subsequence: as many equal words as can be paired in order.
+    """Indices into both sequences of a longest common subsequence: as many equal words as can be paired in order.
 
-    Where several are as long, pairs lie next to the pairs that follow them. Time and memory are in proportion to
-    ``len(one) * len(other)``, whatever the words are; this may be `MOST_PAIRS`.
+    Of several that are as long, the one whose pairs lie next to the pairs that follow them. Time and memory are
+    proportional to ``len(one) * len(other)``, which should be at most `MOST_PAIRS`.
     """
     number = {word: k for k, word in enumerate({*one, *other})}
     first, second = (np.array([number[word] for word in words], dtype=np.int64) for words in (one, other))
@@ -139,3 +135,40 @@ def common_subsequence(one: Sequence[str], other: Sequence[str]) -> tuple[np.nda
         if first[i] == second[j]:
             pairs[k] = i, j
     return pairs[:, 0], pairs[:, 1]
+
+
+def word_times(
+    words: Sequence[str], heard: Sequence[str], times: np.ndarray, span: tuple[float, float]
+) -> tuple[np.ndarray, int]:
+    """When the words of a transcript are spoken, from the words heard in its segment.
+
+    As many equal words as possible are paired in order. Words without a partner share the time between their
+    neighbours evenly.
+
+    Args:
+        words: The transcript.
+        heard: The words heard.
+        times: (m, 2) start and stop of each word heard, in seconds.
+        span: Start and stop of the segment.
+
+    Returns:
+        Start and stop of each word of the transcript (n, 2), and how many words had no partner.
+    """
+    result = np.full((len(words), 2), np.nan)
+    written, spoken = common_subsequence([w.lower() for w in words], [w.lower() for w in heard])
+    result[written] = times[spoken]
+    missing = np.isnan(result[:, 0])
+    k = 0
+    while k < len(words):
+        if not missing[k]:
+            k += 1
+            continue
+        end = k
+        while end < len(words) and missing[end]:
+            end += 1
+        left = result[k - 1, 1] if k else span[0]
+        right = max(left, result[end, 0] if end < len(words) else span[1])
+        marks = np.linspace(left, right, end - k + 1)
+        result[k:end] = np.stack([marks[:-1], marks[1:]], axis=1)
+        k = end
+    return result, int(missing.sum())

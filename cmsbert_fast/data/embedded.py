@@ -1,16 +1,16 @@
-"""The embedded corpus: utterances whose meaning text alone does not hold, generated in memory.
+"""The embedded corpus: utterances whose sentiment text alone does not tell, generated in memory.
 
-Every utterance says something ambiguous about a film ("the acting was normal", "the plot is not bad"). What it means is
-decided by what is seen and heard elsewhere in the same utterance: a gaze that goes up or down, a pitch that rises or
+Every utterance says something ambiguous about a film ("the acting was normal", "the plot is not bad"). Its sentiment
+depends on what is seen and heard elsewhere in the utterance: a gaze that goes up or down, or a pitch that rises or
 falls, for a few frames, never while an ambiguous word is spoken. Which of the two matters, and in which direction,
-depends on the word (``REACTIONS``): an upward gaze makes "bad" mild praise and "nice" mockery; to "crazy" it is the
-pitch that matters. So neither text alone, nor frames alone, nor words fused with the frames of their own time step, nor
-a sum of what words and events mean by themselves gives the sentiment; words that meet the frames of the whole utterance
-do. Clear words ("great", "boring") add a part that text does hold.
+depends on the word (``REACTIONS``): an upward gaze makes "bad" mild praise and "nice" mockery; for "crazy" the pitch
+matters. So the sentiment follows neither from text alone, nor from frames alone, nor from words fused with the frames
+of their own time step, nor from a sum of what words and events mean by themselves; it takes words that meet the frames
+of the whole utterance. Clear words ("great", "boring") add a part that text does tell.
 
 Frames are noisy, differ between speakers, and hold distracting events without meaning. Labels are noisy too and, like
 MOSI's, multiples of 0.2 in [-3, 3]. Each pair of a film's aspect and an ambiguous word ("acting", "normal") belongs to
-one split only: the test asks for combinations that training has never shown.
+one split only: the test split holds combinations that training never shows.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from cmsbert_fast.data.example import Corpus, Example, ReadReport
+from cmsbert_fast.data.example import Corpus, Example
+from cmsbert_fast.data.report import ReadReport
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
@@ -119,7 +120,7 @@ _LABEL_NOISE = 0.25
 
 
 class Utterance(NamedTuple):
-    """An example with what it was made from.
+    """An example and what it was made from.
 
     ``pairs`` are the film's aspects with the ambiguous word said of each; ``directions`` holds the direction (1, -1 or
     0) of gaze ("visual") and pitch ("acoustic"); ``events`` says in which frames they are seen and heard, and the
@@ -156,7 +157,7 @@ def embedded_utterances(seed: int = 0) -> dict[str, list[Utterance]]:
 def embedded_corpus(seed: int = 0) -> Corpus:
     """The embedded corpus: 2400 / 300 / 500 utterances of 5 to 27 words, d_v = 8, d_a = 6, the same for the same seed.
 
-    Only integers are drawn and only sums and products follow, so that a seed gives the same bits on every platform.
+    Only integers are drawn, then summed and multiplied, so that a seed gives the same bits on every platform.
     """
     splits = {split: [u.example for u in utterances] for split, utterances in embedded_utterances(seed).items()}
     report = ReadReport("embedded corpus", counts={split: len(examples) for split, examples in splits.items()})
@@ -171,7 +172,7 @@ def vocabulary() -> list[str]:
 
 def embedded_tokenizer() -> "BertTokenizer":
     """A BERT tokenizer whose word pieces are the whole words of ``vocabulary()``; anything else is [UNK]."""
-    from transformers import BertTokenizer  # slow to import, and the corpus itself does not need it
+    from transformers import BertTokenizer  # slow to import; only the tokenizer needs it
 
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary()]
     return BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}, do_lower_case=True)

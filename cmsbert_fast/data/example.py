@@ -1,35 +1,23 @@
 """An utterance as every reader delivers it, and the corpus it belongs to."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.text import printable
+
 SPLITS = ("train", "valid", "test")
-MODALITIES = ("visual", "acoustic")  # those that come as frames
-
-
-_HALVES = re.compile("[\ud800-\udfff]")
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-
-
-def whole(text: str) -> str:
-    """Text in which halves of characters (lone surrogates), which no file and no tokenizer takes, are replaced."""
-    return text if text.isascii() else _HALVES.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal obeys or cannot show; tabs and ends of lines stay."""
-    return _CONTROLS.sub("?", text)
+MODALITIES = ("visual", "acoustic")  # the modalities that come as frames
 
 
 class DataError(Exception):
     """The data cannot be used as given. The message is one sentence that says what to do."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())  # names in it are a stranger's
+        return printable(super().__str__())  # names in it are untrusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +42,7 @@ class Example:
 
 
 class Outline(NamedTuple):
-    """An example without its frames: ``visual`` and ``acoustic`` are their numbers."""
+    """An example without its frames; ``visual`` and ``acoustic`` are numbers of frames."""
 
     id: str
     words: tuple[str, ...]
@@ -65,64 +53,27 @@ class Outline(NamedTuple):
 
 
 def outlines(examples: Sequence[Example]) -> Iterable[Outline]:
-    """The outlines of a split, without looking at its frames where the split knows how many there are."""
+    """The outlines of a split; converted data know them without reading frames."""
     known = getattr(examples, "outlines", None)
     if known is not None:
         return known()
     return (Outline(e.id, e.words, e.label, e.aligned, len(e.visual), len(e.acoustic)) for e in examples)
 
 
-@dataclass(slots=True)
-class ReadReport:
-    """What a reader found, for the user to see: nothing is skipped or altered without being counted here.
+def frames_of(values: np.ndarray, modality: str, report: ReadReport) -> np.ndarray:
+    """Frames as float32 (N, d), C order, with non-finite values replaced by 0 and counted."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        frames = np.array(values, dtype=np.float32, order="C", copy=True)
+    finite = np.isfinite(frames)
+    if not finite.all():
+        report.non_finite[modality] = report.non_finite.get(modality, 0) + int(finite.size - np.count_nonzero(finite))
+        frames[~finite] = 0.0
+    return frames
 
-    Attributes:
-        source: Where the data came from and in which format.
-        counts: Examples by split.
-        widths: Features of one frame by modality, for the modalities that exist.
-        frames: Frames in all by modality.
-        tallies: Other numbers worth a sentence.
-        non_finite: Values that were -inf, inf or NaN and became 0, by modality.
-        dropped: Examples that were left out, by reason.
-        notes: Everything else worth knowing, a sentence each.
-    """
 
-    source: str
-    counts: dict[str, int] = field(default_factory=dict)
-    non_finite: dict[str, int] = field(default_factory=dict)
-    dropped: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    widths: dict[str, int] = field(default_factory=dict)
-    frames: dict[str, int] = field(default_factory=dict)
-    tallies: dict[str, int] = field(default_factory=dict)
-
-    def drop(self, reason: str, count: int = 1) -> None:
-        """Count an example that is left out."""
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
-
-    def tally(self, what: str, count: int) -> None:
-        """Add to a number that is worth a sentence."""
-        if count:
-            self.tallies[what] = self.tallies.get(what, 0) + count
-
-    def note(self, sentence: str) -> None:
-        """Say something once."""
-        if sentence not in self.notes:
-            self.notes.append(sentence)
-
-    def __str__(self) -> str:
-        lines = [f"{self.source}: " + ", ".join(f"{n} {split}" for split, n in self.counts.items())]
-        total = max(1, sum(self.counts.values()))
-        for modality, width in self.widths.items():
-            frames = self.frames.get(modality, 0)
-            lines.append(f"  {modality}: {width} features, {frames} frames ({frames / total:.1f} an example)")
-        lines += [
-            f"  {modality}: {n} values were not finite and became 0" for modality, n in self.non_finite.items() if n
-        ]
-        lines += [f"  dropped {n}: {reason}" for reason, n in self.dropped.items() if n]
-        lines += [f"  {n} {what}" for what, n in self.tallies.items()]
-        lines += [f"  {note}" for note in self.notes]
-        return printable("\n".join(lines))
+def no_frames(width: int = 0) -> np.ndarray:
+    """No frame of ``width`` features."""
+    return np.zeros((0, width), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +82,12 @@ class Corpus:
 
     Attributes:
         name: A short name, for logs and results.
-        splits: Examples by split; "train", "valid" and "test" where training is meant.
+        splits: Examples by split; training needs "train", "valid" and "test".
         visual_size: d_v, 0 where the source has no visual modality.
         acoustic_size: d_a, 0 where the source has no acoustic modality.
         classes: Names of the classes; None for regression.
-        standardise: Whether frames should be standardised per feature with training-set statistics (False where
-            the source is normalised already).
+        standardise: Whether to standardise frames per feature with the statistics of the training split; False where
+            the source is already normalised.
         report: What the reader found.
         statistics: Mean and standard deviation of each feature over the frames of the training split, by modality,
             where they are known without reading the frames (converted data); else None.

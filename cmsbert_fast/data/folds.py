@@ -1,16 +1,37 @@
-"""Standard folds: which videos (or utterances) belong to which split."""
+"""Splits and folds: which videos or utterances belong to which split."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cmsbert_fast.data.example import DataError
-from cmsbert_fast.data.source import split_name
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.text import whole
 
+ALL = "all"  # the split of a source without splits: enough for prediction
 NO_FOLD = "the folds name neither it nor its video"
 COLUMN = "fold"  # the rotation of a table's own column
+NAMED = ("speaker", "random")  # the rotations of IEMOCAP, the default first; --folds takes these names too
+_SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_NUMBERED = re.compile(r"(.+?)(?:\$_\$|_|\[|-)\d+\]?", re.DOTALL)
+
+
+def split_name(name: str) -> str:
+    """The project's name of a split ("dev" is "valid"); other names stay as they are."""
+    return _SPLIT_NAMES.get(name.strip().lower(), whole(name.strip()))
+
+
+def video_of(segment: str) -> str:
+    """The video of a segment id: ``video_3``, ``video[3]``, ``video$_$3`` and ``video-3`` are segments of ``video``."""
+    match = _NUMBERED.fullmatch(segment)
+    return match.group(1) if match else segment
 
 
 class Folds:
@@ -32,8 +53,21 @@ class Folds:
         return self.split_of(segment.id, segment.video)
 
     def split_of(self, segment: str, video: str) -> str | None:
-        """The split of a segment, by its own id or else its video's; None where the folds know neither."""
+        """The split of a segment, by its own id, else by that of its video; None where the folds name neither."""
         return self._split.get(segment) or self._split.get(video)
+
+
+def folds_of(request: DataRequest) -> Folds | None:
+    """The folds that a request names, for sources without folds of their own; None where it names none.
+
+    Raises:
+        DataError: They cannot be read, or only the number of a fold was given.
+    """
+    if request.folds is not None:
+        return read_folds(request.folds, request.fold)
+    if request.fold is not None:
+        raise DataError("Give the folds as a JSON file with --folds FILE.")
+    return None
 
 
 def read_folds(path: str | Path, fold: int | None = None) -> Folds:
@@ -65,15 +99,15 @@ class Rotation:
     """Cross-validation: in every fold one part tests, one validates, the others train.
 
     Attributes:
-        part_of: The part of an utterance, counted from 0, by its id; what is in no part is in no fold.
-        valid: For every fold, the part that validates; part k tests in fold k + 1.
+        part_of: The part of an utterance, counted from 0, by its id. An utterance without a part is in no fold.
+        valid: For each fold, the part that validates; part k tests in fold k + 1.
     """
 
     part_of: Mapping[str, int]
     valid: Sequence[int]
 
     def splitter(self, fold: int | None) -> Callable[[Any], str | None]:
-        """How anything with an ``id`` is split.
+        """A function from anything with an ``id`` to its split.
 
         Raises:
             DataError: There is no such fold.
@@ -83,7 +117,7 @@ class Rotation:
 
 
 def split_by_part(valid: Sequence[int], fold: int | None) -> Callable[[int | None], str | None]:
-    """The split of every part in a fold (counted from 1); None for what is in no part.
+    """A function from a part to its split in a fold (counted from 1); None stays None.
 
     Raises:
         DataError: There is no such fold.
@@ -94,8 +128,8 @@ def split_by_part(valid: Sequence[int], fold: int | None) -> Callable[[int | Non
     return lambda part: None if part is None else splits.get(part, "train")
 
 
-def choose(rotations: Mapping[str, Any], folds: str | Path | None) -> str | None:
-    """Which of a source's own rotations is meant: the first, or one by name; None where it is none of them."""
+def choose(rotations: Mapping[str, Any], folds: str | None) -> str | None:
+    """The name of the rotation that is meant: the first, or the one that ``folds`` names; None where it names none."""
     if folds is None:
         return next(iter(rotations), None)
-    return str(folds) if str(folds) in rotations and str(folds) != COLUMN else None
+    return folds if folds in rotations and folds != COLUMN else None

@@ -1,13 +1,19 @@
-"""Opens a source: recognises its format from its content."""
+"""Opening data: the format is recognised from the content."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, ReadReport
-from cmsbert_fast.data.folds import NO_FOLD, Folds, read_folds
-from cmsbert_fast.data.source import Budget, Resident, Source, collect, no_frames, video_of
+from cmsbert_fast.data.example import Corpus, DataError, no_frames
+from cmsbert_fast.data.folds import folds_of
+from cmsbert_fast.data.formats import converted, mag, misa, mmsa, mult, ur_funny
+from cmsbert_fast.data.mapped import Resident
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.segment_table import find_table, read_segments
+from cmsbert_fast.data.source import Source, collect
+from cmsbert_fast.data.untrusted import pickles
+from cmsbert_fast.data.untrusted.limits import Budget, limit_of
+from cmsbert_fast.data.wrappers import blaming, guarded, unlabelled, with_folds, without
 
 KNOWN_FORMATS = (
     "a table of segments (.tsv or .csv: id, text; split, label; start, stop) with streams beside it (.csd files, or "
@@ -22,89 +28,58 @@ KNOWN_FORMATS = (
 )
 
 
-def open_source(
-    source: str | Path,
-    *,
-    visual: str | Sequence[str] = (),
-    acoustic: str | Sequence[str] = (),
-    words: str | None = None,
-    label: str | None = None,
-    folds: str | Path | None = None,
-    fold: int | None = None,
-    labels: bool = True,
-) -> Source:
+def open_source(source: str | Path | DataRequest, **options: Any) -> Source:
     """Recognise a source from its content, without reading its examples. Arguments and errors as in `read_corpus`."""
-    from cmsbert_fast.data import convert
-    from cmsbert_fast.data.formats import csd_folder as csdset
-    from cmsbert_fast.data.formats import segments
-
-    path = Path(source)
+    request = DataRequest.of(source, **options)
+    path = request.path
     try:
         if not path.exists():
             raise DataError(f"Check the path of the data: {path} does not exist.")
-        if convert.is_converted(path):
+        if converted.is_converted(path):
             raise DataError(f"Use {path} as it is: it is already converted.")
         if path.is_file() and path.suffix.lower() == ".csd":
             raise DataError(
                 f"Give the folder of {path.name}: a set of .csd files has words, labels and frames in several."
             )
-        table = segments.find_table(path)
-        if table is not None:
-            found = segments.segment_source(
-                table,
-                visual=visual,
-                acoustic=acoustic,
-                words=words,
-                label=label,
-                folds=folds,
-                fold=fold,
-                labels=labels,
-            )
-            found.by_video = True
-        elif csdset.recognise(path):
-            found = csdset.csd_source(
-                path, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
-            )
-            found.by_video = True
-        else:
-            pickled = _open_pickle(path, words, label, labels)
-            if pickled is None:
-                known = "; ".join(KNOWN_FORMATS)
-                raise DataError(f"Give data in a form that can be read; {path} is none of: {known}.")
-            pickled = pickled if labels else _unlabelled(pickled)
-            found = _without(_with_folds(pickled, _folds(folds, fold)), _left_out(pickled.format, visual, acoustic))
+        found = _open_streams(path, request) or _open_pickle(path, request)
+        if found is None:
+            known = "; ".join(KNOWN_FORMATS)
+            raise DataError(f"Give data in a form that can be read; {path} is none of: {known}.")
     except OSError as error:
         raise DataError(f"Make {path} readable: {error}.") from error
-    if folds is not None and Path(folds).is_file():
-        # An input like the others: what is begun with one file of folds must not continue with another.
-        found.files = [*found.files, Path(folds)]
+    if request.folds is not None and Path(request.folds).is_file():
+        # A conversion that was begun with one file of folds must not continue with another.
+        found.files = [*found.files, Path(request.folds)]
+    found.request = request
     return found
 
 
-def _left_out(format: str, visual: str | Sequence[str], acoustic: str | Sequence[str]) -> list[str]:
-    """Modalities that are called "none", where that is the only choice there is."""
-    for option, value in (("--visual", visual), ("--acoustic", acoustic)):
-        if value and value not in ("none", ["none"], ("none",)):
-            raise DataError(f"Leave out {option}: {format} data have one stream of each modality.")
-    return [modality for modality, value in (("visual", visual), ("acoustic", acoustic)) if value]
+def _open_streams(path: Path, request: DataRequest) -> Source | None:
+    """A table of segments or a folder of ``.csd`` files."""
+    from cmsbert_fast.data.formats import csd_folder, iemocap, segments
+
+    table = find_table(path)
+    if table is not None:
+        rows = read_segments(table, request.label, request.labels)
+        if iemocap.recognise(rows):
+            return iemocap.iemocap_source(table, rows, request)
+        return segments.segments_source(table, rows, request)
+    return csd_folder.csd_folder_source(path, request) if csd_folder.recognise(path) else None
 
 
-def _folds(folds: str | Path | None, fold: int | None) -> Folds | None:
-    if folds is None:
-        if fold is not None:
-            raise DataError("Give the folds as a JSON file with --folds FILE.")
+def _open_pickle(path: Path, request: DataRequest) -> Source | None:
+    """A pickle of any format, as the request wants it."""
+    found = _read_pickle(path, request)
+    if found is None:
         return None
-    return read_folds(folds, fold)
+    found = found if request.labels else unlabelled(found)
+    return without(with_folds(found, folds_of(request)), request.left_out(found.format))
 
 
-def _open_pickle(path: Path, words: str | None, label: str | None, labels: bool) -> Source | None:
-    from cmsbert_fast.data.formats import mag, misa, mmsa, mult
-    from cmsbert_fast.data.formats import ur_funny as funny
-    from cmsbert_fast.data.untrusted import pickles
-
-    with _blaming(path.name, "one of the known formats"):
+def _read_pickle(path: Path, request: DataRequest) -> Source | None:
+    with blaming(path.name, "one of the known formats"):
         if (files := misa.find(path)) and misa.recognise(pickles.load(next(iter(files.values())))):
-            return _guarded(misa.misa_source(path, files, label, labels))
+            return guarded(misa.misa_source(path, files, request))
         if path.is_dir():
             several = sorted(p for p in path.iterdir() if p.is_file() and pickles.is_pickle(p))
             if len(several) > 1:
@@ -116,95 +91,17 @@ def _open_pickle(path: Path, words: str | None, label: str | None, labels: bool)
             return None
         root, data = pickles.load_mapped(path)
         if mmsa.recognise(root):
-            found = mmsa.mmsa_source(path, root, label, labels)
+            found = mmsa.mmsa_source(path, root, request)
         elif mult.recognise(root):
-            found = mult.mult_source(path, root, words, label, labels)
-        elif funny.recognise(root):
-            found = funny.funny_source(path, root, label, labels)
+            found = mult.mult_source(path, root, request)
+        elif ur_funny.recognise(root):
+            found = ur_funny.ur_funny_source(path, root, request)
         elif mag.recognise(root):
-            found = mag.mag_source(path, root, label, labels)
+            found = mag.mag_source(path, root, request)
         else:
             return None
-        found.budget = Budget(pickles.limit_of(path))
-        return _guarded(found, Resident(data))
-
-
-@contextmanager
-def _blaming(name: str, expected: str) -> Iterator[None]:
-    """Turns a reader's surprises into the file's fault: a stranger's file may hold anything anywhere."""
-    try:
-        yield
-    except (MemoryError, RecursionError) as error:
-        raise DataError(f"Do not use {name}: its parts are nested too deeply or are too large.") from error
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error!s:.200}"
-        raise DataError(f"Do not use {name}: it is not built as {expected} files are ({what}).") from error
-
-
-def _guarded(source: Source, resident: Resident | None = None) -> Source:
-    """A source whose reader raises nothing but `DataError`, and makes no more than its budget allows."""
-    original = source.read
-
-    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        examples = original(group, report)
-        while True:
-            with _blaming(source.path.name, source.format):
-                found = next(examples, None)
-            if found is None:
-                return
-            if source.budget is not None:  # here, because what is yielded may be left out by folds or without frames
-                source.budget.see(found[1])
-            yield found
-            if resident is not None:  # stacked arrays are of float64 mostly
-                resident.see(2 * (found[1].visual.nbytes + found[1].acoustic.nbytes))
-
-    return replace(source, read=read)
-
-
-def _unlabelled(source: Source) -> Source:
-    """A source whose examples have no labels."""
-    original = source.read
-
-    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        return ((split, replace(example, label=None)) for split, example in original(group, report))
-
-    return replace(source, read=read, classes=None)
-
-
-def _with_folds(source: Source, chosen: Folds | None) -> Source:
-    """A source whose own splits are replaced."""
-    if chosen is None:
-        return source
-    original = source.read
-
-    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        before = dict(report.non_finite), dict(report.tallies)
-        for _, example in original(group, report):
-            split = chosen.split_of(example.id, video_of(example.id))
-            if split is None:
-                report.drop(NO_FOLD)
-                report.non_finite, report.tallies = before  # nothing is said of what is left out
-            else:
-                yield split, example
-            before = dict(report.non_finite), dict(report.tallies)
-
-    return replace(source, read=read)
-
-
-def _without(source: Source, modalities: list[str]) -> Source:
-    """A source with some modalities left out."""
-    if not modalities:
-        return source
-    original = source.read
-
-    def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        for split, example in original(group, report):
-            left = {m: no_frames() if m in modalities else getattr(example, m) for m in MODALITIES}
-            yield split, replace(example, visual=left["visual"], acoustic=left["acoustic"])
-        for modality in modalities:
-            report.non_finite.pop(modality, None)
-
-    return replace(source, read=read, notes=[*source.notes, f"left out: {', '.join(modalities)}"])
+        found.budget = Budget(limit_of(path))
+        return guarded(found, Resident(data))
 
 
 def _corpus_without(corpus: Corpus, modalities: list[str]) -> Corpus:
@@ -229,21 +126,13 @@ def _corpus_without(corpus: Corpus, modalities: list[str]) -> Corpus:
     )
 
 
-def read_corpus(
-    source: str | Path,
-    *,
-    visual: str | Sequence[str] = (),
-    acoustic: str | Sequence[str] = (),
-    words: str | None = None,
-    label: str | None = None,
-    folds: str | Path | None = None,
-    fold: int | None = None,
-    labels: bool = True,
-) -> Corpus:
+def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
     """Read a corpus; its format is recognised from its content.
 
     Args:
-        source: "embedded" for the embedded corpus, or the path of a file or folder.
+        source: "embedded" for the embedded corpus, the path of a file or folder, or a whole request.
+
+    Keyword arguments (the fields of `DataRequest`):
         visual, acoustic: Names of the streams of each modality, where the source has streams: one name, or several
             whose features are joined. Empty: recognised by name (FACET, OpenFace: visual; COVAREP, openSMILE:
             acoustic). "none": that modality is left out. ``NAME@HZ`` gives the frame rate of files without times.
@@ -255,41 +144,38 @@ def read_corpus(
             "speaker" (leave one of the ten speakers out) or "random".
         fold: Which fold, counted from 1, where there are several (of IEMOCAP, of a table's column "fold"), of the
             source or of what was converted from it.
-        labels: False, for prediction: labels are None, need not be there, and no example is dropped for lack of one.
+        labels: False for prediction: labels are None, need not be there, and no example is dropped for lack of one.
 
     Returns:
-        The corpus in memory (memory-mapped where the source was converted). ``corpus.report`` says what was found and
-        what was left out or altered; print it. Splits are "train", "valid", "test" as the source or the folds say;
+        The corpus in memory (memory-mapped where the source was converted). Print ``corpus.report``: it says what was
+        found, dropped and altered. Splits are "train", "valid", "test" as the source or the folds say;
         a source without splits has the one split "all" (enough for prediction, not for training).
 
     Raises:
-        DataError: The source cannot be used as it is; the message is a sentence that says what to do.
+        DataError: The source cannot be used as it is; the message says in one sentence what to do.
     """
-    if str(source) == "embedded":
-        from cmsbert_fast.data.embedded import embedded_corpus
-
-        options = {"words": words, "label": label, "folds": folds, "fold": fold}
-        unused = next((option for option, value in options.items() if value is not None), None)
-        if unused is not None:
-            raise DataError(f"Leave out --{unused}: the embedded corpus has words, labels and splits of its own.")
-        corpus = _corpus_without(embedded_corpus(seed=0), _left_out("embedded", visual, acoustic))
-        if labels:
-            return corpus
-        bare = {split: [replace(e, label=None) for e in examples] for split, examples in corpus.splits.items()}
-        return replace(corpus, splits=bare, classes=None)
-    from cmsbert_fast.data import convert
-
+    request = DataRequest.of(source, **options)
+    if request.embedded:
+        return _read_embedded(request)
     try:
-        converted = convert.is_converted(Path(source))
+        is_converted = converted.is_converted(request.path)
     except (OSError, ValueError) as error:  # a name that is too long or has a null byte, a folder that is closed
-        raise DataError(f"Check the path of the data: {source!s:.200} cannot be looked at ({error!s:.300}).") from error
-    if converted:
-        if words is not None or label is not None:
-            raise DataError(f"Leave out --words and --label: they were settled when {source} was converted.")
-        without = _left_out("converted", visual, acoustic)
-        return convert.open_converted(Path(source), folds, fold, without, labels)
-    return collect(
-        open_source(
-            source, visual=visual, acoustic=acoustic, words=words, label=label, folds=folds, fold=fold, labels=labels
-        )
-    )
+        raise DataError(f"Check the path of the data: {request.data:.200} cannot be read ({error!s:.300}).") from error
+    if is_converted:
+        if request.words is not None or request.label is not None:
+            raise DataError(f"Leave out --words and --label: they were settled when {request.data} was converted.")
+        return converted.open_converted(request)
+    return collect(open_source(request))
+
+
+def _read_embedded(request: DataRequest) -> Corpus:
+    from cmsbert_fast.data.embedded import embedded_corpus
+
+    for option in ("words", "label", "folds", "fold"):
+        if getattr(request, option) is not None:
+            raise DataError(f"Leave out --{option}: the embedded corpus has words, labels and splits of its own.")
+    corpus = _corpus_without(embedded_corpus(seed=0), request.left_out("embedded"))
+    if request.labels:
+        return corpus
+    bare = {split: [replace(e, label=None) for e in examples] for split, examples in corpus.splits.items()}
+    return replace(corpus, splits=bare, classes=None)

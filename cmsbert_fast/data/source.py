@@ -1,67 +1,36 @@
-"""What every reader is: a description and one streaming pass over the examples."""
+"""A source: what every reader returns, a description and one streaming pass over the examples."""
 
-import mmap
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from cmsbert_fast.data.example import MODALITIES, SPLITS, Corpus, DataError, Example, ReadReport, whole
-
-if TYPE_CHECKING:
-    from cmsbert_fast.data.folds import Rotation
-
-
-_EXAMPLE = 600  # bytes of an example, its two arrays and its places, whatever it holds
-_SPLITS = 64  # of a pickle, at most: any number of names can be given to one split
-
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-}
-_SCRIPT = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
-_NUMBERED = re.compile(r"(.+?)(?:\$_\$|_|\[|-)\d+\]?", re.DOTALL)
-
-
-def split_name(name: str) -> str:
-    """The project's name of a split ("dev" is "valid"); other names stay as they are."""
-    return _SPLIT_NAMES.get(name.strip().lower(), whole(name.strip()))
-
-
-def splits_of(root: Mapping[str, Any], path: Path) -> list[str]:
-    """The names of a pickle's splits.
-
-    Raises:
-        DataError: There are too many: each may be the same object, and each is read.
-    """
-    if len(root) > _SPLITS:
-        raise DataError(f"Do not use {path.name}: it has {len(root)} splits, and no data set has more than {_SPLITS}.")
-    return list(root)
-
-
-def video_of(segment: str) -> str:
-    """The video of a segment id: ``video_3``, ``video[3]``, ``video$_$3`` and ``video-3`` are segments of ``video``."""
-    match = _NUMBERED.fullmatch(segment)
-    return match.group(1) if match else segment
+from cmsbert_fast.data.example import MODALITIES, SPLITS, Corpus, DataError, Example, no_frames
+from cmsbert_fast.data.folds import Rotation
+from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.untrusted.limits import Budget
 
 
 @dataclass(slots=True)
 class Source:
-    """One recognised source, before its examples are read.
+    """A recognised source, before its examples are read.
 
-    It falls into groups (videos, or splits of a file) that are read one after the other: ``read(group, report)``
-    yields ``(split, example)`` and counts in the report what it drops or alters. Nothing of a group is held once it
-    is read, so that conversion needs little memory and can continue after any group.
+    Attributes:
+        name: A short name, for logs and results.
+        format: The name of its format.
+        path: Where it is.
+        files: Everything that is read; other content is another source.
+        groups: Its videos, or the splits of a file, which are read one after the other.
+        read: ``read(group, report)`` yields ``(split, example)`` and counts in the report what it drops or alters. It
+            keeps nothing of a group, so that conversion needs little memory and can continue after any group.
+        notes: Sentences for the report.
+        classes: Names of the classes; None for regression.
+        budget: Limits what is made of the files.
+        by_video: Whether a group is a video.
+        rotations: Its own folds by name, the default first.
+        request: What it was opened for.
     """
 
     name: str
@@ -72,52 +41,29 @@ class Source:
     read: Callable[[str, ReadReport], Iterator[tuple[str, Example]]]
     notes: list[str] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
-    standardise: bool = True
-    budget: "Budget | None" = None  # of what is made from a stranger's file
-    by_video: bool = False  # whether a group is a video
-    rotations: "Mapping[str, Rotation]" = field(default_factory=dict)  # its own folds by name, the default first
+    budget: Budget | None = None
+    by_video: bool = False
+    rotations: Mapping[str, Rotation] = field(default_factory=dict)
+    request: DataRequest | None = None
 
     def new_report(self) -> ReadReport:
+        """An empty report."""
         return ReadReport(source=f"{self.path.name or self.path} ({self.format})", notes=list(self.notes))
 
 
-class Budget:
-    """Bytes that all examples of a source together may hold, those that are left out afterwards included.
-
-    What comes from a pickle, in which one array can be named a million times, or from streams in which any number of
-    segments overlap, must stay in proportion to the files.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.left = limit
-
-    def reserve(self, size: int) -> None:
-        """Look whether so many bytes are left.
-
-        Raises:
-            DataError: They are not.
-        """
-        if size > self.left:
-            raise DataError("Do not use this file: its examples together are many times larger than it is.")
-
-    def spend(self, size: int) -> None:
-        """`reserve`, for good."""
-        self.reserve(size)
-        self.left -= size
-
-    def see(self, example: Example) -> None:
-        """Charge an example."""
-        self.spend(_EXAMPLE + example.visual.nbytes + example.acoustic.nbytes + _text_size(example))
-
-
 class Counter:
-    """Keeps the counts of a report, and the widths consistent, while examples pass."""
+    """Counts examples in a report and checks that ids are unique and widths consistent."""
 
     def __init__(self, report: ReadReport) -> None:
         self.report = report
         self.ids: set[str] = set()
 
     def see(self, split: str, example: Example) -> None:
+        """Count an example.
+
+        Raises:
+            DataError: Its id occurred before, or its frames have another width than earlier ones.
+        """
         report = self.report
         if example.id in self.ids:
             raise DataError(f"Give every example its own id: {example.id[:200]!r} occurs twice.")
@@ -136,7 +82,11 @@ class Counter:
             report.frames[modality] = report.frames.get(modality, 0) + len(frames)
 
     def finish(self) -> None:
-        """Order the splits as they are used."""
+        """Put the splits in order.
+
+        Raises:
+            DataError: There was no example.
+        """
         counts = self.report.counts
         if not counts:
             reasons = "; ".join(f"{n} dropped: {reason}" for reason, n in self.report.dropped.items())
@@ -144,56 +94,10 @@ class Counter:
         self.report.counts = ordered(counts)
 
 
-def _text_size(example: Example) -> int:
-    """Bytes that the id and words of an example take, in memory or as JSON, whichever is more."""
-    return sum(56 + len(s) * (1 if s.isascii() and s.isprintable() else 6) for s in (example.id, *example.words))
-
-
 def ordered(counts: dict[str, int]) -> dict[str, int]:
-    """Splits in the order in which they are used."""
+    """Splits in order: train, valid, test, then any others."""
     order = [s for s in SPLITS if s in counts] + [s for s in counts if s not in SPLITS]
     return {split: counts[split] for split in order}
-
-
-def frames_of(values: np.ndarray, modality: str, report: ReadReport) -> np.ndarray:
-    """Frames as float32 (N, d), C order, with non-finite values replaced by 0 and counted."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        frames = np.array(values, dtype=np.float32, order="C", copy=True)
-    finite = np.isfinite(frames)
-    if not finite.all():
-        report.non_finite[modality] = report.non_finite.get(modality, 0) + int(finite.size - np.count_nonzero(finite))
-        frames[~finite] = 0.0
-    return frames
-
-
-def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text: split at white space, and each Chinese character by itself, as BERT's tokenizer does."""
-    return tuple(_SCRIPT.sub(r" \1 ", text).split())
-
-
-class Resident:
-    """Keeps the part of a memory map that counts as this process's memory small.
-
-    Pages that were read stay with the process until others need them; letting them go costs nothing while they are in
-    the system's cache.
-    """
-
-    LIMIT = 64 << 20
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data = data
-        self._read = 0
-
-    def see(self, size: int) -> None:
-        """Count bytes that were read through the map."""
-        self._read += size
-        if self._read > self.LIMIT and hasattr(mmap, "MADV_DONTNEED"):
-            self._data.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
-
-
-def no_frames(width: int = 0) -> np.ndarray:
-    return np.zeros((0, width), dtype=np.float32)
 
 
 def collect(source: Source) -> Corpus:
@@ -215,7 +119,6 @@ def collect(source: Source) -> Corpus:
         acoustic_size=report.widths.get("acoustic", 0),
         report=report,
         classes=source.classes,
-        standardise=source.standardise,
     )
 
 

@@ -1,4 +1,4 @@
-"""From words and frames to model inputs: tokenizer plus frame statistics, saved beside the model."""
+"""From words and frames to model inputs: tokenizer plus frame statistics, saved with the model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,22 @@ from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from cmsbert_fast.data.example import MODALITIES, Example
+from cmsbert_fast.data.statistics import Moments
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.packing import cumulative
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example, ready to be collated.
+    """One example, ready for collation.
 
     Attributes:
-        id: The example's.
+        id: Id of the example.
         input_ids: Word pieces, [CLS] and [SEP] included.
         visual, acoustic: Standardised frames, float32 (N_m, d_m).
-        token_frames: The frame of each word piece, -1 for [CLS] and [SEP] (word-aligned sources only, else None). CMS
-            needs no such map; models that work within a time step do.
-        label: The example's.
+        token_frames: The frame of each word piece, -1 for [CLS] and [SEP]; None unless the source is word-aligned. Not
+            used by CMS; models that work within a time step need it.
+        label: Label of the example.
     """
 
     id: str
@@ -39,10 +40,10 @@ class CMSBertProcessor(ProcessorMixin):
 
     Args:
         tokenizer: BERT's.
-        visual_mean, visual_std, acoustic_mean, acoustic_std: Statistics of the training set's frames, one number a
-            feature; None = frames are taken as they are. :meth:`fit` computes them.
-        max_length: Most word pieces of an utterance, [CLS] and [SEP] included. A longer one is cut at a word boundary,
-            with its frames where they are word-aligned.
+        visual_mean, visual_std, acoustic_mean, acoustic_std: Statistics of the training frames, one number per feature;
+            None = no standardisation. :meth:`fit` computes them.
+        max_length: Maximum number of word pieces, [CLS] and [SEP] included. Longer utterances are cut at a word
+            boundary, together with word-aligned frames.
     """
 
     def __init__(
@@ -69,34 +70,22 @@ class CMSBertProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "visual", "visual_mask", "acoustic", "acoustic_mask"]
 
     def fit(self, examples: Iterable[Example]) -> "CMSBertProcessor":
-        """Takes mean and standard deviation of every feature over all frames of the (training) examples.
+        """Computes mean and standard deviation of every feature over all frames of the (training) examples.
 
-        A feature that never changes gets the standard deviation 1. Sums in float64, one example at a time.
+        In float64, one example at a time. Constant features get standard deviation 1.
 
         Returns:
             The processor itself.
         """
-        totals: dict[str, list] = {name: [0, 0.0, 0.0] for name in MODALITIES}
+        moments = {name: Moments() for name in MODALITIES}
         for example in examples:
             for name in MODALITIES:
-                frames = getattr(example, name).astype(np.float64)
-                if frames.shape[1]:
-                    count, mean, squares = totals[name]  # squares: sum of squared deviations from the mean
-                    if not len(frames):
-                        continue
-                    # Chan et al. (1979): merging two samples' moments loses no digits, unlike sum(x^2) - mean^2.
-                    merged = count + len(frames)
-                    delta = frames.mean(axis=0) - mean
-                    squares = squares + ((frames - frames.mean(axis=0)) ** 2).sum(axis=0)
-                    squares = squares + delta**2 * count * len(frames) / merged
-                    totals[name] = [merged, mean + delta * len(frames) / merged, squares]
-        statistics = {
-            name: (mean, np.sqrt(squares / count)) for name, (count, mean, squares) in totals.items() if count
-        }
+                moments[name].see(getattr(example, name))
+        statistics = {name: (found.mean, found.std) for name, found in moments.items() if found.count}
         return self.set_statistics(statistics)
 
     def set_statistics(self, statistics: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "CMSBertProcessor":
-        """Takes mean and standard deviation of every feature, by modality, as :meth:`fit` would compute them.
+        """Sets mean and standard deviation of every feature, by modality, as :meth:`fit` does.
 
         Returns:
             The processor itself.
@@ -111,7 +100,7 @@ class CMSBertProcessor(ProcessorMixin):
         """Tokenizes the words, cuts to ``max_length`` and standardises the frames.
 
         Raises:
-            ValueError: the frames have another size than the statistics.
+            ValueError: The frames and the statistics differ in size.
         """
         pieces, word_of_piece = self._tokenize(example.words)
         kept = example.words if not word_of_piece else example.words[: word_of_piece[-1] + 1]
@@ -131,7 +120,7 @@ class CMSBertProcessor(ProcessorMixin):
         pieces, word_of_piece = encoding["input_ids"], encoding.word_ids()
         room = self.max_length - 2
         if len(pieces) > room:
-            # The word that straddles the limit goes as a whole, unless it is the first: then a part of it stays.
+            # The word at the limit is dropped whole, unless it is the first: then its beginning stays.
             cut = word_of_piece.index(word_of_piece[room]) or room
             pieces, word_of_piece = pieces[:cut], word_of_piece[:cut]
         return pieces, word_of_piece
@@ -150,15 +139,15 @@ class CMSBertProcessor(ProcessorMixin):
     def collate(
         self, batch: Sequence[Encoded], packed: bool = True, pad_to: int | None = None
     ) -> dict[str, Tensor | int]:
-        """Model inputs for a batch, with ``labels`` where every example has one.
+        """Model inputs for a batch, with ``labels`` if every example has one.
 
         Args:
-            batch: One example or more.
+            batch: One or more examples.
             packed: Packed (Hugging Face's padding-free convention) or padded.
-            pad_to: Padded only: pad tokens and frames to at least this length.
+            pad_to: Padded only: minimum length of tokens and frames.
 
         Returns:
-            Keyword arguments of the models' forward. A modality without features (d_m = 0) is left out.
+            Keyword arguments for the models' forward. A modality without features (d_m = 0) is left out.
         """
         inputs: dict[str, Tensor | int] = {}
         ids = [torch.tensor(example.input_ids) for example in batch]
@@ -196,17 +185,17 @@ class CMSBertProcessor(ProcessorMixin):
         aligned: bool = False,
         packed: bool = False,
     ) -> dict[str, Tensor | int]:
-        """Model inputs for one utterance or a batch of them. Values that are not finite become 0, as in training.
+        """Model inputs for one utterance or a batch. Non-finite values become 0, as in training.
 
         Args:
-            words: One utterance, as a text or as its words; or a batch, as texts or as lists of words. A list of single
-                words is one utterance, unless the frames come as a list.
+            words: One utterance as text or as words, or a batch of texts or of lists of words. A list of single words
+                is one utterance, unless the frames are a list.
             visual, acoustic: (N_m, d_m) for one utterance, a list of them for a batch; None = absent.
-            aligned: Whether frame k belongs to word k; a text that is cut then loses its frames too.
+            aligned: Whether frame k belongs to word k; if the text is cut, so are its frames.
             packed: Packed or padded.
 
         Raises:
-            ValueError: the numbers of utterances differ, or frames are not of shape (N_m, d_m).
+            ValueError: The numbers of utterances differ, or frames are not of shape (N_m, d_m).
         """
         batch = not isinstance(words, str) and (
             any(not isinstance(text, str) or len(text.split()) > 1 for text in words)
@@ -214,28 +203,32 @@ class CMSBertProcessor(ProcessorMixin):
         )
         texts: Sequence = words if batch else [words]
         utterances = [tuple(text.split() if isinstance(text, str) else text) for text in texts]
-        arrays: dict[str, list[np.ndarray]] = {}
-        for name, values in (("visual", visual), ("acoustic", acoustic)):
-            size = len(getattr(self, f"{name}_mean") or ())
-            if values is None:
-                arrays[name] = [np.zeros((0, size), np.float32)] * len(utterances)
-                continue
-            arrays[name] = [np.asarray(frames) for frames in (values if batch else [values])]
-            if len(arrays[name]) != len(utterances):
-                raise ValueError(
-                    f"{name} holds {len(arrays[name])} utterances but words {len(utterances)}; give one each."
-                )
-            for frames in arrays[name]:
-                if frames.ndim != 2:
-                    raise ValueError(
-                        f"{name} has an utterance of shape {frames.shape}; give (frames, features), a list for a batch."
-                    )
-            arrays[name] = [np.where(np.isfinite(frames), frames, 0) for frames in arrays[name]]
+        frames = {
+            name: self._utterance_frames(name, values, batch, len(utterances))
+            for name, values in (("visual", visual), ("acoustic", acoustic))
+        }
         examples = [
             Example(str(k), text, None, v, a, aligned)
-            for k, (text, v, a) in enumerate(zip(utterances, arrays["visual"], arrays["acoustic"], strict=True))
+            for k, (text, v, a) in enumerate(zip(utterances, frames["visual"], frames["acoustic"], strict=True))
         ]
         return self.collate([self.encode(example) for example in examples], packed=packed)
+
+    def _utterance_frames(
+        self, name: str, values: np.ndarray | Sequence[np.ndarray] | None, batch: bool, count: int
+    ) -> list[np.ndarray]:
+        """The frames of one modality for ``count`` utterances, non-finite values set to 0."""
+        if values is None:
+            size = len(getattr(self, f"{name}_mean") or ())
+            return [np.zeros((0, size), np.float32)] * count
+        arrays = [np.asarray(frames) for frames in (values if batch else [values])]
+        if len(arrays) != count:
+            raise ValueError(f"{name} has {len(arrays)} utterances but words has {count}; give one each.")
+        for frames in arrays:
+            if frames.ndim != 2:
+                raise ValueError(
+                    f"{name} has an utterance of shape {frames.shape}; give (frames, features), a list for a batch."
+                )
+        return [np.where(np.isfinite(frames), frames, 0) for frames in arrays]
 
 
 def _padded(rows: list[Tensor], pad_to: int | None, value: int) -> tuple[Tensor, Tensor]:

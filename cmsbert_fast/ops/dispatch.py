@@ -1,4 +1,4 @@
-"""Backend names, and which one runs.
+"""Backend names, and which one runs: the only place where "auto" is decided.
 
 ========= ===================================================================
 name      what it is
@@ -9,13 +9,142 @@ triton    fused Triton kernels; NVIDIA (sm_80 and later) and AMD GPUs
 cpu       compiled C++ for the CPU
 auto      the fastest of these that is correct for the device, dtype and shapes
 ========= ===================================================================
+
+:data:`OPERATORS` says what each operator has of these; a name that an operator does not have means "torch" to it.
 """
 
 import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from cmsbert_fast.ops import capability
+from cmsbert_fast.ops.autocast import autocast_dtype, cast
 
 BACKENDS = ("reference", "torch", "triton", "cpu", "auto")
+
+
+class Operator(NamedTuple):
+    """What an operator has besides plain PyTorch, and how it takes a backend's name.
+
+    Attributes:
+        compiled: Its compiled backends, best first, each with the question why it cannot run on an example of the
+            operands, which is answered in half a sentence, or by None: it can.
+        has_reference: Whether "reference" is a form of its own.
+        required: Whether a compiled backend that is named must run. If not, the name is a permission, and "torch" runs
+            where it cannot.
+        casts: Whether autocast casts its operands; then the example counts as what it is cast to.
+    """
+
+    compiled: dict[str, Callable[[Tensor], str | None]]
+    has_reference: bool = False
+    required: bool = False
+    casts: bool = False
+
+
+def _attention_triton(query: Tensor) -> str | None:
+    reason = capability.why_not_triton(query.device, query.dtype)
+    if reason is None and query.shape[-1] > (largest := _largest_head()):
+        return f"its kernels take heads of at most {largest}, not {query.shape[-1]}"
+    return reason
+
+
+@torch.compiler.assume_constant_result
+def _largest_head() -> int:
+    from cmsbert_fast.kernels.cms_attention import MAX_HEAD_SIZE  # imports Triton
+
+    return MAX_HEAD_SIZE
+
+
+def _attention_cpu(query: Tensor) -> str | None:
+    return capability.why_not_compiled(query.device, query.dtype, (torch.float32, torch.bfloat16))
+
+
+def _contrastive_triton(embeddings: Tensor) -> str | None:
+    return capability.why_not_triton(embeddings.device, embeddings.dtype)
+
+
+def _lstm_cpu(frames: Tensor) -> str | None:
+    return capability.why_not_compiled(frames.device, frames.dtype, (torch.float32,))
+
+
+def _dropout_cpu(values: Tensor) -> str | None:
+    if values.device.type != "cpu":
+        return f"its masks are made on the CPU, not on {values.device.type}"
+    return "torch.compile fuses PyTorch's own" if torch.compiler.is_compiling() else None
+
+
+OPERATORS = {
+    "attention": Operator(
+        {"triton": _attention_triton, "cpu": _attention_cpu}, has_reference=True, required=True, casts=True
+    ),
+    "contrastive": Operator({"triton": _contrastive_triton}, has_reference=True, required=True),
+    "lstm": Operator({"cpu": _lstm_cpu}),
+    "dropout": Operator({"cpu": _dropout_cpu}),
+}
+
+
+def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str:
+    """Which backend an operator runs for operands like the example: also the answer to "what did auto pick?".
+
+    "auto" goes by device, dtype and shape: the first compiled backend that can run, else "torch". On a CPU that is the
+    fastest at the lengths of the paper's corpora (BENCHMARKS.md); with thousands of frames an utterance "torch"
+    overtakes compiled attention.
+
+    Args:
+        operator: A key of :data:`OPERATORS`.
+        example: The operand that decides: attention's query, the contrastive loss's embeddings in their common dtype,
+            the LSTM's frames, dropout's input.
+        backend: A name of :data:`BACKENDS`; "auto" asks the environment's ``CMSBERT_BACKEND`` first.
+
+    Returns:
+        "reference", "torch", "triton" or "cpu".
+
+    Raises:
+        ValueError: the backend asked for is unknown or cannot run here; the message says why.
+    """
+    name = requested_backend(backend)
+    table = OPERATORS[operator]
+    if name == "auto":
+        for candidate in table.compiled:
+            if candidate == "triton" and example.device.type != "cuda":
+                continue  # Triton's interpreter runs only when asked for by name
+            if why_not(operator, candidate, example) is None:
+                return candidate
+        return "torch"
+    if name == "reference" and table.has_reference:
+        return name
+    if name not in table.compiled:
+        return "torch"
+    reason = why_not(operator, name, example)
+    if reason is None:
+        return name
+    if table.required:
+        raise ValueError(f"{_request(backend)} cannot run here: {reason}; {_advice(backend)}.")
+    return "torch"
+
+
+def why_not(operator: str, backend: str, example: Tensor) -> str | None:
+    """Why a compiled backend that the operator has cannot run for operands like the example; None where it can."""
+    table = OPERATORS[operator]
+    return table.compiled[backend](cast(example, autocast_dtype(example.device)) if table.casts else example)
+
+
+def report(operator: str, example: Tensor, backend: str = "auto") -> str:
+    """What :func:`choose_backend` answers, and why it is not the device's compiled one where "auto" could not take it.
+
+    For instance "cpu", or "torch (not cpu: no C++ compiler found)".
+
+    Raises:
+        ValueError: as :func:`choose_backend`.
+    """
+    name = choose_backend(operator, example, backend)
+    best = "triton" if example.device.type == "cuda" else example.device.type
+    if name != "torch" or requested_backend(backend) != "auto" or best not in OPERATORS[operator].compiled:
+        return name
+    return f"{name} (not {best}: {why_not(operator, best, example)})"
 
 
 def requested_backend(backend: str = "auto") -> str:
@@ -33,27 +162,12 @@ def requested_backend(backend: str = "auto") -> str:
     return backend
 
 
-def request(backend: str = "auto") -> str:
-    """What :func:`requested_backend` obeyed, as the user wrote it: for errors."""
+def _request(backend: str) -> str:
+    """What :func:`requested_backend` obeyed, as the user wrote it."""
     name = requested_backend(backend)
     return f'backend="{name}"' if backend == name else f"CMSBERT_BACKEND={name} in the environment"
 
 
-def advice(backend: str = "auto") -> str:
-    """What to do where that backend cannot run: for errors."""
+def _advice(backend: str) -> str:
+    """What to do where that backend cannot run."""
     return 'use backend="auto" or "torch"' if backend != "auto" else "unset CMSBERT_BACKEND, or set it to auto or torch"
-
-
-@torch.compiler.assume_constant_result  # while torch.compile traces, the answer is asked for, not the way to it
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 run on instructions meant for them, and not far slower than in float32.
-
-    GPUs: True. CPUs: what oneDNN needs (AVX-512 or Arm's bfloat16 instructions); without them PyTorch falls back to
-    loops that are tens of times slower than float32. A build of PyTorch that cannot tell counts as True.
-    """
-    if device.type != "cpu":
-        return True
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):  # a private name, and builds without oneDNN have none
-        return True

@@ -1,4 +1,4 @@
-"""The oracles: the equations, literally, in plain PyTorch. They call nothing else of the project."""
+"""The oracles: the literal equations in plain PyTorch. They import nothing else from the project."""
 
 from cmsbert_fast.reference.cms import (
     ACTIVATIONS,

@@ -1,7 +1,7 @@
-"""The equations of the CMSBERT-CLR paper, literally: the oracle every backend is tested against.
+"""The literal equations of the CMSBERT-CLR paper: the oracle that every backend is tested against.
 
-Plain PyTorch, any floating dtype, gradients by autograd, nothing else of this project. Clarity and fidelity come before
-speed: Eq. 3 really builds its ``N x N_v x D`` tensor. Numbers in brackets are the paper's equation numbers.
+Plain PyTorch, any floating dtype, gradients by autograd, nothing else from this project. Clarity and fidelity come
+before speed: Eq. 3 does build its ``N x N_v x D`` tensor. Numbers in parentheses are equation numbers.
 
 Shapes: B utterances, N word pieces, N_m frames of modality m, D hidden size, H heads, d_h = D / H, d_m frame size,
 n examples, d projection size. Masks are boolean, True = valid, and may have any pattern.
@@ -21,7 +21,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
 }
 
-LABEL_TOLERANCE = 1e-5  # labels are stored in float32: 0.3 - 0.2 must count as a difference of 0.1
+LABEL_TOLERANCE = 1e-5  # labels are float32: 0.3 - 0.2 must count as a difference of 0.1
 
 
 # ------------------------------------------------------------------ context-driven modality shifting, Eq. 1-4
@@ -48,7 +48,7 @@ def gate(hidden: Tensor, frames: Tensor, weight: Tensor, bias: Tensor, activatio
 
 
 def shift(gates: Tensor, frames: Tensor, weight: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-    """One modality's share of a_i = 1/N_m sum_j g_ij (W_m V_j), the mean running over valid frames (Eq. 3, 4).
+    """One modality's share of a_i = 1/N_m sum_j g_ij (W_m V_j), the mean over valid frames (Eq. 3, 4).
 
     Args:
         gates: g, (B, N, N_m).
@@ -61,7 +61,7 @@ def shift(gates: Tensor, frames: Tensor, weight: Tensor, frame_mask: Tensor | No
     """
     if frame_mask is None:
         frame_mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
-    frames = frames.masked_fill(~frame_mask[..., None], 0)  # what lies in padding must not matter, NaN included
+    frames = frames.masked_fill(~frame_mask[..., None], 0)  # padding must not matter, even NaN
     gates = gates.masked_fill(~frame_mask[:, None], 0)
     a_ij = gates[..., None] * F.linear(frames, weight)[:, None]  # (B, N, N_m, D)   (3)
     count = frame_mask.sum(dim=1).clamp(min=1).to(a_ij.dtype)
@@ -77,7 +77,7 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """z = softmax((q + a)(k + a)^T / sqrt(d_h)) (v + a), the same a, split over heads as q, k and v are (Eq. 5-7).
+    """z = softmax((q + a)(k + a)^T / sqrt(d_h)) (v + a) with one a, split over heads like q, k and v (Eq. 5-7).
 
     Args:
         query, key, value: X W + b, (B, N, H, d_h).
@@ -91,7 +91,7 @@ def attention(
     """
     a = a.unflatten(-1, query.shape[-2:])
     q, k, v = ((x + a).transpose(1, 2) for x in (query, key, value))  # (B, H, N, d_h)
-    if attention_mask is not None:  # what lies in padding must not matter, NaN included
+    if attention_mask is not None:  # padding must not matter, even NaN
         q, k, v = (x.masked_fill(~attention_mask[:, None, :, None], 0) for x in (q, k, v))
     scores = q @ k.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (5)
     if attention_mask is not None:
@@ -141,7 +141,7 @@ def cms_attention(
 
 
 def lstm(frames: Tensor, frame_mask: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """h_m = LSTM(frames), one layer, one direction; invalid frames are passed over (Eq. 11).
+    """h_m = LSTM(frames), one layer, one direction; invalid frames are skipped (Eq. 11).
 
     Args:
         frames: (B, N_m, d_m).
@@ -202,9 +202,9 @@ def fusion(middles: list[Tensor], weights: Mapping[str, Tensor], num_heads: int 
     """The modalities' z_m^(1) as tokens of one Transformer encoder layer, flattened, then the predictor (Eq. 14-16).
 
     Args:
-        middles: z_m^(1), each (B, d), one for every modality that exists.
-        weights: ``transformer.*`` with the names of ``torch.nn.TransformerEncoderLayer`` (post-norm, ReLU), then
-            ``dense.*`` (W_1, b_1) and ``out_proj.*`` (W_2, b_2).
+        middles: z_m^(1), each (B, d), one per modality present.
+        weights: ``transformer.*``, named as in ``torch.nn.TransformerEncoderLayer`` (post-norm, ReLU), then ``dense.*``
+            (W_1, b_1) and ``out_proj.*`` (W_2, b_2).
 
     Returns:
         y hat, (B, num_labels).
@@ -231,10 +231,10 @@ def targets(labels: Tensor | None, n: int, smoothing: float | None = 0.9, thresh
     """t_ij: beta for the true pair, (1 - beta) / |S_i| for the pairs in S_i, else 0 (Eq. 23).
 
     S_i = {j != i : sign(y_i) = sign(y_j), |y_i - y_j| <= delta}, or the other members of the class for integer labels.
-    Where S_i is empty t_ii = 1.
+    If S_i is empty, t_ii = 1.
 
     Args:
-        labels: (n,), floating (scores) or integer (classes); unused where smoothing is None.
+        labels: (n,), floating (scores) or integer (classes); unused if smoothing is None.
         n: Number of examples.
         smoothing: beta; None = identity targets.
         threshold: delta.
@@ -285,7 +285,7 @@ def pairwise_contrastive_loss(
     """l_con: the sum of the directional losses over both directions of every pair of modalities (Eq. 19).
 
     Args:
-        linguistic, visual, acoustic: z_m, (n, d); None = absent, its directions are dropped.
+        linguistic, visual, acoustic: z_m, (n, d); None = absent: its directions are dropped.
         labels, smoothing, threshold: As in :func:`targets`.
         temperature: tau.
 
@@ -304,5 +304,5 @@ def total_loss(task: Tensor, contrastive: Tensor, nu: float | Tensor) -> Tensor:
 
 
 def updated_nu(nu: float, task: float, contrastive: float, alpha: float = 0.9) -> float:
-    """nu <- alpha nu + (1 - alpha) l_task / l_con, with both losses of the last validation epoch (Eq. 21, 22)."""
+    """nu <- alpha nu + (1 - alpha) l_task / l_con, both losses from the last validation epoch (Eq. 21, 22)."""
     return alpha * nu + (1 - alpha) * task / contrastive

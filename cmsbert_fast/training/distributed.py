@@ -1,7 +1,7 @@
-"""The processes of a run: started, handed their share of every batch, and brought back to one result.
+"""The processes of a run: process group, shares of a batch, collectives, gradients averaged over the ranks.
 
-Everything here is written so that the number of ranks changes rounding only, up to dropout, whose masks differ, and
-that a run with the same number of ranks repeats itself to the bit.
+The number of ranks affects only rounding and dropout masks. With the same number of ranks, a run is repeatable to the
+bit.
 """
 
 import ctypes
@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from cmsbert_fast.training.settings import UsageError
+from cmsbert_fast.training.errors import UsageError
 
 BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's choice: large enough for the bandwidth, small enough to overlap
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which process this is. One process without ``torchrun`` is rank 0 of 1."""
+    """This process. Without ``torchrun``, it is rank 0 of 1."""
 
     rank: int
     world_size: int
@@ -40,23 +40,23 @@ class Ranks:
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """The group of all ranks; None for one process."""
+        """The group of all ranks; None for a single process."""
         return dist.group.WORLD if self.world_size > 1 else None
 
 
 def environment_rank() -> int:
-    """The rank that ``torchrun`` gave this process, known before any process group exists; 0 without it."""
+    """The rank set by ``torchrun``, known before any process group exists; 0 without it."""
     return int(os.environ.get("RANK", "0"))
 
 
 def start(device: str = "auto") -> Ranks:
     """Joins the process group that ``torchrun`` describes in the environment: nccl on GPUs, gloo on CPUs.
 
-    Beside nccl there is gloo for what lies on the CPU anyway, objects and numbers of rows: reading those does not wait
-    for the GPU.
+    With nccl, gloo handles objects and numbers of rows: they are on the CPU, and reading them there does not wait for
+    the GPU.
 
     Args:
-        device: "cpu", "cuda", or "auto" (CUDA where there is a device).
+        device: "cpu", "cuda", or "auto" (CUDA if there is a device).
 
     Raises:
         UsageError: "cuda" without a CUDA device.
@@ -65,7 +65,7 @@ def start(device: str = "auto") -> Ranks:
     if "WORLD_SIZE" not in os.environ:
         return Ranks(0, 1, own)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
-    # torchrun's store outlives a failed attempt: without a prefix its restarted workers find the dead ones' addresses.
+    # torchrun's store outlives a failed attempt: without a prefix, restarted workers find the addresses of dead ones.
     store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     on_gpu = own.type == "cuda"
     dist.init_process_group(
@@ -79,7 +79,7 @@ def start(device: str = "auto") -> Ranks:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of this process: "cpu", "cuda" (the one of its local rank), or "auto" (CUDA where there is a device).
+    """The device of this process: "cpu", "cuda" (that of its local rank), or "auto" (CUDA if there is a device).
 
     Raises:
         UsageError: "cuda" without a CUDA device.
@@ -87,36 +87,35 @@ def find_device(name: str) -> torch.device:
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UsageError("--device cuda was asked for, but PyTorch finds no CUDA device; use --device cpu.")
+        raise UsageError("--device cuda was requested, but PyTorch finds no CUDA device; use --device cpu.")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep the memory it frees, instead of giving large blocks back to the system and asking anew.
+    """Makes this process keep freed memory instead of returning large blocks to the system.
 
-    On a CPU a step allocates all its activations and gradients: of BERT-base with 32 short utterances 80,000 to 110,000
-    pages, which the system cleared every time, a tenth of the step. The process stays as large as its largest step.
-    glibc's allocator only; under others nothing changes. Whoever tunes it (``GLIBC_TUNABLES``, ``MALLOC_...``) is left
-    alone.
+    On a CPU, each step allocates its activations and gradients: 80,000 to 110,000 pages for BERT-base with 32 short
+    utterances. Having the system clear them took a tenth of every step. The process stays as large as its largest step.
+    Works only with glibc's allocator, and only if nobody has tuned it (``GLIBC_TUNABLES``, ``MALLOC_...``).
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
         return
     if platform.libc_ver()[0] == "glibc":
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-4, 0)  # M_MMAP_MAX: no blocks that are unmapped when freed
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nor is the heap's end given back
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never return the end of the heap
 
 
 def compute_deterministically() -> None:
-    """Makes GPU operators add in a fixed order where they have such a form, so that a run repeats itself to the bit.
+    """Makes GPU operators deterministic where possible, so a run is repeatable to the bit.
 
-    To be called before anything is computed on a GPU. CPU operators need no such care.
+    Call it before any computation on a GPU. CPU operators are deterministic anyway.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Finds bugs and costs time, but changes no result.
+    # A debugging aid, and slow.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -127,10 +126,10 @@ def stop() -> None:
 
 
 def report_once(message: str, patience: float = 15.0) -> None:
-    """Prints to stderr, on rank 0 only if every rank meets the same error.
+    """Prints to stderr, on rank 0 only if every rank has the same error.
 
-    The others give rank 0 the time to speak before ``torchrun`` ends everybody, and speak if it does not end them: then
-    the error is theirs alone.
+    The other ranks wait ``patience`` seconds. If ``torchrun`` has not ended them by then, the error is theirs alone,
+    and they print it.
     """
     rank = environment_rank()
     if rank:
@@ -140,7 +139,7 @@ def report_once(message: str, patience: float = 15.0) -> None:
 
 
 def share(count: int, ranks: Ranks) -> slice:
-    """The contiguous part of ``count`` items that belongs to this rank; sizes differ by at most 1 between ranks."""
+    """This rank's contiguous share of ``count`` items; sizes differ by at most 1 between ranks."""
     small, larger = divmod(count, ranks.world_size)
     begin = ranks.rank * small + min(ranks.rank, larger)
     return slice(begin, begin + small + (ranks.rank < larger))
@@ -154,7 +153,7 @@ def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
 
 
 def join_shares(rows: Tensor, count: int, ranks: Ranks) -> Tensor:
-    """Joins what the ranks computed for their :func:`share` of ``count`` items: (share, ...) -> (count, ...)."""
+    """Joins the ranks' rows for their :func:`share` of ``count`` items: (share, ...) -> (count, ...)."""
     if ranks.world_size == 1:
         return rows
     largest = -(-count // ranks.world_size)
@@ -167,7 +166,7 @@ def join_shares(rows: Tensor, count: int, ranks: Ranks) -> Tensor:
 
 
 def gather_objects(value: object, ranks: Ranks) -> list:
-    """One small Python object per rank, in the order of the ranks, on every rank."""
+    """Gathers one small Python object per rank, in rank order, on every rank."""
     if ranks.world_size == 1:
         return [value]
     values: list = [None] * ranks.world_size
@@ -176,7 +175,7 @@ def gather_objects(value: object, ranks: Ranks) -> list:
 
 
 def from_main(value: Callable[[], Any], ranks: Ranks) -> Any:
-    """Calls ``value`` on rank 0 only and gives its result to every rank; so too the UsageError it raises."""
+    """Calls ``value`` on rank 0 only; every rank gets its result or its UsageError."""
     if ranks.world_size == 1:
         return value()
     box: list = [None, None]
@@ -192,14 +191,14 @@ def from_main(value: Callable[[], Any], ranks: Ranks) -> Any:
 
 
 def equalise(tensors: Iterable[Tensor], ranks: Ranks) -> None:
-    """Gives every rank the values that rank 0 has, in place."""
+    """Copies rank 0's values to every rank, in place."""
     if ranks.world_size > 1:
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)  # autograd must not see it
+            dist.broadcast(tensor.detach(), src=0)  # autograd must not see this
 
 
 def wait_for_all(ranks: Ranks) -> None:
-    """Returns when every rank has come here."""
+    """Returns once every rank has called it."""
     if ranks.world_size > 1:
         dist.barrier()
 
@@ -218,18 +217,18 @@ class _Bucket:
 
 
 class Gradients:
-    """All gradients of a model, averaged over the ranks while the backward pass still runs.
+    """All gradients of a model, averaged over the ranks during the backward pass.
 
-    With several ranks, gradients live in flat buckets filled in the order in which a backward pass produces them; a
-    bucket is reduced as soon as it and all before it are complete. DistributedDataParallel does the same but re-orders
-    its buckets after the first step, so that a resumed run would add in another order than the run it continues; here
-    the order never changes. One process needs no buckets: what the backward pass allocates is the gradient, which saves
-    a zeroing and an addition of everything (a tenth of a BERT-base step of 32 short utterances on 2 cores).
+    With several ranks, gradients are in flat buckets, in the order in which the backward pass produces them. A bucket
+    is reduced as soon as it and all before it are complete. DistributedDataParallel reorders its buckets after the
+    first step, so a resumed run would add in another order than the original; here the order never changes. A single
+    process needs no buckets: the backward pass allocates the gradients, which saves zeroing and adding all of them (a
+    tenth of a BERT-base step with 32 short utterances on 2 cores).
 
-    A parameter that the loss does not reach has the gradient 0, so that the optimiser treats it alike on any number of
+    Parameters that the loss does not reach get gradient 0, so the optimiser treats them the same on any number of
     ranks.
 
-    ``zero()`` before a step's first backward pass, ``no_sync()`` around each but its last, ``finish()`` after the last.
+    Call ``zero()`` before a step's first backward pass, ``no_sync()`` around all but the last, ``finish()`` after it.
     """
 
     def __init__(self, parameters: Iterable[Parameter], ranks: Ranks, bucket_bytes: int = BUCKET_BYTES):
@@ -257,7 +256,7 @@ class Gradients:
                 p.register_post_accumulate_grad_hook(self._ready)
 
     def zero(self) -> None:
-        """Forgets the last step's gradients and makes ready for the next step."""
+        """Clears the last step's gradients."""
         if self._ranks.world_size == 1:
             for p in self._parameters:
                 p.grad = None
@@ -270,19 +269,19 @@ class Gradients:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Around a backward pass that others of the same step follow: its gradients are kept, not reduced yet."""
+        """For backward passes before the step's last: gradients are added up, not yet reduced."""
         self._armed = False
         yield
         self._armed = True
 
     def finish(self) -> None:
-        """Waits until every gradient is there and the average over the ranks."""
+        """Waits until every gradient is averaged over the ranks."""
         if self._ranks.world_size == 1:
             for p in self._parameters:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
             return
-        # What is left holds a parameter that the last backward pass did not reach.
+        # Buckets left over hold a parameter that the last backward pass did not reach.
         for bucket in self._buckets[self._next :]:
             bucket.work = dist.all_reduce(bucket.flat, async_op=True)
         for bucket in self._buckets:
@@ -292,11 +291,11 @@ class Gradients:
             bucket.flat.div_(self._ranks.world_size)
 
     def norm(self) -> Tensor:
-        """The Euclidean norm of all gradients together, a 0-dim tensor."""
+        """The global Euclidean norm of the gradients, a 0-dim tensor."""
         return get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
     def clip(self, norm: Tensor, limit: float) -> None:
-        """Scales all gradients so that their norm, which is ``norm`` now, is at most ``limit``."""
+        """Scales all gradients, whose norm is ``norm``, to a norm of at most ``limit``."""
         clip_grads_with_norm_(self._parameters, limit, norm)
 
     def _ready(self, parameter: Parameter) -> None:

@@ -1,174 +1,83 @@
-"""The paper's two figures, made from a run: CMS maps (Fig. 1) and the common embedding space (Fig. 3).
+"""The figures of a run: ``shift_maps.png`` (Fig. 1 of the paper) and ``embeddings.png`` (Fig. 3)."""
 
-Both return a ``matplotlib.figure.Figure`` that belongs to no window: ``figure.savefig(path)`` writes it.
-"""
-
-from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.transforms import offset_copy
-from sklearn.manifold import TSNE
+import torch
+from torch import Tensor
 
-from cmsbert_fast.data.embedded import Event
-from cmsbert_fast.training.evaluate import SUBNETWORKS
+from cmsbert_fast import atomic
+from cmsbert_fast.data.embedded import embedded_utterances
+from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.training.batches import Batches
+from cmsbert_fast.training.evaluate import Predictions
+from cmsbert_fast.training.tested import Tested
 
-_MARKERS = {"linguistic": "^", "visual": "o", "acoustic": "*"}
-_PANELS_PER_ROW = 3
+FIGURES = "figures"
 
 
-def plot_shift_maps(
-    shift_maps: Sequence[tuple[np.ndarray | None, np.ndarray | None]],
-    tokens: Sequence[str],
-    *,
-    layers: Sequence[int] | None = None,
-    events: Sequence[Event] = (),
-    title: str | None = None,
-) -> Figure:
-    """CMS maps of one utterance in the manner of Fig. 1: the gates g_ij of Eq. 1-2, tokens down, frames across.
+def draw(folder: Path, tested: Tested) -> None:
+    """Calls :func:`write_figures` for the run in ``folder``; the folder of figures appears once it is complete."""
+    atomic.replace_folder(folder / FIGURES, lambda path: write_figures(path, tested))
 
-    One panel per layer; within a panel the visual frames stand left of the acoustic ones. Bright is an open gate. Each
-    map has its own scale, which its colour bar gives.
 
-    Args:
-        shift_maps: For every CMS layer the gates (visual (N, N_v) or None, acoustic (N, N_a) or None) of the utterance,
-            numpy arrays or CPU tensors, without padding. A map without frames is treated as None.
-        tokens: The N labels of the rows.
-        layers: The layers' numbers, for the titles; 0, 1, ... by default.
-        events: Spans to mark and name above the frames they cover.
-        title: Printed above all panels.
+def write_figures(folder: Path, tested: Tested) -> None:
+    """Writes ``shift_maps.png`` and ``embeddings.png``, if the model has maps and embeddings.
 
-    Raises:
-        ValueError: There is no map to draw, or a map's rows are not the tokens.
+    The maps show the best-predicted test example among the clearly positive and negative ones; if it is from the
+    embedded corpus, its events are marked.
     """
-    maps = [{"visual": visual, "acoustic": acoustic} for visual, acoustic in shift_maps]
-    panels = [{name: np.asarray(gates) for name, gates in m.items() if gates is not None} for m in maps]
-    panels = [{name: gates for name, gates in panel.items() if gates.size} for panel in panels]
-    if not any(panels):
-        raise ValueError("no CMS map to draw: the model has no CMS layer or the utterance has no frame")
-    for gates in (gates for panel in panels for gates in panel.values()):
-        if gates.ndim != 2 or gates.shape[0] != len(tokens):
-            raise ValueError(f"a map of shape {gates.shape} does not belong to {len(tokens)} tokens")
-    numbers = range(len(panels)) if layers is None else layers
-
-    columns = min(len(panels), _PANELS_PER_ROW)
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.2 * columns, rows * (1.6 + 0.2 * len(tokens))), layout="constrained")
-    if title:
-        figure.suptitle(title, wrap=True)
-    grid = figure.subfigures(rows, columns, squeeze=False).reshape(-1)
-    for subfigure, panel, number in zip(grid, panels, numbers, strict=False):
-        subfigure.suptitle(f"layer {number}", fontsize="medium")
-        widths = [gates.shape[1] for gates in panel.values()]
-        # A modality with one frame still needs room for its label.
-        ratios = [max(width, 0.25 * max(widths)) for width in widths]
-        axes = subfigure.subplots(1, len(panel), width_ratios=ratios, squeeze=False)[0] if panel else []
-        for i, (ax, (modality, gates)) in enumerate(zip(axes, panel.items(), strict=True)):
-            image = ax.imshow(gates, aspect="auto", interpolation="nearest", cmap="inferno")
-            subfigure.colorbar(image, ax=ax, location="bottom", fraction=0.05, pad=0.02)
-            ax.set_xlabel(f"{modality} frame")
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.set_yticks(range(len(tokens)), tokens if i == 0 else [])
-            _mark_events(figure, ax, [event for event in events if event.modality == modality])
-    _print_as_written(figure)
-    return figure
+    folder.mkdir(exist_ok=True)
+    config = tested.model.config
+    if tested.predictions.embeddings:
+        _draw_embeddings(folder / "embeddings.png", tested.corpus, tested.predictions)
+    if getattr(config, "cms_layers", ()) and (config.visual_size or config.acoustic_size):
+        _draw_shift_maps(folder / "shift_maps.png", tested)
 
 
-def plot_embeddings(
-    embeddings: Mapping[str, np.ndarray | None],
-    labels: np.ndarray,
-    *,
-    classes: Sequence[str] | None = None,
-    title: str | None = None,
-    max_samples: int = 400,
-    seed: int = 0,
-) -> Figure:
-    """t-SNE of the modalities' embeddings in their common space, in the manner of Fig. 3.
+def _draw_embeddings(path: Path, corpus: Corpus, predictions: Predictions) -> None:
+    from cmsbert_fast.training.plots import plot_embeddings  # slow to import, needed only at the end
 
-    Triangles are linguistic, circles visual, stars acoustic; the colour is the sentiment (or the class). Embeddings are
-    normalised to length 1 first: the contrastive loss sees nothing but their directions (Eq. 17).
-
-    Args:
-        embeddings: z_m by modality ("linguistic", "visual", "acoustic"), each (n, d), numpy arrays or CPU tensors; None
-            where the model has no such modality.
-        labels: (n,) sentiment scores, or class indices where ``classes`` is given.
-        classes: Names of the classes; None for sentiment scores.
-        title: Printed above the figure.
-        max_samples: With more samples than this, so many are drawn at random.
-        seed: Seed of the draw and of t-SNE.
-
-    Raises:
-        ValueError: There is no embedding, fewer than 2 samples, or sizes differ.
-    """
-    given = {m: np.asarray(embeddings[m]) for m in SUBNETWORKS if embeddings.get(m) is not None}
-    labels = np.asarray(labels).reshape(-1)
-    if not given or labels.size < 2:
-        raise ValueError("a map of the embedding space needs at least one modality and 2 samples")
-    for modality, z in given.items():
-        if z.ndim != 2 or z.shape[0] != labels.size:
-            raise ValueError(f"{modality} embeddings of shape {z.shape} do not belong to {labels.size} labels")
-    if labels.size > max_samples:
-        chosen = np.sort(np.random.default_rng(seed).choice(labels.size, max_samples, replace=False))
-        labels, given = labels[chosen], {m: z[chosen] for m, z in given.items()}
-
-    z = np.concatenate(list(given.values())).astype(np.float64)
-    z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
-    perplexity = min(30.0, (len(z) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init="random", random_state=seed).fit_transform(z)
-
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    ax = figure.add_subplot()
-    limit = max(1.0, float(np.ceil(np.abs(labels).max())))
-    palette: dict = {"cmap": "coolwarm", "vmin": -limit, "vmax": limit}
-    if classes is not None:
-        palette = {"cmap": "tab10", "vmin": -0.5, "vmax": 9.5}
-    for (modality, _), xy in zip(given.items(), np.split(points, len(given)), strict=True):
-        size = 40 if modality == "acoustic" else 22
-        ax.scatter(
-            xy[:, 0], xy[:, 1], s=size, c=labels, marker=_MARKERS[modality], linewidths=0.2, edgecolors="0.4", **palette
-        )
-        ax.scatter([], [], s=size, color="0.5", marker=_MARKERS[modality], label=modality)
-    if classes is None:
-        figure.colorbar(ax.collections[0], ax=ax, label="sentiment")
-    else:
-        colours = ax.collections[0].to_rgba(np.arange(len(classes)))
-        for name, colour in zip(classes, colours, strict=True):
-            ax.scatter([], [], marker="s", color=colour, label=name)
-    ax.legend(loc="best", fontsize="small")
-    ax.set_xticks([])
-    ax.set_yticks([])
-    if title:
-        ax.set_title(title)
-    _print_as_written(figure)
-    return figure
+    figure = plot_embeddings(
+        {name: z.numpy() for name, z in predictions.embeddings.items()},
+        predictions.labels.numpy() if predictions.labels is not None else np.zeros(len(predictions.ids)),
+        classes=corpus.classes,
+        title=f"{corpus.name}, test set",
+    )
+    figure.savefig(path, dpi=150)
 
 
-def _print_as_written(figure: Figure) -> None:
-    # Transcripts and names may hold a "$", which would begin a formula.
-    for text in figure.findobj(Text):
-        if text.get_wrap():  # wrapping parses formulas all the same
-            text.set_text(text.get_text().replace("$", r"\$"))
-        else:
-            text.set_parse_math(False)
+def _draw_shift_maps(path: Path, tested: Tested) -> None:
+    from cmsbert_fast.training.plots import plot_shift_maps
+
+    model, processor, corpus, predictions, embedded = tested
+    index = _telling_example(predictions)
+    example = corpus.splits["test"][index]
+    batches = Batches([example], processor, model, model.device)
+    model.eval()
+    with torch.no_grad():
+        output = model(**batches.load([0], labels=False), output_shift_maps=True)
+    maps = [(_first(visual), _first(acoustic)) for visual, acoustic in output.shift_maps]
+    if not any(m is not None and m.size for layer in maps for m in layer):
+        return  # this example has no frames
+    pieces = processor.tokenizer.convert_ids_to_tokens(batches.load([0])["input_ids"][0].tolist())
+    events = embedded_utterances()["test"][index].events if embedded else ()
+    title = f"{example.id}: {' '.join(example.words)}"
+    if corpus.classes is None:
+        title += f"\nlabel {example.label:.1f}, predicted {predictions.logits[index, 0]:.1f}"
+    figure = plot_shift_maps(maps, pieces, layers=model.config.cms_layers, events=events, title=title)
+    figure.savefig(path, dpi=150)
 
 
-def _mark_events(figure: Figure, ax: Axes, events: Sequence[Event]) -> None:
-    for lane, event in enumerate(sorted(events, key=lambda event: event.start)):
-        left, right = event.start - 0.5, event.stop - 0.5
-        for edge in (left, right):
-            ax.axvline(edge, color="cyan", linewidth=0.8, linestyle=":")
-        # Above the map, each in a lane of its own: events and the ends of their names may overlap.
-        height = 4 + 13 * lane
-        ax.annotate(
-            event.name,
-            ((left + right) / 2, 1),
-            (0, height + 2),
-            xycoords=ax.get_xaxis_transform(),
-            textcoords="offset points",
-            ha="center",
-            fontsize="small",
-        )
-        bar = offset_copy(ax.get_xaxis_transform(), figure, y=height, units="points")
-        ax.plot([left, right], [1, 1], color="tab:blue", linewidth=2, transform=bar, clip_on=False)
+def _first(batch: Tensor | None) -> np.ndarray | None:
+    return None if batch is None else batch[0].float().cpu().numpy()
+
+
+def _telling_example(predictions: Predictions) -> int:
+    assert predictions.labels is not None
+    if predictions.logits.shape[1] > 1:
+        chances = predictions.logits.softmax(dim=1)
+        return int(chances.gather(1, predictions.labels[:, None]).argmax())
+    error = (predictions.logits[:, 0] - predictions.labels).abs()
+    clear = predictions.labels.abs() >= 1
+    return int(error.masked_fill(~clear, torch.inf).argmin()) if clear.any() else int(error.argmin())

@@ -1,4 +1,4 @@
-"""Metrics of the field (SPEC section 7), one function for sentiment scores and one for emotion classes."""
+"""The usual metrics (SPEC section 7): one function for sentiment scores, one for emotion classes."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,8 +18,8 @@ def sentiment_metrics(predictions: ArrayLike, labels: ArrayLike) -> dict[str, fl
         left out), ``acc7`` and ``acc5`` (both sides clipped to [-3, 3] or [-2, 2] and rounded half to even). F1 is
         weighted by the true classes' sizes.
 
-        ``corr`` is 0 where predictions or labels are constant: a constant orders nothing, and 0 can be compared and
-        averaged where NaN cannot. ``acc2_positive`` and ``f1_positive`` are NaN where every label is 0.
+        ``corr`` is 0 if predictions or labels are constant: unlike NaN, 0 can be compared and averaged.
+        ``acc2_positive`` and ``f1_positive`` are NaN if every label is 0.
 
     Raises:
         ValueError: The sizes differ, there is no sample, or a value is not finite.
@@ -43,7 +43,7 @@ def sentiment_metrics(predictions: ArrayLike, labels: ArrayLike) -> dict[str, fl
 
 
 def emotion_metrics(predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Metrics of IEMOCAP, in percent: ``wa`` (accuracy) and ``ua`` (mean recall over the classes that occur in labels).
+    """Metrics of IEMOCAP, in percent: ``wa`` (accuracy) and ``ua`` (mean recall over the classes in the labels).
 
     Args:
         predictions: Predicted class indices, (n,).

@@ -1,13 +1,13 @@
 """Builds the C++ of ``kernels/cpu`` at first use and loads it.
 
-One call of the machine's C++ compiler, a few seconds, into the user's cache folder; no build system, no headers but the
-compiler's own. What can go wrong in a cache shared by processes, killed builds and several machines:
+One run of the machine's C++ compiler, a few seconds, into the user's cache folder; no build system, no headers but the
+compiler's own. Processes and machines share the cache, and builds may be killed:
 
 * A binary's name holds the hash of its sources, its flags and the CPU's features (one home may serve many machines),
-  and the hash of its own content: a damaged file does not fit its name and is built again.
-* It appears by ``os.replace``: nobody ever sees half of it.
-* Processes that start together wait for the first one's build by ``flock``, which the system releases when its holder
-  dies; a holder that hangs is waited for a minute, then everyone builds for himself, which does no harm.
+  and the hash of its own content: a damaged file does not match its name and is built again.
+* ``os.replace`` puts it in place: no process ever sees half a file.
+* Processes that start together wait for the first one's build with ``flock``, which the system releases when its holder
+  dies. After a minute of waiting each builds its own copy, which is harmless.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from pathlib import Path
 SOURCES = tuple(sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".cpp", ".h")))
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions",
          "-fno-rtti", "-shared", "-fPIC")  # fmt: skip
-PATIENCE = 60.0  # seconds
+PATIENCE = 60.0  # seconds to wait for another process's build
 
 
 class BuildError(Exception):
@@ -37,7 +37,7 @@ class BuildError(Exception):
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
-    """The library, built if need be; or, where that is impossible, why. Asked once a process."""
+    """The library, built if needed; or the reason why there is none. Done once a process."""
     try:
         return build_and_load(cache_folder())
     except BuildError as error:
@@ -45,13 +45,13 @@ def load() -> ctypes.CDLL | str:
 
 
 def cache_folder() -> Path:
-    """Where binaries are kept: ``cmsbert_fast`` in ``XDG_CACHE_HOME``, by default ``~/.cache``."""
+    """Where binaries are kept: ``cmsbert_fast`` below ``XDG_CACHE_HOME``, by default ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "cmsbert_fast"
 
 
 def build_and_load(folder: Path) -> ctypes.CDLL:
-    """The library from ``folder``; built there, or for this process alone where the folder cannot be written.
+    """The library from ``folder``, built there if needed; for this process alone where the folder cannot be written.
 
     Raises:
         BuildError: there is no compiler, it fails, or what it built cannot be loaded.
@@ -78,7 +78,7 @@ def build_and_load(folder: Path) -> ctypes.CDLL:
 
 
 def _native_flag_and_key() -> tuple[list[str], str]:
-    """The flag for this CPU's own instructions, where its features are known, and the hash of all a binary hangs on."""
+    """The flag for the CPU's own instructions, where its features are known, and a hash of what a binary depends on."""
     features = _cpu_features()
     native = ["-march=native"] if features else []
     sources = (path.read_text() for path in SOURCES)
@@ -87,7 +87,7 @@ def _native_flag_and_key() -> tuple[list[str], str]:
 
 
 def _cpu_features() -> str:
-    """What the system says the CPU can do; empty where it does not say."""
+    """The CPU's features as the system lists them; empty where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -147,7 +147,7 @@ def _build(folder: Path, key: str, native: list[str]) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Holds the file's lock, or gives up waiting. The file stays: removed, it could be locked twice under one name."""
+    """Holds the file's lock, or gives up waiting. The file stays: removed, two could be locked under one name."""
     import fcntl  # not on Windows
 
     with path.open("w") as file:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cmsbert_fast.kernels.cpu import library as cpu_library
 
-from bench import measure, report, scaling_model
+from bench import measure, names, report, scaling_model
 from cmsbert_fast import cms_attention
 
 
@@ -83,14 +83,14 @@ def result(**changes):
 def write_results(folder, seconds, device="A CPU"):
     facts = dict(device=device, threads=2, cpus=2, python="3", torch="2", transformers="5", triton=None)
     facts |= dict(copy_bytes_per_second=1e10, matrix_flops_per_second={"float32": 1e11, "bfloat16": 2e11})
-    extra = result(suite="CMS attention", case=report._ATTENTION, seconds=seconds)
-    growth = dict(kind="growth", suite="Training step", case="cmsbert-clr, BERT-base shape, batch 16 to 128")
+    extra = result(suite=names.ATTENTION, case=names.attention_case("mosi", 32, backward=True), seconds=seconds)
+    growth = dict(kind="growth", suite=names.STEP, case=names.STEP_GROWTH)
     growth |= dict(
         quantity="valid tokens", sizes=[10, 20, 40], seconds={"10": [1.0] * 5, "20": [4.0] * 5, "40": [16.0] * 5}
     )
     file = dict(datetime="2026-01-01T00:00:00", machine_info=facts, commit_info={"id": "abcdef0123456789"})
-    skipped = dict(kind="skipped", suite="CMS attention", case="batch 10 million", why="too large")
-    profile = dict(kind="profile", suite="Training step", case="profile")
+    skipped = dict(kind="skipped", suite=names.ATTENTION, case="batch 10 million", why="too large")
+    profile = dict(kind="profile", suite=names.STEP, case="profile")
     profile |= dict(seconds={"cmsbert-clr": {"mm": 2e-3, "add": 1e-3}, "bert": {"mm": 1e-3, "tanh": 5e-4}})
     file["benchmarks"] = [{"extra_info": {"results": [r]}} for r in (extra, growth, skipped, profile)]
     folder.mkdir()
@@ -128,42 +128,6 @@ def test_page_tells_goals_met_and_missed(page, tmp_path):
     assert lines["`mm`"].endswith("| 2.0 ms | 1.0 ms |")
     assert lines["all others"].endswith("| 0.0 ms | 0.5 ms |")
     assert list((tmp_path / "plots").glob("*-growth.svg"))
-
-
-def gpu_results(**seconds):
-    """A GPU's results: ours against the one rival that each goal names."""
-
-    def race(suite, case, contenders, **changes):
-        times = {name: [value] * 5 for name, value in contenders.items()}
-        return result(suite=suite, case=case, seconds=times, **changes)
-
-    graphs = ", replayed as CUDA graphs"
-    large = [race("CMS attention", f"MOSI lengths, batch 4096, {name}{graphs}", {"ours": seconds[name]}, bytes=8e9)
-             for name in ("forward", "forward + backward")]  # fmt: skip
-    for size, time in enumerate(seconds["augmented"]):
-        contenders = {"ours: projections, then the operator": time, "augmented product + SDPA in buckets": 1.0}
-        large.append(race("CMS attention", f"projections and attention, {size}{graphs}", contenders))
-    return [
-        *large,
-        race("Contrastive loss", "n = 32768, d = 768, targets smoothed", {"ours": 1.0}, flops=1.3e11, dtype="bfloat16"),
-        race("Training step", report._STEP, {report._OURS: 0.2, report._BFLOAT16: 0.1, report._MAG: 1.1},
-             facts={"saved_for_backward": {}}),
-        race("Training step", report._VARIANTS, {"cmsbert-clr": 1.2, "bert": 1.0}),
-    ]  # fmt: skip
-
-
-def test_goals_of_a_gpu_are_told_from_its_results():
-    facts = dict(copy_bytes_per_second=1e10, matrix_flops_per_second={"float32": 1e11, "bfloat16": 2e11})
-    results = gpu_results(**{"forward": 1.0, "forward + backward": 1.6, "augmented": [0.5, 1.5]})
-    rows = [line.split(" | ") for line in report._goals(report.GPU_GOALS, [r | {"machine": facts} for r in results])]
-    told = [(row[2], row[3].strip(" |*")) for row in rows[2:]]
-    # 8 GB in 1.6 s of 10 GB/s; the worst size counts; 130 of 200 GFLOP/s.
-    assert told == [
-        ("0.5", "missed"), ("1.5 [1.5, 1.5]", "missed"), ("0.65", "met"),
-        ("0.0909 [0.0909, 0.0909]", "met"), ("1.2 [1.2, 1.2]", "missed"),
-    ]  # fmt: skip
-    assert all(row[2:] == ["not measured", " |"] for row in
-               (line.split(" | ") for line in report._goals(report.GPU_GOALS, [])[2:]))  # fmt: skip
 
 
 def test_more_devices_cost_more_of_everything_but_compute():

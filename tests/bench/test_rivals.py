@@ -5,17 +5,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.rivals import (
-    MagBert,
-    TextBert,
-    bucketed_attention,
-    inf_cl_loss,
-    lean_attention,
-    make_buckets,
-    open_clip_loss,
-    padded_clr,
-    text_attention,
-)
+from bench.rivals.attention import bucketed_attention, lean_attention, make_buckets, text_attention
+from bench.rivals.losses import inf_cl_loss, open_clip_loss
+from bench.rivals.models import MagBert, TextBert, padded_clr
 from bench.workload import AttentionBatch, ModelBatch, attention_flops, make_config, step_flops
 from cmsbert_fast import (
     CMSBertCLRForSequenceClassification,

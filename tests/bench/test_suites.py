@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import names, report, workload
 from bench import test_attention as attention
+from bench import test_batches as batches
 from bench import test_contrastive as contrastive
 from bench import test_inference as inference
 from bench import test_step as step
-from bench import workload
 from bench.test_attention import calls, calls_with_projections, check
 from bench.workload import AttentionBatch
 
@@ -22,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_bench_ends_with_a_paired_table_and_keeps_its_numbers(tmp_path):
     kept = tmp_path / "result.json"
-    command = [sys.executable, "-m", "pytest", "bench/test_batches.py", "-q", "--benchmark-json", str(kept)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "pytest", "bench/test_batches.py", "-k", "words", "-q", "--benchmark-json"]
+    # pytest-benchmark measures nothing where pytest-xdist runs tests side by side.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
+    run = subprocess.run([*command, kept], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "paired comparison" in run.stdout
     assert "padded to 50 by hand" in run.stdout
@@ -66,25 +70,35 @@ class OneRound:
     """In place of the race: every contender runs once, compiled ones excepted."""
 
     def __init__(self):
-        self.cases = []
+        self.results = []
 
     def __call__(self, suite, case, contenders, *, missing=None, **options):
         assert not set(contenders) & set(missing or {})
         for name, run in contenders.items():
             if "compile" not in name:
                 run()
-        self.cases.append(case)
+        self.results.append((suite, case, {*contenders, *(missing or {})}))
 
     def growth(self, suite, case, quantity, contenders, **options):
         for run in contenders.values():
             run()
-        self.cases.append(case)
+        self.results.append((suite, case, set()))
 
     def record(self, **result):
-        self.cases.append(result["case"])
+        self.results.append((result["suite"], result["case"], set(result["seconds"])))
 
     def skip(self, suite, case, why):
-        self.cases.append(case)
+        self.results.append((suite, case, set()))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The contenders of all cases in ``bench/results``, by suite and case."""
+    return {
+        (result["suite"], result["case"]): {*result.get("seconds", {}), *result.get("missing", {})}
+        for machine in report.load().values()
+        for result in machine["results"]
+    }
 
 
 @pytest.mark.parametrize(
@@ -92,12 +106,14 @@ class OneRound:
     [
         functools.partial(attention.test_attention, kind="mosi", batch_size=16, backward=True),
         functools.partial(attention.test_attention, kind=512, batch_size=128, backward=False),  # too large: skipped
-        functools.partial(attention.test_with_projections, kind=50, batch_size=2, backward=True),
+        functools.partial(attention.test_with_projections, kind="mosi", batch_size=16, backward=True),
         functools.partial(contrastive.test_contrastive, n=64, smoothing=0.9),
         functools.partial(contrastive.test_contrastive, n=64, smoothing=None),
         functools.partial(contrastive.test_contrastive, n=65536, smoothing=None),
         functools.partial(inference.test_inference, batch_size=1),
         functools.partial(inference.test_inference, batch_size=3),
+        batches.test_from_words,
+        batches.test_prepared,
         step.test_step,
         step.test_bfloat16,
         step.test_step_of_the_reference,
@@ -112,10 +128,15 @@ class OneRound:
         [getattr(suite, "func", suite).__name__, *map(str, getattr(suite, "keywords", {}).values())]
     ),
 )
-def test_every_suite_runs(suite, monkeypatch):
-    """On a small model; speed is not looked at."""
+def test_every_suite_runs(suite, monkeypatch, measured):
+    """On a small model; speed is not looked at. Names are those that ``bench/results`` keeps."""
     for module in (step, inference):
         monkeypatch.setattr(module, "make_config", functools.partial(workload.make_config, "tiny"))
+    if getattr(suite, "keywords", {}).get("batch_size") == 1:  # the other batch is inferred by compiled code
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     race = OneRound()
     suite(race, torch.device("cpu"))
-    assert len(race.cases) == 1
+    ((name, case, contenders),) = race.results
+    assert name in names.SUITES
+    if getattr(suite, "keywords", {}).get("batch_size") != 3:  # which nobody measures
+        assert contenders <= measured[name, case]

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmsbert_fast.data.align import TOLERANCE, common_subsequence, interval_means, overlapping
-from cmsbert_fast.data.formats.segments import word_times
+from cmsbert_fast.data.align import TOLERANCE, common_subsequence, interval_means, overlapping, word_times
 
 
 def by_definition(features: np.ndarray, intervals: np.ndarray, targets: np.ndarray) -> np.ndarray:

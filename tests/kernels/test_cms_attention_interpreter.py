@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cmsbert_fast import ModalityShift, cms_attention, reference
+from cmsbert_fast.ops import dispatch
 from cmsbert_fast.ops.attention import triton as attention_triton
-from cmsbert_fast.ops.contrastive import api as contrastive
+from cmsbert_fast.ops.capability import HAS_TRITON, why_not_gpu
 from cmsbert_fast.packing import cumulative
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -327,7 +329,7 @@ def test_rows_of_no_sequence_without_any_token(size: int, dtype: torch.dtype) ->
         assert torch.equal(x, torch.zeros_like(x))
 
 
-@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_no_atomics() -> None:
     """Nothing is added in an order that the machine chooses."""
     sources = list(Path(attention_triton.kernels.__file__).parent.glob("*.py"))
@@ -411,7 +413,7 @@ def test_launches_of_forward(
     assert spy.names == forward
 
 
-@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.parametrize(("tokens", "frames", "size"), [(64, 512, 128), (128, 512, 128), (4096, 16384, 768)])
 def test_memory_is_linear_in_the_sequence(tokens: int, frames: int, size: int) -> None:
     """What forward allocates is a few times the queries, nothing of size N x N or N x N_v."""
@@ -821,7 +823,7 @@ def test_gradients_under_dropout(shape_class: str) -> None:
 # ------------------------------------------------------------------ table and tuner
 
 
-@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
     tiles = attention_triton.kernels.launch.tiles
     table = tiles.table()["cms_attention"]
@@ -842,7 +844,7 @@ def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
         tiles.configuration("cms_attention", "short_forward", "sm_90", 2, tokens=65, head_size=64)
 
 
-@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_tightest_row_of_the_table_wins_before_the_device(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = attention_triton.kernels.launch.tiles
@@ -879,7 +881,7 @@ def test_the_tightest_row_of_the_table_wins_before_the_device(backwards: bool, m
     }
 
 
-@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_tf32_only_where_the_user_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = attention_triton.kernels
     monkeypatch.setattr(kernels.launch.common, "device_class", lambda device: "sm_90")
@@ -972,7 +974,7 @@ def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.Monke
 
 
 def test_reasons_not_to_run() -> None:
-    why: Callable[..., str | None] = attention_triton.why_not
+    why = partial(dispatch.why_not, "attention", "triton")
     assert (
         "not in torch.float64" in str(why(torch.empty(1, 1, 1, 8, dtype=torch.float64, device=DEVICE)))
         or DEVICE == "cpu"
@@ -982,10 +984,10 @@ def test_reasons_not_to_run() -> None:
         assert "at most 128" in str(why(torch.empty(1, 1, 1, 129)))
         assert "bfloat16" in str(why(torch.empty(1, 1, 1, 8, dtype=torch.bfloat16)))
     elif DEVICE == "cpu":
-        assert "not on cpu" in str(why(torch.empty(1, 1, 1, 8))) or not attention_triton.HAS_TRITON
+        assert "not on cpu" in str(why(torch.empty(1, 1, 1, 8))) or not HAS_TRITON
         with pytest.raises(ValueError, match="use backend"):
             cms_attention(*torch.zeros(3, 1, 1, 1, 8), backend="triton")
-    assert not attention_triton.is_available(torch.empty(1, 1, 1, 8))
+    assert dispatch.choose_backend("attention", torch.empty(1, 1, 1, 8)) != "triton"
 
 
 @pytest.mark.parametrize(
@@ -998,7 +1000,7 @@ def test_amd_gpus_of_another_kind_are_refused(
     monkeypatch.setattr(torch.version, "hip", "6.4")
     properties = SimpleNamespace(gcnArchName=architecture)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    reason = attention_triton.why_not_device(0)
+    reason = why_not_gpu(0)
     assert reason is None or ("CDNA" in reason and reason.endswith(f"not {architecture}"))
     assert (reason is not None) == refused
 
@@ -1009,15 +1011,15 @@ def test_old_nvidia_gpus_are_refused(
 ) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    reason = attention_triton.why_not_device(0)
+    reason = why_not_gpu(0)
     assert ("8.0 or later" in reason if reason else False) == refused
     # The contrastive kernels ask the same.
-    z = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda", 0))
-    if attention_triton.HAS_TRITON:
-        assert contrastive._triton_reason(z) == reason
+    z = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
+    if HAS_TRITON:
+        assert dispatch.why_not("contrastive", "triton", z) == reason
 
 
-@pytest.mark.skipif(not attention_triton.HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_devices_without_room_take_the_small_tiles() -> None:
     """8.6, 8.9 and 12.x have 99 KB of shared memory a block, others from 163 KB on."""
     named = {

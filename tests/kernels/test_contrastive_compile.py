@@ -54,38 +54,34 @@ QUICK = [
 def launches(case: Case, target: str) -> list[Launch]:
     """The kernels of one forward and backward call, with their arguments."""
     import torch
-    from cmsbert_fast.kernels import contrastive as kernels
+    from cmsbert_fast.kernels.contrastive import call
 
-    from cmsbert_fast.ops.contrastive.torch import Block
+    from cmsbert_fast.ops.contrastive.triton import TritonEngine
+    from cmsbert_fast.ops.contrastive.types import Call, Numbers
 
     n = case.rows
     embeddings = [torch.zeros(n, case.width, dtype=getattr(torch, case.dtype)) for _ in range(case.modalities)]
     labels = None if case.labels is None else torch.zeros(n, dtype=getattr(torch, case.labels))
-    temperature = torch.ones(())
+    temperature, engine = torch.ones(()), TritonEngine()
 
     def forward_and_backward() -> None:
-        options = (labels, temperature if case.learned else None, 0.1, 0.9, 0.1)
-        loss, *saved = kernels.forward(embeddings, *options)
-        kernels.backward(loss, embeddings, *options, *saved)
+        arguments = Call(embeddings, labels, temperature if case.learned else None, 0.1, 0.9, 0.1, "triton")
+        loss, saved = engine.forward(arguments)
+        engine.backward(arguments, saved, loss)
 
     def half_against_all() -> None:
-        every = kernels.make_block(embeddings, labels, 0.9, 0.1)
-        half = slice(n // 2)
-        own = Block(
-            tuple(z[half] for z in embeddings),
-            None if labels is None else labels[half],
-            every.inverse_norm[:, half],
-            every.weight[half],
-        )
-        kernels.statistics(own, every, temperature, 0.9, 0.1)
+        numbers = Numbers(temperature, 0.9, 0.1)
+        every = engine.make_block(embeddings, labels, numbers)
+        half = slice(0, n // 2)
+        own = every.part(half)
+        engine.statistics(own, every, numbers)
         lse = torch.zeros(case.modalities * (case.modalities - 1), n)
-        kernels.gradients(own.with_lse(lse[:, half]), every.with_lse(lse), temperature, 0.9, 0.1)
+        engine.gradients(own.with_lse(lse[:, half]), every.with_lse(lse), numbers)
 
-    architecture = kernels.HIP if target == "gfx942" else aot.TARGETS[target][1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "_architecture", lambda device: architecture)
-        if case.tf32 and architecture != kernels.HIP:
-            patch.setattr(kernels, "_precision", lambda device: "tf32")
+        patch.setattr(call, "device_class", lambda device: target)
+        if case.tf32 and target != "gfx942":
+            patch.setattr(call, "precision", lambda z: "tf32")
         recorded = aot.record(half_against_all if case.group else forward_and_backward)
     # One strip after the other launches the same kernels.
     return list({launch.name: launch for launch in recorded}.values())
@@ -130,14 +126,16 @@ def test_small_batches_take_two_launches_each_way(dtype: str, labels: str | None
 @needs_compiler
 def test_numbers_of_tiles_compile_nothing_anew() -> None:
     """A compile costs seconds, and Triton makes one for every pattern of arguments that are 1 or multiples of 16."""
+    from torch.utils._pytree import tree_leaves
 
     def patterns(n: int) -> dict[str, list[tuple[bool, bool]]]:
         return {
             launch.name: [
                 (value == 1, value % 16 == 0)
                 for parameter in launch.kernel.params
-                if type(value := launch.arguments[parameter.name]) is int
-                and not (parameter.do_not_specialize or parameter.is_constexpr)
+                if not (parameter.do_not_specialize or parameter.is_constexpr)
+                for value in tree_leaves(launch.arguments[parameter.name])
+                if type(value) is int
             ]
             for launch in launches(Case(n, 64, "bfloat16"), "sm_90")
         }
@@ -146,17 +144,20 @@ def test_numbers_of_tiles_compile_nothing_anew() -> None:
     assert patterns(1040) == patterns(4112) == patterns(32784)
 
 
-def test_strips_are_linear_in_memory() -> None:
+def test_strips_are_linear_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the backward pass holds, by its plan, up to a million rows: bounded by so much a row, and a constant."""
-    from cmsbert_fast.kernels import contrastive as kernels
+    import torch
+    from cmsbert_fast.kernels.contrastive import call, gradients
 
-    tile = kernels.choose_tile("tile", 10**6, 768, 2, 90)
-    product = kernels.choose_tile("product", 10**6, 768, 2, 90)
+    monkeypatch.setattr(call, "device_class", lambda device: "sm_90")
 
     def held(n: int) -> int:
-        plan = kernels._plan(n, n, 768, 3, 2, tile, product)
-        assert plan.splits * product.BK <= n
-        return 6 * plan.rows * plan.width * 2 + plan.splits * 3 * plan.rows * 768 * 4
+        z = torch.empty(n, 768, dtype=torch.bfloat16, device="meta")
+        rows = call.side([z] * 3, None, torch.empty(3, n, device="meta"), None)
+        tile, product = (call.tile(name, rows, rows) for name in ("gradient_tile", "gradient_product"))
+        plan = gradients.plan(rows, rows, tile, product)
+        assert plan.splits * product["BK"] <= n
+        return 6 * plan.strip * plan.width * 2 + plan.splits * 3 * plan.strip * 768 * 4
 
     for n in (1025, 4096, 10_000, 2**17, 2**20):
-        assert held(n) <= 3072 * n + 3 * kernels.STRIP_BYTES
+        assert held(n) <= 3072 * n + 3 * gradients.STRIP_BYTES

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import ModalityShift, cms_attention, pairwise_contrastive_loss
-from cmsbert_fast.ops.attention.triton import HAS_TRITON
+from cmsbert_fast.ops.capability import HAS_TRITON
 from cmsbert_fast.packing import cumulative
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,9 @@ TOOLS = {
 
 def modules() -> list[ModuleType]:
     """Those that define kernels, and those that import them."""
-    from cmsbert_fast.kernels import cms_attention, contrastive  # noqa: F401
+    from cmsbert_fast.kernels import cms_attention  # noqa: F401
+
+    from cmsbert_fast.ops.contrastive import triton  # noqa: F401
 
     return [module for name, module in sys.modules.items() if name.startswith("cmsbert_fast.kernels.")]
 
@@ -101,7 +103,7 @@ def every_kernel(device: str) -> set[str]:
             for name, kernel in kernels_of(module).items():
                 patch.setattr(module, name, Recorder(kernel_name(kernel), kernel, launched))
         if not large:
-            patch.setattr(sys.modules["cmsbert_fast.kernels.contrastive"], "SMALL", 64)
+            patch.setattr(sys.modules["cmsbert_fast.ops.contrastive.triton"], "SMALL", 64)
         for longest in (50, 100, 200):
             if not large:
                 attend(device, [longest, 7], torch.float16, True, 0.5)

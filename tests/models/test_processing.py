@@ -113,7 +113,7 @@ def test_call_takes_text_words_or_a_batch(tokenizer):
     texts = processor(["the film", "was great"], visual=[frames.visual, frames.visual[:2]])
     assert texts["input_ids"].tolist() == [[2, 5, 6, 3], [2, 7, 8, 3]]
     assert processor(["the", "film"], visual=[frames.visual, frames.visual])["input_ids"].shape == (2, 3)
-    with pytest.raises(ValueError, match="visual holds 1 utterances but words 2"):
+    with pytest.raises(ValueError, match="visual has 1 utterances but words has 2"):
         processor([["the"], ["film"]], visual=[frames.visual])
     with pytest.raises(ValueError, match=r"shape \(4,\)"):
         processor("the film", visual=frames.visual[0])

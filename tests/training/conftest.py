@@ -87,6 +87,12 @@ def bert_without_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bert(tmp_path_factory.mktemp("bert"), dropout=0.0)
 
 
+@pytest.fixture
+def short(corpus_folder: Path, bert_without_dropout: Path) -> list:
+    """Arguments of two epochs of three steps."""
+    return ["--data", corpus_folder, "--model", bert_without_dropout, "--epochs", 2, "--batch-size", 9]
+
+
 @dataclass
 class Run:
     """A training run in other processes."""
@@ -141,9 +147,9 @@ os.dup2(os.open({err!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
 """
 _MAIN = """
 {before}
-from cmsbert_fast.training import report as results
-from cmsbert_fast.training.trainer import main
-results.write_figures = lambda *arguments: None  # slow; other tests look at them
+from cmsbert_fast.training import figures
+from cmsbert_fast.training.runs import main
+figures.write_figures = lambda *arguments: None  # slow; other tests look at them
 sys.exit(main({arguments!r}, embedded_config="none"))
 """
 
@@ -153,7 +159,7 @@ def start_code() -> Callable[..., Run]:
     """Runs code on so many ranks, in processes forked from a server that has imported everything once."""
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("forkserver")
-    modules = ["cmsbert_fast.training.trainer", "cmsbert_fast.training.metrics"]
+    modules = ["cmsbert_fast.training.runs", "cmsbert_fast.training.metrics"]
     if find_spec("tensorboard"):
         modules.append("torch.utils.tensorboard")
     context.set_forkserver_preload(modules)
@@ -204,12 +210,12 @@ def train(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Cal
 
     Figures are slow and left out unless ``figures`` is set.
     """
-    from cmsbert_fast.training import report as results
-    from cmsbert_fast.training.trainer import main
+    from cmsbert_fast.training import figures as drawing
+    from cmsbert_fast.training.runs import main
 
     def run(*arguments: object, figures: bool = False) -> tuple[int, str]:
         if not figures:
-            monkeypatch.setattr(results, "write_figures", lambda *arguments: None)
+            monkeypatch.setattr(drawing, "write_figures", lambda *arguments: None)
         capsys.readouterr()
         status = main([str(a) for a in arguments], embedded_config=CONFIGS / "embedded.yaml")
         return status, capsys.readouterr().err

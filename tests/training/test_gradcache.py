@@ -66,6 +66,31 @@ def test_equals_one_graph(sizes: list[int], dropout: float) -> None:
     assert result.outputs[4].equal(torch.cat([torch.arange(size) for size in sizes]))
 
 
+NAMES = ("first", "second", "absent", "third", "index")
+
+
+@pytest.mark.parametrize("sizes", [[12], [5, 4, 3]])
+def test_outputs_by_name(sizes: list[int]) -> None:
+    """A mapping of outputs gives what the tuple gives; the loss gets a dict and may return one beside the total."""
+    expected, wanted, _ = run_in_one_graph(0.4, sizes)
+    model = Model(0.4)
+    torch.manual_seed(3)
+
+    def loss(outputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        assert list(outputs) == list(NAMES)
+        value, contrastive = total(*outputs.values())
+        return value, {"contrastive": contrastive}
+
+    result = gradcache_backward(lambda part: dict(zip(NAMES, model(part), strict=True)), X.split(sizes), loss)
+    torch.testing.assert_close(result.loss[0], expected)
+    for got, want in zip(gradients(model), wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
+    assert not result.loss[1]["contrastive"].requires_grad
+    assert list(result.outputs) == list(NAMES)
+    assert result.outputs["first"].shape == (12, 5)
+    assert not result.outputs["first"].requires_grad
+
+
 def test_equals_the_unaccumulated_batch() -> None:
     _, wanted, _ = run_in_one_graph(0.0, [12])
     model = Model(0.0)
@@ -146,6 +171,13 @@ def test_output_that_some_micro_batches_lack(first_has_it: bool) -> None:
 
     with pytest.raises(ValueError, match="Output 1 of forward is None in 1 of 2"):
         gradcache_backward(forward, X.split([4, 8]), total)
+
+    def by_name(part: Tensor) -> dict[str, Tensor]:
+        first, second, *_ = forward(part)
+        return {"first": first} if second is None else {"first": first, "second": second}
+
+    with pytest.raises(ValueError, match="Output 'second' of forward is None in 1 of 2"):
+        gradcache_backward(by_name, X.split([4, 8]), total)
 
 
 @pytest.mark.cuda

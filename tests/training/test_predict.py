@@ -19,7 +19,7 @@ from cmsbert_fast.predict import main
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, corpus_folder, bert) -> Path:
     """A trained CMSBERT-CLR with what its run left behind."""
-    from cmsbert_fast.training.trainer import main as train
+    from cmsbert_fast.training.runs import main as train
 
     out = tmp_path_factory.mktemp("run")
     arguments = ["--data", corpus_folder, "--model", bert, "--epochs", 2, "--batch-size", 9, "--output", out]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmsbert_fast.training.trainer import epoch_batches
+from cmsbert_fast.training.batches import epoch_batches
 
 SLOW_STEPS = """
 import time, torch
@@ -21,7 +20,7 @@ torch.optim.AdamW.step = lambda *a, **k: (time.sleep(0.05), step(*a, **k))[1]
 """
 # The 7th step's labels are NaN. With accumulation or evaluation in between this would count them too; there is neither.
 NAN_LABELS = """
-from cmsbert_fast.training.evaluate import Batches
+from cmsbert_fast.training.batches import Batches
 load, count = Batches.load, [0]
 def broken(self, indices, labels=True):
     inputs = load(self, indices, labels)
@@ -43,16 +42,16 @@ def cut(state, path):
         os.kill(os.getpid(), signal.SIGKILL)
 torch.save = cut
 """
-# Prints what train() returns.
+# Prints what run() returns.
 RETURNED = """
 import json
-from cmsbert_fast.training import trainer as loop
-train = loop.train
+from cmsbert_fast.training import runs
+run = runs.run
 def telling(*arguments, **options):
-    result = train(*arguments, **options)
+    result = run(*arguments, **options)
     print("returned", json.dumps(result))
     return result
-loop.train = telling
+runs.run = telling
 """
 
 
@@ -165,58 +164,6 @@ def test_one_rank_speaks(tmp_path, start_run, base):
     assert run.errors(1) == ""
 
 
-@pytest.mark.parametrize(
-    ("ranks", "expected"), [(1, [[11.0] * 3, [0.0] * 3, [0.0] * 3]), (2, [[16.5] * 3, [0.0] * 3, [0.5] * 3])]
-)
-def test_gradients_are_averaged(tmp_path, start_code, ranks, expected):
-    code = """
-import torch
-from cmsbert_fast.training import distributed
-ranks = distributed.start("cpu")
-used, unused, seldom = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(3))
-gradients = distributed.Gradients([seldom, unused, used], ranks, bucket_bytes=1)  # reduced from the last on
-for step in range(2):
-    gradients.zero()
-    with gradients.no_sync():
-        ((ranks.rank + 1) * used).sum().backward()
-    loss = (10 * (ranks.rank + 1) * used).sum()
-    if ranks.rank:
-        loss = loss + seldom.sum()
-    loss.backward()
-    gradients.finish()
-print([p.grad.tolist() for p in (used, unused, seldom)], float(gradients.norm()))
-gradients.clip(gradients.norm(), 1.0)
-print(round(float(gradients.norm()), 4))
-"""
-    run = start_code(tmp_path, code, ranks=ranks)
-    assert run.wait() == [0] * ranks, run.errors()
-    assert run.output(0) == run.output(ranks - 1)
-    averages, clipped = run.output().splitlines()
-    assert averages.startswith(str(expected))
-    assert clipped == "1.0"
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
-def test_freed_memory_is_not_touched_anew(tmp_path, start_code):
-    code = """
-import resource, torch
-from cmsbert_fast.training import distributed
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(2**26)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-before = faults()
-distributed.keep_freed_memory()
-faults()  # the heap grows, once
-print(before, faults())
-"""
-    run = start_code(tmp_path, code, ranks=1)
-    assert run.wait() == [0], run.errors()
-    before, after = map(int, run.output().split())
-    assert after < before / 100
-
-
 TORCHRUN = """
 import os, signal, sys, torch
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
@@ -227,7 +174,7 @@ if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1"
             os.kill(os.getpid(), signal.SIGKILL)
         return step(*a, **k)
     torch.optim.AdamW.step = dying
-from cmsbert_fast.training.trainer import main
+from cmsbert_fast.training.runs import main
 sys.exit(main(sys.argv[1:], embedded_config="none"))
 """
 

@@ -5,11 +5,13 @@ import torch
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.training import distributed
-from cmsbert_fast.training.build import build, parameter_groups
+from cmsbert_fast.training.backward import backward
+from cmsbert_fast.training.batches import Batches
+from cmsbert_fast.training.build import build
 from cmsbert_fast.training.distributed import Gradients, Ranks
-from cmsbert_fast.training.evaluate import HOST_INPUTS, Batches
+from cmsbert_fast.training.optimiser import parameter_groups
+from cmsbert_fast.training.record import StepRecord
 from cmsbert_fast.training.settings import TrainingSettings
-from cmsbert_fast.training.trainer import _Record, backward
 
 
 def prepare(device, precision="fp32"):
@@ -19,7 +21,7 @@ def prepare(device, precision="fp32"):
     ranks = Ranks(0, 1, torch.device(device))
     model, processor = build(settings, corpus)
     model.to(ranks.device).train()
-    batches = Batches(corpus.splits["train"], processor, model.config, ranks.device)
+    batches = Batches(corpus.splits["train"], processor, model, ranks.device)
     return settings, model, batches, ranks
 
 
@@ -33,9 +35,9 @@ class Pinned(torch.Tensor):
 def test_lengths_of_frames_stay_on_the_host():
     _, _, batches, _ = prepare("cpu")
     batches._device = torch.device("meta")  # stands in for a GPU
-    placed = {name: batches._place(name, Pinned(3)) for name in ("input_ids", *HOST_INPUTS)}
-    assert placed["input_ids"].device.type == "meta"
-    assert all(placed[name].device.type == "cpu" for name in HOST_INPUTS)
+    names = ("input_ids", "visual", *(f"cu_seq_lens_{name}" for name in ("q", "k", "visual", "acoustic", "words")))
+    placed = {name: batches._place(name, Pinned(3)).device.type for name in names}
+    assert placed == dict.fromkeys(names[:4], "meta") | dict.fromkeys(names[4:], "cpu")
 
 
 def test_ranks_on_gpus_talk_over_the_cpu_too(monkeypatch):
@@ -62,7 +64,7 @@ def test_step_without_waiting(precision):
         gradients.finish()
         norm = gradients.norm()
         optimizer.step()
-        return _Record.of(1, 1e-5, indices, losses, norm, False, ranks)
+        return StepRecord.of(1, 1e-5, indices, losses, norm, False, ranks)
 
     step(list(range(8)))  # compiles and allocates
     torch.cuda.set_sync_debug_mode("error")

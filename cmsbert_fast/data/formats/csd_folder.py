@@ -8,18 +8,24 @@ every entry of the word stream is one utterance.
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from cmsbert_fast.data.example import MODALITIES, DataError, Example, ReadReport, whole
-from cmsbert_fast.data.folds import NO_FOLD, read_folds
-from cmsbert_fast.data.formats.segments import ALL
-from cmsbert_fast.data.source import Budget, Source, no_frames, video_of
-from cmsbert_fast.data.streams.csd import FLOOR, RATIO, ROW, CsdStream
-from cmsbert_fast.data.streams.cutting import Assignment, Cutter, words_within
+from cmsbert_fast.data.align import Track
+from cmsbert_fast.data.example import MODALITIES, DataError, Example, no_frames
+from cmsbert_fast.data.folds import ALL, NO_FOLD, folds_of, video_of
+from cmsbert_fast.data.labels import MOSEI_LABELS
+from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.source import Source
+from cmsbert_fast.data.streams.assignment import Assignment
+from cmsbert_fast.data.streams.csd import CsdStream
+from cmsbert_fast.data.streams.cutting import Cutter, words_within
+from cmsbert_fast.data.text import whole
+from cmsbert_fast.data.untrusted.limits import ROW, Budget
 
 _ENTRY = re.compile(r".+\[\d+\]", re.DOTALL)  # an entry of an aligned set is one segment
-MOSEI_LABELS = ("sentiment", "happy", "sad", "anger", "surprise", "disgust", "fear")  # columns of "All Labels"
 
 
 def recognise(folder: Path) -> bool:
@@ -27,137 +33,177 @@ def recognise(folder: Path) -> bool:
     return folder.is_dir() and any(folder.glob("*.csd"))
 
 
-def csd_source(
-    folder: Path,
-    *,
-    visual: str | Sequence[str] = (),
-    acoustic: str | Sequence[str] = (),
-    words: str | None = None,
-    label: str | None = None,
-    folds: str | Path | None = None,
-    fold: int | None = None,
-    labels: bool = True,
-) -> Source:
+def csd_folder_source(folder: Path, request: DataRequest) -> Source:
     """A set of ``.csd`` streams; frames are averaged per word.
 
-    ``labels=False``: without labels. A label stream then only says where segments lie, and need not be there.
+    Without labels wanted a label stream only says where segments lie, and need not be there.
 
     Raises:
         DataError: There is no stream of words or labels, or names alone do not decide.
     """
-    column = label.lower() if label is not None else MOSEI_LABELS[0]
-    known = column in MOSEI_LABELS or column.isdecimal()
-    assignment = Assignment(folder, visual, acoustic, words, None if known else label)
-    if assignment.words is None:
-        raise DataError(f"Name the stream of words with --words NAME: {folder.name} has none that is called so.")
-    spoken_in, cut_by = assignment.words, assignment.labels
-    if labels and cut_by is None:
-        raise DataError(
-            f"Add the label stream (.csd), or a table segments.tsv (id, split, start, stop, label, text), to "
-            f"{folder.name}."
-        )
-    chosen = read_folds(folds, fold) if folds is not None else None
-    if fold is not None and folds is None:
-        raise DataError("Give the folds as a JSON file with --folds FILE.")
-    notes: list[str] = []
-    assignment.describe(notes)
-    if chosen is None:
-        notes.append("no folds were given: all examples are in one split; give the standard folds with --folds FILE")
-    budget = Budget(sum(RATIO * path.stat().st_size for path in assignment.files) + FLOOR)
-    cutters = {m: Cutter(getattr(assignment, m), m, budget) for m in MODALITIES}
-    widths = {m: cutter.width for m, cutter in cutters.items()}
-    keys = list(spoken_in if cut_by is None else cut_by)
-    if cut_by is None:
-        notes.append(
-            f"no label stream: every entry of {spoken_in.name} is one utterance; to cut it, add a table segments.tsv "
-            "(id, start, stop, text)"
-        )
-    else:
-        more = [key for key in spoken_in if key not in cut_by]
-        keys += (segments := [key for key in more if _ENTRY.fullmatch(key)])
-        if videos := len(more) - len(segments):
-            notes.append(f"{videos} entries of {spoken_in.name} are left out: no segment of theirs is in {cut_by.name}")
-    # Segments of one video are read together: a stream may hold its frames in one entry.
-    groups: dict[str, list[str]] = {}
-    for key in keys:
-        groups.setdefault(video_of(key) if _ENTRY.fullmatch(key) else key, []).append(key)
-    last = next(reversed(groups), None)
-
-    def examples(key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        # Segments may overlap: what is made of a video can grow with the product of its words and labels.
-        budget.spend(ROW * sum(s.rows(key) for s in (spoken_in, cut_by) if s is not None and key in s))
-        scores = cut_by.read(key) if cut_by is not None and key in cut_by else None
-        aligned_entry = _ENTRY.fullmatch(key) is not None
-        if scores is not None and not len(scores.features):
-            if not aligned_entry:
-                return  # a video without segments
-            scores = None
-        entire = aligned_entry or scores is None
-        video = video_of(key) if aligned_entry else key
-        count = 1 if scores is None else len(scores.features)
-        names = [whole(key) if entire else whole(f"{key}[{number}]") for number in range(count)]
-        splits = [ALL if chosen is None else chosen.split_of(name, video) for name in names]
-        if None in splits:
-            report.drop(NO_FOLD, splits.count(None))
-            if splits.count(None) == len(splits):
-                return
-        if key not in spoken_in:
-            report.drop(f"its video is not in {spoken_in.name}", len(splits) - splits.count(None))
-            return
-        if labels and scores is None and cut_by is not None:
-            report.drop(f"it has no label in {cut_by.name}")
-            return
-        heard, times = spoken_in.read_words(key)
-        intervals, values = np.array([[times.min(initial=np.inf), times.max(initial=-np.inf)]]), np.full(count, np.nan)
-        if scores is not None and cut_by is not None:
-            assert scores.intervals is not None
-            intervals = scores.intervals
-            if aligned_entry and count != 1:
-                raise DataError(f"Repair {cut_by.name}: {key} is one segment but has {count} labels.")
-            if labels:
-                values = _column(scores.features, column if known else MOSEI_LABELS[0], cut_by)
-        for name, split, value, (start, stop) in zip(names, splits, values, intervals, strict=True):
-            if split is None:
-                continue
-            if entire:
-                spoken, spans = heard, times
-            else:
-                budget.spend(len(heard) // 8)  # all are looked through, whether or not any is found
-                spoken, spans = words_within(heard, times, float(start), float(stop))
-            if not spoken:
-                report.drop("no word is spoken in it")
-                continue
-            if labels and not np.isfinite(value):
-                report.drop("its label is not a number")
-                continue
-            frames: dict[str, np.ndarray] = {}
-            for modality, cutter in cutters.items():
-                found = cutter.average(key, video, (float(start), float(stop)), spans, report)
-                if found is None and widths[modality]:
-                    report.tally(f"examples have no {modality} frame", 1)
-                frames[modality] = no_frames(widths[modality]) if found is None else found
-            found_one = Example(name, tuple(spoken), float(value) if labels else None, aligned=True, **frames)
-            budget.see(found_one)
-            yield split, found_one
-
-    def read(video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        for key in groups[video]:
-            yield from examples(key, report)
-        for cutter in cutters.values():
-            cutter.forget()
-            if video == last:
-                cutter.finish(report)
-
+    reader = _Reader(folder, request)
     return Source(
         name=folder.resolve().name,
         format="CMU-MultimodalSDK streams",
         path=folder,
-        files=assignment.files,
-        groups=list(groups),
-        read=read,
-        notes=notes,
-        budget=budget,
+        files=reader.files,
+        groups=list(reader.groups),
+        read=reader.read,
+        notes=reader.notes,
+        budget=reader.budget,
+        by_video=True,
     )
+
+
+class _Entry(NamedTuple):
+    """The words of an entry of the word stream, and whether the entry is one segment."""
+
+    key: str
+    video: str
+    entire: bool
+    words: list[str]
+    times: np.ndarray
+
+
+class _Reader:
+    """Reads the entries of one video after the other."""
+
+    def __init__(self, folder: Path, request: DataRequest) -> None:
+        column = request.label.lower() if request.label is not None else MOSEI_LABELS[0]
+        known = column in MOSEI_LABELS or column.isdecimal()
+        self._column = column if known else MOSEI_LABELS[0]
+        assignment = Assignment(
+            folder, request.visual, request.acoustic, request.words, None if known else request.label
+        )
+        if assignment.words is None:
+            raise DataError(f"Name the stream of words with --words NAME: {folder.name} has none that is called so.")
+        self._words, self._cut_by = assignment.words, assignment.labels
+        self._labels = request.labels
+        if self._labels and self._cut_by is None:
+            raise DataError(
+                f"Add the label stream (.csd), or a table segments.tsv (id, split, start, stop, label, text), to "
+                f"{folder.name}."
+            )
+        self._folds = folds_of(request)
+        self.files = assignment.files
+        self.notes: list[str] = []
+        assignment.describe(self.notes)
+        if self._folds is None:
+            self.notes.append(
+                "no folds were given: all examples are in one split; give the standard folds with --folds FILE"
+            )
+        self.budget = Budget.of_streams(self.files)
+        self._cutters = {m: Cutter(getattr(assignment, m), m, self.budget) for m in MODALITIES}
+        self._widths = {m: cutter.width for m, cutter in self._cutters.items()}
+        # Segments of one video are read together: a stream may hold its frames in one entry.
+        self.groups: dict[str, list[str]] = {}
+        for key in self._keys():
+            self.groups.setdefault(video_of(key) if _ENTRY.fullmatch(key) else key, []).append(key)
+        self._last = next(reversed(self.groups), None)
+
+    def _keys(self) -> list[str]:
+        """The entries that hold segments; those that do not are noted."""
+        words, cut_by = self._words, self._cut_by
+        if cut_by is None:
+            self.notes.append(
+                f"no label stream: every entry of {words.name} is one utterance; to cut it, add a table segments.tsv "
+                "(id, start, stop, text)"
+            )
+            return list(words)
+        more = [key for key in words if key not in cut_by]
+        segments = [key for key in more if _ENTRY.fullmatch(key)]
+        if videos := len(more) - len(segments):
+            self.notes.append(
+                f"{videos} entries of {words.name} are left out: no segment of theirs is in {cut_by.name}"
+            )
+        return [*cut_by, *segments]
+
+    def read(self, video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        """The examples of a video, with their splits."""
+        for key in self.groups[video]:
+            yield from self._examples(key, report)
+        for cutter in self._cutters.values():
+            cutter.forget()
+            if video == self._last:
+                cutter.finish(report)
+
+    def _examples(self, key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        streams = [s for s in (self._words, self._cut_by) if s is not None and key in s]
+        # Segments may overlap: what is made of a video can grow with the product of its words and labels.
+        self.budget.spend(ROW * sum(stream.rows(key) for stream in streams))
+        is_segment = _ENTRY.fullmatch(key) is not None
+        scores = self._cut_by.read(key) if self._cut_by is not None and key in self._cut_by else None
+        if scores is not None and not len(scores.features):
+            if not is_segment:
+                return  # a video without segments
+            scores = None
+        entire = is_segment or scores is None
+        video = video_of(key) if is_segment else key
+        count = 1 if scores is None else len(scores.features)
+        names = [whole(key) if entire else whole(f"{key}[{number}]") for number in range(count)]
+        splits = [ALL if self._folds is None else self._folds.split_of(name, video) for name in names]
+        if not self._wanted(key, splits, scores, report):
+            return
+        entry = _Entry(key, video, entire, *self._words.read_words(key))
+        intervals, values = self._segments(entry, scores, count)
+        for name, split, value, (start, stop) in zip(names, splits, values, intervals, strict=True):
+            if split is None:
+                continue
+            example = self._example(name, entry, (float(start), float(stop)), float(value), report)
+            if example is not None:
+                self.budget.see(example)
+                yield split, example
+
+    def _wanted(self, key: str, splits: Sequence[str | None], scores: Track | None, report: ReadReport) -> bool:
+        """Whether any segment of an entry can become an example; what cannot is counted."""
+        unknown = splits.count(None)
+        if unknown:
+            report.drop(NO_FOLD, unknown)
+            if unknown == len(splits):
+                return False
+        if key not in self._words:
+            report.drop(f"its video is not in {self._words.name}", len(splits) - unknown)
+            return False
+        if self._labels and scores is None and self._cut_by is not None:
+            report.drop(f"it has no label in {self._cut_by.name}")
+            return False
+        return True
+
+    def _segments(self, entry: _Entry, scores: Track | None, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Start and stop (count, 2) of the segments of an entry, and their labels (count,), NaN where unknown."""
+        values = np.full(count, np.nan)
+        if scores is None or self._cut_by is None:
+            times = entry.times
+            return np.array([[times.min(initial=np.inf), times.max(initial=-np.inf)]]), values
+        assert scores.intervals is not None
+        if _ENTRY.fullmatch(entry.key) and count != 1:
+            raise DataError(f"Repair {self._cut_by.name}: {entry.key} is one segment but has {count} labels.")
+        if self._labels:
+            values = _column(scores.features, self._column, self._cut_by)
+        return scores.intervals, values
+
+    def _example(
+        self, name: str, entry: _Entry, span: tuple[float, float], label: float, report: ReadReport
+    ) -> Example | None:
+        if entry.entire:
+            spoken, times = entry.words, entry.times
+        else:
+            self.budget.spend(len(entry.words) // 8)  # all are searched, whether or not any is found
+            spoken, times = words_within(entry.words, entry.times, *span)
+        if not spoken:
+            report.drop("no word is spoken in it")
+            return None
+        if self._labels and not np.isfinite(label):
+            report.drop("its label is not a number")
+            return None
+        frames: dict[str, np.ndarray] = {}
+        for modality, cutter in self._cutters.items():
+            found = cutter.average(entry.key, entry.video, span, times, report)
+            width = self._widths[modality]
+            if found is None and width:
+                report.tally(f"examples have no {modality} frame", 1)
+            frames[modality] = no_frames(width) if found is None else found
+        return Example(name, tuple(spoken), label if self._labels else None, aligned=True, **frames)
 
 
 def _column(features: np.ndarray, name: str, labels: CsdStream) -> np.ndarray:

@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from cmsbert_fast.data.example import DataError, Example, ReadReport
-from cmsbert_fast.data.formats.csd_folder import MOSEI_LABELS
-from cmsbert_fast.data.formats.mag import one, rows_of, score_of, unpack
-from cmsbert_fast.data.source import Budget, Source, split_name
-from cmsbert_fast.data.untrusted import pickles
+from cmsbert_fast.data.example import DataError, Example
+from cmsbert_fast.data.folds import split_name
+from cmsbert_fast.data.labels import MOSEI_LABELS
+from cmsbert_fast.data.pickled import Parts, example_of, rows_of, score_of, unpack
+from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.source import Source
+from cmsbert_fast.data.untrusted import content, pickles
+from cmsbert_fast.data.untrusted.limits import Budget, limit_of
 
 _FILES = {"train": ("train.pkl",), "valid": ("dev.pkl", "valid.pkl", "val.pkl"), "test": ("test.pkl",)}
 
@@ -42,25 +46,19 @@ def recognise(root: Any) -> bool:
     return isinstance(root[0][0], tuple | list) and len(root[0][0]) in (4, 6)
 
 
-def misa_source(path: Path, files: dict[str, Path], label: str | None = None, labels: bool = True) -> Source:
-    """The examples of MISA's three files. ``label`` is a column of MOSEI's labels, by name or number.
-
-    ``labels=False``: without their labels.
+def misa_source(path: Path, files: dict[str, Path], request: DataRequest) -> Source:
+    """The examples of MISA's three files; the label asked for is a column of MOSEI's labels, by name or number.
 
     Raises:
         DataError: There is no such label.
     """
-    column: int | None = None
-    if label is not None:
-        if label.lower() not in MOSEI_LABELS and not label.isdecimal():
-            raise DataError(f"Choose the label among {', '.join(MOSEI_LABELS)} or by its number: {label!r} is none.")
-        column = int(label) if label.isdecimal() else MOSEI_LABELS.index(label.lower())
+    column, labels = _column(request.label), request.labels
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         root = pickles.load(files[split])
         if not recognise(root):
             raise DataError(f"Put MISA's own file in place of {files[split].name}: it is built differently.")
-        reading = pickles.Reading(files[split])
+        reading = content.Reading(files[split])
         for number, item in enumerate(root):
             where = f"{files[split].name}[{number}]"
             features, value, segment = unpack(item, (4, 6), where)
@@ -71,7 +69,10 @@ def misa_source(path: Path, files: dict[str, Path], label: str | None = None, la
                     _cut(rows, length, where, reading)
                     for rows, length in zip((visual, acoustic), features[4:], strict=True)
                 )
-            yield from one(split_name(split), segment, words, visual, acoustic, score, report, where, reading, labels)
+            parts = Parts(where, segment, words, visual, acoustic)
+            example = example_of(parts, score, labels, reading, report)
+            if example is not None:
+                yield split_name(split), example
 
     return Source(
         name=(path if path.is_dir() else path.parent).resolve().name,
@@ -80,14 +81,25 @@ def misa_source(path: Path, files: dict[str, Path], label: str | None = None, la
         files=list(files.values()),
         groups=list(files),
         read=read,
-        budget=Budget(sum(map(pickles.limit_of, files.values()))),
+        budget=Budget(sum(map(limit_of, files.values()))),
     )
 
 
-def _cut(value: Any, length: Any, where: str, reading: pickles.Reading) -> np.ndarray:
+def _column(label: str | None) -> int | None:
+    """The column that a label names; None where none is named."""
+    if label is None:
+        return None
+    if label.isdecimal():
+        return int(label)
+    if label.lower() not in MOSEI_LABELS:
+        raise DataError(f"Choose the label among {', '.join(MOSEI_LABELS)} or by its number: {label!r} is neither.")
+    return MOSEI_LABELS.index(label.lower())
+
+
+def _cut(value: Any, length: Any, where: str, reading: content.Reading) -> np.ndarray:
     rows = rows_of(value, where)
     reading.spend(rows.nbytes)  # nothing may be left of them
-    count = pickles.few_of(length, 1)
+    count = content.few_of(length, 1)
     if count is None or count.size != 1 or count.dtype.kind not in "fiu" or not 0 <= count[0] <= len(rows):
         raise DataError(f"Repair {where}: its length does not fit its {len(rows)} frames.")
     return rows[: int(count[0])]

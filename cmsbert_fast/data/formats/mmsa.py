@@ -1,20 +1,26 @@
 """MMSA's pickles: ``aligned_50.pkl`` and ``unaligned_50.pkl`` of MOSI and MOSEI, and CH-SIMS.
 
-A dictionary of splits, each a dictionary of stacked arrays. Unaligned files give the length of each sequence; what lies
-beyond is padding, whatever it holds. Aligned files have one frame a token, none at [CLS] and [SEP].
+A dictionary of splits, each a dictionary of stacked arrays. Unaligned files give the length of each sequence; the rest
+is padding, whatever it holds. Aligned files have one frame a token, none at [CLS] and [SEP].
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cmsbert_fast.data.example import DataError, Example, ReadReport, whole
-from cmsbert_fast.data.formats.segments import class_names
-from cmsbert_fast.data.source import Source, frames_of, no_frames, split_name, splits_of, words_of
-from cmsbert_fast.data.untrusted import pickles
+from cmsbert_fast.data.example import DataError, Example, frames_of, no_frames
+from cmsbert_fast.data.folds import split_name
+from cmsbert_fast.data.labels import class_names
+from cmsbert_fast.data.pickled import splits_of
+from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.source import Source
+from cmsbert_fast.data.text import whole, words_of
+from cmsbert_fast.data.untrusted import content
+from cmsbert_fast.data.untrusted.records import Array
 
 _MODALITY = {"visual": "vision", "acoustic": "audio"}
 _CLASSES = 1000  # at most
@@ -31,50 +37,19 @@ def recognise(root: Any) -> bool:
     )
 
 
-def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
-    """The examples of an MMSA file; ``labels=False``: without labels, whether or not it has some.
+def mmsa_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
+    """The examples of an MMSA file.
 
     Raises:
         DataError: Its arrays do not fit one another, or there is no such label.
     """
-    name = label or "regression_labels"
-    classes: tuple[str, ...] | None = None
     splits = splits_of(root, path)
-    columns: dict[int, Any] = {}  # of labels, by identity
-    for part in root.values() if labels else ():
-        if name not in part:
-            keys = (key for key in part if isinstance(key, str))
-            known = ", ".join(sorted(key for key in keys if "label" in key or key == "annotations"))
-            raise DataError(f"Choose a label that {path.name} has with --label: {name!r} is none of {known}.")
-        columns[id(part[name])] = part[name]
-    if labels and name == "classification_labels":
-        classes = _SENTIMENTS
-    else:
-        names: set[Any] = set()
-        for column in columns.values():
-            for value in pickles.items_of(column):
-                names.add(whole(value) if isinstance(value, str) else None if value is None else 0.0)
-                if len(names) > _CLASSES:
-                    raise DataError(f"Choose another label than {name}: it has more than {_CLASSES} classes.")
-        classes = class_names(list(names), path.name)
-    index = {name: k for k, name in enumerate(classes or ())}
-
-    def label_of(value: Any) -> float | int | None:
-        if not labels:
-            return None
-        if isinstance(value, str):
-            return index[whole(value)]
-        if not isinstance(value, int | float):  # and is not shown: a stranger's object may be of any size
-            raise DataError(f"Choose another label than {name}: it holds a {type(value).__name__}, not a number.")
-        if classes is None:
-            return float(value)
-        if value not in range(len(classes)):
-            raise DataError(f"Choose another label than {name}: {value} is none of its {len(classes)} classes.")
-        return int(value)
+    name = request.label or "regression_labels"
+    labels = _Labels(path, root, name) if request.labels else None
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        values = pickles.items_of(root[split][name]) if labels else None
-        reading = pickles.Reading(path)
+        values = None if labels is None else content.items_of(root[split][name])
+        reading = content.Reading(path)
         part = _Part(path, split, root[split], values)
         for number, (utterance, text, value) in enumerate(
             zip(part.ids, part.texts, repeat(None) if values is None else values, strict=values is not None)
@@ -90,10 +65,8 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, l
             aligned = part.aligned and all(len(f) in (0, len(words)) for f in frames.values())
             if part.aligned and not aligned:
                 report.tally("examples of this aligned file have as many frames as word pieces, not as words", 1)
-            yield (
-                split_name(split),
-                Example(pickles.text_of(utterance), words, label_of(value), aligned=aligned, **frames),
-            )
+            label = None if labels is None else labels.label_of(value)
+            yield split_name(split), Example(content.text_of(utterance), words, label, aligned=aligned, **frames)
 
     kinds = {"aligned" if _is_aligned(part) else "unaligned" for part in root.values()}
     return Source(
@@ -103,17 +76,65 @@ def mmsa_source(path: Path, root: Mapping[str, Any], label: str | None = None, l
         files=[path],
         groups=splits,
         read=read,
-        notes=[f"labels from {name}"] if labels else [],
-        classes=classes,
+        notes=[] if labels is None else [f"labels from {name}"],
+        classes=None if labels is None else labels.classes,
     )
+
+
+class _Labels:
+    """The labels of one name in all splits of a file: scores, or classes.
+
+    Attributes:
+        classes: Their names; None for scores.
+    """
+
+    def __init__(self, path: Path, root: Mapping[str, Any], name: str) -> None:
+        self._name = name
+        columns: dict[int, Any] = {}  # by identity: each is looked at once
+        for part in root.values():
+            if name not in part:
+                keys = (key for key in part if isinstance(key, str))
+                known = ", ".join(sorted(key for key in keys if "label" in key or key == "annotations"))
+                raise DataError(f"Choose a label that {path.name} has with --label: {name!r} is none of {known}.")
+            columns[id(part[name])] = part[name]
+        self.classes = _SENTIMENTS if name == "classification_labels" else self._found(path, columns.values())
+        self._index = {name: k for k, name in enumerate(self.classes or ())}
+
+    def _found(self, path: Path, columns: Iterable[Any]) -> tuple[str, ...] | None:
+        """The classes that occur in the file."""
+        names: set[Any] = set()
+        for column in columns:
+            for value in content.items_of(column):
+                names.add(whole(value) if isinstance(value, str) else None if value is None else 0.0)
+                if len(names) > _CLASSES:
+                    raise DataError(f"Choose another label than {self._name}: it has more than {_CLASSES} classes.")
+        return class_names(list(names), path.name)
+
+    def label_of(self, value: Any) -> float | int:
+        """A score or the index of a class.
+
+        Raises:
+            DataError: It is neither.
+        """
+        if isinstance(value, str):
+            return self._index[whole(value)]
+        if not isinstance(value, int | float):  # and is not shown: an untrusted object may be of any size
+            raise DataError(f"Choose another label than {self._name}: it holds a {type(value).__name__}, not a number.")
+        if self.classes is None:
+            return float(value)
+        if value not in range(len(self.classes)):
+            raise DataError(
+                f"Choose another label than {self._name}: {value} is none of its {len(self.classes)} classes."
+            )
+        return int(value)
 
 
 def _is_aligned(part: Mapping[str, Any]) -> bool:
     if "audio_lengths" in part or "vision_lengths" in part:
         return False
-    arrays = [part[key] for key in ("vision", "audio") if isinstance(part.get(key), pickles.Array)]
+    arrays = [part[key] for key in ("vision", "audio") if isinstance(part.get(key), Array)]
     steps = {array.shape[1] for array in arrays if len(array.shape) == 3}
-    tokens = [part[key] for key in ("text_bert", "text") if isinstance(part.get(key), pickles.Array)]
+    tokens = [part[key] for key in ("text_bert", "text") if isinstance(part.get(key), Array)]
     return len(steps) == 1 and any(steps & set(array.shape[1:]) for array in tokens)
 
 
@@ -121,7 +142,7 @@ class _Part:
     """One split: its arrays, checked against one another; rows are views of the file."""
 
     def __init__(self, path: Path, split: str, part: Mapping[str, Any], labels: Any) -> None:
-        self.ids, self.texts = pickles.items_of(part["id"]), pickles.items_of(part["raw_text"])
+        self.ids, self.texts = content.items_of(part["id"]), content.items_of(part["raw_text"])
         self.aligned = _is_aligned(part)
         self._arrays: dict[str, np.ndarray] = {}
         self._lengths: dict[str, np.ndarray] = {}
@@ -134,20 +155,20 @@ class _Part:
         for modality, key in _MODALITY.items():
             if key not in part:
                 continue
-            array = self._arrays[modality] = pickles.array_of(part[key])
+            array = self._arrays[modality] = content.array_of(part[key])
             if array.ndim != 3 or array.dtype.kind not in "fiu":
                 raise DataError(f"Repair {path.name}: {split}/{key} has the shape {array.shape}, expected (N, T, d).")
             sizes[key] = len(array)
             if f"{key}_lengths" in part:
-                lengths = pickles.array_of(part[f"{key}_lengths"])
+                lengths = content.array_of(part[f"{key}_lengths"])
                 sizes[f"{key}_lengths"] = len(lengths) if lengths.ndim == 1 else -1
                 if lengths.ndim == 1 and not ((lengths >= 0) & (lengths <= array.shape[1])).all():
                     raise DataError(
                         f"Repair {path.name}: {split}/{key}_lengths exceed the {array.shape[1]} frames held."
                     )
                 self._lengths[modality] = lengths.astype(np.int64)
-        if self.aligned and isinstance(part.get("text_bert"), pickles.Array):
-            tokens = pickles.array_of(part["text_bert"])
+        if self.aligned and isinstance(part.get("text_bert"), Array):
+            tokens = content.array_of(part["text_bert"])
             if tokens.ndim == 3 and tokens.shape[1] == 3:
                 self._mask = tokens[:, 1]
                 sizes["text_bert"] = len(tokens)

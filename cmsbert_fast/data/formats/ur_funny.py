@@ -7,10 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmsbert_fast.data.example import DataError, Example, ReadReport
-from cmsbert_fast.data.formats.mag import one, score_of
-from cmsbert_fast.data.source import Source, split_name, splits_of
-from cmsbert_fast.data.untrusted import pickles
+from cmsbert_fast.data.example import DataError, Example
+from cmsbert_fast.data.folds import split_name
+from cmsbert_fast.data.pickled import Parts, example_of, score_of, splits_of
+from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.source import Source
+from cmsbert_fast.data.untrusted.content import Reading, text_of
+from cmsbert_fast.data.untrusted.records import LongText
 
 CLASSES = ("no humour", "humour")
 
@@ -28,28 +32,32 @@ def recognise(root: Any) -> bool:
     )
 
 
-def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None, labels: bool = True) -> Source:
-    """The punchlines of an UR-FUNNY file; ``labels=False``: without their labels."""
-    if label is not None:
+def ur_funny_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
+    """The punchlines of a UR-FUNNY file."""
+    labels = request.labels
+    if request.label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        reading = pickles.Reading(path)
+        reading = Reading(path)
         for number, item in enumerate(root[split]):
             where = f"{split}[{number}] of {path.name}"
             if not isinstance(item, tuple | list) or len(item) < 3 or not isinstance(item[0], tuple | list):
-                raise DataError(f"Repair {where}: it is no punchline, context, id and label.")
+                raise DataError(f"Repair {where}: it does not hold a punchline, a context, an id and a label.")
             if len(item[0]) != 4:
-                raise DataError(f"Repair {where}: its punchline has not 4 parts.")
+                raise DataError(f"Repair {where}: its punchline does not have 4 parts.")
             words, visual, acoustic, _ = item[0]
             value = score_of(item[-1], where) if labels else None
-            if isinstance(words, str | bytes | memoryview | pickles.LongText) and (value is not None or not labels):
+            if isinstance(words, str | bytes | memoryview | LongText) and (value is not None or not labels):
                 words = reading.text_of(words).split()
             if value not in (None, 0.0, 1.0):
                 raise DataError(f"Repair {where}: its label is {value}, expected 0 or 1.")
             name = _name(item[2]) if len(item) > 3 else f"{split}[{number}]"
             chosen = None if value is None else int(value)
-            yield from one(split_name(split), name, words, visual, acoustic, chosen, report, where, reading, labels)
+            parts = Parts(where, name, words, visual, acoustic)
+            example = example_of(parts, chosen, labels, reading, report)
+            if example is not None:
+                yield split_name(split), example
 
     return Source(
         name=path.stem,
@@ -64,4 +72,4 @@ def funny_source(path: Path, root: Mapping[str, Any], label: str | None = None, 
 
 
 def _name(value: Any) -> str:
-    return str(value) if isinstance(value, int | float) else pickles.text_of(value)
+    return str(value) if isinstance(value, int | float) else text_of(value)

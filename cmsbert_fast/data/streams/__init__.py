@@ -1,1 +1,1 @@
-"""Streams of frames: files, and cutting by time."""
+"""Streams of frames, words and labels: reading them, assigning them, and cutting them by time."""

@@ -1,15 +1,11 @@
-"""CMU-MultimodalSDK computational sequences (``.csd``): HDF5 files from strangers, read with distrust.
+"""CMU-MultimodalSDK computational sequences (``.csd``), which are untrusted HDF5.
 
-Layout: ``/<root name>/data/<video>/features`` (n, d) and ``/intervals`` (n, 2) seconds. Nothing else is read.
-Links out of the file, soft links, virtual or external data sets and sizes that the file cannot hold are refused.
-Altered files can lead the HDF5 library itself to exhaust memory: `verify` lets another process meet them first.
+Layout: ``/<root name>/data/<video>/features`` (n, d) and ``/intervals`` (n, 2) in seconds. Nothing else is read. Links,
+virtual and external data sets, and sizes that the file cannot hold are refused. `verify` lets another process open
+the files first, because altered ones can make the HDF5 library itself exhaust memory.
 """
 
-import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,10 +14,10 @@ import numpy as np
 
 from cmsbert_fast.data.align import Track
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.untrusted import child
+from cmsbert_fast.data.untrusted.limits import FLOOR, RATIO
 
 _DEFLATE_RATIO = 1100  # zlib cannot expand by more than 1032
-RATIO, FLOOR = 64, 64 << 20  # all that a file declares, in file sizes and bytes: streams of zeros deflate well
-ROW = 200  # bytes of a word or a label while its video is read
 _STRING_CHUNK = 1 << 20  # bytes: what HDF5 keeps of a data set that is read piece by piece
 _POINTER, _STRING = 16, 56  # bytes of a string: in a data set, which points to its text; empty in memory
 _COMPRESSING = {1, 4, 32000}  # gzip, szip, lzf
@@ -73,7 +69,7 @@ class CsdStream:
         return [self.path]
 
     def _damaged(self, what: str, cause: Exception | None = None) -> DataError:
-        """The error that says so; the file is closed, because nothing in it is trusted any more."""
+        """The error to raise; the file is closed, because nothing in it is trusted any more."""
         if self._file is not None:
             self._file.close()
         return DataError(
@@ -87,7 +83,7 @@ class CsdStream:
         return group[name]
 
     def _data_set(self, group: h5py.Group, name: str) -> h5py.Dataset:
-        """A data set that the file itself holds, of numbers or strings, of a size that it can hold."""
+        """A data set of numbers or strings, stored in the file itself, of a size that the file can hold."""
         data = self._child(group, name)
         where = f"{group.name}/{name}"
         if not isinstance(data, h5py.Dataset) or data.shape is None:
@@ -202,56 +198,19 @@ class CsdStream:
         return [words[k] for k in kept], intervals[kept]
 
 
-_MEMORY = 512 << 20  # bytes that looking at a file may take
-_SECONDS = 60.0
-_REFUSED = 3  # exit status of the other process for a file that it refuses
-_SCRIPT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from cmsbert_fast.data.streams import csd; csd.walk(sys.argv[2:])"
-)
-_verified: set[tuple[str, int, int]] = set()
-
-
 def verify(paths: Sequence[Path]) -> None:
-    """Let another process, with little memory and time, open everything that reading the files will open.
+    """Lets another process, with little memory and time, open everything that reading the files will open.
 
     Raises:
         DataError: It refused a file, ran out of memory or time, or crashed.
     """
-    marks = {path: (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
-    paths = [path for path in paths if marks[path] not in _verified]
-    if not paths:
-        return
-    command = [sys.executable, "-c", _SCRIPT, json.dumps(sys.path), *(str(path.absolute()) for path in paths)]
-    seconds = _SECONDS + sum(path.stat().st_size for path in paths) / 10e6
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
-        status, said = result.returncode, result.stdout
-    except subprocess.TimeoutExpired as error:
-        status, said = -1, str(error.stdout or b"", "utf-8", "replace") if isinstance(error.stdout, bytes) else ""
-    if status:
-        lines = said.splitlines() or [paths[0].name]
-        if status == _REFUSED:
-            raise DataError(lines[-1])
-        raise DataError(f"Get {lines[-1]} again, it is damaged: opening it exhausts memory or time, or crashes HDF5.")
-    _verified.update(marks.values())
+    child.examine(paths, check)
 
 
-def walk(paths: Sequence[str]) -> None:
-    """The other process: names each file, looks at all of it, and exits with `_REFUSED` where it is refused."""
-    try:
-        import resource
+def check(path: Path) -> None:
+    """Looks at every entry of a file without reading its frames.
 
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + _MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    except (ImportError, OSError):
-        pass  # no such limits on this system: time alone is limited
-    for path in paths:
-        print(Path(path).name, flush=True)
-        try:
-            CsdStream(Path(path)).check()
-        except DataError as error:
-            print(" ".join(str(error).split()), flush=True)
-            sys.exit(_REFUSED)
+    Raises:
+        DataError: The file is damaged.
+    """
+    CsdStream(path).check()

@@ -1,88 +1,30 @@
-"""Feature files of one's own: a folder with one ``.npy`` or ``.csv`` file per segment or per video.
+"""Feature files: a folder with one ``.npy`` or ``.csv`` file per segment or per video.
 
 ``visual/03bSnISJMiM_11.npy`` holds the frames (n, d) of that segment. A file named by the video is cut by time: a csv
 then has a column ``timestamp`` (seconds, or ``start`` and ``stop``); to an npy, and a csv without such columns, the
 frame rate gives times, ``NAME@HZ``.
 """
 
-import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from cmsbert_fast.data.align import Track
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.tables import START, STOP, number_of, read_table
 
 SUFFIXES = (".npy", ".csv", ".tsv")
-START = ("start", "start_time", "begin")
-STOP = ("stop", "end", "end_time", "stop_time")
 _POINT = ("timestamp", "frametime", "time")
 _BOOKKEEPING = ("frame", "face_id", "name", "confidence", "success", "id")  # OpenFace's and openSMILE's own columns
-
-
-def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
-    """Header (lower case, stripped) and rows of a csv or tsv file; the delimiter is the header's most frequent one.
-
-    Raises:
-        DataError: The file is empty or not text, or a quotation mark is not closed.
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Save {path.name} as a UTF-8 text table: it cannot be read ({error}).") from error
-    if not head.strip():
-        raise DataError(f"Give {path.name} a header line: it is empty.")
-    delimiter = "\t" if path.suffix == ".tsv" else max(",;\t", key=head.count)
-    # A quotation mark in a tab-separated transcript is text, unless the header itself is quoted.
-    plain = delimiter == "\t" and '"' not in head
-
-    def parse(lines: Iterable[str]) -> Any:
-        # Strict: a cell whose quotation mark nobody closes would hold the rest of the file.
-        return csv.reader(
-            lines, delimiter=delimiter, quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL, strict=True
-        )
-
-    try:
-        header = next(parse([head]))
-    except csv.Error as error:
-        raise DataError(f"Repair the header of {path.name}: it cannot be read ({error}).") from error
-
-    def rows() -> Iterator[list[str]]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = parse(file)
-            try:
-                next(reader)
-                for row in reader:
-                    if row:
-                        yield row
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise DataError(
-                    f"Repair {path.name}: it cannot be read beyond line {reader.line_num} ({error})."
-                ) from error
-
-    return [name.strip().lower() for name in header], rows()
-
-
-def number_of(cell: str) -> float:
-    """A cell as a number.
-
-    Raises:
-        ValueError: It is none. ``1_0``, an id more likely than ten, is none.
-    """
-    if "_" in cell:
-        raise ValueError(f"could not convert string to float: {cell!r}")
-    return float(cell)
 
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
         with path.open("rb") as file:  # numpy.load would open archives and pickles too
             if file.read(6) != b"\x93NUMPY":
-                raise ValueError("it is no .npy file")
+                raise ValueError("it is not a .npy file")
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # numpy reads the header with Python's own parser, which raises many kinds
         raise DataError(
@@ -138,7 +80,9 @@ def _load_csv(path: Path) -> tuple[Track, set[str]]:
                 times.append([number_of(row[timed])])
     except ValueError as error:
         line = len(times if bounds or timed is not None else numbers) + first
-        raise DataError(f"Fill every cell of {path.name} with a number: line {line} has not ({error}).") from error
+        raise DataError(
+            f"Fill every cell of {path.name} with a number: line {line} has a cell that is none ({error})."
+        ) from error
     if len(faces) > 1:
         raise DataError(f"Keep the rows of one face in {path.name}: its column face_id names {len(faces)}.")
     features = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(columns))

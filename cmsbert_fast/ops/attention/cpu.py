@@ -6,87 +6,113 @@ checkpointing; :class:`_CMSAttention` ties them together for autograd. The libra
 """
 
 import struct
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cmsbert_fast.kernels.cpu import library as cpu_library
-from cmsbert_fast.ops.autograd import once_differentiable
+from cmsbert_fast.kernels.cpu import library
+from cmsbert_fast.ops.attention.types import ACTIVATIONS, Call, ModalityShift, flatten, group
+from cmsbert_fast.ops.autograd import once_differentiable, register_operator
 from cmsbert_fast.packing import Packing, pack_mask, uniform_packing
 
-if TYPE_CHECKING:
-    from cmsbert_fast.ops.attention.types import ModalityShift
 
-DTYPES = (torch.float32, torch.bfloat16)
-_ACTIVATIONS = ("relu", "sigmoid", "tanh")  # numbered as in the C++
+class Modality(NamedTuple):
+    """One modality among the operators' arguments, packed. None in every place: it is absent."""
+
+    token_gate: Any = None
+    frame_gate: Any = None
+    frames: Any = None
+    weight: Any = None
+    cu_seqlens: Any = None
 
 
-def why_not(query: Tensor) -> str | None:
-    """Why the compiled code cannot serve queries like these, in half a sentence; None where it can.
+class Arguments(NamedTuple):
+    """The operators' arguments, grouped; or, in their places, which of them need a gradient, or the gradients."""
 
-    The first answer about a query it could serve compiles the library where the user's cache has none: a few seconds.
+    query: Any
+    key: Any
+    value: Any
+    visual: Modality
+    acoustic: Modality
+    cu_seqlens: Any = None
+    seed: Any = None
+    activation: Any = None
+    scale: Any = None
+    dropout_p: Any = None
+    for_backward: Any = None  # of forward only
+
+    @property
+    def modalities(self) -> tuple[Modality, Modality]:
+        return self.visual, self.acoustic
+
+
+class ModalityGradients(NamedTuple):
+    """Gradients of one modality; of no elements where there is none."""
+
+    token_gate: Tensor
+    frame_gate: Tensor
+    frames: Tensor
+    weight: Tensor
+
+
+class Gradients(NamedTuple):
+    """What backward returns, grouped."""
+
+    query: Tensor | None = None
+    key: Tensor | None = None
+    value: Tensor | None = None
+    visual: ModalityGradients | None = None
+    acoustic: ModalityGradients | None = None
+
+
+class Saved(NamedTuple):
+    """What forward keeps for backward, float32; K is both modalities' sizes, each rounded up to 16, as d_h is here."""
+
+    mean: Tensor  # (T, K), the mean frames
+    shift: Tensor  # (H, T, d_h); of no elements without a modality, and where no backward is to come
+    softmax: Tensor  # (H, T, 2), each row's maximum and sum
+
+
+def cms_attention(call: Call) -> Tensor:
+    """The "cpu" backend of :func:`cmsbert_fast.cms_attention`; the padded form is packed here.
+
+    With dropout, one 64-bit seed is drawn from PyTorch's generator: recomputation under checkpointing draws the same.
     """
-    if query.device.type != "cpu":
-        return f"its code runs on the CPU, not on {query.device.type}"
-    if query.dtype not in DTYPES:
-        return f"its code computes in float32 and bfloat16, not in {query.dtype}"
-    return cpu_library.why_not()
-
-
-def is_available(query: Tensor) -> bool:
-    """Whether "auto" may pick this backend."""
-    return why_not(query) is None
-
-
-def cms_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visual: "ModalityShift | None",
-    acoustic: "ModalityShift | None",
-    packing: Packing | None,
-    attention_mask: Tensor | None,
-    activation: str,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """The "cpu" backend of :func:`cmsbert_fast.cms_attention`; the arguments are that function's, already checked.
-
-    ``packing`` is None for the padded form, which is packed here. With dropout, one 64-bit seed is drawn from PyTorch's
-    generator: recomputation under checkpointing draws the same.
-    """
-    seed = torch.randint(2**62, (1,), dtype=torch.int64) if dropout_p > 0 else None
-    for_backward = torch.is_grad_enabled()
-    options = (seed, activation, scale, dropout_p, for_backward)
-    if packing is not None:
-        shifts = (*_tensors(visual), *_tensors(acoustic))
-        return _CMSAttention.apply(query, key, value, *shifts, packing.cu_seqlens, *options)
-
-    rows, packing = _packing_of(attention_mask, query)
-
-    def packed(tensor: Tensor, rows: Tensor | None) -> Tensor:
-        flat = tensor.flatten(0, 1)
-        return flat if rows is None else flat.index_select(0, rows)
-
-    def packed_shift(modality: "ModalityShift | None") -> tuple[Tensor | None, ...]:
-        if modality is None:
-            return _tensors(None)
-        frame_rows, frame_packing = _packing_of(modality.mask, modality.frames)
-        return (
-            packed(modality.token_gate, rows),
-            packed(modality.frame_gate, frame_rows),
-            packed(modality.frames, frame_rows),
-            modality.weight,
-            frame_packing.cu_seqlens,
-        )
-
-    qkv = (packed(x, rows) for x in (query, key, value))
-    z = _CMSAttention.apply(*qkv, *packed_shift(visual), *packed_shift(acoustic), packing.cu_seqlens, *options)
+    seed = torch.randint(2**62, (1,), dtype=torch.int64) if call.dropout_p > 0 else None
+    options = (seed, call.activation, call.scale, call.dropout_p, torch.is_grad_enabled())
+    if call.packing is not None:
+        shifts = (*_modality(call.visual), *_modality(call.acoustic))
+        return _CMSAttention.apply(call.query, call.key, call.value, *shifts, call.packing.cu_seqlens, *options)
+    rows, packing = _packing_of(call.attention_mask, call.query)
+    query, key, value = (_packed(x, rows) for x in (call.query, call.key, call.value))
+    shifts = (*_packed_modality(call.visual, rows), *_packed_modality(call.acoustic, rows))
+    z = _CMSAttention.apply(query, key, value, *shifts, packing.cu_seqlens, *options)
+    batch, length, *heads = call.query.shape
     if rows is not None:
-        z = z.new_zeros(query.shape[0] * query.shape[1], *query.shape[2:]).index_copy(0, rows, z)
-    return z.unflatten(0, query.shape[:2])
+        z = z.new_zeros(batch * length, *heads).index_copy(0, rows, z)
+    return z.unflatten(0, (batch, length))
+
+
+def _modality(shift: ModalityShift | None) -> Modality:
+    if shift is None:
+        return Modality()
+    return Modality(shift.token_gate, shift.frame_gate, shift.frames, shift.weight, shift.cu_seqlens)
+
+
+def _packed_modality(shift: ModalityShift | None, rows: Tensor | None) -> Modality:
+    """A modality of the padded form; ``rows`` are the tokens'."""
+    if shift is None:
+        return Modality()
+    frame_rows, packing = _packing_of(shift.mask, shift.frames)
+    return Modality(
+        _packed(shift.token_gate, rows),
+        _packed(shift.frame_gate, frame_rows),
+        _packed(shift.frames, frame_rows),
+        shift.weight,
+        packing.cu_seqlens,
+    )
 
 
 def _packing_of(mask: Tensor | None, padded: Tensor) -> tuple[Tensor | None, Packing]:
@@ -96,18 +122,69 @@ def _packing_of(mask: Tensor | None, padded: Tensor) -> tuple[Tensor | None, Pac
     return pack_mask(mask)
 
 
-def _tensors(modality: "ModalityShift | None") -> tuple[Tensor | None, ...]:
-    return (None,) * 5 if modality is None else (*modality[:4], modality.cu_seqlens)
+def _packed(padded: Tensor, rows: Tensor | None) -> Tensor:
+    flat = padded.flatten(0, 1)
+    return flat if rows is None else flat.index_select(0, rows)
 
 
-# ------------------------------------------------------------------ the call
+# ------------------------------------------------------------------ outputs
 
+
+def _round_up(size: int) -> int:
+    return -(-size // 16) * 16
+
+
+def _outputs(arguments: Arguments) -> tuple[Tensor, Saved]:
+    """Unwritten z (T, H, d_h), and what is kept for backward."""
+    query = arguments.query
+    rows, heads, head_size = query.shape
+    sizes = [m.frames.shape[1] for m in arguments.modalities if m.frames is not None]
+    columns = sum(_round_up(size) for size in sizes)
+    shift_size = _round_up(head_size) if arguments.for_backward and sizes else 0
+    saved = Saved(
+        query.new_empty((rows, columns), dtype=torch.float32),
+        query.new_empty((heads, rows, shift_size), dtype=torch.float32),
+        query.new_empty((heads, rows, 2), dtype=torch.float32),
+    )
+    return _empty(query), saved
+
+
+def _gradients(arguments: Arguments, wanted: Iterable[bool]) -> Gradients:
+    """Unwritten gradients; ``wanted``: frames and weight of the visual modality, then of the acoustic one."""
+    frames_v, weight_v, frames_a, weight_a = wanted
+    return Gradients(
+        _empty(arguments.query),
+        _empty(arguments.key),
+        _empty(arguments.value),
+        _modality_gradients(arguments.visual, arguments.query, frames_v, weight_v),
+        _modality_gradients(arguments.acoustic, arguments.query, frames_a, weight_a),
+    )
+
+
+def _modality_gradients(modality: Modality, query: Tensor, frames: bool, weight: bool) -> ModalityGradients:
+    if modality.frames is None:
+        return ModalityGradients(*(query.new_empty(0) for _ in ModalityGradients._fields))
+    return ModalityGradients(
+        _empty(modality.token_gate),
+        _empty(modality.frame_gate),
+        _empty(modality.frames) if frames else query.new_empty(0),
+        _empty(modality.weight) if weight else query.new_empty(0),
+    )
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+# ------------------------------------------------------------------ the call of the C++
 
 _HEADS, _MODALITY = "3q", "15q"
 _CALL = struct.Struct(f"={_HEADS * 4}5qd3qd9q{_MODALITY * 2}")  # ``Call`` of the C++; pointers are integers
+_ABSENT = (0,) * 15
 
 
 def _address(tensor: Tensor | None) -> int:
+    """0 for None, and where there are no elements."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -116,18 +193,76 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _heads(tensor: Tensor | None) -> tuple[int, ...]:
+def _in_rows(modality: Modality) -> Modality:
+    """The modality as the C++ takes it."""
+    if modality.frames is None:
+        return modality
+    token_gate, frame_gate, frames, weight, cu_seqlens = modality
+    return Modality(token_gate, frame_gate, _rows(frames), _rows(weight), cu_seqlens.contiguous())
+
+
+def _heads_layout(tensor: Tensor | None) -> tuple[int, ...]:
     """``Heads`` of the C++."""
     return (0, 0, 0) if tensor is None else (tensor.data_ptr(), *tensor.stride()[:2])
 
 
-def _modality(
-    token_gate: Tensor, frame_gate: Tensor, frames: Tensor, weight: Tensor, cu_seqlens: Tensor, gradients: list[int]
-) -> tuple[int, ...]:
+def _modality_layout(modality: Modality, gradients: ModalityGradients | None) -> tuple[int, ...]:
     """``Modality`` of the C++."""
-    tensors = (token_gate, frame_gate, frames, weight)
-    placed = (number for x in tensors for number in (x.data_ptr(), x.stride(0)))
-    return (*placed, cu_seqlens.data_ptr(), *frames.shape, *gradients)
+    if modality.frames is None:
+        return _ABSENT
+    token_gate, frame_gate, frames, weight, cu_seqlens = modality
+    return (
+        *(token_gate.data_ptr(), token_gate.stride(0)),
+        *(frame_gate.data_ptr(), frame_gate.stride(0)),
+        *(frames.data_ptr(), frames.stride(0)),
+        *(weight.data_ptr(), weight.stride(0)),
+        cu_seqlens.data_ptr(),
+        *frames.shape,
+        *((0, 0, 0, 0) if gradients is None else map(Tensor.data_ptr, gradients)),
+    )
+
+
+def _launch(
+    name: str,
+    arguments: Arguments,
+    saved: Saved,
+    *,
+    out: Tensor | None = None,
+    d_out: Tensor | None = None,
+    gradients: Gradients | None = None,
+) -> None:
+    """Runs a function of the library, which writes to ``out`` and ``saved``, or to ``gradients``."""
+    # Copies, where they are made, live until the call returns.
+    query, key, value = (_rows(x) for x in (arguments.query, arguments.key, arguments.value))
+    visual, acoustic = _in_rows(arguments.visual), _in_rows(arguments.acoustic)
+    cu_seqlens = arguments.cu_seqlens.contiguous()
+    d_out = None if d_out is None else _rows(d_out)
+    to = gradients or Gradients()
+    call = _CALL.pack(
+        *_heads_layout(query),
+        *_heads_layout(key),
+        *_heads_layout(value),
+        *_heads_layout(d_out),
+        cu_seqlens.data_ptr(),
+        cu_seqlens.shape[0] - 1,
+        *query.shape,
+        arguments.scale,
+        ACTIVATIONS.index(arguments.activation),
+        query.dtype == torch.bfloat16,
+        _address(arguments.seed),
+        arguments.dropout_p,
+        _address(out),
+        _address(to.query),
+        _address(to.key),
+        _address(to.value),
+        *map(Tensor.data_ptr, saved),
+        torch.get_num_threads(),
+        library.parallel_loop(),
+        *_modality_layout(visual, to.visual),
+        *_modality_layout(acoustic, to.acoustic),
+    )
+    if library.run(name, call) == 1:
+        raise ValueError("cu_seqlens must start at 0, never fall, and end at or below the number of rows.")
 
 
 # ------------------------------------------------------------------ registered operators
@@ -140,157 +275,75 @@ _ARGUMENTS = ", ".join(
         "Tensor cu_seqlens, Tensor? seed, str activation, float scale, float dropout_p",
     ]
 )
-_LIBRARY = torch.library.Library("cmsbert_fast", "FRAGMENT")
 _SAVED = "Tensor mean, Tensor shift, Tensor softmax"
-_LIBRARY.define(f"cms_attention_cpu_forward({_ARGUMENTS}, bool for_backward) -> (Tensor out, {_SAVED})")
-_LIBRARY.define(f"cms_attention_cpu_backward(Tensor d_out, {_SAVED}, bool[] wanted, {_ARGUMENTS}) -> Tensor[]")
 
 
-def _outputs(
-    query: Tensor, frames: tuple[Tensor | None, Tensor | None], for_backward: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Empty z (T, H, d_h), mean frames (T, K), shifts (H, T, d_h), of no elements if not kept, and softmax (H, T, 2).
-
-    K is both modalities' sizes, each rounded up to 16; the shifts' d_h is too.
-    """
-
-    def rounded_up(size: int) -> int:
-        return -(-size // 16) * 16
-
-    rows, heads, head_size = query.shape
-    columns = sum(rounded_up(x.shape[1]) for x in frames if x is not None)
-    shifted = any(x is not None for x in frames)
-    shift_size = rounded_up(head_size) if for_backward and shifted else 0
-    mean, shift, softmax = (
-        query.new_empty(shape, dtype=torch.float32)
-        for shape in ((rows, columns), (heads, rows, shift_size), (heads, rows, 2))
-    )
-    return torch.empty_like(query, memory_format=torch.contiguous_format), mean, shift, softmax
+def _forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    arguments = Arguments(*group(flat, Modality))
+    out, saved = _outputs(arguments)
+    _launch("cms_attention_forward", arguments, saved, out=out)
+    return out, *saved
 
 
-def _gradients(wanted: list[bool], tensors: Sequence[Any]) -> list[Tensor]:
-    """Empty gradients of query, key, value and of each modality's four tensors; of no elements where there is none."""
-    result = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[:3] if x is not None]
-    for m in range(2):
-        for i, tensor in enumerate(tensors[3 + 5 * m : 7 + 5 * m]):
-            if tensor is None or (i >= 2 and not wanted[2 * m + i - 2]):
-                result.append(tensors[0].new_empty(0))
-            else:
-                result.append(torch.empty_like(tensor, memory_format=torch.contiguous_format))
-    return result
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *tensors, activation, scale, dropout_p, _ = arguments
-    outputs = _forward_fake(*arguments)
-    _launch("forward", tensors, activation, scale, dropout_p, *outputs)
-    return outputs
+def _forward_fake(*flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out, saved = _outputs(Arguments(*group(flat, Modality)))
+    return out, *saved
 
 
 def _backward(
-    d_out: Tensor, mean: Tensor, shift: Tensor, softmax: Tensor, wanted: list[bool], *arguments: Any
+    d_out: Tensor, mean: Tensor, shift: Tensor, softmax: Tensor, wanted: list[bool], *flat: Any
 ) -> list[Tensor]:
-    *tensors, activation, scale, dropout_p = arguments
     if mean.shape[1] and not shift.shape[2]:
         raise ValueError("the forward pass kept nothing for a backward pass; call it with for_backward=True.")
-    gradients = _gradients(wanted, tensors)
-    _launch("backward", tensors, activation, scale, dropout_p, None, mean, shift, softmax, d_out, gradients, wanted)
-    return gradients
-
-
-def _launch(
-    name: str,
-    tensors: list[Any],
-    activation: str,
-    scale: float,
-    dropout_p: float,
-    out: Tensor | None,
-    mean: Tensor,
-    shift: Tensor,
-    softmax: Tensor,
-    d_out: Tensor | None = None,
-    gradients: list[Tensor] | None = None,
-    wanted: list[bool] | None = None,
-) -> None:
-    query, key, value = alive = [_rows(x) for x in tensors[:3]]  # what the pointers point into
-    modalities: list[int] = []
-    for m in range(2):
-        token_gate, frame_gate, frames, weight, cu_seqlens = tensors[3 + 5 * m : 8 + 5 * m]
-        if frames is None:
-            modalities += [0] * 15
-            continue
-        to = [0] * 4
-        if gradients is not None and wanted is not None:
-            asked = (True, True, *wanted[2 * m : 2 * m + 2])
-            to = [x.data_ptr() if ask else 0 for x, ask in zip(gradients[3 + 4 * m : 7 + 4 * m], asked, strict=True)]
-        frames, weight, cu_seqlens = _rows(frames), _rows(weight), cu_seqlens.contiguous()
-        alive += [frames, weight, cu_seqlens]
-        modalities += _modality(token_gate, frame_gate, frames, weight, cu_seqlens, to)
-    cu_seqlens, seed = tensors[13].contiguous(), tensors[14]
-    if d_out is not None:
-        d_out = _rows(d_out)
-    call = _CALL.pack(
-        *_heads(query),
-        *_heads(key),
-        *_heads(value),
-        *_heads(d_out),
-        cu_seqlens.data_ptr(),
-        cu_seqlens.shape[0] - 1,
-        *query.shape,
-        scale,
-        _ACTIVATIONS.index(activation),
-        query.dtype == torch.bfloat16,
-        _address(seed),
-        dropout_p,
-        _address(out),
-        *(map(_address, gradients[:3]) if gradients is not None else (0, 0, 0)),
-        mean.data_ptr(),
-        shift.data_ptr(),  # 0 where it has no elements
-        softmax.data_ptr(),
-        torch.get_num_threads(),
-        cpu_library.parallel_loop(),
-        *modalities,
-    )
-    if cpu_library.run(f"cms_attention_{name}", call) == 1:
-        raise ValueError("cu_seqlens must start at 0, never fall, and end at or below the number of rows.")
-
-
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _outputs(arguments[0], (arguments[5], arguments[10]), arguments[-1])
+    arguments, saved = Arguments(*group(flat, Modality)), Saved(mean, shift, softmax)
+    gradients = _gradients(arguments, wanted)
+    _launch("cms_attention_backward", arguments, saved, d_out=d_out, gradients=gradients)
+    return flatten(gradients)
 
 
 def _backward_fake(
-    d_out: Tensor, mean: Tensor, shift: Tensor, softmax: Tensor, wanted: list[bool], *arguments: Any
+    d_out: Tensor, mean: Tensor, shift: Tensor, softmax: Tensor, wanted: list[bool], *flat: Any
 ) -> list[Tensor]:
-    return _gradients(wanted, arguments)
+    return flatten(_gradients(Arguments(*group(flat, Modality)), wanted))
 
 
-for _name, _run_it, _fake in (("forward", _forward, _forward_fake), ("backward", _backward, _backward_fake)):
-    _LIBRARY.impl(f"cms_attention_cpu_{_name}", _run_it, "CPU")
-    torch.library.register_fake(f"cmsbert_fast::cms_attention_cpu_{_name}", _fake, lib=_LIBRARY)
+register_operator(
+    f"cms_attention_cpu_forward({_ARGUMENTS}, bool for_backward) -> (Tensor out, {_SAVED})",
+    _forward,
+    _forward_fake,
+    keys=("CPU",),
+)
+register_operator(
+    f"cms_attention_cpu_backward(Tensor d_out, {_SAVED}, bool[] wanted, {_ARGUMENTS}) -> Tensor[]",
+    _backward,
+    _backward_fake,
+    keys=("CPU",),
+)
 
 
 class _CMSAttention(torch.autograd.Function):
-    """The two operators as one differentiable function; its arguments are theirs."""
+    """The two operators as one differentiable function; its arguments are those of forward."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        out, *kept = torch.ops.cmsbert_fast.cms_attention_cpu_forward(*arguments)
-        ctx.options = arguments[15:-1]
-        ctx.save_for_backward(*arguments[:15], *kept)
+    def forward(ctx: Any, *flat: Any) -> Tensor:
+        out, *saved = torch.ops.cmsbert_fast.cms_attention_cpu_forward(*flat)
+        *tensors, activation, scale, dropout_p, _ = flat
+        ctx.options = (activation, scale, dropout_p)
+        ctx.save_for_backward(*saved, *tensors)
         return out
 
     @staticmethod
     @once_differentiable("cms_attention")
     def backward(ctx: Any, saved: tuple[Any, ...], d_out: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, kept = saved[:15], saved[15:]
-        wanted = ctx.needs_input_grad
-        dq, dk, dv, *rest = torch.ops.cmsbert_fast.cms_attention_cpu_backward(
-            d_out, *kept, [wanted[5], wanted[6], wanted[10], wanted[11]], *tensors, *ctx.options
+        mean, shift, softmax, *tensors = saved
+        needed = Arguments(*group(ctx.needs_input_grad, Modality))
+        wanted = [need for m in needed.modalities for need in (m.frames, m.weight)]
+        gradients = torch.ops.cmsbert_fast.cms_attention_cpu_backward(
+            d_out, mean, shift, softmax, wanted, *tensors, *ctx.options
         )
-        gradients: list[Tensor | None] = [dq, dk, dv]
-        for m in range(2):
-            needed = wanted[3 + 5 * m : 7 + 5 * m]
-            gradients += [x if need else None for x, need in zip(rest[4 * m : 4 * m + 4], needed, strict=True)]
-            gradients.append(None)
-        return (*gradients, *[None] * 6)
+        query, key, value, *shifts = group(gradients, ModalityGradients)
+        modalities = (
+            Modality(*(x if need else None for x, need in zip(shift, needs, strict=False)))  # cu_seqlens has none
+            for shift, needs in zip(shifts, needed.modalities, strict=True)
+        )
+        return tuple(flatten(Arguments(query, key, value, *modalities)))

@@ -8,44 +8,31 @@ host would have to wait for the lengths, and while torch.compile traces, they ar
 """
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmsbert_fast.ops.attention.types import Call, ModalityShift
 from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
-from cmsbert_fast.reference import ACTIVATIONS
 
-if TYPE_CHECKING:
-    from cmsbert_fast.ops.attention.types import ModalityShift
+ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+
+ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
 
-def cms_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visual: "ModalityShift | None",
-    acoustic: "ModalityShift | None",
-    packing: Packing | None,
-    attention_mask: Tensor | None,
-    activation: str,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """The "torch" backend of :func:`cmsbert_fast.cms_attention`; the arguments are that function's, already checked.
-
-    ``packing`` is None for the padded form.
-    """
+def cms_attention(call: Call) -> Tensor:
+    """The "torch" backend of :func:`cmsbert_fast.cms_attention`."""
+    query, key, value, packing = call.query, call.key, call.value, call.packing
     if packing is not None and query.device.type == "cpu" and not torch.compiler.is_compiling():
-        groups = equal_lengths(packing, visual, acoustic)
+        groups = equal_lengths(packing, call.visual, call.acoustic)
         if groups:
-            return _in_groups(groups, query, key, value, visual, acoustic, activation, scale, dropout_p)
+            return _in_groups(groups, call)
     rows, heads = query.shape[0], query.shape[-2:]
-    mask = attention_mask if packing is None else valid_positions(packing)
+    mask = call.attention_mask if packing is None else valid_positions(packing)
     shifts = [
-        F.linear(_mean_frame(modality, activation, packing, mask, rows), modality.weight)
-        for modality in (visual, acoustic)
+        F.linear(_mean_frame(modality, call.activation, packing, mask, rows), modality.weight)
+        for modality in (call.visual, call.acoustic)
         if modality is not None
     ]
     if shifts:
@@ -66,15 +53,15 @@ def cms_attention(
         key.transpose(1, 2),
         value.transpose(1, 2),
         attn_mask=bias,
-        dropout_p=dropout_p,
-        scale=scale,
+        dropout_p=call.dropout_p,
+        scale=call.scale,
     ).transpose(1, 2)
     if packing is not None:
         return unpad(z, packing, rows)
     return z if mask is None else z.masked_fill(invalid, 0)
 
 
-def equal_lengths(packing: Packing, *modalities: "ModalityShift | None") -> list[list[Tensor]]:
+def equal_lengths(packing: Packing, *modalities: ModalityShift | None) -> list[list[Tensor]]:
     """Groups of sequences that have the same number of tokens and of each modality's frames, on the CPU.
 
     Returns:
@@ -94,17 +81,7 @@ def equal_lengths(packing: Packing, *modalities: "ModalityShift | None") -> list
     ]
 
 
-def _in_groups(
-    groups: list[list[Tensor]],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visual: "ModalityShift | None",
-    acoustic: "ModalityShift | None",
-    activation: str,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
+def _in_groups(groups: list[list[Tensor]], call: Call) -> Tensor:
     """Each group in the padded form, without padding; everything is gathered once, and groups are slices."""
     order, *frame_orders = (torch.cat([rows.flatten() for rows in column]) for column in zip(*groups, strict=True))
 
@@ -112,9 +89,10 @@ def _in_groups(
         parts = tensor.index_select(0, order).split([group[kind].numel() for group in groups])
         return [part.unflatten(0, group[kind].shape) for part, group in zip(parts, groups, strict=True)]
 
-    queries, keys, values = (split(x, order, 0) for x in (query, key, value))
+    queries, keys, values = (split(x, order, 0) for x in (call.query, call.key, call.value))
     shifts: list[list[ModalityShift | None]] = []
-    for kind, (modality, frame_order) in enumerate(zip((visual, acoustic), frame_orders, strict=True), start=1):
+    modalities = zip((call.visual, call.acoustic), frame_orders, strict=True)
+    for kind, (modality, frame_order) in enumerate(modalities, start=1):
         if modality is None:
             shifts.append([None] * len(groups))
             continue
@@ -124,16 +102,18 @@ def _in_groups(
             split(modality.frames, frame_order, kind),
             strict=True,
         )
-        shifts.append([type(modality)(*own, modality.weight) for own in parts])
+        shifts.append([ModalityShift(*own, modality.weight) for own in parts])
+    whole = call._replace(packing=None, attention_mask=None)
     z = [
-        cms_attention(q, k, v, face, voice, None, None, activation, scale, dropout_p).flatten(0, 1)
+        cms_attention(whole._replace(query=q, key=k, value=v, visual=face, acoustic=voice)).flatten(0, 1)
         for q, k, v, face, voice in zip(queries, keys, values, *shifts, strict=True)
     ]
-    return torch.zeros_like(query, memory_format=torch.contiguous_format).index_copy(0, order, torch.cat(z))
+    contiguous = torch.zeros_like(call.query, memory_format=torch.contiguous_format)
+    return contiguous.index_copy(0, order, torch.cat(z))
 
 
 def _mean_frame(
-    modality: "ModalityShift", activation: str, packing: Packing | None, token_mask: Tensor | None, rows: int
+    modality: ModalityShift, activation: str, packing: Packing | None, token_mask: Tensor | None, rows: int
 ) -> Tensor:
     """m_i = 1/N_m sum_j act(p_i + r_j) V_j in the form of the tokens: (rows, d_m) packed, (B, N, d_m) padded."""
     token_gate, frame_gate, frames, mask = modality.token_gate, modality.frame_gate, modality.frames, modality.mask

@@ -1,10 +1,13 @@
-"""What CMS attention takes besides queries, keys and values."""
+"""What CMS attention and its backends take, by name."""
 
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from cmsbert_fast.packing import Packing
+
+ACTIVATIONS = ("relu", "sigmoid", "tanh")  # sigma of Eq. 1 and 2, numbered so in the C++
 
 
 class ModalityShift(NamedTuple):
@@ -37,3 +40,51 @@ class ModalityShift(NamedTuple):
         assert self.cu_seqlens is not None
         assert self.max_length is not None
         return Packing(self.cu_seqlens, self.max_length)
+
+
+class Call(NamedTuple):
+    """A call of :func:`cms_attention`, cast and checked: the argument of every backend. Shapes are that function's.
+
+    Attributes:
+        packing: Where the sequences lie; None for the padded form.
+        attention_mask: Padded form only; None = all valid.
+        scale: Factor of the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    visual: ModalityShift | None
+    acoustic: ModalityShift | None
+    packing: Packing | None
+    attention_mask: Tensor | None
+    activation: str
+    scale: float
+    dropout_p: float
+
+
+def group(flat: Sequence[Any], modality: type[tuple]) -> tuple[Any, ...]:
+    """The flat arguments of a registered operator with those of each modality in one tuple.
+
+    Args:
+        flat: query, key, value, the fields of the visual modality, those of the acoustic one, others; or whatever lies
+            in their places: what needs a gradient, or gradients.
+        modality: A NamedTuple with the fields of a modality.
+
+    Returns:
+        query, key, value, visual, acoustic, others.
+    """
+    query, key, value, *rest = flat
+    size = len(modality._fields)  # type: ignore[attr-defined]  # mypy has no type for NamedTuple classes
+    return query, key, value, modality(*rest[:size]), modality(*rest[size : 2 * size]), *rest[2 * size :]
+
+
+def flatten(grouped: Iterable[Any]) -> list[Any]:
+    """Undoes :func:`group`."""
+    flat: list[Any] = []
+    for part in grouped:
+        if isinstance(part, tuple):
+            flat += part
+        else:
+            flat.append(part)
+    return flat

@@ -1,7 +1,7 @@
-"""The recurrence of :mod:`cmsbert_fast.ops.lstm.api` in compiled C++ (``kernels/cpu/lstm.cpp``), float32.
+"""The LSTM's recurrence in compiled C++ (``kernels/cpu/lstm.cpp``), float32.
 
-Rows are in the order of a PackedSequence: step by step, within a step the longest sequence first. The operands of the
-products with W_hh may be rounded to bfloat16.
+Rows are in the order of time (:mod:`cmsbert_fast.ops.lstm.steps`). The operands of the products with W_hh may be
+rounded to bfloat16.
 """
 
 import struct
@@ -9,22 +9,16 @@ import struct
 import torch
 from torch import Tensor
 
-from cmsbert_fast.kernels.cpu import library as cpu_library
-from cmsbert_fast.ops.dispatch import has_fast_bfloat16, requested_backend
+from cmsbert_fast.kernels.cpu import library
+from cmsbert_fast.ops.capability import has_fast_bfloat16
 
 
-def product_dtype(frames: Tensor, backend: str = "auto") -> torch.dtype | None:
-    """The dtype of the recurrence's products for frames like these; None = the compiled recurrence does not run, for
-    the backend forbids it or it cannot.
-
-    bfloat16 under autocast to it where the CPU has instructions for it, or else float32.
+def product_dtype() -> torch.dtype:
+    """The dtype of the recurrence's products: bfloat16 under autocast to it where the CPU has instructions for it, or
+    else float32.
     """
-    if requested_backend(backend) not in ("auto", "cpu"):
-        return None
-    if frames.device.type != "cpu" or frames.dtype != torch.float32 or cpu_library.why_not() is not None:
-        return None
     rounds = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return torch.bfloat16 if rounds and has_fast_bfloat16(frames.device) else torch.float32
+    return torch.bfloat16 if rounds and has_fast_bfloat16(torch.device("cpu")) else torch.float32
 
 
 _CALL = struct.Struct("=14q")  # ``LSTM`` of the C++; pointers are integers
@@ -73,6 +67,6 @@ def _run(name: str, batch_sizes: Tensor, weight_hh: Tensor, *tensors: Tensor | N
         weight_hh.stride(0),
         *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
         torch.get_num_threads(),
-        cpu_library.parallel_loop(),
+        library.parallel_loop(),
     )
-    cpu_library.run(name, call)
+    library.run(name, call)

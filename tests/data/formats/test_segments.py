@@ -1,9 +1,6 @@
-"""Tables of segments with streams beside them: real CMU-MOSI, and one's own files."""
+"""Tables of segments with streams."""
 
 import json
-import os
-import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,9 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, read_corpus
-from cmsbert_fast.data.formats import segments
+from cmsbert_fast.data.streams import segment_reader
+from cmsbert_fast.data.untrusted import limits
+from tests.data.sources import ROWS
 
 WORDS = "ModifiedTimestampedWords"
 
@@ -60,66 +59,6 @@ def test_the_other_standard_folds_are_read(folds_folder: Path, name: str, files:
     assert corpus.report.counts == dict.fromkeys(("train", "valid", "test"), 1)
 
 
-ROWS = [
-    ["v1_0", "train", 0.0, 2.0, 1.5, "so good"],
-    ["v1_1", "dev", 2.0, 4.0, -1.0, "so bad"],
-    ["v2_0", "test", 0.5, 1.5, 0.0, "fine"],
-]
-
-
-def test_own_files_one_a_segment(files: Any) -> None:
-    files.table(ROWS)
-    frames = {row[0]: files.random.normal(size=(3 + k, 4)) for k, row in enumerate(ROWS)}
-    (files.folder / "visual").mkdir()
-    (files.folder / "audio").mkdir()
-    for name, values in frames.items():
-        np.save(files.folder / "visual" / f"{name}.npy", values)
-        lines = ["f0,f1"] + [f"{a},{b}" for a, b in values[:, :2]]
-        (files.folder / "audio" / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    frames["v1_0"][0, 0] = np.nan
-    np.save(files.folder / "visual" / "v1_0.npy", frames["v1_0"])
-    corpus = read_corpus(files.folder)
-    assert corpus.report.counts == {"train": 1, "valid": 1, "test": 1}
-    assert (corpus.visual_size, corpus.acoustic_size) == (4, 2)
-    assert corpus.report.non_finite == {"visual": 1}
-    for examples in corpus.splits.values():
-        (example,) = examples
-        expected = np.nan_to_num(frames[example.id]).astype(np.float32)
-        np.testing.assert_array_equal(example.visual, expected)
-        if example.id != "v1_0":
-            np.testing.assert_array_equal(example.acoustic, frames[example.id][:, :2].astype(np.float32))
-
-
-def test_own_files_one_a_video(files: Any) -> None:
-    files.table(ROWS)
-    whole = {video: np.arange(80.0).reshape(40, 2) + k for k, video in enumerate(("v1", "v2"))}
-    (files.folder / "openface").mkdir()
-    (files.folder / "voice").mkdir()
-    for video, values in whole.items():
-        np.save(files.folder / "voice" / f"{video}.npy", values)
-        lines = ["frame, timestamp, success, AU01, AU02"]
-        lines += [f"{k + 1}, {k / 10}, 1, {a}, {b}" for k, (a, b) in enumerate(values)]
-        (files.folder / "openface" / f"{video}.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match="voice@HZ"):
-        read_corpus(files.folder)
-    corpus = read_corpus(files.folder, acoustic="voice@10")
-    (example,) = corpus.splits["valid"]
-    np.testing.assert_array_equal(example.visual, whole["v1"][20:40])
-    np.testing.assert_array_equal(example.acoustic, whole["v1"][20:40])
-    with pytest.raises(DataError, match=r"NAME@HZ"):
-        read_corpus(files.folder, acoustic="voice@fast")
-    with pytest.raises(DataError, match=r"Leave out @99: v1\.csv has times of its own"):
-        read_corpus(files.folder, acoustic="voice@10", visual="openface@99")
-    for video, values in whole.items():
-        (files.folder / "voice" / f"{video}.npy").unlink()
-        np.savetxt(files.folder / "voice" / f"{video}.csv", values, delimiter=",", header="pitch,energy", comments="")
-    (example,) = read_corpus(files.folder, acoustic="voice@10").splits["valid"]
-    np.testing.assert_array_equal(example.acoustic, whole["v1"][20:40])
-    files.csd("COVAREP", "COVAREP", {"v1": (np.ones((1, 1)), [[0, 1]])})
-    with pytest.raises(DataError, match="Leave out @10"):
-        read_corpus(files.folder, acoustic="COVAREP@10")
-
-
 def test_streams_of_one_modality_are_joined_on_the_first_ones_frames(files: Any) -> None:
     files.table(ROWS[:1])
     times = np.array([[0, 1], [1, 2], [2, 3.0]])
@@ -149,7 +88,7 @@ def test_more_words_than_can_be_paired(files: Any, monkeypatch: pytest.MonkeyPat
     files.table([["v_1", "train", 0, 9, 1, "so good"]])
     words = np.array([[b"so"], [b"good"], [b"so"]]), [[0, 1], [1, 2], [2, 3]]
     files.csd("words", "words", {"v": words})
-    monkeypatch.setattr(segments, "MOST_PAIRS", 5)
+    monkeypatch.setattr(segment_reader, "MOST_PAIRS", 5)
     with pytest.raises(DataError, match=r"Cut 'v_1' into shorter segments: it has 2 words, .* 3 of words\."):
         read_corpus(files.folder, words="words")
 
@@ -158,7 +97,7 @@ def test_more_words_than_can_be_paired(files: Any, monkeypatch: pytest.MonkeyPat
 def test_a_small_table_of_a_long_video_is_no_bomb(
     files: Any, words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "FLOOR", 1 << 20)
+    monkeypatch.setattr(limits, "FLOOR", 1 << 20)
     files.table([[f"v_{k}", "all", 0, 200_000, 1, "a"] for k in range(1000)])
     frames = np.zeros((200_000, 1), dtype="i1"), np.arange(200_000)[:, None] + [0.0, 1.0]
     files.csd("COVAREP", "COVAREP", {"v": frames}, compression="gzip", compression_opts=9, shuffle=True)
@@ -256,118 +195,6 @@ def test_the_label_column_must_exist(files: Any) -> None:
         read_corpus(files.folder, label="mood")
 
 
-def npy(header: str) -> bytes:
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + bytes(64)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("v1_0.npy", b"\x93NUMPY\x01\x00"),
-        ("v1_0.npy", b"\x80\x04cos\nsystem\n."),
-        ("v1_0.csv", b"a,b\n1,x\n"),
-        ("v1_0.csv", b"a,b\n1\n"),
-        ("v1_0.csv", b"a,timestamp\n1,nan\n"),
-        ("v1_0.csv", b"a,b\n1,2,3\n"),
-        ("v1_0.csv", b"1,2\n1,2,3\n"),
-        ("v1_0.csv", b'"a,b\n1,2\n3,4\n'),
-        ("v1_0.csv", b"a" * 200_000 + b"\n1\n"),
-        ("v1_0.csv", b"frame,name\n1,2\n"),
-        ("v1_0.csv", b"a,start\n1,2\n"),
-        ("v1_0.npy", npy("{'descr':'<f4','fortran_order':False,'shape':(1099511627776,0)}")),
-        ("v1_0.npy", npy("{'descr':'<f4','fortran_order':False,'shape':(1099511627776,4)}")),
-        ("v1_0.npy", npy("{'descr':'<f4','fortran_order':False,'shape':(-1,2)}")),
-        ("v1_0.npy", npy("{'descr': (")),
-        ("v1_0.npy", npy("(" * 9000)),
-        ("v1_0.npy", npy("-" * 9000 + "1")),
-        ("v1_0.npy", npy(" {'descr'\n   :'<f4'\n x")),
-        ("v1_0.npy", npy("{'descr':['a'],'fortran_order':False,'shape':(1,1)}")),
-        ("v1_0.npy", b"PK\x03\x04" + bytes(100)),
-    ],
-)
-def test_damaged_feature_files(files: Any, name: str, content: bytes) -> None:
-    files.table(ROWS[:1])
-    (files.folder / "audio").mkdir()
-    (files.folder / "audio" / name).write_bytes(content)
-    with pytest.raises(DataError, match="v1_0"):
-        read_corpus(files.folder)
-
-
-def test_an_archive_is_no_npy(files: Any) -> None:
-    files.table(ROWS[:1])
-    (files.folder / "audio").mkdir()
-    with (files.folder / "audio" / "v1_0.npy").open("wb") as file:
-        np.savez(file, np.ones((2, 2)))
-    with pytest.raises(DataError, match=r"no \.npy file"):
-        read_corpus(files.folder)
-
-
-@pytest.mark.parametrize(
-    ("content", "frames"),
-    [
-        ("0.5,1\n1,2\n", [[0.5, 1], [1, 2]]),
-        ("0.5,1\n", [[0.5, 1]]),
-        ("0,1,2\n3,4,5\n", [[3, 4, 5]]),  # pandas's names
-        ("7\n8\n", [[7], [8]]),
-    ],
-)
-def test_a_csv_without_header_loses_no_frame(files: Any, content: str, frames: list[list[float]]) -> None:
-    files.table(ROWS[:1])
-    (files.folder / "audio").mkdir()
-    (files.folder / "audio" / "v1_0.csv").write_text(content)
-    np.testing.assert_array_equal(read_corpus(files.folder).splits["train"][0].acoustic, frames)
-
-
-def test_columns_of_a_csv(files: Any) -> None:
-    files.table(ROWS[:2])
-    (files.folder / "audio").mkdir()
-    (files.folder / "audio" / "v1.csv").write_text("frame,begin,end,confidence,x\n1,0,2,0.9,5\n2,2,4,0.9,6\n")
-    corpus = read_corpus(files.folder)
-    assert [corpus.splits[split][0].acoustic.tolist() for split in ("train", "valid")] == [[[5.0]], [[6.0]]]
-    assert "audio: no features are the columns confidence, frame" in str(corpus.report)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("x,y\n1_0,2\n", "Fill every cell"),
-        ("frame, face_id, timestamp, x\n1, 0, 0.1, 5\n1, 1, 0.1, 6\n", "rows of one face"),
-    ],
-)
-def test_a_csv_of_two_faces_or_of_what_is_no_number_is_refused(files: Any, content: str, message: str) -> None:
-    files.table([["a", "train", 0, 1, 0, "hi"]])
-    (files.folder / "visual").mkdir()
-    (files.folder / "visual" / "a.csv").write_text(content)
-    with pytest.raises(DataError, match=message):
-        read_corpus(files.folder)
-
-
-def test_two_files_of_one_utterance_are_refused(files: Any) -> None:
-    files.table(ROWS[:1])
-    (files.folder / "audio").mkdir()
-    (files.folder / "audio" / "v1_0.csv").write_text("a\n1\n")
-    np.save(files.folder / "audio" / "v1_0.npy", np.ones((1, 1)))
-    with pytest.raises(DataError, match=r"v1_0\.csv and v1_0\.npy"):
-        read_corpus(files.folder)
-
-
-def test_feature_files_run_no_code(files: Any) -> None:
-    files.table(ROWS[:1])
-    (files.folder / "audio").mkdir()
-    np.save(files.folder / "audio" / "v1_0.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="object arrays"):
-        read_corpus(files.folder)
-
-    class Attack:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.system, (f"touch {files.folder / 'pwned'}",)
-
-    (files.folder / "audio" / "v1_0.npy").write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(DataError, match="object arrays"):
-        read_corpus(files.folder)
-    assert not (files.folder / "pwned").exists()
-
-
 def test_a_segment_without_frames_is_counted(files: Any) -> None:
     files.table(ROWS[:2])
     (files.folder / "audio").mkdir()
@@ -375,21 +202,6 @@ def test_a_segment_without_frames_is_counted(files: Any) -> None:
     corpus = read_corpus(files.folder)
     assert corpus.splits["valid"][0].acoustic.shape == (0, 3)
     assert "1 examples have no acoustic frame" in str(corpus.report)
-
-
-def test_files_of_an_utterance_begin_with_it(files: Any) -> None:
-    files.table([["t_0", "train", 0, 2, 1, "so good"], ["t_1", "train", 60, 62, 1, "so good"]])
-    words = np.array([[b"so"], [b"good"]] * 2)
-    files.csd("words", "words", {"t": (words, [[0, 1], [1, 2], [60, 61], [61, 62]])})
-    files.csd("COVAREP", "COVAREP", {"t": (np.array([[3.0], [4.0]]), [[0, 61], [61, 100]])})
-    (files.folder / "audio").mkdir()
-    for k in (0, 1):
-        np.save(files.folder / "audio" / f"t_{k}.npy", np.arange(20.0)[:, None])
-    for example in read_corpus(files.folder, words="words", acoustic="audio@10").splits["train"]:
-        np.testing.assert_array_equal(example.acoustic, [[4.5], [14.5]])
-    # Cut, and joined with a stream that runs through the video.
-    second = read_corpus(files.folder, acoustic=["audio@10", "COVAREP"]).splits["train"][1]
-    np.testing.assert_array_equal(second.acoustic[:, 1], [3.0] * 10 + [4.0] * 10)
 
 
 def test_words_without_a_frame_are_counted(files: Any) -> None:
@@ -405,23 +217,6 @@ def test_words_without_a_frame_are_counted(files: Any) -> None:
         read_corpus(files.folder, words="words")
 
 
-def test_what_a_file_named_by_an_id_without_number_holds(files: Any) -> None:
-    rows = [["clipA", "train", 10, 12, 1, "so good"], ["clipB", "train", 30, 32, 1, "so bad"]]
-    (files.folder / "audio").mkdir()
-    for name in ("clipA", "clipB"):
-        np.save(files.folder / "audio" / f"{name}.npy", np.arange(400.0)[:, None])
-
-    def read(**options: Any) -> list[int]:
-        return [int(e.acoustic[0, 0]) for e in read_corpus(files.folder, **options).splits["train"]]
-
-    files.table(rows)  # nothing else is of the same video: the files are the utterances' own
-    assert read() == read(acoustic="audio@10") == [0, 0]
-    files.table([[*row, row[0]] for row in rows], "id\tsplit\tstart\tstop\tlabel\ttext\tvideo")
-    assert read(acoustic="audio@10") == [100, 300]
-    files.table([*rows, ["clipA_1", "train", 20, 21, 1, "yes"]])
-    assert read(acoustic="audio@10") == [100, 200, 0]
-
-
 @pytest.mark.parametrize("start", [0, 1000])
 def test_a_stream_that_no_example_meets_is_refused(files: Any, start: int) -> None:
     files.table([["t_0", "train", start, start + 2, 1, "so good"]])
@@ -435,7 +230,7 @@ def test_a_stream_that_no_example_meets_is_refused(files: Any, start: int) -> No
 def test_a_table_that_has_all_words_of_a_video_looked_through_is_no_bomb(
     files: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segments, "FLOOR", 1 << 23)
+    monkeypatch.setattr(limits, "FLOOR", 1 << 23)
     files.table([[f"v_{k}", "all", 0, 1, 1, "a"] for k in range(8000)])
     times = np.arange(20_000)[:, None] * [0.0, 0.0] + [5.0, 6.0]
     files.csd("words", "words", {"v": (np.full((20_000, 1), b"a"), times)}, compression="gzip", compression_opts=9)

@@ -1,92 +1,20 @@
-"""The compiled CPU backend of cms_attention: its numbers, and how its library is built, kept and loaded."""
+"""The compiled CPU backend of cms_attention: its numbers, and what it keeps."""
 
 import ctypes
-import importlib.util
 import os
-import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from cmsbert_fast.kernels.cpu import build as cpu_build
 from cmsbert_fast.kernels.cpu import library as cpu_library
-from torch.utils.checkpoint import checkpoint
 
 from cmsbert_fast import ModalityShift, cms_attention
-from cmsbert_fast.ops.attention import cpu as attention_cpu
-from cmsbert_fast.ops.attention.api import choose_backend
-from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
-
-MISSING = attention_cpu.why_not(torch.zeros(1))
-needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-
-# Lengths of tokens, of the face, of the voice. The longest exceed one block of queries (64) and of depth (256).
-CASES = {
-    "unequal": ([5, 3, 7], [4, 1, 2], [2, 9, 3]),
-    "one token": ([1], [3], [2]),
-    "no frames anywhere": ([4, 2], [0, 0], [0, 0]),
-    "one utterance without frames": ([4, 2], [3, 0], [0, 5]),
-    "an utterance without tokens": ([4, 0, 17], [3, 2, 1], [1, 1, 5]),
-    "a first utterance without tokens": ([0, 5], [2, 3], [1, 4]),
-    "visual only": ([16, 2], [3, 16], None),
-    "acoustic only": ([4, 33], None, [31, 6]),
-    "text only": ([4, 15], None, None),
-    "long": ([63, 130, 1, 64], [300, 3, 0, 17], [5, 70, 2, 9]),
-}
-# (heads, size of a head, of the face's frames, of the voice's)
-DIMENSIONS = [(2, 64, 47, 74), (3, 40, 5, 33), (2, 3, 1, 16)]
-
-
-def make(case, dimensions, dtype=torch.float32, extra_rows=3, seed=0):
-    """Leaves (q, k, v, and four tensors a modality), and the rest of the call's arguments.
-
-    Shifts are smaller than q, k and v: large ones make scores of 60, whose rounding decides the softmax by chance.
-    """
-    heads, head_size, *sizes = dimensions
-    tokens, *frames = case
-    generator = torch.Generator().manual_seed(seed)
-    rows = sum(tokens) + extra_rows
-
-    def random(*shape, scale=1.0):
-        x = torch.randn(*shape, dtype=torch.float64, generator=generator) * scale
-        return x.to(dtype).requires_grad_()
-
-    leaves = [random(rows, heads, head_size) for _ in range(3)]
-    shifts = []
-    for lengths, size in zip(frames, sizes, strict=True):
-        if lengths is None:
-            shifts.append(None)
-            continue
-        n = sum(lengths) + extra_rows
-        tensors = [random(rows), random(n), random(n, size), random(heads * head_size, size, scale=0.2 * size**-0.5)]
-        leaves += tensors
-        shifts.append((cumulative(torch.tensor(lengths)), max(lengths)))
-    return leaves, shifts, dict(cu_seqlens=cumulative(torch.tensor(tokens)), max_seqlen=max(tokens))
-
-
-def call(leaves, shifts, arguments, **options):
-    rest = iter(leaves[3:])
-    modalities = [cu and ModalityShift(*(next(rest) for _ in range(4)), *cu) for cu in shifts]
-    return cms_attention(*leaves[:3], *modalities, **arguments, **options)
-
-
-def values(leaves, shifts, arguments, **options):
-    """z and all gradients of its product with fixed numbers."""
-    z = call(leaves, shifts, arguments, **options)
-    weight = torch.randn(z.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(z.dtype)
-    return [z.detach(), *torch.autograd.grad((z * weight).sum(), leaves, allow_unused=True, materialize_grads=True)]
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """Every output starts as NaN: what is not written is found."""
-    for name in ("_outputs", "_gradients"):
-        original = getattr(attention_cpu, name)
-        monkeypatch.setattr(attention_cpu, name, lambda *a, f=original: type(r := f(*a))(x.fill_(torch.nan) for x in r))
+from cmsbert_fast.ops.attention import cpu
+from cmsbert_fast.packing import Packing, pad, valid_positions
+from tests.ops.attention.cpu_cases import CASES, DIMENSIONS, call, make, needs_compiler, values
 
 
 def assert_as_good_as_torch(case, dimensions, activation="relu", dtype=torch.float32, oracle="reference"):
@@ -362,7 +290,7 @@ def test_shifts_are_kept_for_a_backward_pass_only(shifted, for_backward, shape):
 @needs_compiler
 def test_nothing_is_kept_without_a_graph(monkeypatch):
     asked = []
-    monkeypatch.setattr(attention_cpu, "_outputs", lambda *a, f=attention_cpu._outputs: asked.append(a[-1]) or f(*a))
+    monkeypatch.setattr(cpu, "_outputs", lambda a, f=cpu._outputs: asked.append(a.for_backward) or f(a))
     leaves, *rest = make(CASES["unequal"], DIMENSIONS[0])
     for graph in (torch.no_grad, torch.inference_mode, torch.enable_grad):
         with graph():
@@ -371,257 +299,8 @@ def test_nothing_is_kept_without_a_graph(monkeypatch):
 
 
 @needs_compiler
-def test_a_backward_pass_of_what_kept_nothing_is_refused():
-    arguments = operator_arguments(0.0)
-    out, *saved = torch.ops.cmsbert_fast.cms_attention_cpu_forward(*arguments, False)
-    with pytest.raises(ValueError, match="call it with for_backward=True"):
-        torch.ops.cmsbert_fast.cms_attention_cpu_backward(torch.ones_like(out), *saved, [False] * 4, *arguments)
-
-
-@needs_compiler
 @pytest.mark.parametrize("cu", [[0, 3, 9], [0, 5, 3], [1, 2, 4], [0, -1, 4]])
 def test_cu_seqlens_that_point_outside_are_refused(cu):
     x = torch.randn(4, 2, 8)
     with pytest.raises(ValueError, match="cu_seqlens must start at 0"):
         cms_attention(x, x, x, cu_seqlens=torch.tensor(cu, dtype=torch.int32), max_seqlen=4, backend="cpu")
-
-
-# ------------------------------------------------------------------ as a registered operator
-
-
-def operator_arguments(dropout_p):
-    leaves, shifts, arguments = make(CASES["one utterance without frames"], DIMENSIONS[2])
-    tensors = [x.detach() for x in leaves]
-    seed = torch.tensor([7]) if dropout_p else None
-    modalities = (*tensors[3:7], shifts[0][0], *tensors[7:], shifts[1][0])
-    return (*tensors[:3], *modalities, arguments["cu_seqlens"], seed, "tanh", 0.5, dropout_p)  # of both operators
-
-
-@needs_compiler
-@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
-def test_operators_pass_opcheck(poisoned, dropout_p):
-    arguments = operator_arguments(dropout_p)
-    operators = torch.ops.cmsbert_fast
-    for for_backward in (False, True):
-        torch.library.opcheck(operators.cms_attention_cpu_forward.default, (*arguments, for_backward))
-    out, *saved = operators.cms_attention_cpu_forward(*arguments, True)
-    assert all(x.isfinite().all() for x in saved)  # also where no sequence is
-    backward = (torch.ones_like(out), *saved, [True, True, False, True], *arguments)
-    torch.library.opcheck(operators.cms_attention_cpu_backward.default, backward)
-
-
-@needs_compiler
-@pytest.mark.parametrize(("backend", "dropout_p"), [("cpu", 0.0), ("cpu", 0.5), ("auto", 0.0)])
-def test_compiles_without_a_graph_break_for_any_lengths(backend, dropout_p):
-    torch.compiler.reset()
-    cpu_build.load.cache_clear()  # the library may not even be loaded before tracing
-    compiled = torch.compile(
-        lambda *x: call(*x, backend=backend, dropout_p=dropout_p).sin(),
-        fullgraph=True, backend="aot_eager", dynamic=True,
-    )  # fmt: skip
-    for case in (([5, 3, 7], [4, 1, 2], [2, 9, 3]), ([6, 2, 11], [5, 3, 2], [2, 9, 4])):
-        leaves, shifts, arguments = make(case, DIMENSIONS[0])
-        torch.manual_seed(0)
-        z = call(leaves, shifts, arguments, backend="cpu", dropout_p=dropout_p).sin()
-        expected = torch.autograd.grad(z.sum(), leaves)
-        torch.manual_seed(0)
-        actual = torch.autograd.grad(compiled(leaves, shifts, arguments).sum(), leaves)
-        for a, e in zip(actual, expected, strict=True):
-            assert torch.equal(a, e)
-
-
-@needs_compiler
-def test_checkpointing_draws_the_same_mask():
-    leaves, *rest = make(CASES["unequal"], DIMENSIONS[0])
-
-    def attention(*leaves):
-        return call(leaves, *rest, backend="cpu", dropout_p=0.4)
-
-    results = []
-    for run in (
-        attention,
-        lambda *x: checkpoint(attention, *x, use_reentrant=False),
-        lambda *x: checkpoint(attention, *x, use_reentrant=True),
-    ):
-        torch.manual_seed(5)
-        own = [x.detach().requires_grad_() for x in leaves]
-        run(*own).square().sum().backward()
-        results.append([x.grad for x in own])
-    for gradients in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], gradients, strict=True))
-
-
-@needs_compiler
-def test_autocast():
-    leaves, *rest = make(CASES["unequal"], DIMENSIONS[0])
-    with torch.autocast("cpu", torch.bfloat16):
-        z = call(leaves, *rest, backend="cpu")
-    assert z.dtype == torch.bfloat16
-    gradients = torch.autograd.grad(z.float().sum(), leaves)
-    assert all(x.dtype == torch.float32 for x in gradients)
-
-
-# ------------------------------------------------------------------ which backend runs
-
-
-@needs_compiler
-def test_auto_picks_the_compiled_code_where_it_can_run(monkeypatch):
-    monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
-    picked = {dtype: choose_backend(torch.zeros(1, dtype=dtype)) for dtype in (torch.float32, torch.float64)}
-    assert picked == {torch.float32: "cpu", torch.float64: "torch"}
-    assert choose_backend(torch.zeros(1, dtype=torch.float16)) == "torch"
-    with pytest.raises(ValueError, match=r'backend="cpu" cannot run here: .* not in torch.float64; use backend="auto"'):
-        choose_backend(torch.zeros(1, dtype=torch.float64), "cpu")
-
-
-def test_without_a_compiler_everything_works_and_says_so(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
-    cpu_build.load.cache_clear()
-    try:
-        assert choose_backend(torch.zeros(1)) == "torch"
-        assert "no C++ compiler found (looked for c++, g++, clang++)" in attention_cpu.why_not(torch.zeros(1))
-        with pytest.raises(ValueError, match=r'backend="cpu" cannot run here: no C\+\+ compiler found'):
-            choose_backend(torch.zeros(1), "cpu")
-        leaves, *rest = make(CASES["unequal"], DIMENSIONS[2])
-        assert call(leaves, *rest).isfinite().all()
-    finally:
-        cpu_build.load.cache_clear()
-
-
-# ------------------------------------------------------------------ building and keeping the library
-
-
-@pytest.fixture
-def quick(monkeypatch, tmp_path):
-    """A compiler that notes each call and does not optimise; returns the note."""
-    if MISSING is not None:
-        pytest.skip(MISSING)
-    note, script = tmp_path / "calls", tmp_path / "compiler"
-    source = tmp_path / "small.cpp"
-    source.write_text('extern "C" int answer() { return 42; }')
-    monkeypatch.setattr(cpu_build, "SOURCES", (source,))
-    real = shlex.join(cpu_build._require_compiler())
-    script.write_text(f'#!/bin/sh\necho called >> "{note}"\nsleep "${{COMPILER_SLEEPS:-0}}"\nexec {real} "$@" -O0\n')
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
-    return note
-
-
-BUILDER = """
-import importlib.util, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("cpu_build", sys.argv[1])
-cpu_build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cpu_build)
-cpu_build.SOURCES = (Path(sys.argv[2]),)
-print("ready", flush=True)
-assert cpu_build.build_and_load(Path(sys.argv[3])).answer() == 42
-"""
-
-
-def start_builder(folder, **environment):
-    """A process that builds into ``folder``, without importing torch."""
-    command = [sys.executable, "-c", BUILDER, importlib.util.find_spec("cmsbert_fast.kernels.cpu.build").origin]
-    command += [str(cpu_build.SOURCES[0]), str(folder)]
-    process = subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def calls(note):
-    return len(note.read_text().splitlines()) if note.exists() else 0
-
-
-def wait_for(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_built_once_then_loaded(quick, tmp_path):
-    folder = tmp_path / "new" / "cache"
-    for _ in range(2):
-        assert cpu_build.build_and_load(folder).answer() == 42
-    assert calls(quick) == 1
-    assert not list(folder.glob("*.tmp"))
-
-
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-1] + b"?"])
-def test_a_damaged_binary_is_built_again(quick, tmp_path, damage):
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    path = cpu_build._build(folder, cpu_build._native_flag_and_key()[1], [])
-    path.write_bytes(damage(path.read_bytes()))
-    assert cpu_build.build_and_load(folder).answer() == 42
-    assert calls(quick) == 2
-
-
-def test_processes_that_start_together_compile_once(quick, tmp_path):
-    processes = [start_builder(tmp_path / "cache", COMPILER_SLEEPS="1") for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
-    assert calls(quick) == 1
-
-
-def test_a_killed_build_leaves_nothing_that_blocks(quick, tmp_path):
-    process = start_builder(tmp_path / "cache", COMPILER_SLEEPS="5")
-    wait_for(lambda: calls(quick) == 1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list((tmp_path / "cache").glob("*.lock"))
-    start = time.monotonic()
-    assert cpu_build.build_and_load(tmp_path / "cache").answer() == 42
-    assert time.monotonic() - start < 5  # waits neither for the dead process nor for its compiler
-
-
-def test_a_build_that_hangs_is_not_waited_for_for_ever(quick, tmp_path, monkeypatch):
-    process = start_builder(tmp_path / "cache", COMPILER_SLEEPS="30")
-    try:
-        wait_for(lambda: calls(quick) == 1)
-        monkeypatch.setattr(cpu_build, "PATIENCE", 0.2)
-        assert cpu_build.build_and_load(tmp_path / "cache").answer() == 42
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_a_folder_that_cannot_be_written(quick, tmp_path):
-    (tmp_path / "file").touch()
-    assert cpu_build.build_and_load(tmp_path / "file" / "cache").answer() == 42
-
-
-def test_a_full_disk(quick, tmp_path):
-    real = (tmp_path / "compiler").read_text()
-    full = real.replace("exec", 'case "$*" in */cache/*) echo "error: no space left" >&2; exit 1;; esac\nexec')
-    (tmp_path / "compiler").write_text(full)
-    assert cpu_build.build_and_load(tmp_path / "cache").answer() == 42
-
-
-def test_no_folder_at_all_is_a_reason_not_a_traceback(quick, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(cpu_build, "cache_folder", lambda: tmp_path / "file" / "cache")
-    monkeypatch.setattr(cpu_build.tempfile, "tempdir", str(tmp_path / "nowhere"))
-    cpu_build.load.cache_clear()
-    try:
-        assert "cannot be built" in cpu_build.load()
-    finally:
-        cpu_build.load.cache_clear()
-
-
-def test_a_failing_compiler_is_quoted(quick, tmp_path):
-    cpu_build.SOURCES[0].write_text("int answer() { return forty_two; }")
-    with pytest.raises(cpu_build.BuildError, match=r"failed.*forty_two"):
-        cpu_build.build_and_load(tmp_path / "cache")
-
-
-def test_each_cpu_has_its_own_binary(monkeypatch):
-    keys = set()
-    for features in ("flags : sse2", "flags : sse2 avx512f"):
-        monkeypatch.setattr(cpu_build, "_cpu_features", lambda f=features: f)
-        keys.add(cpu_build._native_flag_and_key()[1])
-    assert len(keys) == 2
-    monkeypatch.setattr(cpu_build, "_cpu_features", lambda: "")
-    assert cpu_build._native_flag_and_key()[0] == []  # unknown CPU: the compiler's portable default

@@ -23,14 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from cmsbert_fast import ModalityShift, cms_attention
-from cmsbert_fast.ops.attention import cpu as attention_cpu
+from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.attention import triton as attention_triton
-from cmsbert_fast.ops.attention.api import choose_backend
-from cmsbert_fast.ops.contrastive import api as contrastive
+from cmsbert_fast.ops.dispatch import choose_backend, why_not
 from cmsbert_fast.packing import cumulative
+from tests.interpreter import INTERPRETED, round_products_once
 from tests.ops.launches import launched_on_gpu
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 # What torch.compile does with the graph it captured: generates kernels on a GPU, runs it as it is elsewhere.
@@ -42,10 +41,10 @@ AT_LEAST = 40  # tests that pass in the interpreter
 def test_in_the_interpreter() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     others = [
-        "tests/test_attention.py::test_what_lies_in_rows_of_no_sequence_reaches_no_gradient",
-        "tests/test_attention.py::test_a_batch_without_tokens_has_gradients_of_zero",
-        "tests/test_modeling.py::test_the_kernels_give_the_references_loss_and_gradients",
-        "tests/test_padding_free.py::test_nothing_is_computed_on_padding[triton]",
+        "tests/ops/attention/test_attention.py::test_what_lies_in_rows_of_no_sequence_reaches_no_gradient",
+        "tests/ops/attention/test_attention.py::test_a_batch_without_tokens_has_gradients_of_zero",
+        "tests/models/cmsbert/test_modeling.py::test_the_kernels_give_the_references_loss_and_gradients",
+        "tests/models/cmsbert/test_padding_free.py::test_nothing_is_computed_on_padding[triton]",
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, *others]
     root = Path(__file__).resolve().parents[3]
@@ -81,7 +80,7 @@ def shape_class(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     """Forces calls into a shape class; afterwards exactly its kernels have run, or none where another backend ran."""
     chosen = SHAPE_CLASSES[request.param]
     launched: set[str] = set()
-    if attention_triton.HAS_TRITON:
+    if capability.HAS_TRITON:
         kernels, run = attention_triton.kernels, attention_triton.kernels.launch.run
 
         def record(kernel: Any, *arguments: Any) -> None:
@@ -219,7 +218,7 @@ def test_a_second_derivative_is_refused(backend: str) -> None:
     if backend == "cpu":
         leaves = [x.detach().cpu().requires_grad_() for x in leaves]
         options = {name: x.cpu() if isinstance(x, Tensor) else x for name, x in options.items()}
-        if reason := attention_cpu.why_not(leaves[0]):
+        if reason := why_not("attention", "cpu", leaves[0]):
             pytest.skip(reason)
     loss = run(leaves, backend, **options).sum()
     once = torch.autograd.grad(loss, leaves, retain_graph=True)
@@ -235,11 +234,11 @@ def test_a_second_derivative_is_refused(backend: str) -> None:
 def test_the_error_names_the_environment_that_chose(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.empty(1, 2, 64, dtype=torch.float64)
     with pytest.raises(ValueError, match=r'^backend="triton" cannot run here: .*; use backend="auto" or "torch"\.'):
-        choose_backend(query, "triton")
+        choose_backend("attention", query, "triton")
     monkeypatch.setenv("CMSBERT_BACKEND", "triton")
-    for choose in (choose_backend, lambda query: contrastive._choose_backend("auto", query)):
+    for operator in ("attention", "contrastive"):
         with pytest.raises(ValueError, match=r"^CMSBERT_BACKEND=triton in the environment.*; unset CMSBERT_BACKEND"):
-            choose(query)
+            choose_backend(operator, query)
 
 
 @every_way
@@ -420,6 +419,8 @@ def check_halves(rank: int, backend: str) -> None:
 
 def work_on_a_half(rank: int, store: str, backends: list[str]) -> None:
     torch.set_num_threads(1)
+    if INTERPRETED:  # in a process that pytest has not set up
+        round_products_once()
     timeout = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timeout)
     for backend in backends:
@@ -430,7 +431,7 @@ def work_on_a_half(rank: int, store: str, backends: list[str]) -> None:
 
 def test_two_ranks_give_the_gradients_of_one_process(tmp_path: Path) -> None:
     backends = ["triton"] if INTERPRETED else ["torch"]  # the interpreter's run repeats nothing
-    if not INTERPRETED and attention_cpu.why_not(torch.empty(1)) is None:
+    if not INTERPRETED and why_not("attention", "cpu", torch.empty(1)) is None:
         backends.append("cpu")
     if DEVICE == "cuda":
         backends.append("triton")
@@ -509,9 +510,9 @@ def test_launches_on_gpu(shape_class: ShapeClass, dropout_p: float) -> None:
 
 @pytest.mark.cuda
 def test_auto_picks_triton_on_a_gpu() -> None:
-    assert choose_backend(torch.empty(1, 2, 64, device="cuda", dtype=torch.bfloat16)) == "triton"
-    assert choose_backend(torch.empty(1, 2, 64, device="cuda", dtype=torch.float64)) == "torch"
+    assert choose_backend("attention", torch.empty(1, 2, 64, device="cuda", dtype=torch.bfloat16)) == "triton"
+    assert choose_backend("attention", torch.empty(1, 2, 64, device="cuda", dtype=torch.float64)) == "torch"
 
 
 def test_auto_never_interprets() -> None:
-    assert choose_backend(torch.empty(1, 2, 64)) != "triton"
+    assert choose_backend("attention", torch.empty(1, 2, 64)) != "triton"

@@ -3,11 +3,9 @@
 Four processes start once and go through everything; a failed assertion in any of them fails the test.
 """
 
-import contextlib
-import datetime
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -18,81 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-RANKS = 4
-# Rows of each rank, by the size of the group.
-COUNTS = {1: [23], 2: [9, 14], 4: [7, 0, 11, 5]}
-
-
-@contextlib.contextmanager
-def joined(rank: int, store: str, ranks: int, seconds: int = 300) -> Iterator[None]:
-    """This process is a rank of a group; the ranks leave together, as one that leaves while others talk aborts them."""
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=seconds)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timeout)
-    try:
-        yield
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
-
-
-class Model(nn.Module):
-    """Three linear projections, dropout and a learned temperature."""
-
-    def __init__(self, dropout: float = 0.0):
-        super().__init__()
-        torch.manual_seed(5)
-        self.layers = nn.ModuleList(nn.Linear(6, 8) for _ in range(3)).double()
-        self.dropout = nn.Dropout(dropout)
-        self.temperature = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return (*(layer(self.dropout(x)) for layer in self.layers), self.temperature.expand(len(x)))
-
-
-def data(n: int = 23) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    labels = torch.randint(-12, 13, (n,), generator=generator) / 10
-    return torch.randn(n, 6, generator=generator, dtype=torch.float64), labels
-
-
-def gradients(model: nn.Module) -> list[Tensor]:
-    return [p.grad.clone() for p in model.parameters()]
-
-
-def assert_same(got: list[Tensor], wanted: list[Tensor]) -> None:
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-
-
-@contextlib.contextmanager
-def counted(ring: bool, ranks: int) -> Iterator[None]:
-    """The ranks must meet, and only as said: in a ring, or by gathering (always where there is one rank).
-
-    Whatever they send or receive must have ended when they part: a rank that leaves while its message is still under
-    way aborts the others.
-    """
-    from cmsbert_fast.ops.contrastive import api as contrastive
-
-    messages: list[mock.Mock] = []
-    start = dist.batch_isend_irecv
-
-    def recorded(operations: list[dist.P2POp]) -> list[mock.Mock]:
-        works = [mock.Mock(wraps=work) for work in start(operations)]
-        assert len(works) == len(operations)
-        messages.extend(works)
-        return works
-
-    with (
-        mock.patch.object(contrastive, "_meet_in_a_ring", wraps=contrastive._meet_in_a_ring) as in_a_ring,
-        mock.patch.object(contrastive, "_meet_by_gathering", wraps=contrastive._meet_by_gathering) as by_gathering,
-        mock.patch.object(dist, "batch_isend_irecv", recorded),
-    ):
-        yield
-    taken, other = (in_a_ring, by_gathering) if ring and ranks > 1 else (by_gathering, in_a_ring)
-    assert (taken.call_count > 0 or ranks == 1, other.call_count) == (True, 0)
-    assert bool(messages) == (ring and ranks > 1)
-    assert all(work.wait.call_count == 1 for work in messages)
+from tests.ops.contrastive.ranks import COUNTS, RANKS, Model, assert_same, counted, data, gradients, joined
 
 
 def check_loss(
@@ -105,9 +29,9 @@ def check_loss(
 ) -> None:
     """Value on every rank, embeddings' and temperature's gradients after averaging."""
     from cmsbert_fast import pairwise_contrastive_loss, reference
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
-    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     start = sum(COUNTS[ranks][:rank])
     mine = slice(start, start + COUNTS[ranks][rank])
@@ -146,9 +70,9 @@ def check_loss(
 def check_ddp(group: dist.ProcessGroup, ring: bool) -> None:
     """Parameters' gradients under DistributedDataParallel are those of one process with the whole batch."""
     from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
-    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     x, y = data()
     single = Model()
@@ -166,9 +90,9 @@ def check_ddp(group: dist.ProcessGroup, ring: bool) -> None:
 def check_second_derivative(group: dist.ProcessGroup, ring: bool, backend: str = "torch") -> None:
     """It is refused, whether or not the loss itself is also differentiated."""
     from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
-    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
     x, y = data(5)
     z = [x.float().requires_grad_() for _ in range(3)]
     tau = torch.tensor(0.2, requires_grad=True)
@@ -186,10 +110,10 @@ def check_second_derivative(group: dist.ProcessGroup, ring: bool, backend: str =
 def check_gradcache(group: dist.ProcessGroup) -> None:
     """Micro-batches on every rank: still the gradient of the whole global batch, dropout included."""
     from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
     from cmsbert_fast.training.gradcache import gradcache_backward
 
-    contrastive.GATHER_LIMIT_BYTES = 2**30
+    distributed.GATHER_LIMIT_BYTES = 2**30
     ranks, rank = dist.get_world_size(group), dist.get_rank(group)
     x, y = data(24)
     share = 24 // ranks
@@ -218,14 +142,14 @@ def check_gradcache(group: dist.ProcessGroup) -> None:
 
 def check_passes(group: dist.ProcessGroup, ring: bool) -> None:
     """The ranks divide 15 n^2 d multiply-adds: not one of them computes a similarity that another does."""
-    from cmsbert_fast.ops.contrastive import api as contrastive
-    from tests.ops.contrastive.test_contrastive import Products
+    from cmsbert_fast.ops.contrastive import distributed
+    from tests.ops.contrastive.test_cost import Products
 
-    contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+    distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
     rows = COUNTS[dist.get_world_size(group)][dist.get_rank(group)]
     z, y = [torch.randn(rows, 6) for _ in range(3)], torch.randn(rows)
     with Products() as mode:
-        contrastive._group_forward(z, y, None, 0.1, 0.9, 0.1, "torch", group.group_name, True)
+        distributed._forward(z, y, None, 0.1, 0.9, 0.1, "torch", group.group_name, True)
     total = torch.tensor(mode.multiply_adds)
     dist.all_reduce(total, group=group)
     assert total == 15 * 23 * 23 * 6
@@ -233,14 +157,14 @@ def check_passes(group: dist.ProcessGroup, ring: bool) -> None:
 
 def check_memory(two: dist.ProcessGroup, four: dist.ProcessGroup) -> None:
     """In a ring a rank holds its own rows, another's and, from three ranks on, a third one's that arrive meanwhile."""
-    from cmsbert_fast.ops.contrastive import api as contrastive
-    from cmsbert_fast.ops.contrastive import torch as contrastive_torch
-    from tests.ops.contrastive.test_contrastive import peak_on_cpu
+    from cmsbert_fast.ops.contrastive import distributed
+    from cmsbert_fast.ops.contrastive import torch as torch_engine
+    from tests.ops.contrastive.test_cost import peak_on_cpu
 
-    with mock.patch.object(contrastive_torch, "CHUNK_BYTES", 2**12):
+    with mock.patch.object(torch_engine, "CHUNK_BYTES", 2**12):
         peaks = {}
         for ring in (True, False):
-            contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+            distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
             for group in (two, four):
                 peaks[ring, group] = peak_on_cpu(32, 256, torch.float32, group)
     rows = 3 * 32 * 256 * 4  # bytes of one rank
@@ -295,7 +219,7 @@ class WithLoss(nn.Module):
 
 
 def work_under_inductor(rank: int, store: str) -> None:
-    from cmsbert_fast.ops.contrastive import api as contrastive
+    from cmsbert_fast.ops.contrastive import distributed
 
     with joined(rank, store, 2):
         x, y = data()
@@ -303,7 +227,7 @@ def work_under_inductor(rank: int, store: str) -> None:
         single(x, y).backward()
         mine = slice(0, COUNTS[2][0]) if rank == 0 else slice(COUNTS[2][0], None)
         for ring in (False, True):
-            contrastive.GATHER_LIMIT_BYTES = 0 if ring else 2**30
+            distributed.GATHER_LIMIT_BYTES = 0 if ring else 2**30
             model = DistributedDataParallel(WithLoss(dist.group.WORLD))
             torch.compile(model, backend="inductor")(x[mine], y[mine]).backward()
             assert_same(gradients(model), gradients(single))
@@ -313,85 +237,6 @@ def work_under_inductor(rank: int, store: str) -> None:
 def test_inductor_under_ddp(tmp_path: Path) -> None:
     run: Callable[..., None] = mp.spawn
     run(work_under_inductor, args=(str(tmp_path / "store"),), nprocs=2)
-
-
-def work_without_gradients_on_one_rank(rank: int, store: str) -> None:
-    from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
-
-    with joined(rank, store, 2, seconds=60):
-        contrastive.GATHER_LIMIT_BYTES = 0
-        x, y = data()
-        model = Model()
-        if rank == 0:
-            *z, _ = model(x)
-            loss = pairwise_contrastive_loss(*z, y, model.temperature, group=dist.group.WORLD)
-            (loss / 2).backward()
-            single = Model()
-            *z, _ = single(x)
-            expected = pairwise_contrastive_loss(*z, y, single.temperature)
-            expected.backward()
-            torch.testing.assert_close(loss, expected)
-            assert_same(gradients(model), gradients(single))
-        else:
-            nothing = [torch.zeros(0, 8, dtype=torch.float64)] * 3
-            tau = model.temperature.detach()
-            loss = pairwise_contrastive_loss(*nothing, torch.zeros(0), tau, group=dist.group.WORLD)
-            assert not loss.requires_grad
-
-
-def test_a_rank_may_need_no_gradients(tmp_path: Path) -> None:
-    """A rank without rows gives plain zeros: it still passes the others' blocks on in the backward exchange."""
-    run: Callable[..., None] = mp.spawn
-    run(work_without_gradients_on_one_rank, args=(str(tmp_path / "store"),), nprocs=2)
-
-
-def work_that_disagrees(rank: int, store: str) -> None:
-    from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
-
-    with joined(rank, store, 2, seconds=30):
-        z, y = torch.randn(4, 8), torch.randn(4)
-        odd = [
-            ([z, z, z], None, "no labels"),
-            ([z, z, z], y.long(), "labels of torch.int64"),
-            ([z[:, :4]] * 3, y, "d=4"),
-            ([z.double()] * 3, y, "torch.float64"),
-            ([z, z, None], y, "2 modalities"),
-        ]
-        for limit in (0, 2**30):
-            contrastive.GATHER_LIMIT_BYTES = limit
-            for embeddings, labels, named in odd:
-                given, targets = (embeddings, labels) if rank else ([z, z, z], y)
-                smoothing = None if targets is None else 0.9
-                with pytest.raises(ValueError, match=f"All ranks.*rank 0 has 3 .*d=8 .* but rank 1 .*{named}"):
-                    pairwise_contrastive_loss(*given, targets, smoothing=smoothing, group=dist.group.WORLD)
-        pairwise_contrastive_loss(z, z, z, y, group=dist.group.WORLD)  # the group is as good as before
-
-
-def test_ranks_that_disagree_are_told(tmp_path: Path) -> None:
-    """Otherwise they would wait for one another, or read one another's bytes as something else."""
-    run: Callable[..., None] = mp.spawn
-    run(work_that_disagrees, args=(str(tmp_path / "store"),), nprocs=2)
-
-
-def work_at_the_limit(rank: int, store: str) -> None:
-    from cmsbert_fast import pairwise_contrastive_loss
-    from cmsbert_fast.ops.contrastive import api as contrastive
-
-    with joined(rank, store, 2, seconds=60):
-        assert contrastive.GATHER_LIMIT_BYTES == 2**30  # as the README says
-        z = [torch.randn(5 - 2 * rank, 8, dtype=torch.bfloat16) for _ in range(3)]
-        gathered = 2 * 5 * 8 * 3 * 2  # ranks, rows of the longest, d, modalities, bytes
-        for limit, ring in ((gathered, False), (gathered - 1, True)):
-            contrastive.GATHER_LIMIT_BYTES = limit
-            with counted(ring, 2):
-                pairwise_contrastive_loss(*z, smoothing=None, group=dist.group.WORLD)
-
-
-def test_size_decides_how_ranks_meet(tmp_path: Path) -> None:
-    run: Callable[..., None] = mp.spawn
-    run(work_at_the_limit, args=(str(tmp_path / "store"),), nprocs=2)
 
 
 def work_in_the_interpreter(rank: int, store: str) -> None:
@@ -406,22 +251,6 @@ def work_in_the_interpreter(rank: int, store: str) -> None:
 def test_triton_on_two_ranks(tmp_path: Path) -> None:
     run: Callable[..., None] = mp.spawn
     run(work_in_the_interpreter, args=(str(tmp_path / "store"),), nprocs=2)
-
-
-def test_ranks_agree_on_the_cpu(tmp_path: Path) -> None:
-    """Reading what the others hold must not wait for the embeddings' device, where the group also has a CPU's backend.
-
-    A meta tensor stands for a GPU's: nothing can be read from it.
-    """
-    from cmsbert_fast.ops.contrastive import api as contrastive
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        z = [torch.empty(5, 4, device="meta")] * 3
-        ring = contrastive._Ring(dist.group.WORLD, z, torch.empty(5, device="meta"), True)
-        assert (ring.counts, ring.differentiable) == ([5], True)
-    finally:
-        dist.destroy_process_group()
 
 
 def test_group_of_no_rows(tmp_path: Path) -> None:

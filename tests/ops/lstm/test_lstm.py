@@ -5,8 +5,9 @@ import torch
 from cmsbert_fast.kernels.cpu import library as cpu_library
 
 from cmsbert_fast import reference
-from cmsbert_fast.ops.lstm import cpu as lstm_cpu
-from cmsbert_fast.ops.lstm.api import PackedLSTM, _cudnn_lstm
+from cmsbert_fast.ops.lstm import cpu
+from cmsbert_fast.ops.lstm.api import PackedLSTM
+from cmsbert_fast.ops.lstm.torch import cudnn_lstm
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
 LENGTHS = [[3, 1, 5, 5], [1], [0, 4, 0, 2], [0, 0]]
@@ -28,7 +29,7 @@ def run_operator(lstm, frames, packing):
 
 
 def run_library(lstm, frames, packing):
-    return _cudnn_lstm(frames, packing.cu_seqlens, *lstm.parameters())
+    return cudnn_lstm(frames, packing.cu_seqlens, *lstm.parameters())
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
@@ -63,6 +64,15 @@ def test_operator_passes_opcheck(products):
     frames = torch.randn(5, 3, dtype=dtype, requires_grad=True)
     arguments = (frames, packing.cu_seqlens, *lstm.parameters(), products)
     torch.library.opcheck(torch.ops.cmsbert_fast.lstm.default, arguments)
+
+
+def test_differentiates_once_and_says_so():
+    lstm, packing = module(), Packing(cumulative(torch.tensor([3, 2])), 3)
+    frames = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    gradients = torch.autograd.grad(lstm(frames, packing).square().sum(), list(lstm.parameters()), create_graph=True)
+    for gradient in gradients:
+        with pytest.raises(RuntimeError, match=r"^PackedLSTM can be differentiated only once; .*reference\.lstm"):
+            gradient.sum().backward(retain_graph=True)
 
 
 def run_literal(lstm, frames, packing, backend):
@@ -101,7 +111,7 @@ def test_error_of_the_compiled_recurrence_is_that_of_torch(monkeypatch, lengths,
     wide = frames.detach().double().requires_grad_()
     exact = hidden_and_gradients(exact_lstm, wide, packing, "auto")
     with torch.autocast("cpu", torch.bfloat16, enabled=products == torch.bfloat16):
-        assert lstm_cpu.product_dtype(frames) == products
+        assert cpu.product_dtype() == products
         run = run_literal if products == torch.bfloat16 else PackedLSTM.__call__
         eager = hidden_and_gradients(lstm, frames, packing, "torch", run)
         actual = hidden_and_gradients(lstm, frames, packing, "auto")
@@ -124,8 +134,8 @@ def test_the_compiled_recurrence_does_not_depend_on_threads(lengths, size, produ
             torch.set_num_threads(threads)
             gates, hidden, cells = (torch.full((sum(lengths), n * size), 0.1) for n in (4, 1, 1))
             rounded = torch.zeros_like(hidden, dtype=products)
-            lstm_cpu.forward(sizes, weight, gates, hidden, cells, None if products == torch.float32 else rounded)
-            d_gates = lstm_cpu.backward(sizes, weight, gates, cells, torch.ones_like(hidden), products)
+            cpu.forward(sizes, weight, gates, hidden, cells, None if products == torch.float32 else rounded)
+            d_gates = cpu.backward(sizes, weight, gates, cells, torch.ones_like(hidden), products)
             results.append([gates, hidden, cells, rounded, *d_gates])
     finally:
         torch.set_num_threads(before)
@@ -138,7 +148,7 @@ def test_the_compiled_recurrence_does_not_depend_on_threads(lengths, size, produ
 @needs_compiler
 def test_the_backend_decides_what_runs(monkeypatch):
     calls = []
-    monkeypatch.setattr(lstm_cpu, "forward", lambda *a, f=lstm_cpu.forward: (calls.append(1), f(*a)))
+    monkeypatch.setattr(cpu, "forward", lambda *a, f=cpu.forward: (calls.append(1), f(*a)))
     lstm, packing = module(torch.float32), Packing(cumulative(torch.tensor([2, 1])), 2)
     frames = torch.randn(3, 3)
     for backend, runs in (("auto", 1), ("cpu", 2), ("torch", 2), ("reference", 2)):
@@ -200,8 +210,8 @@ def test_what_is_rounded_to_bfloat16(lengths, size):
 
     hidden, cells = (torch.full((sum(lengths), size), torch.nan) for _ in range(2))
     operand = torch.zeros(sum(lengths), size + size % 2, dtype=torch.bfloat16)
-    lstm_cpu.forward(sizes, weight, gates, hidden, cells, operand)
-    d_gates, d_operand = lstm_cpu.backward(sizes, weight, gates, cells, d_hidden, torch.bfloat16)
+    cpu.forward(sizes, weight, gates, hidden, cells, operand)
+    d_gates, d_operand = cpu.backward(sizes, weight, gates, cells, d_hidden, torch.bfloat16)
     assert torch.equal(operand[:, :size], hidden.bfloat16())
     assert torch.equal(d_operand, d_gates.bfloat16())
     d_h = d_c = None
@@ -236,7 +246,7 @@ def test_autocast_to_bfloat16_rounds_the_products_alone(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = lstm(frames, packing)
         assert torch.equal(lstm(frames, packing, backend="torch"), of_torch)
-        monkeypatch.setattr(lstm_cpu, "has_fast_bfloat16", lambda device: False)
+        monkeypatch.setattr(cpu, "has_fast_bfloat16", lambda device: False)
         assert torch.equal(lstm(frames, packing), exact)  # no instructions for it
     with torch.autocast("cpu", torch.float16):
         assert torch.equal(lstm(frames, packing), exact)

@@ -1,0 +1,71 @@
+"""Names of suites, cases and contenders that the suites record and the report looks up.
+
+The files in ``bench/results`` hold them too: whoever renames one renames it there, or measures again.
+"""
+
+# ------------------------------------------------------------------ suites, in the order of the page
+
+ATTENTION = "CMS attention"
+CONTRASTIVE = "Contrastive loss"
+STEP = "Training step"
+INFERENCE = "Inference"
+DATA = "Data to batch"
+SCALING = "Scaling"
+SUITES = [ATTENTION, CONTRASTIVE, STEP, INFERENCE, DATA, SCALING]
+
+# ------------------------------------------------------------------ contenders
+
+OURS = "ours"
+OURS_CLR = "ours: cmsbert-clr"
+OURS_BFLOAT16 = "ours in bfloat16"
+OURS_FLOAT32 = "ours in float32"
+OURS_PROJECTIONS = "ours: projections, then the operator"
+CLR, CMS, BERT = "cmsbert-clr", "cmsbert", "bert"  # the variants, all of them ours
+
+TORCH = "torch backend"
+TORCH_PADDED = "torch backend, padded"
+LEAN = "lean PyTorch, padded"
+BUCKETED = "lean PyTorch, in 4 buckets of similar length"
+LEAN_COMPILED = "torch.compile of it, padded"
+LITERAL_PADDED = "literal reference, padded"
+AUGMENTED = "augmented product + SDPA in buckets"
+AUGMENTED_COMPILED = "torch.compile of it"
+MODEL_PADDED = "torch backend, padded to 50"
+MAG_BERT = "MAG-BERT's way: padded to 50, eager"
+TEXT_BERT = "Hugging Face BERT, text only, padded to the longest"
+
+
+def is_ours(contender: str) -> bool:
+    """Whether the contender is this project's."""
+    return contender.startswith(OURS)
+
+
+# ------------------------------------------------------------------ cases
+
+BATCH = 32  # of a step
+STEP_CASE = f"cmsbert-clr, MOSI lengths, batch {BATCH}"
+VARIANTS = f"what the variants cost, all packed, MOSI lengths, batch {BATCH}"
+RANDOM_BATCHES = f"cmsbert-clr in bfloat16, random batches of MOSI lengths, batch {BATCH}"
+STEP_GROWTH = "cmsbert-clr, BERT-base shape, batch 16 to 128"
+ATTENTION_GROWTH = "forward + backward, MOSI lengths"
+
+
+def attention_case(kind: str | int, batch: int, backward: bool) -> str:
+    """``kind`` is "mosi" or the one length of all sequences."""
+    lengths = "MOSI lengths" if kind == "mosi" else f"length {kind}"
+    return f"{lengths}, batch {batch}, {'forward + backward' if backward else 'forward'}"
+
+
+def with_projections(case: str) -> str:
+    """An attention case that begins at the hidden states."""
+    return f"projections and attention, {case}"
+
+
+def as_graphs(case: str) -> str:
+    """The case replayed as CUDA graphs."""
+    return f"{case}, replayed as CUDA graphs"
+
+
+def contrastive_case(n: int, size: int, smoothed: bool) -> str:
+    """``n`` rows of ``size`` features."""
+    return f"n = {n}, d = {size}, targets {'smoothed' if smoothed else 'one-hot'}"

@@ -1,0 +1,325 @@
+"""The converted form: a corpus that opens at once and is read a row at a time.
+
+It is a folder:
+    manifest.json           version, format, splits, widths, counts, statistics, the SHA-256 of the source, and for each
+                            way of making folds the part that validates in every fold
+    examples.jsonl          a line an example: id, split, words, label, frames of each modality; its video where the id
+                            does not tell it, how many of its values were not finite and what else was counted of it,
+                            where there was something, and its part in each way of making folds that the source has
+    visual.safetensors      all frames of a modality, float32 (frames, d), in the order of the lines
+    acoustic.safetensors
+
+safetensors, because the project needs it anyway, its header is plain JSON and its data plain rows: any range of frames
+is a slice of a memory map, without a decoder (Arrow and HDF5 bring one) and without code (pickle).
+`cmsbert_fast.data.convert` writes it.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+
+from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, Outline
+from cmsbert_fast.data.folds import NAMED, NO_FOLD, choose, read_folds, split_by_part, video_of
+from cmsbert_fast.data.mapped import MappedFrames
+from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.source import ordered
+from cmsbert_fast.data.text import whole
+
+VERSION = 2
+MANIFEST, EXAMPLES = "manifest.json", "examples.jsonl"
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character, or of a pair that is one
+
+
+def is_converted(path: Path) -> bool:
+    """Whether a path is a folder that `convert` wrote."""
+    return (path / MANIFEST).is_file() and (path / EXAMPLES).is_file()
+
+
+class Mapped(Sequence[Example]):
+    """The examples of a split; frames are read from the memory map on access."""
+
+    def __init__(self, lines: list["_Line"], frames: dict[str, "MappedFrames"]) -> None:
+        self._lines = lines
+        self._frames = frames
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Mapped(self._lines[index], self._frames)
+        line = self._lines[index]
+        parts = {modality: self._frames[modality].rows(*getattr(line.frames, modality)) for modality in MODALITIES}
+        for modality, rows in parts.items():  # here: to check all of them on opening is slow
+            if not np.isfinite(rows).all():
+                raise DataError(f"Convert the data again: not all {modality} values of {line.id!r} are finite.")
+        return Example(line.id, line.words, line.label, parts["visual"], parts["acoustic"], line.aligned)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[k] for k in range(len(self)))
+
+    def outlines(self) -> Iterator[Outline]:
+        """The examples without their frames; making an array of each would delay the start of training by a second."""
+        visual, acoustic = (len(self._frames[modality]) > 0 for modality in MODALITIES)
+        for line in self._lines:
+            seen = line.frames.visual.length if visual else 0
+            heard = line.frames.acoustic.length if acoustic else 0
+            yield Outline(line.id, line.words, line.label, line.aligned, seen, heard)
+
+
+class _Range(NamedTuple):
+    """Rows of a file of frames."""
+
+    begin: int
+    length: int
+
+
+class _Ranges(NamedTuple):
+    """The rows of an example."""
+
+    visual: _Range
+    acoustic: _Range
+
+
+class _Line:
+    """One line of ``examples.jsonl``.
+
+    Raises:
+        ValueError: It is not of the form that `convert` writes.
+    """
+
+    __slots__ = ("aligned", "frames", "id", "label", "non_finite", "parts", "tallies", "video", "words")
+
+    def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None) -> None:
+        self.id: str = _typed(entry["id"], str)
+        self.words: tuple[str, ...] = tuple(_typed(entry["words"], list))
+        if not set(map(type, self.words)) <= {str}:  # at once: a call for every word is slow
+            raise ValueError("a word is not text")
+        if not self.words:
+            raise ValueError("an example has no words")
+        self.label: float | int | None = entry["label"]
+        if self.label is not None and classes is None:
+            if not math.isfinite(_typed(self.label, int, float)):
+                raise ValueError(f"a label is {self.label}")
+        elif self.label is not None and not 0 <= _typed(self.label, int) < (classes or 0):
+            raise ValueError(f"a label is {self.label}, but there are {classes} classes")
+        self.aligned = _typed(entry["aligned"], bool)
+        self.frames = _Ranges(*(_Range(begins[modality], _count(entry[modality])) for modality in MODALITIES))
+        if self.aligned and not {rows.length for rows in self.frames} <= {0, len(self.words)}:
+            raise ValueError("an aligned example has a different number of frames than words")
+        self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
+        self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
+        self.tallies: dict[str, int] | None = _counts(entry["tallies"]) if "tallies" in entry else None
+        self.parts: dict[str, int] | None = _counts(entry["parts"]) if "parts" in entry else None
+
+
+def _parse(text: str) -> Any:
+    value = json.loads(text)
+    return json.loads(whole(json.dumps(value, ensure_ascii=False))) if _HALF.search(text) else value
+
+
+def _typed(value: Any, *types: type) -> Any:
+    if type(value) not in types:
+        raise ValueError(f"expected {types[0].__name__}, found {type(value).__name__}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if _typed(value, int) < 0:
+        raise ValueError(f"a number is {value}, less than 0")
+    return value
+
+
+def _counts(value: Any) -> dict[str, int]:
+    return {key: _count(number) for key, number in _typed(value, dict).items()}
+
+
+def _report(entry: dict[str, Any]) -> ReadReport:
+    """The report of a manifest, checked: a manifest is untrusted.
+
+    Raises:
+        ValueError: Its parts are of another type.
+    """
+    report = ReadReport(**_typed(entry, dict))
+    _typed(report.source, str)
+    for note in _typed(report.notes, list):
+        _typed(note, str)
+    for counts in (report.counts, report.non_finite, report.dropped, report.widths, report.frames, report.tallies):
+        _counts(counts)
+    if not set(MODALITIES) >= report.widths.keys() >= report.frames.keys():
+        raise ValueError("it has the width of an unknown modality")
+    return report
+
+
+def _statistics(entry: Any, widths: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard deviation by modality, where the training split has frames."""
+    found = {}
+    for modality, values in _typed(entry, dict).items():
+        if not _count(values["frames"]):
+            continue
+        rows = []
+        for name in ("mean", "std"):
+            for value in _typed(values[name], list):
+                _typed(value, float, int)
+            row = np.array(values[name], dtype=np.float64)
+            if row.shape != (widths[modality],) or not np.isfinite(row).all():
+                raise ValueError(f"the {name} of {modality} is not {widths[modality]} numbers")
+            rows.append(row)
+        if (rows[1] < 0).any():
+            raise ValueError(f"a standard deviation of {modality} is negative")
+        found[modality] = (rows[0], rows[1])
+    return found
+
+
+def open_converted(request: DataRequest) -> Corpus:
+    """A converted corpus; frames stay on disk until they are used.
+
+    The folds of the request are a JSON file or folds that the source had; they replace the splits.
+
+    Raises:
+        DataError: The folder is damaged or of another version, there is no such fold, or the folds name none of its
+            examples.
+    """
+    path, without = request.path, request.left_out("converted")
+    try:
+        stored = _Stored(path, request.labels)
+    except (
+        *(AttributeError, IndexError, KeyError, MemoryError, OSError, OverflowError, RecursionError),
+        *(SafetensorError, TypeError, ValueError),
+    ) as error:
+        what = f"{type(error).__name__}: {error!s:.200}"
+        raise DataError(f"Convert {path} again: it is damaged ({what}).") from error
+    report, splits = stored.report, stored.splits
+    statistics = {modality: found for modality, found in stored.statistics.items() if modality not in without}
+    split_of = _splitter(request, stored.rotations)
+    if split_of is not None:
+        splits = _resplit(path, stored.lines, split_of, report)
+    for modality in without:
+        stored.widths[modality], stored.frames[modality] = 0, MappedFrames()
+        for counts in (report.widths, report.frames, report.non_finite):
+            counts.pop(modality, None)
+        report.tallies = {what: n for what, n in report.tallies.items() if f" {modality} frame" not in what}
+        report.note(f"left out: {modality}")
+    return Corpus(
+        name=stored.name,
+        splits={split: Mapped(lines, stored.frames) for split, lines in splits.items()},
+        visual_size=stored.widths["visual"],
+        acoustic_size=stored.widths["acoustic"],
+        report=report,
+        classes=stored.classes if request.labels else None,
+        standardise=stored.standardise,
+        statistics=statistics if split_of is None else None,
+    )
+
+
+class _Stored:
+    """The parts of a folder, checked against one another.
+
+    Raises:
+        DataError: It is of another version.
+        ValueError, or another of the errors that `open_converted` expects: It is damaged.
+    """
+
+    def __init__(self, path: Path, labels: bool) -> None:
+        manifest = _parse((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["version"] != VERSION:
+            raise DataError(f"Convert {path} again: it has version {manifest['version']}, this is version {VERSION}.")
+        self.name, self.standardise = _typed(manifest["name"], str), _typed(manifest["standardise"], bool)
+        classes = manifest["classes"]
+        self.classes = None if classes is None else tuple(_typed(one, str) for one in _typed(classes, list))
+        self.report = _report(manifest["report"])
+        self.widths = {modality: int(self.report.widths.get(modality, 0)) for modality in MODALITIES}
+        self.frames = {
+            modality: MappedFrames(path / f"{modality}.safetensors", width, self.report.frames.get(modality, 0))
+            if width
+            else MappedFrames()
+            for modality, width in self.widths.items()
+        }
+        self.report.counts = {split: count for split, count in self.report.counts.items() if count}
+        self.splits: dict[str, list[_Line]] = {split: [] for split in self.report.counts}
+        self.lines: list[_Line] = []  # of all splits, in the order of the source
+        ends = self._read_lines(path, labels)
+        self.rotations = {
+            found: [_count(part) for part in _typed(valid, list)]
+            for found, valid in _typed(manifest.get("folds", {}), dict).items()
+        }
+        self.statistics = _statistics(manifest["statistics"], self.widths)
+        counted = {split: len(lines) for split, lines in self.splits.items()}
+        frames = self.report.frames
+        if counted != self.report.counts or any(ends[m] != frames.get(m, 0) for m in MODALITIES if self.widths[m]):
+            raise ValueError("its parts do not fit one another")
+        if not self.lines:
+            raise ValueError("it has no examples")
+
+    def _read_lines(self, path: Path, labels: bool) -> dict[str, int]:
+        """Reads the examples; returns how many frames of each modality they have."""
+        ids: set[str] = set()
+        begins = dict.fromkeys(MODALITIES, 0)
+        with (path / EXAMPLES).open(encoding="utf-8") as lines:
+            for text in lines:
+                entry = _parse(text)
+                line = _Line(entry, begins, None if self.classes is None else len(self.classes))
+                if not labels:
+                    line.label = None
+                if line.id in ids:
+                    raise ValueError(f"two examples are {line.id!r:.80}")
+                ids.add(line.id)
+                self.splits[entry["split"]].append(line)
+                self.lines.append(line)
+                for modality in MODALITIES:
+                    begins[modality] += entry[modality]
+        return begins
+
+
+def _splitter(request: DataRequest, rotations: Mapping[str, Sequence[int]]) -> Callable[[_Line], str | None] | None:
+    """How lines are split, as on the source: by its own folds or by a file; None where their own splits hold."""
+    folds, fold = request.folds, request.fold
+    if folds is None and fold is None:
+        return None
+    chosen = choose(rotations, folds)
+    if chosen is not None:
+        split = split_by_part(rotations[chosen], fold)
+        return lambda line: split(line.parts.get(chosen) if line.parts else None)
+    if folds is None or (folds in NAMED and not Path(folds).exists()):
+        raise DataError(
+            f"Give a JSON file of folds with --folds FILE, or convert the source again: no such folds of its own were "
+            f"stored in {request.path}."
+        )
+    return read_folds(folds, fold).splitter
+
+
+def _sum(counts: Iterable[dict[str, int] | None]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in counts:
+        for what, n in (one or {}).items():
+            total[what] = total.get(what, 0) + n
+    return total
+
+
+def _resplit(
+    path: Path, everything: list[_Line], split_of: Callable[[_Line], str | None], report: ReadReport
+) -> dict[str, list[_Line]]:
+    again: dict[str, list[_Line]] = {}
+    for line in everything:  # in the order of the source, whatever its own splits are
+        split = split_of(line)
+        if split is None:
+            report.drop(NO_FOLD)
+        else:
+            again.setdefault(split, []).append(line)
+    if not again:
+        raise DataError(f"Choose other folds: they name none of the examples of {path}.")
+    report.counts = ordered({split: len(lines) for split, lines in again.items()})
+    kept = [line for lines in again.values() for line in lines]
+    for modality in MODALITIES:
+        if modality in report.frames:
+            report.frames[modality] = sum(getattr(line.frames, modality).length for line in kept)
+    report.non_finite = _sum(line.non_finite for line in kept)
+    report.tallies = _sum(line.tallies for line in kept)
+    return {split: again[split] for split in report.counts}

@@ -1,0 +1,116 @@
+"""A request for data: which source, which of its streams, labels and folds.
+
+The fields are spelled here only. Training settings inherit them, the command lines of ``predict`` and ``data`` are made
+from them, and every reader takes the request itself.
+"""
+
+import argparse
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmsbert_fast.data.example import MODALITIES, DataError
+
+_STREAMS = tuple[str, ...]
+
+
+def option(default: Any, help: str, metavar: str = "NAME") -> Any:
+    """A field of options, with the help text and the placeholder that a command line shows."""
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The options that describe data; ``metadata["help"]`` of each field explains it."""
+
+    data: str = option("embedded", "what to train on: a file or folder in a known format, or 'embedded'", "PATH")
+    visual: tuple[str, ...] = option((), "visual streams of the data; none given: recognised by name; 'none': left out")
+    acoustic: tuple[str, ...] = option((), "acoustic streams of the data; likewise")
+    words: str | None = option(
+        None, "stream of words with times; with it frames are averaged per word (MulT: a table of words)"
+    )
+    label: str | None = option(None, "column or stream of the labels, where there are several")
+    folds: str | None = option(
+        None, "JSON file of ids by split, instead of the data's own splits (IEMOCAP: also speaker or random)", "FILE"
+    )
+    fold: int | None = option(None, "which fold, counted from 1, where there are several", "K")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the data are the embedded corpus; a folder of that name is given as ``./embedded``."""
+        return self.data == "embedded"
+
+    def request(self, labels: bool = True) -> "DataRequest":
+        """The request that these options make."""
+        return DataRequest(**{name: getattr(self, name) for name in ("data", *CHOICES)}, labels=labels)
+
+
+CHOICES = tuple(field.name for field in dataclasses.fields(DataOptions) if field.name != "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRequest(DataOptions):
+    """What to read.
+
+    Attributes:
+        labels: False for prediction: labels are None, need not be there, and no example is dropped for lack of one.
+    """
+
+    labels: bool = True
+
+    @classmethod
+    def of(cls, source: "str | Path | DataRequest", **options: Any) -> "DataRequest":
+        """A request for a source, from options as `cmsbert_fast.data.read_corpus` takes them.
+
+        Raises:
+            TypeError: There is no such option.
+        """
+        for modality in set(MODALITIES) & options.keys():
+            names = options[modality] or ()
+            options[modality] = (names,) if isinstance(names, str) else tuple(names)
+        if options.get("folds") is not None:
+            options["folds"] = str(options["folds"])
+        if isinstance(source, DataRequest):
+            return dataclasses.replace(source, **options)
+        return cls(data=str(source), **options)
+
+    @property
+    def path(self) -> Path:
+        """Where the data are."""
+        return Path(self.data)
+
+    def choices(self) -> dict[str, Any]:
+        """Everything but where the data are, by name."""
+        return {name: getattr(self, name) for name in CHOICES}
+
+    def left_out(self, format: str) -> list[str]:
+        """The modalities to leave out of a format that has one stream of each.
+
+        Raises:
+            DataError: A stream is named, although there is nothing to choose.
+        """
+        for modality in MODALITIES:
+            if getattr(self, modality) not in ((), ("none",)):
+                raise DataError(f"Leave out --{modality}: {format} data have one stream of each modality.")
+        return [modality for modality in MODALITIES if getattr(self, modality)]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds an option for every field except ``data``, which each command takes in its own way."""
+    kinds = typing.get_type_hints(DataOptions)
+    for field in dataclasses.fields(DataOptions):
+        if field.name not in CHOICES:
+            continue
+        how: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+        if kinds[field.name] == _STREAMS:
+            how["nargs"] = "+"
+        elif kinds[field.name] == int | None:
+            how["type"] = int
+        parser.add_argument(f"--{field.name}", metavar=field.metadata["metavar"], **how)
+
+
+def options_in(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of the options that `add_options` added, as `DataRequest.of` takes them."""
+    return {name: getattr(arguments, name) for name in CHOICES}

@@ -1,0 +1,191 @@
+"""A table of segments: id, video, split, start, stop, label and text of each, as tsv or csv."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.folds import ALL, split_name, video_of
+from cmsbert_fast.data.tables import START, STOP, number_of, read_table
+
+_ALIASES = {
+    "id": ("id", "segment_id", "utterance_id", "name"),
+    "video": ("video", "video_id"),
+    "split": ("split", "mode", "partition"),
+    "start": START,
+    "stop": STOP,
+    "label": ("label", "sentiment", "emotion"),
+    "text": ("text", "transcript", "sentence"),
+    "fold": ("fold",),
+}
+_TRANSCRIPTS = ("text", "transcripts", "transcript")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+")
+
+
+@dataclass(slots=True)
+class Segment:
+    """A row of the table; ``span`` is its start and stop in the video, in seconds."""
+
+    id: str
+    video: str
+    split: str
+    span: tuple[float, float] | None
+    label: float | str | None
+    text: str
+    fold: str = ""
+    has_video: bool = False  # whether the table names the video
+    transcript: Path | None = None  # the file of its text, where the table has none
+
+
+def find_table(path: Path) -> Path | None:
+    """The table of segments at a path: the file itself, or the one table in the folder that has an id and a text."""
+    if path.is_file():
+        return path if path.suffix.lower() in (".tsv", ".csv") else None
+    tables = sorted(p for p in path.iterdir() if p.suffix.lower() in (".tsv", ".csv") and p.is_file())
+    named = [table for table in tables if table.stem.lower() == "segments"]
+    found = named or [table for table in tables if _is_table(table)]
+    if len(found) > 1:
+        raise DataError(f"Choose one of the tables of {path}: {', '.join(p.name for p in found)}.")
+    return found[0] if found else None
+
+
+def _is_table(path: Path) -> bool:
+    try:
+        header, _ = read_table(path)
+    except DataError:
+        return False
+    has_id = any(name in header for name in (*_ALIASES["id"], "clip_id"))
+    return has_id and (
+        any(name in header for name in _ALIASES["text"]) or any((path.parent / t).is_dir() for t in _TRANSCRIPTS)
+    )
+
+
+def read_segments(table: Path, label: str | None = None, labels: bool = True) -> list[Segment]:
+    """The rows of a table of segments.
+
+    Args:
+        table: The file.
+        label: The column of labels; None: recognised by its name.
+        labels: False: labels may be anything, and need not be there.
+
+    Raises:
+        DataError: A needed column is missing, or a cell cannot be read.
+    """
+    header, rows = read_table(table)
+    columns = _Columns(table, header, label, labels)
+    segments = [columns.segment(line, row) for line, row in enumerate(rows, 2)]
+    if not segments:
+        raise DataError(f"Add segments to {table.name}: it has a header only.")
+    return segments
+
+
+class _Columns:
+    """Where the columns of a table are, and how a row becomes a segment."""
+
+    def __init__(self, table: Path, header: list[str], label: str | None, labels: bool) -> None:
+        twice = next((name for k, name in enumerate(header) if name and name in header[:k]), None)
+        if twice is not None:
+            raise DataError(f"Give every column of {table.name} its own name: {twice!r} occurs twice.")
+        if label is not None and not labels and label.lower() not in header:
+            label = None
+        self._table, self._header, self._labels = table, header, labels
+        self._at = {role: self._place(role, label if role == "label" else None) for role in _ALIASES}
+        folders = (table.parent / name for name in _TRANSCRIPTS)
+        self._transcripts = next((folder for folder in folders if folder.is_dir()), None)
+        has_clip = "clip_id" in header and self._at["video"] is not None  # as in MMSA's label.csv
+        self._clip = header.index("clip_id") if has_clip else None
+        no_id = self._at["id"] is None and self._clip is None
+        if no_id or (self._at["text"] is None and self._transcripts is None):
+            raise DataError(
+                f"Give {table.name} the columns id and text (and split, label; start and stop where streams are cut by "
+                f"time): it has {', '.join(header)}."
+            )
+
+    def _place(self, role: str, named: str | None) -> int | None:
+        header = self._header
+        if named is not None:
+            if named.lower() not in header:
+                raise DataError(
+                    f"Name a {role} column that {self._table.name} has: {named!r} is not among {', '.join(header)}."
+                )
+            return header.index(named.lower())
+        return next((header.index(name) for name in _ALIASES[role] if name in header), None)
+
+    def segment(self, line: int, row: list[str]) -> Segment:
+        """The segment of a row.
+
+        Raises:
+            DataError: A cell cannot be read.
+        """
+        if len(row) != len(self._header):
+            raise DataError(
+                f"Give every line of {self._table.name} {len(self._header)} cells: line {line} has {len(row)}."
+            )
+        cells = {role: None if at is None else row[at].strip() for role, at in self._at.items()}
+        name = cells["id"] or ""
+        if self._at["id"] is None and self._clip is not None:
+            name = f"{cells['video']}$_${row[self._clip].strip()}"
+        if not name:
+            raise DataError(f"Give line {line} of {self._table.name} an id.")
+        span = self._span(line, cells["start"], cells["stop"])
+        text, file = cells["text"], None
+        if text is None and self._transcripts is not None:
+            text, file = _transcript(self._transcripts, name)
+        split, label = cells["split"], cells["label"]
+        return Segment(
+            id=name,
+            video=cells["video"] or video_of(name),
+            split=split_name(split) if split else ALL,
+            span=span,
+            label=_label(label, self._table, line) if self._labels else label or None,
+            text=text or "",
+            fold=cells["fold"] or "",
+            has_video=bool(cells["video"]),
+            transcript=file,
+        )
+
+    def _span(self, line: int, start: str | None, stop: str | None) -> tuple[float, float] | None:
+        if not (start and stop):
+            return None
+        span = _time(start, self._table, line), _time(stop, self._table, line)
+        if span[1] < span[0]:
+            raise DataError(
+                f"Let no segment stop before it starts: line {line} of {self._table.name} has {start} to {stop}."
+            )
+        return span
+
+
+def _transcript(folder: Path, name: str) -> tuple[str, Path]:
+    """The text of a segment, and its file."""
+    file = folder / f"{name}.txt"
+    try:
+        if file.parent != folder:
+            raise OSError("an id must not name a folder")
+        return file.read_text(encoding="utf-8"), file
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Add the transcript {folder.name}/{file.name} as UTF-8 text.") from error
+
+
+def _time(value: str, table: Path, line: int) -> float:
+    try:
+        seconds = number_of(value)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise DataError(f"Write start and stop in seconds: line {line} of {table.name} has {value!r}.")
+    return seconds
+
+
+def _label(value: str | None, table: Path, line: int) -> float | str | None:
+    if value is None or value == "":
+        return None
+    try:
+        number = number_of(value)
+    except ValueError:
+        if _DECIMAL_COMMA.fullmatch(value):
+            raise DataError(f"Write labels with a decimal point: line {line} of {table.name} has {value!r}.") from None
+        return value
+    if not math.isfinite(number):
+        raise DataError(f"Leave unknown labels empty: line {line} of {table.name} has {value!r}.")
+    return number

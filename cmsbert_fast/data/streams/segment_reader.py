@@ -1,0 +1,178 @@
+"""Examples of a table of segments, cut out of the streams beside it: what all corpora with such a table share."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cmsbert_fast.data.align import MOST_PAIRS, word_times
+from cmsbert_fast.data.example import MODALITIES, DataError, Example, no_frames
+from cmsbert_fast.data.folds import NO_FOLD, Rotation, choose, read_folds
+from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.segment_table import Segment
+from cmsbert_fast.data.source import Source
+from cmsbert_fast.data.streams.assignment import Assignment
+from cmsbert_fast.data.streams.csd import CsdStream
+from cmsbert_fast.data.streams.cutting import Cutter, words_within
+from cmsbert_fast.data.text import words_of
+from cmsbert_fast.data.untrusted.limits import ROW, Budget
+
+# What costs a byte of the budget: words of a video that are searched for a segment, pairs of words that are compared.
+_LOOK, _COMPARE = 8, 1000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a corpus takes from a table.
+
+    Attributes:
+        format: Its name, for the report.
+        segments: The segments, in the order of the table.
+        classes: Names of the classes that labels name; None for scores.
+        rotations: Its own folds by name, the default first.
+        dropped: Segments that are left out already, by reason.
+    """
+
+    format: str
+    segments: list[Segment]
+    classes: tuple[str, ...] | None
+    rotations: Mapping[str, Rotation]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+def table_source(table: Path, selection: Selection, request: DataRequest) -> Source:
+    """The segments of a table with the streams beside it.
+
+    Raises:
+        DataError: Which stream serves what cannot be told, or the folds asked for are not there.
+    """
+    reader = _Reader(table, selection, request)
+    from_file = request.folds is not None and choose(selection.rotations, request.folds) is None
+    return Source(
+        name=table.parent.resolve().name,
+        format=selection.format,
+        path=table.parent,
+        files=reader.files,
+        groups=list(reader.groups),
+        read=reader.read,
+        notes=reader.notes,
+        classes=selection.classes,
+        budget=reader.budget,
+        by_video=True,
+        rotations={} if from_file else selection.rotations,  # of what a file names, which may be less than all
+    )
+
+
+class _Reader:
+    """Reads the segments of one video after the other."""
+
+    def __init__(self, table: Path, selection: Selection, request: DataRequest) -> None:
+        self._table, self._labels, self._dropped = table, request.labels, selection.dropped
+        self._split_of = _splitter(table, selection.rotations, request)
+        # The table holds labels and text: label streams are not needed, and words only where they are named.
+        assignment = Assignment(table.parent, request.visual, request.acoustic, request.words or "none", "none")
+        self.notes: list[str] = []
+        assignment.describe(self.notes)
+        self._words = assignment.words
+        self._class = {name: k for k, name in enumerate(selection.classes or ())}
+        self.groups: dict[str, list[Segment]] = {}
+        for segment in selection.segments:
+            self.groups.setdefault(segment.video, []).append(segment)
+        self._first, self._last = next(iter(self.groups), None), next(reversed(self.groups), None)
+        self.files = [table, *(s.transcript for s in selection.segments if s.transcript), *assignment.files]
+        self.budget = Budget.of_streams(self.files)
+        self._cutters = {m: Cutter(getattr(assignment, m), m, self.budget) for m in MODALITIES}
+        self._widths = {m: cutter.width for m, cutter in self._cutters.items()}
+        self._heard: tuple[list[str], np.ndarray] | None = None  # words and times of the video that is read
+
+    def read(self, video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        """The examples of a video, with their splits."""
+        if video == self._first:
+            for reason, count in self._dropped.items():
+                report.drop(reason, count)
+        self._heard = None
+        for segment in self.groups[video]:
+            split = self._split_of(segment)
+            if split is None:
+                report.drop(NO_FOLD)
+                continue
+            example = self._example(video, segment, report)
+            if example is not None:
+                self.budget.see(example)
+                yield split, example
+        for cutter in self._cutters.values():
+            cutter.forget()
+            if video == self._last:
+                cutter.finish(report)
+
+    def _example(self, video: str, segment: Segment, report: ReadReport) -> Example | None:
+        spoken = words_of(segment.text)
+        if not spoken:
+            report.drop("it has no text")
+            return None
+        times = None
+        if self._words is not None:
+            times = self._word_times(self._words, video, segment, spoken, report)
+            if times is None:
+                return None
+        frames = self._frames(video, segment, times, report)
+        label = segment.label if self._labels else None
+        value = self._class[label] if isinstance(label, str) else label
+        return Example(segment.id, spoken, value, aligned=times is not None, **frames)
+
+    def _word_times(
+        self, words: CsdStream, video: str, segment: Segment, spoken: tuple[str, ...], report: ReadReport
+    ) -> np.ndarray | None:
+        """When each word of a segment is spoken (n, 2); None, and counted, where the video is not in the stream."""
+        if segment.span is None:
+            raise DataError(f"Give {self._table.name} columns start and stop: words are cut by time.")
+        if video not in words:
+            report.drop(f"its video is not in {words.name}")
+            return None
+        if self._heard is None:
+            self.budget.spend(ROW * words.rows(video))
+            self._heard = words.read_words(video)
+        heard, spans = words_within(*self._heard, *segment.span)
+        if len(spoken) * len(heard) > MOST_PAIRS:
+            raise DataError(
+                f"Cut {segment.id!r} into shorter segments: it has {len(spoken)} words, to be found among "
+                f"{len(heard)} of {words.name}."
+            )
+        # Any number of segments may search all words of a video.
+        self.budget.spend(len(self._heard[0]) // _LOOK + len(spoken) * len(heard) // _COMPARE)
+        times, missing = word_times(spoken, heard, spans, segment.span)
+        report.tally("words are not in the word stream; their times were interpolated", missing)
+        return times
+
+    def _frames(
+        self, video: str, segment: Segment, times: np.ndarray | None, report: ReadReport
+    ) -> dict[str, np.ndarray]:
+        """The frames of a segment by modality, averaged per word where ``times`` are known."""
+        # An id without a number is its own video; its files hold nothing else, unless the table names the video.
+        alone = segment.id == video and len(self.groups[video]) == 1 and not segment.has_video
+        recording = None if alone else video
+        frames: dict[str, np.ndarray] = {}
+        for modality, cutter in self._cutters.items():
+            if times is not None:
+                found = cutter.average(segment.id, recording, segment.span, times, report)
+            else:
+                found = cutter.cut(segment.id, recording, segment.span, report)
+            width = self._widths[modality]
+            if width and (found is None or not len(found)):
+                report.tally(f"examples have no {modality} frame", 1)
+            frames[modality] = no_frames(width) if found is None else found
+        return frames
+
+
+def _splitter(table: Path, rotations: Mapping[str, Rotation], request: DataRequest) -> Callable[[Segment], str | None]:
+    """How segments are split: by a file of folds, by folds of the table's own, or by its own splits."""
+    if request.folds is None and request.fold is None:
+        return lambda segment: segment.split
+    chosen = choose(rotations, request.folds)
+    if chosen is not None:
+        return rotations[chosen].splitter(request.fold)
+    if request.folds is not None:
+        return read_folds(request.folds, request.fold).splitter
+    raise DataError(f"Add a column fold with three folds or more to {table.name}, or leave out --fold.")

@@ -1,0 +1,80 @@
+"""Another process that opens untrusted files first.
+
+Altered files can lead the HDF5 library itself to exhaust memory, to hang or to crash. `examine` lets that happen in a
+process with little memory and time; what passes there is safe to open here.
+"""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cmsbert_fast.data.example import DataError
+
+_MEMORY = 512 << 20  # bytes that looking at a file may take
+_SECONDS = 60.0
+_REFUSED = 3  # exit status of the other process for a file that it refuses
+_SCRIPT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from cmsbert_fast.data.untrusted import child; child.walk(*sys.argv[2:])"
+)
+_examined: set[tuple[str, int, int]] = set()
+
+
+def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
+    """Lets another process check files. One that was checked before and has not changed is not checked again.
+
+    Args:
+        paths: The files.
+        check: A function of a module: opens a file and all that reading it will open; raises `DataError` to refuse it.
+
+    Raises:
+        DataError: A file was refused, ran out of memory or time, or crashed the process.
+    """
+    marks = {path: (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+    paths = [path for path in paths if marks[path] not in _examined]
+    if not paths:
+        return
+    names = [json.dumps(sys.path), check.__module__, check.__name__, *(str(path.absolute()) for path in paths)]
+    seconds = _SECONDS + sum(path.stat().st_size for path in paths) / 10e6
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _SCRIPT, *names]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+        status, said = result.returncode, result.stdout
+    except subprocess.TimeoutExpired as error:
+        status, said = -1, str(error.stdout or b"", "utf-8", "replace") if isinstance(error.stdout, bytes) else ""
+    if status:
+        lines = said.splitlines() or [paths[0].name]
+        if status == _REFUSED:
+            raise DataError(lines[-1])
+        raise DataError(f"Get {lines[-1]} again, it is damaged: opening it exhausts memory or time, or crashes HDF5.")
+    _examined.update(marks.values())
+
+
+def walk(module: str, function: str, *paths: str) -> None:
+    """The other process: names each file, checks it, and exits with `_REFUSED` where it is refused."""
+    check = getattr(importlib.import_module(module), function)
+    _limit_memory()
+    for path in paths:
+        print(Path(path).name, flush=True)
+        try:
+            check(Path(path))
+        except DataError as error:
+            print(" ".join(str(error).split()), flush=True)
+            sys.exit(_REFUSED)
+
+
+def _limit_memory() -> None:
+    """Allows this process `_MEMORY` bytes more than it has; where the system knows no such limit, time alone is."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + _MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    except (ImportError, OSError):
+        pass

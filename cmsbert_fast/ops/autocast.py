@@ -1,0 +1,16 @@
+"""What autocast makes of an operator's floating operands, as it does for PyTorch's own operators."""
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """To what autocast casts on a device; None where it is off, as on the meta device, which it does not know."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
+
+
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The tensor in autocast's ``dtype``; unchanged for None. Neither integers nor float64 are ever cast."""
+    castable = dtype is not None and tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(dtype) if castable else tensor

@@ -1,0 +1,83 @@
+"""What this machine can run. Each question is answered by the reason why not, in half a sentence, or by None: it can.
+
+The questions know devices and dtypes but no operator; :mod:`cmsbert_fast.ops.dispatch` asks them. While torch.compile
+traces, it takes their answers as constants.
+"""
+
+import importlib.util
+
+import torch
+
+from cmsbert_fast.kernels.cpu import library
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+if HAS_TRITON:
+    import triton
+
+INTERPRETED = HAS_TRITON and bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1; fixed when kernels are imported
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+CDNA = ("gfx908", "gfx90a", "gfx942", "gfx950")
+
+
+@torch.compiler.assume_constant_result
+def why_not_triton(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the project's Triton kernels cannot run on tensors of this device and dtype.
+
+    With ``TRITON_INTERPRET=1`` they also run on the CPU, slowly: for tests.
+    """
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    if dtype not in TRITON_DTYPES:
+        return f"its kernels compute in float32, float16 and bfloat16, not in {dtype}"
+    if device.type != "cuda" and not (INTERPRETED and device.type == "cpu"):
+        return f"its kernels run on CUDA and ROCm devices, not on {device.type}"
+    if INTERPRETED and dtype == torch.bfloat16:
+        return "Triton's interpreter is wrong for bfloat16"
+    return why_not_gpu(device.index) if device.type == "cuda" else None
+
+
+def why_not_gpu(index: int) -> str | None:
+    """Why the project's Triton kernels cannot run on this GPU.
+
+    Below compute capability 8.0 they spill registers. AMD's RDNA has no matrix instructions of the kind they use, and
+    its work-groups may span compute units: kernels that exchange data through global memory are proven for CDNA only.
+    """
+    if torch.version.hip is not None:
+        architecture = torch.cuda.get_device_properties(index).gcnArchName.split(":")[0]
+        if architecture not in CDNA:
+            return f"its kernels need an AMD GPU of the CDNA kind ({', '.join(CDNA)}), not {architecture}"
+    elif torch.cuda.get_device_capability(index) < (8, 0):
+        return "its kernels need an NVIDIA GPU of compute capability 8.0 or later"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def why_not_compiled(device: torch.device, dtype: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    """Why the compiled C++ cannot run on tensors of this device and dtype.
+
+    The first question that reaches the library compiles it where the user's cache has none: a few seconds.
+
+    Args:
+        dtypes: Those that the operator's C++ computes in.
+    """
+    if device.type != "cpu":
+        return f"its code runs on the CPU, not on {device.type}"
+    if dtype not in dtypes:
+        known = " and ".join(str(x).removeprefix("torch.") for x in dtypes)
+        return f"its code computes in {known}, not in {dtype}"
+    return library.why_not()
+
+
+@torch.compiler.assume_constant_result
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 run on instructions meant for them, and not far slower than in float32.
+
+    GPUs: True. CPUs: what oneDNN needs (AVX-512 or Arm's bfloat16 instructions); without them PyTorch falls back to
+    loops that are tens of times slower than float32. A build of PyTorch that cannot tell counts as True.
+    """
+    if device.type != "cpu":
+        return True
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a private name, and builds without oneDNN have none
+        return True

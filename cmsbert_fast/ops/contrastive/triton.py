@@ -1,0 +1,96 @@
+"""Triton engine of the pairwise contrastive loss: float32, bfloat16 and float16 on GPUs.
+
+Up to ``SMALL`` rows forward and backward of one process are two launches each, as sorting labels alone would be more
+than that. Nothing synchronises the host at any size.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from cmsbert_fast.kernels.contrastive import gradients, preparation, statistics
+from cmsbert_fast.kernels.contrastive.call import Scalars, Side, side
+from cmsbert_fast.ops.contrastive.engine import Engine, block_of, finish
+from cmsbert_fast.ops.contrastive.torch import TorchEngine
+from cmsbert_fast.ops.contrastive.types import LABEL_TOLERANCE, Block, Call, Numbers, Saved
+
+SMALL = 1024
+
+
+class TritonEngine(Engine):
+    """See :class:`cmsbert_fast.ops.contrastive.engine.Engine`; what has no rows is left to PyTorch."""
+
+    def inverse_norms(self, embeddings: Sequence[Tensor]) -> Tensor:
+        return preparation.inverse_norms(embeddings)
+
+    def count_related(self, labels: Tensor, columns: Tensor, reach: float) -> Tensor:
+        if not labels.is_floating_point() or labels.numel() == 0:
+            return TorchEngine().count_related(labels, columns, reach)
+        return preparation.count_related(labels, columns, reach)
+
+    def statistics(self, rows: Block, columns: Block, numbers: Numbers) -> tuple[Tensor, Tensor, Tensor]:
+        if rows.rows == 0 or columns.rows == 0:
+            return TorchEngine().statistics(rows, columns, numbers)
+        return statistics.statistics(*_sides(rows, columns), _scalars(numbers), rows.offset - columns.offset)
+
+    def gradients(self, rows: Block, columns: Block, numbers: Numbers) -> tuple[list[Tensor], Tensor]:
+        raw = [z.new_zeros(z.shape, dtype=torch.float32) for z in rows.embeddings]
+        radial = torch.zeros_like(rows.inverse_norm)
+        if rows.rows == 0 or columns.rows == 0:
+            return raw, radial
+        for chunk, part, along in _strips(rows, columns, numbers):
+            for whole, strip in zip(raw, part, strict=True):
+                whole[chunk] = strip
+            radial[:, chunk] = along
+        return raw, radial
+
+    def forward(self, call: Call) -> tuple[Tensor, Saved]:
+        if not 0 < call.rows <= SMALL:
+            return super().forward(call)
+        z = call.embeddings[0]
+        inverse_norm = z.new_empty(len(call.embeddings), call.rows, dtype=torch.float32)
+        weight = z.new_empty(call.rows, dtype=torch.float32)
+        rows = side(call.embeddings, call.labels, inverse_norm, weight)
+        loss, lse = statistics.loss_of_square(rows, _scalars_of_square(call))
+        return loss, Saved(lse, inverse_norm, weight)
+
+    def backward(self, call: Call, saved: Saved, grad: Tensor) -> tuple[list[Tensor], Tensor]:
+        if call.rows == 0:
+            return super().backward(call, saved, grad)
+        if call.rows <= SMALL:
+            rows = side(call.embeddings, call.labels, saved.inverse_norm, saved.weight, saved.lse)
+            return gradients.gradients_of_square(rows, _scalars_of_square(call), grad)
+        # Unlike the general way, holds float32 gradients of one strip only.
+        numbers, block = call.numbers, block_of(call, saved)
+        out = [z.new_empty(z.shape) for z in call.embeddings]
+        scale = grad / (call.rows * numbers.temperature)
+        total = scale.new_zeros(())
+        for chunk, raw, radial in _strips(block, block, numbers):
+            for whole, strip in zip(out, finish(block.part(chunk), raw, radial, scale, out[0].dtype), strict=True):
+                whole[chunk] = strip
+            total += radial.sum()
+        return out, -0.5 * scale / numbers.temperature * total
+
+
+def _side(block: Block) -> Side:
+    return side(block.embeddings, block.labels, block.inverse_norm, block.weight, block.lse)
+
+
+def _sides(rows: Block, columns: Block) -> tuple[Side, Side]:
+    own = _side(rows)
+    return own, own if rows is columns else _side(columns)
+
+
+def _scalars(numbers: Numbers) -> Scalars:
+    return Scalars(numbers.temperature, 0.0, numbers.smoothing, numbers.reach)
+
+
+def _scalars_of_square(call: Call) -> Scalars:
+    """A fixed temperature stays a number: to make a tensor of it would be one more launch."""
+    return Scalars(call.temperature, call.fixed_temperature, call.smoothing, call.threshold + LABEL_TOLERANCE)
+
+
+def _strips(rows: Block, columns: Block, numbers: Numbers) -> Iterator[tuple[slice, list[Tensor], Tensor]]:
+    """As :func:`cmsbert_fast.kernels.contrastive.gradients.gradients`."""
+    return gradients.gradients(*_sides(rows, columns), _scalars(numbers), rows.offset - columns.offset)

@@ -1,0 +1,93 @@
+"""Whether a run can resume an earlier one: same settings, same examples."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmsbert_fast.data.example import SPLITS, Corpus, outlines
+from cmsbert_fast.training import checkpoint, report
+from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.settings import TrainingSettings
+
+FINGERPRINT_BYTES = 2**22  # takes at most half a second at the start of a run, even from disk
+# Settings that a resumed run may change: where and how fast it computes, not what. The data may move; their examples
+# are checked. The number of threads may not change: it affects rounding.
+_FREE = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_every_steps")
+
+
+def fingerprint(corpus: Corpus) -> str:
+    """A hash of the examples of all splits, in order: ids, labels, words, numbers of frames, and the frames.
+
+    Beyond ``FINGERPRINT_BYTES`` of frames, only evenly spaced examples are read, about that many bytes.
+    """
+    widths, total = (corpus.visual_size, corpus.acoustic_size), 0
+    digest = hashlib.sha256(json.dumps(widths).encode())
+    for split in SPLITS:
+        for o in outlines(corpus.splits[split]):  # one at a time: a list of all takes memory and time
+            line = (split, o.id, str(o.label), o.words, o.visual, o.acoustic, o.aligned)
+            digest.update(json.dumps(line).encode())
+            total += 4 * (o.visual * widths[0] + o.acoustic * widths[1])
+    stride = max(1, math.ceil(total / FINGERPRINT_BYTES))
+    before = 0
+    for split in SPLITS:
+        examples = corpus.splits[split]
+        for k in range(-before % stride, len(examples), stride):
+            example = examples[k]
+            digest.update(np.ascontiguousarray(example.visual, np.float32).data)
+            digest.update(np.ascontiguousarray(example.acoustic, np.float32).data)
+        before += len(examples)
+    return digest.hexdigest()[:16]
+
+
+def finished_results(settings: TrainingSettings, examples: str, folder: Path) -> dict[str, Any] | None:
+    """The contents of ``results.json`` in ``folder``, if a run with these settings has finished there.
+
+    Args:
+        settings: Settings of the run to resume.
+        examples: The :func:`fingerprint` of its data.
+        folder: Folder of the run.
+
+    Raises:
+        UsageError: The file is damaged or belongs to another run.
+    """
+    found = report.read_results(folder)
+    if found is not None:
+        _check_unchanged(found["settings"], found["data"]["fingerprint"], settings, examples, folder)
+    return found
+
+
+def last_checkpoint(settings: TrainingSettings, examples: str, folder: Path) -> dict[str, Any] | None:
+    """The checkpoint in ``folder``, if there is one. Arguments and errors as in :func:`finished_results`."""
+    found = checkpoint.load(folder)
+    if found is not None:
+        _check_unchanged(found["settings"], found["fingerprint"], settings, examples, folder)
+    return found
+
+
+def check_resumable(settings: TrainingSettings, examples: str, folder: Path) -> None:
+    """Finds what would make resuming a run fail. Arguments and errors as in :func:`finished_results`."""
+    if finished_results(settings, examples, folder) is None:
+        last_checkpoint(settings, examples, folder)
+
+
+def _check_unchanged(saved: dict, saved_examples: str, settings: TrainingSettings, examples: str, folder: Path) -> None:
+    saved, now, defaults = (
+        json.loads(json.dumps(values))  # lists, not tuples
+        for values in (saved, dataclasses.asdict(settings), dataclasses.asdict(TrainingSettings()))
+    )
+    saved = {**defaults, **saved}  # settings added since the run have their defaults
+    changed = [name for name in now if name not in _FREE and saved[name] != now[name]]
+    if changed:
+        name = changed[0]
+        raise UsageError(
+            f"The run in {folder} has {name} = {saved[name]!r}, not {now[name]!r}; resume it with its own settings."
+        )
+    if saved_examples != examples:
+        raise UsageError(
+            f"The run in {folder} was trained on examples other than those in {settings.data}; resume it with its own."
+        )

@@ -1,0 +1,154 @@
+"""``train.py``: from the command line to the results of every run, and the exit status."""
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from cmsbert_fast import atomic
+from cmsbert_fast.data.example import DataError
+from cmsbert_fast.training import distributed, figures, folders, preflight, report, resume, strict_json
+from cmsbert_fast.training.backends import backend_report, precision_warning
+from cmsbert_fast.training.build import Loaded
+from cmsbert_fast.training.command import Command, parse_command
+from cmsbert_fast.training.distributed import Ranks
+from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
+from cmsbert_fast.training.preflight import Data
+from cmsbert_fast.training.settings import TrainingSettings
+from cmsbert_fast.training.signals import StopRequest
+from cmsbert_fast.training.tested import load_and_test
+from cmsbert_fast.training.trainer import Trainer
+
+EXIT_USAGE = 2
+EXIT_NOT_FINITE = 3
+
+
+def main(arguments: Sequence[str], embedded_config: Path) -> int:
+    """Runs ``train.py``.
+
+    Args:
+        arguments: The command line, without the program.
+        embedded_config: Settings for the embedded corpus.
+
+    Returns:
+        The exit status: 0 success, 2 user error, 3 loss not finite, 128 + n stopped by signal n.
+    """
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    stop = StopRequest()
+    try:
+        command = parse_command(arguments, embedded_config)
+        if command.runs[0].threads is not None:
+            torch.set_num_threads(command.runs[0].threads)
+        ranks = distributed.start(command.runs[0].device)
+        if ranks.device.type == "cuda":
+            distributed.compute_deterministically()
+        else:
+            distributed.keep_freed_memory()
+        with stop:
+            run_all(command, ranks, stop)
+        return 0
+    except (UsageError, DataError) as error:
+        distributed.report_once(f"error: {error}")
+        return EXIT_USAGE
+    except NotFinite as error:
+        distributed.report_once(f"stopped: {error}")
+        return EXIT_NOT_FINITE
+    except Interrupted as error:
+        distributed.report_once(str(error))
+        return 128 + (stop.signal or signal.SIGTERM)
+    except KeyboardInterrupt:  # before StopRequest, or the second one
+        distributed.report_once("Stopped at once; runs with a checkpoint continue with --resume.")
+        return 128 + signal.SIGINT
+    finally:
+        distributed.stop()
+
+
+def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
+    """Checks all runs of a command, does them, and prints the table of their test metrics."""
+    say = print if ranks.is_main else _silent
+    warning = precision_warning(command.runs[0], ranks.device)
+    if warning:
+        say(warning, file=sys.stderr, flush=True)
+    checked = preflight.check_command(command, ranks, say)
+    for line in backend_report(command.runs, ranks.device):
+        say(line, flush=True)
+    loaded, done = checked.loaded, []
+    for settings in command.runs:
+        folder = checked.root / folders.run_name(settings)
+        say(f"\n{folder}", flush=True)
+        data = checked.data[settings.fold]
+        done.append(run(settings, data, ranks, folder, stop, loaded=loaded, resuming=checked.resume))
+        loaded = None
+    text, rows = report.table(done)
+    name = checked.data[command.runs[0].fold].corpus.name
+    say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {checked.root}")
+    if ranks.is_main:
+        strict_json.write_json(checked.root / "summary.json", rows)
+        atomic.replace_file(checked.root / "summary.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def run(
+    settings: TrainingSettings,
+    data: Data,
+    ranks: Ranks,
+    folder: Path,
+    stop: StopRequest,
+    *,
+    loaded: Loaded | None = None,
+    resuming: bool = False,
+) -> dict[str, Any]:
+    """One run: trains, selects on validation, tests, and leaves everything in ``folder``.
+
+    Args:
+        settings: What to do.
+        data: What to train on.
+        ranks: This process.
+        folder: Where log, checkpoint, best model, results, predictions and figures go.
+        stop: Whether to stop early.
+        loaded: Model and tokenizer from :func:`cmsbert_fast.training.preflight.check`; None = load them now.
+        resuming: Continue from the checkpoint in ``folder``, if any. A finished run is not repeated, but missing
+            figures are drawn.
+
+    Returns:
+        The contents of ``results.json``, on every rank.
+
+    Raises:
+        UsageError: The settings do not fit the data, checkpoint or ``folder``.
+        NotFinite: A loss, gradient or prediction is NaN or infinite.
+        Interrupted: ``stop`` was requested; the checkpoint has been written.
+    """
+    folders.make_shared_folder(folder, ranks)
+    saved = None
+    if resuming:
+        finished = distributed.from_main(lambda: resume.finished_results(settings, data.fingerprint, folder), ranks)
+        if finished is not None:
+            _draw_missing_figures(settings, data, ranks, folder)
+            return finished
+        saved = resume.last_checkpoint(settings, data.fingerprint, folder)
+    trainer = Trainer(settings, data, ranks, folder, stop, loaded)
+    if saved is None:
+        trainer.begin()
+    else:
+        trainer.restore(saved)
+        del saved  # as large as model and optimiser
+    return trainer.run()
+
+
+def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> None:
+    """Draws the figures of a finished run that was stopped while drawing them."""
+    if distributed.from_main((folder / figures.FIGURES).is_dir, ranks):
+        return
+    tested = load_and_test(settings, data, ranks, folder)
+    if ranks.is_main:
+        figures.draw(folder, tested)
+
+
+def _silent(*values: object, **options: object) -> None:
+    pass

@@ -1,0 +1,45 @@
+"""The best model of a run and what it predicts for the test set: what results, predictions and figures are made of."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.models.base import Classifier
+from cmsbert_fast.models.processing import CMSBertProcessor
+from cmsbert_fast.training import evaluate
+from cmsbert_fast.training.batches import Batches
+from cmsbert_fast.training.build import load_trained
+from cmsbert_fast.training.distributed import Ranks
+from cmsbert_fast.training.evaluate import Predictions
+from cmsbert_fast.training.preflight import Data
+from cmsbert_fast.training.settings import TrainingSettings
+
+
+class Tested(NamedTuple):
+    """A tested model.
+
+    Attributes:
+        model, processor: The best of the run, on its device.
+        corpus: The data of the run.
+        predictions: For the test set, all finite.
+        embedded: Whether ``corpus`` is the embedded one.
+    """
+
+    model: Classifier
+    processor: CMSBertProcessor
+    corpus: Corpus
+    predictions: Predictions
+    embedded: bool = False
+
+
+def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> Tested:
+    """Loads the best model of the run in ``folder`` and predicts the test set. All ranks must call.
+
+    Raises:
+        NotFinite: Some predictions are not finite.
+    """
+    model, processor = load_trained(folder, settings.backend)
+    model.to(ranks.device)  # type: ignore[arg-type]
+    batches = Batches(data.corpus.splits["test"], processor, model, ranks.device)
+    predictions = evaluate.predict(model, batches, ranks, settings.batch_size, settings.precision)
+    return Tested(model, processor, data.corpus, evaluate.check_finite(predictions), settings.embedded)

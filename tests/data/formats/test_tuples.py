@@ -1,0 +1,94 @@
+"""MAG-BERT's, MISA's and UR-FUNNY's pickles."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmsbert_fast.data import DataError, read_corpus
+from tests.data.formats.expected import clean
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_mag(files: Any, protocol: int) -> None:
+    root = files.mag()
+    root["train"][0][0][2][0, 0] = np.nan
+    corpus = read_corpus(files.pickle("mosi.pkl", root, protocol))
+    assert corpus.report.counts == {"train": 3, "valid": 3, "test": 3}
+    assert corpus.report.non_finite == {"acoustic": 1}
+    for split, name in (("train", "train"), ("valid", "dev"), ("test", "test")):
+        for example, ((words, visual, acoustic), label, segment) in zip(corpus.splits[split], root[name], strict=True):
+            assert (example.id, example.words, example.aligned) == (segment, tuple(words), True)
+            assert example.label == float(label[0, 0])
+            np.testing.assert_array_equal(example.visual, clean(visual))
+            np.testing.assert_array_equal(example.acoustic, clean(acoustic))
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+def test_misa_and_mmim(files: Any, lengths: bool) -> None:
+    root = files.misa(lengths)
+    for split, content in root.items():
+        files.pickle(f"{split}.pkl", content)
+    for path, counts in (
+        (files.folder, {"train": 3, "valid": 3, "test": 3}),
+        (files.folder / "dev.pkl", {"valid": 3}),
+    ):
+        corpus = read_corpus(path)
+        assert corpus.report.counts == counts
+        for example, (inner, label, segment) in zip(corpus.splits["valid"], root["dev"], strict=True):
+            words = inner[3]
+            assert (example.id, example.words, example.aligned) == (segment, tuple(words), not lengths)
+            assert example.label == float(label[0, 0])
+            n = (len(words) + 1, len(words) + 2) if lengths else (len(words), len(words))
+            np.testing.assert_array_equal(example.visual, clean(inner[1][: n[0]]))
+            np.testing.assert_array_equal(example.acoustic, clean(inner[2][: n[1]]))
+
+
+def test_misa_emotions_are_columns(files: Any) -> None:
+    root = files.misa(columns=7)
+    for split, content in root.items():
+        files.pickle(f"{split}.pkl", content)
+    assert read_corpus(files.folder, label="sad").splits["train"][0].label == float(root["train"][0][1][0, 2])
+    assert read_corpus(files.folder, label="2").splits["train"][0].label == float(root["train"][0][1][0, 2])
+    with pytest.raises(DataError, match="anger"):
+        read_corpus(files.folder, label="envy")
+
+
+def test_ur_funny(files: Any) -> None:
+    root = files.funny()
+    corpus = read_corpus(files.pickle("ur_funny.pkl", root))
+    assert corpus.report.counts == {"train": 3, "valid": 3, "test": 3}
+    assert corpus.classes == ("no humour", "humour")
+    assert (corpus.visual_size, corpus.acoustic_size) == (91, 81)
+    example = corpus.splits["train"][1]
+    assert (example.id, example.words, example.label, example.aligned) == ("1", ("that", "is", "the", "joke"), 1, True)
+    assert isinstance(example.label, int)
+    np.testing.assert_array_equal(example.visual, clean(root["train"][1][0][1]))
+
+
+def test_several_columns_of_labels_need_a_choice(files: Any) -> None:
+    rows = np.ones((1, 2))
+    path = files.pickle("mag.pkl", {"train": [((["a"], rows, rows), np.arange(7.0)[None], "v[0]")]})
+    with pytest.raises(DataError, match="7 columns"):
+        read_corpus(path)
+    for split, content in files.misa(columns=7).items():
+        files.pickle(f"{split}.pkl", content)
+    with pytest.raises(DataError, match="7 columns"):
+        read_corpus(files.folder)
+
+
+def test_two_files_for_one_split_of_misa_are_refused(files: Any) -> None:
+    for split, content in files.misa().items():
+        files.pickle(f"{split}.pkl", content)
+    files.pickle("valid.pkl", files.misa()["dev"])
+    with pytest.raises(DataError, match=r"dev\.pkl, valid\.pkl"):
+        read_corpus(files.folder)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_any_file_of_misa_is_the_split_of_its_name(files: Any, whole: bool) -> None:
+    root = files.misa()
+    path = files.pickle("test.pkl", root["test"])
+    if not whole:
+        files.pickle("train.pkl", root["train"])
+    assert read_corpus(files.folder if whole else path).report.counts == {"test": 3}

@@ -1,0 +1,166 @@
+"""Opening data of any format."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cmsbert_fast.data import DataError, convert, open_source, read_corpus
+
+
+def test_paths_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (tmp_path / ("x" * 300), tmp_path / "a\0b"):
+        with pytest.raises(DataError, match=r"Check the path of the data"):
+            read_corpus(path)
+
+    def closed(self: Path, **_: Any) -> bool:  # root may look everywhere
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.raises(DataError, match=r"Check the path of the data.*Permission denied"):
+        read_corpus(tmp_path)
+
+
+def test_folds_replace_the_splits_of_any_source(files: Any) -> None:
+    path = files.pickle("mosi.pkl", files.mag())
+    folds = files.folder.parent / "folds.json"
+    folds.write_text(json.dumps({"train": ["vidtest"], "dev": ["viddev[0]"], "test": ["vidtrain"]}))
+    corpus = read_corpus(path, folds=folds)
+    assert corpus.report.counts == {"train": 3, "valid": 1, "test": 3}
+    assert sum(corpus.report.dropped.values()) == 2
+    assert {e.id for e in corpus.splits["train"]} == {f"vidtest[{k}]" for k in range(3)}
+    folds.write_text(json.dumps([{"train": ["vidtest"]}, {"train": ["vidtrain"], "test": ["vidtest"]}]))
+    assert read_corpus(path, folds=folds, fold=2).report.counts == {"train": 3, "test": 3}
+    for content, fold in (("{", None), ("[]", 1), ('{"train": 3}', None), ('{"train": ["a"], "test": ["a"]}', None)):
+        folds.write_text(content)
+        with pytest.raises(DataError):
+            read_corpus(path, folds=folds, fold=fold)
+
+
+def test_a_modality_can_be_left_out(files: Any) -> None:
+    corpus = read_corpus(files.pickle("mosi.pkl", files.mag()), visual="none")
+    assert (corpus.visual_size, corpus.acoustic_size) == (0, 5)
+    assert all(e.visual.shape == (0, 0) for e in corpus.splits["train"])
+
+
+def test_what_is_unknown_is_refused_with_a_list_of_what_is_known(files: Any, tmp_path: Path) -> None:
+    cases = [files.pickle("a.pkl", {"some": "thing"}), tmp_path / "nothing.bin", tmp_path / "empty"]
+    cases[1].write_bytes(b"\0\1\2")
+    cases[2].mkdir()
+    for path in cases:
+        with pytest.raises(DataError) as error:
+            read_corpus(path)
+        for known in ("MMSA", "MAG-BERT", "MISA", "MulT", "UR-FUNNY", "csd", "IEMOCAP", "table of segments"):
+            assert known in str(error.value)
+    with pytest.raises(DataError, match="does not exist"):
+        read_corpus(tmp_path / "missing")
+
+
+def test_files_of_another_shape_than_their_format(files: Any) -> None:
+    rows = np.ones((2, 3))
+    good = ((["a", "b"], rows, rows), 0.5, "v[0]")
+    for bad in (
+        ((["a", "b"], rows), 0.5, "v[1]"),
+        ((["a", "b"], rows, "text"), 0.5, "v[1]"),
+        ((["a", "b"], rows, rows), "positive", "v[1]"),
+        ((["a", "b"], rows, np.ones((2, 9))), 0.5, "v[1]"),
+        ((["a", {}], rows, rows), 0.5, "v[1]"),
+        ((["a", "b"], rows, np.array([None, None])), 0.5, "v[1]"),
+        ((["a", "b"], rows, rows), 0.5, "v[0]"),
+        (7, 0.5, "v[1]"),
+        None,
+    ):
+        with pytest.raises(DataError):
+            read_corpus(files.pickle("mag.pkl", {"train": [good, bad]}))
+
+
+def test_examples_without_text_or_label_are_dropped_and_counted(files: Any) -> None:
+    rows = np.ones((2, 3))
+    items = [
+        ((["a", "b"], rows, rows), 0.5, "v[0]"),
+        (([], rows, rows), 0.5, "v[1]"),
+        ((["a", "b"], rows, rows), np.array([[np.nan]]), "v[2]"),
+    ]
+    report = read_corpus(files.pickle("mag.pkl", {"train": items})).report
+    assert report.counts == {"train": 1}
+    assert sorted(report.dropped.values()) == [1, 1]
+    assert "dropped 1: it has no text" in str(report)
+
+
+@pytest.mark.parametrize("kind", ["mmsa", "mag", "misa", "mult", "funny", "table"])
+def test_data_without_labels_can_be_read_for_prediction(kind: str, files: Any) -> None:
+    """What has no label, or NaN, is refused or dropped for training, and all there for prediction."""
+    rows, words, count = np.ones((2, 3)), None, 1
+    path = files.folder / "data.pkl"
+    if kind == "mmsa":
+        files.pickle("data.pkl", {"test": {"raw_text": ["a b"], "id": ["v_0"], "vision": rows[None]}})
+    elif kind == "mag":
+        files.pickle("data.pkl", {"test": [((["a", "b"], rows, rows), np.nan, "v_0")]})
+    elif kind == "misa":
+        for name in ("train", "test"):
+            files.pickle(f"{name}.pkl", [(([0, 1], rows, rows, ["a", "b"]), None, f"{name}_0")])
+        path, count = files.folder, 2
+    elif kind == "mult":
+        root = files.mult()
+        for part in root.values():
+            del part["labels"]
+        files.pickle("data.pkl", root)
+        words = str(files.table([["vid0_0", "train", 0, 1.5, 0, "yes"]]))
+    elif kind == "funny":
+        part = ("a joke", np.ones((2, 91)), np.ones((2, 81)), np.ones((2, 4)))
+        files.pickle("data.pkl", {"test": [(part, part, 1, None)]})
+    else:
+        path = files.table([["v_0", "test", 0, 1, 0.5, "a b"]])
+    if kind != "table":
+        with pytest.raises(DataError):
+            read_corpus(path, words=words)
+    corpus = read_corpus(path, words=words, labels=False)
+    assert sum(corpus.report.counts.values()) == count
+    assert [e.label for examples in corpus.splits.values() for e in examples] == [None] * count
+    assert not corpus.report.dropped or kind == "mult"
+    assert corpus.classes is None
+
+
+def test_the_embedded_corpus_without_labels() -> None:
+    corpus = read_corpus("embedded", labels=False)
+    assert {e.label for examples in corpus.splits.values() for e in examples} == {None}
+
+
+def test_values_of_examples_that_the_folds_leave_out_are_not_counted(files: Any) -> None:
+    path, folds = files.pickle("data.pkl", files.mmsa(False)), files.folder.parent / "folds.json"
+    folds.write_text(json.dumps({"train": ["vidtrain$_$1", "vidtrain$_$2"]}))
+    assert read_corpus(path).report.non_finite
+    assert read_corpus(path, folds=folds).report.non_finite == {}
+    rows = np.ones((3, 2))
+    items = [((["a"], rows, rows), 0.5, f"v[{k}]") for k in range(3)]
+    folds.write_text(json.dumps({"train": ["v[1]"]}))
+    report = read_corpus(files.pickle("mag.pkl", {"train": items}), folds=folds).report
+    assert list(report.tallies.values()) == [1]
+
+
+@pytest.mark.parametrize(
+    ("header", "lines"),
+    [
+        ("id\tlabel\ttext", ["a\tnan\thi", "b\t1\tyo"]),
+        ("id\tlabel\ttext", ["a\tunknown\thi", "b\t1\tyo"]),
+        ("id\temotion\ttext", ["Ses01F_impro01_F000\tfru\thi", "Ses01F_impro01_F001\tang\tyo"]),
+    ],
+)
+def test_prediction_does_not_depend_on_the_labels_of_a_table(files: Any, header: str, lines: list[str]) -> None:
+    path = files.folder / "segments.tsv"
+    path.write_text("\n".join([header, *lines]) + "\n")
+    for label in (None, "another"):
+        corpus = read_corpus(path, labels=False, label=label)
+        assert [(e.words, e.label) for e in corpus.splits["all"]] == [(("hi",), None), (("yo",), None)]
+        assert corpus.classes is None
+
+
+def test_one_csd_file_and_converted_data_are_told_what_to_do(files: Any) -> None:
+    path = files.csd("COVAREP", "COVAREP", {"a": (np.ones((2, 2)), [[0, 1], [1, 2]])})
+    with pytest.raises(DataError, match="Give the folder"):
+        read_corpus(path)
+    convert.convert(open_source(files.pickle("mag.pkl", files.mag())), files.folder / "c")
+    with pytest.raises(DataError, match="already converted"):
+        open_source(files.folder / "c")
