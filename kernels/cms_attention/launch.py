@@ -153,10 +153,10 @@ def backward(
     return gradients
 
 
-SourceGradients = tuple[arguments.SourceGradients | None, arguments.SourceGradients | None]
+Pair = tuple[arguments.SourceGradients | None, arguments.SourceGradients | None]  # visual, acoustic
 
 
-def _source_gradients(call: Call, gradients: Gradients, frames_wanted: tuple[bool, bool]) -> SourceGradients:
+def _source_gradients(call: Call, gradients: Gradients, frames_wanted: tuple[bool, bool]) -> Pair:
     """What backward writes of each modality."""
     visual = acoustic = None
     (token_v, token_a), (frame_v, frame_a) = gradients.token_gates, gradients.frame_gates
@@ -168,7 +168,7 @@ def _source_gradients(call: Call, gradients: Gradients, frames_wanted: tuple[boo
     return visual, acoustic
 
 
-def _short_backward(launcher: Launcher, gradients: SourceGradients) -> None:
+def _short_backward(launcher: Launcher, gradients: Pair) -> None:
     """Attention, then the gates of both modalities."""
     block_n = tile_edge(launcher.call.max_length)
     config = launcher.config("short_backward")
@@ -187,9 +187,7 @@ def _short_backward(launcher: Launcher, gradients: SourceGradients) -> None:
         )
 
 
-def _long_backward(
-    launcher: Launcher, out: Tensor | None, saved: Saved, d_shift: Tensor, gradients: SourceGradients
-) -> None:
+def _long_backward(launcher: Launcher, out: Tensor | None, saved: Saved, d_shift: Tensor, gradients: Pair) -> None:
     """Queries, keys, and for each modality tokens and frames."""
     call = launcher.call
     shift = saved.shift if call.modalities else None

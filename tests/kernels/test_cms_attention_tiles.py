@@ -1,0 +1,174 @@
+"""The table of tiles as the CMS attention kernels use it, its tuner, and the precision of products."""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cmsbert_fast.ops.attention import triton as attention_triton
+from cmsbert_fast.ops.capability import HAS_TRITON
+from tests.kernels.attention_cases import DEVICE, runs_kernels
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
+    tiles = attention_triton.kernels.launch.tiles
+    table = tiles.table()["cms_attention"]
+    for row in table:
+        kernel = getattr(attention_triton.kernels.launch, f"{row['kernel']}_kernel")
+        assert set(row["config"]) <= {*kernel.arg_names, "num_warps", "num_stages"}
+    longest = {"short": 64, "medium": 128}
+    for name in {row["kernel"] for row in table}:
+        for item_size in (2, 4):
+            if item_size == 4 and name.startswith("short"):
+                continue
+            tokens = longest.get(name.split("_")[0], 1 << 20)
+            for head_size in (1, 64, 65, 128):
+                sizes = {"tokens": tokens, "head_size": head_size}
+                config = tiles.configuration("cms_attention", name, "sm_90", item_size, **sizes)
+                assert config["num_warps"] in (4, 8)
+    with pytest.raises(LookupError, match="no row"):
+        tiles.configuration("cms_attention", "short_forward", "sm_90", 2, tokens=65, head_size=64)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_tightest_row_of_the_table_wins_before_the_device(backwards: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = attention_triton.kernels.launch.tiles
+    rows = [
+        {
+            "kernel": "new",
+            "device": device,
+            "item_size": 2,
+            "at_most": {"tokens": tokens, "head_size": head_size},
+            "config": config,
+        }
+        for device, tokens, head_size, config in (
+            ("*", 64, 64, {"num_warps": 1}),
+            ("sm_90", 64, 128, {"num_warps": 2}),
+            ("*", 64, 128, {"num_warps": 4}),
+            ("sm_90", 128, 64, {"num_warps": 8}),
+        )
+    ]
+    monkeypatch.setattr(tiles, "table", lambda: {"family": rows[::-1] if backwards else rows})
+    found = {}
+    for tokens, head_size in ((50, 64), (50, 65), (65, 64)):
+        for device in ("sm_90", "sm_80"):
+            with contextlib.suppress(LookupError):
+                # Not the cached function: what it says of this table must not outlast the test.
+                sizes = {"tokens": tokens, "head_size": head_size}
+                config = tiles.configuration.__wrapped__("family", "new", device, 2, **sizes)
+                found[device, tokens, head_size] = config["num_warps"]
+    assert found == {
+        ("sm_90", 50, 64): 1,
+        ("sm_80", 50, 64): 1,
+        ("sm_90", 50, 65): 2,
+        ("sm_80", 50, 65): 4,
+        ("sm_90", 65, 64): 8,
+    }
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_tf32_only_where_the_user_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = attention_triton.kernels
+    monkeypatch.setattr(kernels.launch.common, "device_class", lambda device: "sm_90")
+
+    def precision(dtype: torch.dtype = torch.float32) -> str:
+        x = torch.zeros(1, 2, 1, 16, dtype=dtype)
+        call = kernels.Call(x, x, x, None, None, None, None, 2, "relu", 1.0, 0.0, None)
+        return kernels.launch.Launcher(call).precision
+
+    def allow(interface: str, tf32: bool) -> None:
+        if interface == "fp32_precision":
+            torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+        elif interface == "allow_tf32":
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+        else:
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+    before = torch.backends.cuda.matmul.fp32_precision, torch.get_float32_matmul_precision()
+    try:
+        assert precision() == "split"
+        for interface in ("fp32_precision", "allow_tf32", "set_float32_matmul_precision"):
+            allow(interface, True)
+            assert precision() == "tf32", interface
+            assert precision(torch.bfloat16) == "ieee"
+            allow(interface, False)
+            assert precision() == "split", interface
+    finally:
+        torch.set_float32_matmul_precision(before[1])
+        torch.backends.cuda.matmul.fp32_precision = before[0]
+
+
+@runs_kernels
+def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmsbert_fast.kernels import tune as tuner
+
+    kernels = attention_triton.kernels
+    monkeypatch.setattr(tuner, "CANDIDATES", {
+        "short_forward": {"HEADS": (1, 2, 3, 4, 5, 6), "BLOCK_F": (16,), "num_warps": (4,), "num_stages": (1,)},
+        "short_backward": {"HEADS": (1, 2), "num_warps": (4,), "num_stages": (1,)},
+        "short_gate_backward": {"BLOCK_F": (16, 32), "BLOCK_C": (16,), "num_warps": (4,), "num_stages": (1,)},
+    })  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(DEVICE, torch.float16)
+
+    visual = kernels.Modality(random(1, 5), random(1, 3), random(1, 3, 5), random(48, 5), None, None, 3)
+    qkv = [random(1, 5, 3, 16) for _ in range(3)]
+    call = kernels.Call(*qkv, visual, None, None, None, 5, "relu", 0.25, 0.0, None)
+    used: dict[str, dict[str, int]] = {}
+    launch = kernels.launch
+    run = launch.run
+    failures: dict[int, Exception] = {
+        4: tuner.triton.runtime.errors.OutOfResources(2, 1, "shared memory"),
+        5: RuntimeError("PassManager::run failed"),
+        6: tuner.triton.compiler.errors.CompilationError("", None, "no"),
+    }
+
+    def record(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: dict[str, int]) -> None:
+        name = kernel.fn.__name__.removesuffix("_kernel")
+        if name == "short_forward" and config["HEADS"] in failures:
+            raise failures[config["HEADS"]]
+        used[name] = config
+        run(kernel, grid, arguments, config)
+        if name == "short_forward" and config["HEADS"] == 3:
+            arguments["out"].zero_()  # fast and wrong
+
+    def milliseconds(_: Callable[[], Any]) -> float:
+        heads = used["short_forward"]["HEADS"], used.get("short_backward", {}).get("HEADS", 1)
+        return {1: 3.0, 2: 2.0, 3: 1.0}[heads[0]] + {1: 1.0, 2: 2.0}[heads[1]]
+
+    committed = launch.tiles.configuration
+
+    def one_head(family: str, kernel: str, *key: Any, **sizes: int) -> dict[str, int]:
+        config = committed(family, kernel, *key, **sizes)
+        return dict(config, HEADS=1) if "forward" in kernel else config
+
+    monkeypatch.setattr(launch, "run", record)
+    monkeypatch.setattr(launch.tiles, "configuration", one_head)
+    left_out: Counter[str] = Counter()
+    found = tuner.tune(call, random(1, 5, 3, 16), milliseconds, left_out)
+    assert found == {"short_forward": {"HEADS": 2, "BLOCK_F": 16, "num_warps": 4, "num_stages": 1}}
+    assert left_out == {"short_forward": 3}
+    failures[5] = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        tuner.tune(call, random(1, 5, 3, 16), milliseconds)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_devices_without_room_take_the_small_tiles() -> None:
+    """8.6, 8.9 and 12.x have 99 KB of shared memory a block, others from 163 KB on."""
+    named = {
+        (8, 0): "sm_80", (8, 6): "sm_86", (8, 7): "sm_86", (8, 9): "sm_86", (9, 0): "sm_90", (10, 0): "sm_100",
+        (10, 3): "sm_100", (11, 0): "sm_100", (12, 0): "sm_86", (12, 1): "sm_86", (13, 0): "sm_86",
+    }  # fmt: skip
+    for capability, name in named.items():
+        assert attention_triton.kernels.launch.common.nvidia_class(*capability) == name
