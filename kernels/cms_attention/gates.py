@@ -104,7 +104,7 @@ def shift_tile(
     b_shift = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     for i in tl.static_range(2):
         source = sources[i]
-        if source is not None:
+        if source.frames is not None:
             o_x = tl.arange(0, BLOCKS_X[i])
             p_w = source.weight + i_row * source.s_w
             b_w = load_rows(p_w, o_d, m_d, source.s_w, o_x, o_x < source.size)  # [BLOCK_D, BLOCKS_X[i]]

@@ -52,7 +52,7 @@ def short_forward_kernel(
     for i in tl.static_range(2):
         source = sources[i]
         b_m = 0  # never read
-        if source is not None:
+        if source.frames is not None:
             o_x = tl.arange(0, BLOCKS_X[i])
             b_p = load_token_gates(source, sequences.cu, i_b, i_start, o_n, m_n)
             b_m = mean_frame(
@@ -108,7 +108,7 @@ def _shift_from_memory(
     b_shift = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     for i in tl.static_range(2):
         source = sources[i]
-        if source is not None:
+        if source.frames is not None:
             o_x = tl.arange(0, BLOCKS_X[i])
             m_x = o_x < source.size
             b_m = load_rows(mean + source.i_mean, o_n, m_n, s_mean, o_x, m_x)  # [BLOCK_N, BLOCKS_X[i]]
@@ -262,7 +262,7 @@ def short_gate_backward_kernel(
     lengths = (length_v, length_a)
     for i in tl.static_range(2):
         if tl.program_id(1) == i:
-            if sources[i] is not None:
+            if sources[i].frames is not None:
                 _short_gate_backward(
                     tl.program_id(0), sources[i], gradients[i], sequences, d_shift,
                     n_batch, n_rows, n_frame_rows[i], length, lengths[i], hidden_size,

@@ -48,7 +48,7 @@ def _shift_from_memory(
     b_shift = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
     for i in tl.static_range(2):
         source = sources[i]
-        if source is not None:
+        if source.frames is not None:
             for i_x in range(0, source.size, BLOCK_X):
                 o_x = i_x + tl.arange(0, BLOCK_X)
                 m_x = o_x < source.size
@@ -73,7 +73,7 @@ def shift_forward_kernel(
     if i_n < n:
         lengths = (length_v, length_a)
         for i in tl.static_range(2):
-            if sources[i] is not None:
+            if sources[i].frames is not None:
                 _write_means(
                     sources[i], i_b, i_n, sequences, mean, s_mean, length, lengths[i],
                     ACTIVATION, PRECISION, BLOCK_N, BLOCK_F, BLOCK_X,
@@ -113,7 +113,7 @@ def _write_shift(
         for i in tl.static_range(2):
             source = sources[i]
             b_m = 0  # never read
-            if source is not None:
+            if source.frames is not None:
                 o_x = o_xs[i]
                 b_p = load_token_gates(source, sequences.cu, i_b, i_start, o_m, m_m)
                 b_m = mean_frame(
