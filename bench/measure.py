@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 import transformers
-from cmsbert_fast.kernels.cpu import library as cpu_library
 from torch import Tensor
 
+from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 
 RESAMPLES = 2000
@@ -81,10 +81,10 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    cpu_library.most_scratch_bytes()
+    library.most_scratch_bytes()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    scratch = cpu_library.most_scratch_bytes()
+    scratch = library.most_scratch_bytes()
     held = peak = 0
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     for event in sorted(events, key=lambda e: e.start_ns()):

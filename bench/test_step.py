@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import torch
-from cmsbert_fast.kernels.cpu import library as cpu_library
 from torch import nn
 
 from bench import measure, names
@@ -21,6 +20,7 @@ from cmsbert_fast import (
     CMSBertForSequenceClassification,
     pairwise_contrastive_loss,
 )
+from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.dropout.api import Dropout
@@ -69,7 +69,9 @@ def test_step(race, device):
         work=Work(step_flops(config, lengths, True)),
         facts={
             "tokens": sum(lengths),
-            "ours": choose_backend("attention", next(model.parameters())),
+            "ours": choose_backend(
+                "attention", torch.empty(0, 1, config.hidden_size // config.num_attention_heads, device=device)
+            ),
             "saved_for_backward": kept,
         },
         missing=missing,
@@ -102,7 +104,7 @@ def test_bfloat16(race, device):
         return trainer.step(autocast(forward, device) if bfloat16 else forward)
 
     contenders = {names.OURS_BFLOAT16: step(), names.OURS_FLOAT32: step(bfloat16=False)}
-    if device.type == "cpu" and cpu_library.why_not() is None:
+    if device.type == "cpu" and library.why_not() is None:
         contenders["with the LSTM's products in float32"] = without(
             step(), lstm_cpu, "product_dtype", lambda *arguments: torch.float32
         )

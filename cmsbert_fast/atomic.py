@@ -23,7 +23,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def draft_of(path: Path) -> Path:
-    """The draft of :func:`replace_file`; a killed process leaves it behind."""
+    """The temporary file or folder next to ``path``; a killed process leaves it behind."""
     return path.with_name(f".{path.name}.tmp")
 
 
@@ -33,7 +33,7 @@ def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
     Each file is replaced atomically, but not all at once. A file whose content never changes, such as the configuration
     next to weights, therefore always matches the others.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = draft_of(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     write(temporary)

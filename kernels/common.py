@@ -116,7 +116,8 @@ def dot(b_x, b_y, b_acc, PRECISION: tl.constexpr):
 # ------------------------------------------------------------------ launchers
 
 # How the products of a kernel are taken. IEEE is float32 to the last bit on AMD, and what 16-bit products ignore; SPLIT
-# is the same in parts, for NVIDIA; TF32X3 is three TF32 products, nearly float32; TF32 has ten bits.
+# is the same in parts, for NVIDIA; TF32X3 is three TF32 products, nearly float32; TF32 has ten bits. `dot` spells the
+# first two out: a kernel cannot read these names.
 IEEE, SPLIT, TF32X3, TF32 = "ieee", "split", "tf32x3", "tf32"
 
 

@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
+
 from cmsbert_fast.kernels import cms_attention, common, tiles
 from cmsbert_fast.kernels.cms_attention.call import MAX_HEAD_SIZE, MEDIUM_TOKENS, SHORT_TOKENS, Call, Modality
-from torch import Tensor
 
 FAMILY = "cms_attention"
 _TILES = {"num_warps": (4, 8), "num_stages": (1, 2, 3)}

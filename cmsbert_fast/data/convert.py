@@ -26,8 +26,8 @@ from cmsbert_fast.data.source import Counter, Source
 from cmsbert_fast.data.statistics import Moments
 
 _JOURNAL = "journal.json"
-_DRAFT = atomic.draft_of(Path(_JOURNAL)).name
-_OURS = {MANIFEST, EXAMPLES, _JOURNAL, _DRAFT, *(f"{modality}.safetensors" for modality in MODALITIES)}
+_DRAFTS = [atomic.draft_of(Path(name)).name for name in (_JOURNAL, MANIFEST)]
+_OURS = {MANIFEST, EXAMPLES, _JOURNAL, *_DRAFTS, *(f"{modality}.safetensors" for modality in MODALITIES)}
 _HEADER = 512  # bytes of a safetensors header; JSON may be padded with spaces
 _EVERY = 5.0  # seconds between two marks from which a conversion can continue
 
@@ -184,9 +184,8 @@ class _Writer:
                 "sha256": source_hash(source.files),
             },
         }
-        (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        atomic.sync(self.folder / MANIFEST)
-        atomic.sync(self.folder)
+        text = json.dumps(manifest, indent=1)
+        atomic.replace_file(self.folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
 
     def close(self) -> None:
         for file in self.files.values():
@@ -235,7 +234,7 @@ def _clear(folder: Path) -> None:
         DataError: It holds what no conversion wrote.
     """
     names = {path.name for path in folder.iterdir()}
-    if not (names <= {_DRAFT} or (names <= _OURS and _read_journal(folder) is not None)):
+    if not (names <= set(_DRAFTS) or (names <= _OURS and _read_journal(folder) is not None)):
         raise DataError(f"Move {folder} away or choose another target: it holds files that no conversion wrote.")
     for name in sorted(names - {_JOURNAL}) + sorted(names & {_JOURNAL}):  # the proof that it is ours goes last
         (folder / name).unlink()

@@ -25,21 +25,21 @@ def option(default: Any, help: str, metavar: str = "NAME") -> Any:
 class DataOptions:
     """The options that describe data; ``metadata["help"]`` of each field explains it."""
 
-    data: str = option("embedded", "what to train on: a file or folder in a known format, or 'embedded'", "PATH")
+    data: str = option("embedded", "the data: a file or folder in a known format, or 'embedded'", "PATH")
     visual: tuple[str, ...] = option((), "visual streams of the data; none given: recognised by name; 'none': left out")
-    acoustic: tuple[str, ...] = option((), "acoustic streams of the data; likewise")
+    acoustic: tuple[str, ...] = option((), "acoustic streams of the data; as for visual")
     words: str | None = option(
         None, "stream of words with times; with it frames are averaged per word (MulT: a table of words)"
     )
-    label: str | None = option(None, "column or stream of the labels, where there are several")
+    label: str | None = option(None, "column or stream of the labels, if there are several")
     folds: str | None = option(
         None, "JSON file of ids by split, instead of the data's own splits (IEMOCAP: also speaker or random)", "FILE"
     )
-    fold: int | None = option(None, "which fold, counted from 1, where there are several", "K")
+    fold: int | None = option(None, "which fold, counted from 1, if there are several", "K")
 
     @property
     def embedded(self) -> bool:
-        """Whether the data are the embedded corpus; a folder of that name is given as ``./embedded``."""
+        """Whether the data are the embedded corpus; a folder of that name is given as the text ``./embedded``."""
         return self.data == "embedded"
 
     def request(self, labels: bool = True) -> "DataRequest":

@@ -29,8 +29,9 @@ class Moments:
         frames = frames.astype(np.float64)
         mean, squares = (self.mean, self.squares) if self.count else (0.0, 0.0)
         count, total = len(frames), self.count + len(frames)
-        delta = frames.mean(axis=0) - mean
-        squares = squares + ((frames - frames.mean(axis=0)) ** 2).sum(axis=0)
+        own = frames.mean(axis=0)
+        delta = own - mean
+        squares = squares + ((frames - own) ** 2).sum(axis=0)
         self.squares = squares + delta**2 * self.count * count / total
         self.mean = mean + delta * count / total
         self.count = total

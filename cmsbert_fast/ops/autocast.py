@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """To what autocast casts on a device; None where it is off, as on the meta device, which it does not know."""
+    """The dtype that autocast casts to on a device; None where it is off, and on the meta device, which it ignores."""
     kind = device.type
     return torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else None
 

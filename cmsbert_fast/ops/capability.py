@@ -1,7 +1,8 @@
-"""What this machine can run. Each question is answered by the reason why not, in half a sentence, or by None: it can.
+"""What this machine can run.
 
-The questions know devices and dtypes but no operator; :mod:`cmsbert_fast.ops.dispatch` asks them. While torch.compile
-traces, it takes their answers as constants.
+Each ``why_not`` function returns the reason why not, as half a sentence, or None where it can. They know devices and
+dtypes but no operators; :mod:`cmsbert_fast.ops.dispatch` calls them. torch.compile takes their answers as constants
+while it traces.
 """
 
 import importlib.util

@@ -30,8 +30,8 @@ class Operator(NamedTuple):
     """What an operator has besides plain PyTorch, and how it takes a backend's name.
 
     Attributes:
-        compiled: Its compiled backends, best first, each with the question why it cannot run on an example of the
-            operands, which is answered in half a sentence, or by None: it can.
+        compiled: Its compiled backends, best first. Each maps to a function of an example operand that returns why the
+            backend cannot run, as half a sentence, or None.
         has_reference: Whether "reference" is a form of its own.
         required: Whether a compiled backend that is named must run. If not, the name is a permission, and "torch" runs
             where it cannot.

@@ -32,9 +32,8 @@ Packed and padded batches share the source: a sequence is a first row and a leng
 position counts if it lies within the sequence and its mask, if there is one, says so. All programs zero an equal share
 of the rows beyond ``cu[-1]``.
 
-Where a program reads back from memory what its other threads wrote, a barrier lies between. On NVIDIA it orders global
-memory among them, as PTX's ``bar.sync`` does. On AMD it does so by fences of workgroup scope (``tests/kernels/
-test_aot.py`` reads them), and because CDNA runs a workgroup on one compute unit. RDNA is refused.
+A program that reads back what its other threads wrote passes a barrier first; why that suffices on NVIDIA and CDNA, and
+not on RDNA: ``docs/kernels/cms_attention.md``.
 
 Cost for B = 128, N = N_v = N_a = 50, H = 12, d_h = 64, d_v = 47, d_a = 74 in bfloat16; computed, not measured, at 4.0
 TB/s and 800 TFLOP/s, taken as attainable on an H200; traffic without re-reads, operations of whole tiles:

@@ -13,6 +13,7 @@ z, dv and dP take the kept probabilities, scaled by 1 / (1 - p).
 
 import triton
 import triton.language as tl
+
 from cmsbert_fast.kernels.cms_attention.arguments import COUNTS
 from cmsbert_fast.kernels.common import (
     LOG2_E,

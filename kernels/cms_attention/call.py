@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from cmsbert_fast.kernels.common import round_up
 from torch import Tensor
+
+from cmsbert_fast.kernels.common import round_up
 
 # Forward takes one launch up to these lengths, frame counts and frame sizes, and two beyond. "Short" is what fits into
 # one tile, "medium" what takes several, "long" what takes two launches. float32 tiles are too large to be short.

@@ -6,6 +6,7 @@ of tokens for dp, once in tiles of frames for dr. dx is a product of its own.
 
 import triton
 import triton.language as tl
+
 from cmsbert_fast.kernels.cms_attention.arguments import COUNTS
 from cmsbert_fast.kernels.common import (
     LOG2_E,

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
+
 from cmsbert_fast.kernels import common, tiles
 from cmsbert_fast.kernels.cms_attention import arguments
 from cmsbert_fast.kernels.cms_attention.attention import (
@@ -20,12 +22,11 @@ from cmsbert_fast.kernels.cms_attention.short import (
 )
 from cmsbert_fast.kernels.cms_attention.tiled import medium_forward_kernel, shift_forward_kernel
 from cmsbert_fast.kernels.common import tile_edge
-from torch import Tensor
 
 
-def run(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: dict[str, int]) -> None:
+def run(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], config: dict[str, int]) -> None:
     """Launches a kernel. Every launch of this module passes here: the compile tests listen in."""
-    kernel[grid](**arguments, **config)
+    kernel[grid](**given, **config)
 
 
 class Launcher:
@@ -76,7 +77,7 @@ class Launcher:
         return self.call.batch, triton.cdiv(self.heads, config["HEADS"])
 
     def token_tiles(self, block: int) -> int:
-        """Tiles of a sequence's tokens; one even without tokens, for somebody must zero the rows of no sequence."""
+        """Tiles of a sequence's tokens: at least one, which zeroes the rows of no sequence."""
         return max(1, triton.cdiv(self.call.max_length, block))
 
     def run(self, kernel: Any, grid: tuple[int, ...], config: dict[str, int], **more: Any) -> None:
@@ -153,22 +154,19 @@ def backward(
     return gradients
 
 
-Pair = tuple[arguments.SourceGradients | None, arguments.SourceGradients | None]  # visual, acoustic
+OfModalities = tuple[arguments.SourceGradients | None, ...]
 
 
-def _source_gradients(call: Call, gradients: Gradients, frames_wanted: tuple[bool, bool]) -> Pair:
+def _source_gradients(call: Call, gradients: Gradients, frames_wanted: tuple[bool, bool]) -> OfModalities:
     """What backward writes of each modality."""
-    visual = acoustic = None
-    (token_v, token_a), (frame_v, frame_a) = gradients.token_gates, gradients.frame_gates
-    (frames_v, frames_a), (wanted_v, wanted_a) = gradients.frames, frames_wanted
-    if call.visual is not None:
-        visual = arguments.SourceGradients(token_v, frame_v, frames_v if wanted_v else None)
-    if call.acoustic is not None:
-        acoustic = arguments.SourceGradients(token_a, frame_a, frames_a if wanted_a else None)
-    return visual, acoustic
+    written = (gradients.token_gates, gradients.frame_gates, gradients.frames)
+    return tuple(
+        None if m is None else arguments.SourceGradients(token, frame, frames if wanted else None)
+        for m, token, frame, frames, wanted in zip((call.visual, call.acoustic), *written, frames_wanted, strict=True)
+    )
 
 
-def _short_backward(launcher: Launcher, gradients: Pair) -> None:
+def _short_backward(launcher: Launcher, gradients: OfModalities) -> None:
     """Attention, then the gates of both modalities."""
     block_n = tile_edge(launcher.call.max_length)
     config = launcher.config("short_backward")
@@ -187,7 +185,9 @@ def _short_backward(launcher: Launcher, gradients: Pair) -> None:
         )
 
 
-def _long_backward(launcher: Launcher, out: Tensor | None, saved: Saved, d_shift: Tensor, gradients: Pair) -> None:
+def _long_backward(
+    launcher: Launcher, out: Tensor | None, saved: Saved, d_shift: Tensor, gradients: OfModalities
+) -> None:
     """Queries, keys, and for each modality tokens and frames."""
     call = launcher.call
     shift = saved.shift if call.modalities else None

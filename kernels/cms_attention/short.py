@@ -6,6 +6,7 @@ the probabilities in registers. Backward of the gates: a program serves one sequ
 
 import triton
 import triton.language as tl
+
 from cmsbert_fast.kernels.cms_attention.arguments import COUNTS
 from cmsbert_fast.kernels.cms_attention.attention import keep
 from cmsbert_fast.kernels.cms_attention.gates import (

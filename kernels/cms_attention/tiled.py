@@ -6,6 +6,7 @@
 
 import triton
 import triton.language as tl
+
 from cmsbert_fast.kernels.cms_attention.arguments import COUNTS
 from cmsbert_fast.kernels.cms_attention.attention import attend
 from cmsbert_fast.kernels.cms_attention.gates import load_token_gates, mean_columns, mean_frame, shift_tile

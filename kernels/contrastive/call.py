@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
 from cmsbert_fast.kernels import tiles
 from cmsbert_fast.kernels.common import TF32X3, device_class, dot_precision, row_contiguous
-from torch import Tensor
 
 # Counts of tiles and the like: no kernel is compiled anew because one of them is 1 or a multiple of 16. The numbers of
 # rows are not among them: a multiple of 16 makes loads of labels, norms and sums wide, and spares registers.
@@ -35,7 +36,7 @@ class Side(NamedTuple):
         strides: Their row strides.
         labels: (n,), float32 (scores) or int64 (classes); None: targets are the identity.
         inverse_norm: (M, n), 1 / max(|z|, 1e-12), float32.
-        weight: (n,), (1 - beta) / \\|S_i\\|, 0 where S_i is empty, float32.
+        weight: (n,), ``(1 - beta) / |S_i|``, 0 where S_i is empty, float32.
         lse: (2P, n), log-sum-exps of the directions, float32; needed by gradients only.
         norm_stride, lse_stride: Row strides of ``inverse_norm`` and ``lse``.
         n: Number of rows.

@@ -3,8 +3,8 @@
 For every direction a -> b, with the notation of :mod:`cmsbert_fast.kernels.contrastive.statistics`::
 
     G_ij = exp(s_ij - row_lse_i) + exp(s_ij - column_lse_j) - (t_ij + t_ji)      raw_i = sum_b sum_j G_ij b_j
-    radial_i = sum_b sum_j G_ij cos_ij      dz_i = scale / |z_i| (raw_i - radial_i z_i / |z_i|),  scale = dl / (n tau)
-    dl/dtau = -scale / tau sum_i radial_i / 2
+    radial_i = sum_b sum_j G_ij cos_ij      dz_i = scale / |z_i| (raw_i - radial_i z_i / |z_i|)
+    dtau = -scale / (2 tau) sum_i radial_i      scale = g / (n tau), where g is the gradient of the loss
 
 Launch plan: for a strip of rows, one launch writes its tiles of G in all 2 P directions and the parts of ``radial``, a
 second multiplies them by the columns. Every number is written by one program: nothing is added atomically, every bit is
@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmsbert_fast.kernels.common import load_rows, store_rows
 from cmsbert_fast.kernels.contrastive import call
 from cmsbert_fast.kernels.contrastive.call import COUNTS, Scalars, Side
@@ -36,7 +38,6 @@ from cmsbert_fast.kernels.contrastive.primitives import (
     row_stride,
     temperature,
 )
-from torch import Tensor
 
 STRIP_BYTES = 64 * 2**20
 MIN_STRIP = 256

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmsbert_fast.kernels.contrastive.call import COUNTS, Side, side
 from cmsbert_fast.kernels.contrastive.primitives import inverse_norm, load_labels, operand
-from torch import Tensor
 
 
 @triton.jit(do_not_specialize=COUNTS)

@@ -5,18 +5,21 @@ For every pair (a, b) of modalities, with s_ij = <a_i, b_j> / tau of normalised 
     row_lse_i = log sum_j exp(s_ij)      column_lse_j = log sum_i exp(s_ij)      attraction = sum_ij (t_ij + t_ji) s_ij
     loss = (sum row_lse + sum column_lse - sum attraction) / n
 
-Launch plan: one program a pair and group of tiles; it computes each similarity once, for both directions, and keeps
-online log-sum-exps. A merge of the groups' partial sums follows. Up to a few hundred rows every tile is a group, and
-the same two launches also make norms and weights (``prepare``) and the loss.
+Launch plan: one program for each pair and group of tiles. It computes each similarity once, for both directions, and
+keeps online log-sum-exps. Two merges follow, one for rows and one for columns: three launches. A square of few rows
+(:func:`loss_of_square`) takes two: every tile is a group, the first launch also makes norms and weights (``PREPARE``),
+and the second merges everything and gives the loss.
 
 Cost: n^2 d multiply-adds a pair. Memory: one partial sum for each row, pair and group, of at most ``MAX_GROUPS`` groups
-(with ``prepare``, one group a tile).
+(with ``PREPARE``, one group a tile).
 """
 
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from cmsbert_fast.kernels.contrastive import call
 from cmsbert_fast.kernels.contrastive.call import COUNTS, Scalars, Side
 from cmsbert_fast.kernels.contrastive.primitives import (
@@ -30,7 +33,6 @@ from cmsbert_fast.kernels.contrastive.primitives import (
     temperature,
     weight,
 )
-from torch import Tensor
 
 MAX_GROUPS = 16  # of row blocks and of column blocks; each row keeps one partial sum a group
 

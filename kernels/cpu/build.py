@@ -5,7 +5,8 @@ compiler's own. Processes and machines share the cache, and builds may be killed
 
 * A binary's name holds the hash of its sources, its flags and the CPU's features (one home may serve many machines),
   and the hash of its own content: a damaged file does not match its name and is built again.
-* ``os.replace`` puts it in place: no process ever sees half a file.
+* ``os.replace`` puts it in place: no process ever sees half a file. (``cmsbert_fast.atomic`` will not do: kernels
+  import nothing of the project, and several processes may build at once.)
 * Processes that start together wait for the first one's build with ``flock``, which the system releases when its holder
   dies. After a minute of waiting each builds its own copy, which is harmless.
 """

@@ -8,12 +8,13 @@ import functools
 from pathlib import Path
 
 import torch
+
 from cmsbert_fast.kernels.cpu import build
 
 _OUT_OF_MEMORY = 2  # ``Status`` of common.h
 
 
-@torch.compiler.assume_constant_result  # while torch.compile traces, the answer is asked for, not the way to it
+@torch.compiler.assume_constant_result  # torch.compile takes the answer as a constant
 def why_not() -> str | None:
     """Why there is no library here, in half a sentence; None where there is one. The first call may compile it."""
     library = build.load()

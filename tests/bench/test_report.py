@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from cmsbert_fast.kernels.cpu import library as cpu_library
 
 from bench import measure, names, report, scaling_model
 from cmsbert_fast import cms_attention
+from cmsbert_fast.kernels.cpu import library
 
 
 def test_ratio_is_the_median_of_rounds_with_its_interval():
@@ -41,7 +41,7 @@ def test_peak_memory_counts_what_is_held_at_a_time():
     assert measure.peak_memory(run, torch.device("cpu")) == pytest.approx(4e6, rel=0.01)
 
 
-@pytest.mark.skipif(cpu_library.why_not() is not None, reason="needs a C++ compiler")
+@pytest.mark.skipif(library.why_not() is not None, reason="needs a C++ compiler")
 def test_peak_memory_counts_the_scratch_of_those_who_take_it():
     """Threads keep theirs between calls: a call that takes as much is charged again, any other never."""
     x = torch.randn(300, 2, 64)

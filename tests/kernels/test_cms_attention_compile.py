@@ -78,6 +78,7 @@ QUICK = [
 def launches(case: Case, target: str) -> list[Launch]:
     """The kernels a call launches on ``target``, with their arguments."""
     import torch
+
     from cmsbert_fast.kernels import cms_attention as kernels
     from cmsbert_fast.kernels import common
 

@@ -54,8 +54,8 @@ QUICK = [
 def launches(case: Case, target: str) -> list[Launch]:
     """The kernels of one forward and backward call, with their arguments."""
     import torch
-    from cmsbert_fast.kernels.contrastive import call
 
+    from cmsbert_fast.kernels.contrastive import call
     from cmsbert_fast.ops.contrastive.triton import TritonEngine
     from cmsbert_fast.ops.contrastive.types import Call, Numbers
 
@@ -147,6 +147,7 @@ def test_numbers_of_tiles_compile_nothing_anew() -> None:
 def test_strips_are_linear_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the backward pass holds, by its plan, up to a million rows: bounded by so much a row, and a constant."""
     import torch
+
     from cmsbert_fast.kernels.contrastive import call, gradients
 
     monkeypatch.setattr(call, "device_class", lambda device: "sm_90")

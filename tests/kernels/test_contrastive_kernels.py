@@ -1,37 +1,23 @@
 """The Triton engine of the contrastive loss: all of its tests in the interpreter, and what only an engine can show."""
 
 import inspect
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from cmsbert_fast.ops.contrastive.torch import TorchEngine
 from cmsbert_fast.ops.contrastive.types import LABEL_TOLERANCE, Block, Numbers
+from tests.interpreter import INTERPRETED, run_in_the_interpreter
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs_triton = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="runs below, in the interpreter")
-ROOT = Path(__file__).resolve().parents[2]
 TORCH = TorchEngine()
-AT_LEAST = 40  # tests that pass in the interpreter
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is in the interpreter")
 def test_in_the_interpreter() -> None:
-    """Triton decides when it is imported: another process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-k", "triton", "-p", "no:cacheprovider"]
     files = ["tests/ops/contrastive", "tests/kernels/test_contrastive_kernels.py"]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run([*command, *files], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout + result.stderr
-    passed = re.search(r"(\d+) passed", result.stdout)
-    assert passed is not None, result.stdout
-    assert int(passed[1]) >= AT_LEAST, result.stdout  # what skips everything is green too
+    run_in_the_interpreter("-k", "triton", *files, at_least=40)
 
 
 def test_no_atomics() -> None:
@@ -61,7 +47,6 @@ def test_tf32_only_where_the_user_allows_it(monkeypatch: pytest.MonkeyPatch) -> 
 def test_triton_rectangles_equal_torch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any rows against any columns, the diagonal anywhere or nowhere: what a rank computes of the global batch."""
     from cmsbert_fast.kernels.contrastive import gradients
-
     from cmsbert_fast.ops.contrastive.triton import TritonEngine
 
     monkeypatch.setattr(gradients, "MIN_STRIP", 16)

@@ -31,7 +31,6 @@ TOOLS = {
 def modules() -> list[ModuleType]:
     """Those that define kernels, and those that import them."""
     from cmsbert_fast.kernels import cms_attention  # noqa: F401
-
     from cmsbert_fast.ops.contrastive import triton  # noqa: F401
 
     return [module for name, module in sys.modules.items() if name.startswith("cmsbert_fast.kernels.")]

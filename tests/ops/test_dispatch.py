@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cmsbert_fast.kernels.cpu import library
 
+from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops import capability, dispatch
 from cmsbert_fast.ops.dispatch import OPERATORS, choose_backend, report, why_not
 

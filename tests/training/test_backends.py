@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from cmsbert_fast.kernels.cpu import library as cpu_library
 
 from cmsbert_fast import CMSBertForSequenceClassification
+from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.models.registry import VARIANTS, Variant
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 from cmsbert_fast.training import preflight, runs
@@ -24,7 +24,7 @@ def test_which_backend_ran(train, short, tmp_path, monkeypatch, capsys):
         ("reference", None, "CMS attention: reference"),
         ("auto", "there is no C++ compiler", "CMS attention: torch (not cpu: there is no C++ compiler)"),
     ):
-        monkeypatch.setattr(cpu_library, "why_not", lambda missing=missing: missing)
+        monkeypatch.setattr(library, "why_not", lambda missing=missing: missing)
         out = tmp_path / given
         arguments = [*short, "--variant", "cmsbert", "--epochs", 1, "--device", "cpu", "--backend", given]
         assert runs.main([*map(str, arguments), "--seeds", "0", "1", "--output", str(out)], "none") == 0
@@ -44,7 +44,7 @@ def test_operators_that_no_run_uses_are_not_asked(monkeypatch):
         model = type(name, (CMSBertForSequenceClassification,), {"operators": operators, "__module__": __name__})
         monkeypatch.setitem(globals(), name, model)
         monkeypatch.setitem(VARIANTS, name, Variant(f"{__name__}:{name}"))
-    monkeypatch.setattr(cpu_library, "why_not", lambda: "there is no C++ compiler")
+    monkeypatch.setattr(library, "why_not", lambda: "there is no C++ compiler")
 
     def of(variant: str, **changes: str) -> TrainingSettings:
         return TrainingSettings(variant=variant, **changes)

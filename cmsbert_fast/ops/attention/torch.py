@@ -18,8 +18,6 @@ from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
 
 ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
 
-ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh}
-
 
 def cms_attention(call: Call) -> Tensor:
     """The "torch" backend of :func:`cmsbert_fast.cms_attention`."""

@@ -189,8 +189,8 @@ register_operator(
 class _CMSAttention(torch.autograd.Function):
     """The two operators as one differentiable function; its arguments are theirs.
 
-    Not registered as the operator's own formula: backward leaves out what ``needs_input_grad`` says nobody wants, and
-    mean, shift and log-sum-exp, which forward keeps for it, are no outputs that somebody could differentiate.
+    Not registered as the operator's derivative: backward skips what ``needs_input_grad`` does not ask for, and the
+    saved mean, shift and log-sum-exp must not be differentiable outputs.
     """
 
     @staticmethod

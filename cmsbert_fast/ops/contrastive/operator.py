@@ -74,7 +74,7 @@ def _split(arguments: tuple[Any, ...]) -> tuple[Call, Saved]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     call, (_, *saved) = Call(*inputs), output
-    ctx.numbers = inputs[3:]
+    ctx.options = (call.fixed_temperature, call.smoothing, call.threshold, call.backend)
     ctx.save_for_backward(*call.embeddings, call.labels, call.temperature, *saved)
     ctx.mark_non_differentiable(*saved)
 
@@ -83,7 +83,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _differentiate(ctx: Any, saved: tuple[Any, ...], grad: Tensor, *_: Any) -> tuple[Any, ...]:
     *embeddings, labels, temperature, lse, inverse_norm, weight = saved
     gradients, temperature_gradient = torch.ops.cmsbert_fast.contrastive_backward(
-        grad, embeddings, labels, temperature, *ctx.numbers, lse, inverse_norm, weight
+        grad, embeddings, labels, temperature, *ctx.options, lse, inverse_norm, weight
     )
     tau = None if temperature is None else temperature_gradient.to(temperature.dtype)
     return gradients, None, tau, None, None, None, None

@@ -82,7 +82,7 @@ class Block:
         embeddings: M tensors (n, d), as given (not normalised).
         labels: (n,) or None (targets are the identity).
         inverse_norm: (M, n), 1 / max(|z|, 1e-12).
-        weight: (n,), (1 - beta) / \\|S_i\\|, 0 where S_i is empty.
+        weight: (n,), ``(1 - beta) / |S_i|``, 0 where S_i is empty.
         lse: (2P, n), log-sum-exp of each of :func:`directions` at each row; None before it is known.
         offset: global index of the first row.
     """

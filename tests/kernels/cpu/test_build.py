@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+
 from cmsbert_fast.kernels.cpu import build, library
 
 MISSING = library.why_not()

@@ -4,11 +4,11 @@ import os
 
 import pytest
 import torch
-from cmsbert_fast.kernels.cpu import library as cpu_library
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
+from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.packing import cumulative
 
 TOKENS, VISUAL, ACOUSTIC = [5, 2, 11], [4, 1, 7], [13, 0, 3]
@@ -58,7 +58,7 @@ def computed(backend):
     "backend",
     [
         "torch",
-        pytest.param("cpu", marks=pytest.mark.skipif(cpu_library.why_not() is not None, reason="no compiler")),
+        pytest.param("cpu", marks=pytest.mark.skipif(library.why_not() is not None, reason="no compiler")),
         pytest.param(
             "triton", marks=pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="interprets kernels")
         ),

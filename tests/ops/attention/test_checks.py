@@ -29,11 +29,8 @@ def broken_calls():
     yield r"it must be \(1, 4\)", (padded, padded, padded), {"attention_mask": mask[:, :2]}
     yield "visual.token_gate has shape", (x, x, x, good._replace(token_gate=p[:2])), packed
     yield "visual.weight has shape", (x, x, x, good._replace(weight=torch.randn(8, 6))), packed
-    yield (
-        "an absent modality is None",
-        (x, x, x, good._replace(frames=torch.randn(2, 0), weight=torch.randn(8, 0))),
-        packed,
-    )
+    empty = good._replace(frames=torch.randn(2, 0), weight=torch.randn(8, 0))
+    yield "an absent modality is None", (x, x, x, empty), packed
     yield r"give cu_seqlens.contiguous\(\)", (x, x, x), packed | {"cu_seqlens": cu.repeat_interleave(2)[::2]}
     yield "visual.frames is torch.float64", (x, x, x, good._replace(frames=good.frames.double())), packed
     yield "visual.cu_seqlens and visual.max_length", (x, x, x, good._replace(cu_seqlens=None)), packed

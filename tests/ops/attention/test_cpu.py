@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from cmsbert_fast.kernels.cpu import build as cpu_build
-from cmsbert_fast.kernels.cpu import library as cpu_library
 
 from cmsbert_fast import ModalityShift, cms_attention
+from cmsbert_fast.kernels.cpu import build, library
 from cmsbert_fast.ops.attention import cpu
 from cmsbert_fast.packing import Packing, pad, valid_positions
 from tests.ops.attention.cpu_cases import CASES, DIMENSIONS, call, make, needs_compiler, values
@@ -108,9 +107,9 @@ def test_error_in_bfloat16(poisoned, case):
 def test_other_vector_lengths(monkeypatch, tmp_path, poisoned, flags):
     if os.uname().machine != "x86_64" or ("haswell" in flags[0] and "avx2" not in Path("/proc/cpuinfo").read_text()):
         pytest.skip("this CPU has other instructions")
-    monkeypatch.setattr(cpu_build, "FLAGS", [*cpu_build.FLAGS, "-O1"])
-    library = ctypes.CDLL(str(cpu_build._build(tmp_path, "other", flags)))
-    monkeypatch.setattr(cpu_build, "load", lambda: library)
+    monkeypatch.setattr(build, "FLAGS", [*build.FLAGS, "-O1"])
+    compiled = ctypes.CDLL(str(build._build(tmp_path, "other", flags)))
+    monkeypatch.setattr(build, "load", lambda: compiled)
     for name, dimensions in (("unequal", DIMENSIONS[1]), ("long", DIMENSIONS[0])):
         assert_as_good_as_torch(CASES[name], dimensions, "tanh")
 
@@ -150,7 +149,7 @@ def test_threads_do_not_change_a_bit(dropout_p):
 def test_the_parallel_loop_is_that_of_pytorch():
     if "OpenMP" not in torch.__config__.parallel_info():
         pytest.skip("this PyTorch has no OpenMP")
-    assert cpu_library.parallel_loop() != 0
+    assert library.parallel_loop() != 0
 
 
 @needs_compiler

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cmsbert_fast.kernels.cpu import build as cpu_build
 from torch.utils.checkpoint import checkpoint
 
+from cmsbert_fast.kernels.cpu import build
 from cmsbert_fast.ops.dispatch import choose_backend, why_not
 from tests.ops.attention.cpu_cases import CASES, DIMENSIONS, call, make, needs_compiler
 
@@ -42,7 +42,7 @@ def test_a_backward_pass_of_what_kept_nothing_is_refused():
 @pytest.mark.parametrize(("backend", "dropout_p"), [("cpu", 0.0), ("cpu", 0.5), ("auto", 0.0)])
 def test_compiles_without_a_graph_break_for_any_lengths(backend, dropout_p):
     torch.compiler.reset()
-    cpu_build.load.cache_clear()  # the library may not even be loaded before tracing
+    build.load.cache_clear()  # the library may not even be loaded before tracing
     compiled = torch.compile(
         lambda *x: call(*x, backend=backend, dropout_p=dropout_p).sin(),
         fullgraph=True, backend="aot_eager", dynamic=True,
@@ -106,7 +106,7 @@ def test_without_a_compiler_everything_works_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
-    cpu_build.load.cache_clear()
+    build.load.cache_clear()
     try:
         assert choose_backend("attention", torch.zeros(1)) == "torch"
         assert "no C++ compiler found (looked for c++, g++, clang++)" in why_not("attention", "cpu", torch.zeros(1))
@@ -115,4 +115,4 @@ def test_without_a_compiler_everything_works_and_says_so(monkeypatch, tmp_path):
         leaves, *rest = make(CASES["unequal"], DIMENSIONS[2])
         assert call(leaves, *rest).isfinite().all()
     finally:
-        cpu_build.load.cache_clear()
+        build.load.cache_clear()

@@ -29,7 +29,6 @@ def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if not INTERPRETED:
         return
     from cmsbert_fast.kernels.contrastive import call, gradients, statistics
-
     from cmsbert_fast.ops.contrastive import triton as triton_engine
 
     def small_tile(kernel: str, *_: object) -> dict[str, int]:

@@ -86,8 +86,9 @@ def test_passes_in_triton(
     backward: int,
 ) -> None:
     """At most 15 n^2 d multiply-adds with three modalities, where tiles divide n and d."""
-    from cmsbert_fast.kernels.contrastive import call
     from triton.runtime.interpreter import InterpreterBuilder
+
+    from cmsbert_fast.kernels.contrastive import call
 
     n, d = 64, 32
     if large:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cmsbert_fast.kernels.cpu import library as cpu_library
 
 from cmsbert_fast import reference
+from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops.lstm import cpu
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 from cmsbert_fast.ops.lstm.torch import cudnn_lstm
@@ -12,7 +12,7 @@ from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
 LENGTHS = [[3, 1, 5, 5], [1], [0, 4, 0, 2], [0, 0]]
 PRODUCTS = [torch.float32, torch.bfloat16]  # of the compiled recurrence
-MISSING = cpu_library.why_not()
+MISSING = library.why_not()
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 

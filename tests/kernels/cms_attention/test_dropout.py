@@ -1,4 +1,4 @@
-"""Dropout in the CMS attention kernels: rate, independence, and gradients under it."""
+"""Dropout of the CMS attention kernels: rate, independence, seed and gradients."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import ModalityShift, cms_attention, reference
-from tests.kernels.attention_cases import DEVICE, all_classes, make_case, public, runs_kernels
-
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+from tests.kernels.cms_attention.cases import DEVICE, all_classes, make_case, public, runs_kernels
 
 
 def dropout_mask(seed: int, n: int, batch: int, heads: int, p: float, packed: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""The CMS attention kernels against the float64 reference, by the rule of :mod:`tests.kernels.attention_cases`."""
+"""The CMS attention kernels against the float64 reference: in all forms, shape classes and dtypes."""
 
 from pathlib import Path
 from typing import Any
@@ -10,19 +10,8 @@ from torch import Tensor
 from cmsbert_fast import ModalityShift, cms_attention
 from cmsbert_fast.ops.attention import triton as attention_triton
 from cmsbert_fast.ops.capability import HAS_TRITON
-from tests.kernels.attention_cases import (
-    DEVICE,
-    DTYPES,
-    INTERPRETED,
-    all_classes,
-    check,
-    make_case,
-    public,
-    runs_kernels,
-)
-
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
-
+from tests.interpreter import INTERPRETED
+from tests.kernels.cms_attention.cases import DEVICE, DTYPES, all_classes, check, make_case, public, runs_kernels
 
 # Lengths 1, 7, 50, 63, 64, 65, 129; sequences without frames, without tokens, a modality absent.
 GRID: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The table of tiles as the CMS attention kernels use it, its tuner, and the precision of products."""
+"""The table of tile sizes, the tuner that fills it, and the precision of float32 products."""
 
 import contextlib
 from collections import Counter
@@ -11,9 +11,7 @@ from torch import Tensor
 
 from cmsbert_fast.ops.attention import triton as attention_triton
 from cmsbert_fast.ops.capability import HAS_TRITON
-from tests.kernels.attention_cases import DEVICE, runs_kernels
-
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+from tests.kernels.cms_attention.cases import DEVICE, runs_kernels
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
@@ -161,14 +159,3 @@ def test_tuner_finds_the_fastest_correct_configuration(monkeypatch: pytest.Monke
     failures[5] = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
         tuner.tune(call, random(1, 5, 3, 16), milliseconds)
-
-
-@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-def test_devices_without_room_take_the_small_tiles() -> None:
-    """8.6, 8.9 and 12.x have 99 KB of shared memory a block, others from 163 KB on."""
-    named = {
-        (8, 0): "sm_80", (8, 6): "sm_86", (8, 7): "sm_86", (8, 9): "sm_86", (9, 0): "sm_90", (10, 0): "sm_100",
-        (10, 3): "sm_100", (11, 0): "sm_100", (12, 0): "sm_86", (12, 1): "sm_86", (13, 0): "sm_86",
-    }  # fmt: skip
-    for capability, name in named.items():
-        assert attention_triton.kernels.launch.common.nvidia_class(*capability) == name

@@ -1,4 +1,4 @@
-"""Where the Triton kernels do not run, and why."""
+"""Which devices and dtypes the Triton backend refuses, and which devices take the small tiles."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -8,8 +8,10 @@ import torch
 
 from cmsbert_fast import cms_attention
 from cmsbert_fast.ops import dispatch
+from cmsbert_fast.ops.attention import triton as attention_triton
 from cmsbert_fast.ops.capability import HAS_TRITON, why_not_gpu
-from tests.kernels.attention_cases import DEVICE, INTERPRETED
+from tests.interpreter import INTERPRETED
+from tests.kernels.cms_attention.cases import DEVICE
 
 
 def test_reasons_not_to_run() -> None:
@@ -56,3 +58,14 @@ def test_old_nvidia_gpus_are_refused(
     z = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda", 0))
     if HAS_TRITON:
         assert dispatch.why_not("contrastive", "triton", z) == reason
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_devices_without_room_take_the_small_tiles() -> None:
+    """8.6, 8.9 and 12.x have 99 KB of shared memory a block, others from 163 KB on."""
+    named = {
+        (8, 0): "sm_80", (8, 6): "sm_86", (8, 7): "sm_86", (8, 9): "sm_86", (9, 0): "sm_90", (10, 0): "sm_100",
+        (10, 3): "sm_100", (11, 0): "sm_100", (12, 0): "sm_86", (12, 1): "sm_86", (13, 0): "sm_86",
+    }  # fmt: skip
+    for capability, name in named.items():
+        assert attention_triton.kernels.launch.common.nvidia_class(*capability) == name

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of kernels."""
+"""Fixtures of the CMS attention kernels' tests."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch
 from cmsbert_fast.ops.attention import triton as attention_triton
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory that nobody wrote is NaN."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

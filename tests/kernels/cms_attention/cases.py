@@ -1,13 +1,11 @@
-"""Calls of CMS attention for the tests of its kernels, and what is expected of them.
+"""Calls of the CMS attention kernels, their float64 reference, and how far the two may differ.
 
-The kernels run on a GPU, or interpreted where ``TRITON_INTERPRET=1`` was set before Triton was imported:
-``test_cms_attention_interpreter.py`` runs all of these tests so.
+The kernels run on a GPU, or in Triton's interpreter (``TRITON_INTERPRET=1``), which ``test_interpreter.py`` starts.
 
 Error rule: at most twice (z) or three times (gradients) the error of the same computation in plain PyTorch in the same
 dtype, plus a few units in the last place.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +14,14 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import ModalityShift, cms_attention, reference
-from cmsbert_fast.ops.attention import triton as attention_triton
 from cmsbert_fast.packing import cumulative
+from tests.interpreter import INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 bfloat16 = pytest.param(torch.bfloat16, marks=pytest.mark.skipif(INTERPRETED, reason="the interpreter is wrong for it"))
 DTYPES = [torch.float32, torch.float16, bfloat16]
+
 all_classes = pytest.mark.parametrize("shape_class", ["short", "medium", "long"], indirect=True)
 
 
@@ -167,20 +165,3 @@ def check(
         allowed = (2 if i == 0 else 3) * (r - e).abs().max().item() + floor
         error = (a - e).abs().max().item()
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
-
-
-class Spy:
-    """Records launches: the kernels' names and arguments."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch):
-        launch = attention_triton.kernels.launch
-        self.names: list[str] = []
-        self.arguments: list[dict[str, Any]] = []
-        run = launch.run
-
-        def record(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], config: dict[str, int]) -> None:
-            self.names.append(kernel.fn.__name__)
-            self.arguments.append(arguments)
-            run(kernel, grid, arguments, config)
-
-        monkeypatch.setattr(launch, "run", record)
