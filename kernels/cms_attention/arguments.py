@@ -1,7 +1,7 @@
 """Arguments of the CMS attention kernels: NamedTuples of tensors, strides and sizes.
 
-Where a modality or dropout is absent, kernels are compiled without it. Counts that change from batch to batch
-(``COUNTS``) are arguments of their own: Triton specialises whatever lies in a tuple.
+Kernels are compiled without a modality or dropout that is absent. Counts that change from batch to batch (``COUNTS``)
+are arguments of their own, for Triton specialises whatever lies in a tuple.
 """
 
 from typing import NamedTuple
@@ -41,26 +41,27 @@ class Dropout(NamedTuple):
 
 
 class Source(NamedTuple):
-    """One modality of one call, of frames of size ``size``; strides as in :class:`Heads`.
+    """One modality of one call, of frames of size ``size``; strides as in :class:`Heads`. Absent: see ``ABSENT``."""
 
-    Absent, it has None in every place: Triton 3.6 cannot compare a tuple that holds None with None.
-    """
+    token_gate: Tensor  # p
+    s_pb: int
+    s_pn: int
+    frame_gate: Tensor  # r
+    s_rb: int
+    s_rn: int
+    frames: Tensor
+    s_xb: int
+    s_xn: int
+    weight: Tensor  # W
+    s_w: int
+    cu: Tensor | None  # of the frames
+    mask: Tensor | None
+    size: int
+    i_mean: int  # the first column of its mean frames
 
-    token_gate: Tensor | None = None  # p
-    s_pb: int | None = None
-    s_pn: int | None = None
-    frame_gate: Tensor | None = None  # r
-    s_rb: int | None = None
-    s_rn: int | None = None
-    frames: Tensor | None = None
-    s_xb: int | None = None
-    s_xn: int | None = None
-    weight: Tensor | None = None  # W
-    s_w: int | None = None
-    cu: Tensor | None = None  # of the frames
-    mask: Tensor | None = None
-    size: int | None = None
-    i_mean: int | None = None  # the first column of its mean frames
+
+# Not None itself: Triton 3.6 cannot compare a tuple that holds None, as a present Source may, with None.
+ABSENT = Source(*(None,) * len(Source._fields))
 
 
 class SourceGradients(NamedTuple):
@@ -102,7 +103,7 @@ def dropout(call: Call) -> Dropout | None:
 def source(m: Modality | None, packed: bool, i_mean: int) -> Source:
     """A modality of a call, whose mean frames begin at column ``i_mean``."""
     if m is None:
-        return Source()
+        return ABSENT
     frames, weight = row_contiguous(m.frames), row_contiguous(m.weight)
     return Source(
         m.token_gate,
