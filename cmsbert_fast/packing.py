@@ -59,6 +59,12 @@ def pack_mask(mask: Tensor) -> tuple[Tensor, Packing]:
     return flat.nonzero()[:, 0], packing
 
 
+def take_rows(padded: Tensor, rows: Tensor | None) -> Tensor:
+    """(B, N, ...) -> (T, ...): the ``rows`` of :func:`pack_mask`; None = all."""
+    flat = padded.flatten(0, 1)
+    return flat if rows is None else flat.index_select(0, rows)
+
+
 def valid_positions(packing: Packing) -> Tensor:
     """The (B, max_length) boolean mask of the padded form."""
     return torch.arange(packing.max_length, device=packing.cu_seqlens.device) < packing.lengths[:, None]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmsbert_fast.packing import Packing, pack_mask, positions, uniform_packing
+from cmsbert_fast.packing import Packing, pack_mask, positions, take_rows, uniform_packing
 
 
 class FrameInputs(NamedTuple):
@@ -216,7 +216,7 @@ def _padded_tokens(inputs: Inputs, max_positions: int) -> Tokens:
             )
         position_ids = torch.arange(shape[1], device=inputs.tokens.device)
     padded = _embeddings(inputs._replace(position_ids=position_ids.expand(shape)))
-    embeddings = {name: None if tensor is None else _take(tensor, rows)[None] for name, tensor in padded.items()}
+    embeddings = {name: None if tensor is None else take_rows(tensor, rows)[None] for name, tensor in padded.items()}
     return Tokens(embeddings, packing, rows, shape)
 
 
@@ -264,7 +264,7 @@ def _pack_frames(
         values = values.flatten(0, 1)
     else:
         rows, packing = pack_mask(given.mask)
-        values = _take(values, rows)
+        values = take_rows(values, rows)
     if packing.cu_seqlens.shape[0] - 1 != batch_size:
         raise ValueError(
             f"{name} has {packing.cu_seqlens.shape[0] - 1} utterances but the tokens have {batch_size}; give one each."
@@ -297,12 +297,6 @@ def _check_frames(name: str, given: FrameInputs, size: int) -> None:
         )
     elif given.mask is not None:
         raise ValueError(f"{name}_mask is for padded {name}; leave it out with cu_seq_lens_{name}.")
-
-
-def _take(tensor: Tensor, rows: Tensor | None) -> Tensor:
-    """The given rows of (B, N, ...) flattened to (B * N, ...); None = all."""
-    flat = tensor.flatten(0, 1)
-    return flat if rows is None else flat.index_select(0, rows)
 
 
 def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:

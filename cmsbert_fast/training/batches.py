@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from cmsbert_fast.data.example import MODALITIES, Example
+from cmsbert_fast.data.example import MODALITIES, Example, outlines
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor, Encoded
 
@@ -49,7 +49,7 @@ class Batches:
 
     def labels(self) -> Tensor | None:
         """All labels, (n,) float32 or int64; None if any is unknown."""
-        labels = [example.label for example in self._examples]
+        labels = [outline.label for outline in outlines(self._examples)]
         return None if any(label is None for label in labels) else torch.tensor(labels)
 
     def load(self, indices: Sequence[int] | np.ndarray, labels: bool = True) -> dict[str, Any]:
@@ -77,8 +77,7 @@ class Batches:
     def _place(self, name: str, value: Any) -> Any:
         if not isinstance(value, Tensor) or self._device.type == "cpu":
             return value
-        value = value.pin_memory()
-        return value if stays_on_host(name) else value.to(self._device, non_blocking=True)
+        return value.pin_memory() if stays_on_host(name) else _copied(value, self._device)
 
 
 def stays_on_host(name: str) -> bool:
@@ -88,7 +87,10 @@ def stays_on_host(name: str) -> bool:
 
 def place(indices: np.ndarray, device: torch.device) -> Tensor:
     """Indices of examples as an int64 tensor on the device; the copy to a GPU is asynchronous."""
-    tensor = torch.from_numpy(indices)
+    return _copied(torch.from_numpy(indices), device)
+
+
+def _copied(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 

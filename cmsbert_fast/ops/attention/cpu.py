@@ -15,7 +15,7 @@ from torch import Tensor
 from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops.attention.types import ACTIVATIONS, Call, ModalityShift, flatten, group
 from cmsbert_fast.ops.autograd import once_differentiable, register_operator
-from cmsbert_fast.packing import Packing, pack_mask, uniform_packing
+from cmsbert_fast.packing import Packing, pack_mask, take_rows, uniform_packing
 
 
 class Modality(NamedTuple):
@@ -86,7 +86,7 @@ def cms_attention(call: Call) -> Tensor:
         shifts = (*_modality(call.visual), *_modality(call.acoustic))
         return _CMSAttention.apply(call.query, call.key, call.value, *shifts, call.packing.cu_seqlens, *options)
     rows, packing = _packing_of(call.attention_mask, call.query)
-    query, key, value = (_packed(x, rows) for x in (call.query, call.key, call.value))
+    query, key, value = (take_rows(x, rows) for x in (call.query, call.key, call.value))
     shifts = (*_packed_modality(call.visual, rows), *_packed_modality(call.acoustic, rows))
     z = _CMSAttention.apply(query, key, value, *shifts, packing.cu_seqlens, *options)
     batch, length, *heads = call.query.shape
@@ -107,9 +107,9 @@ def _packed_modality(shift: ModalityShift | None, rows: Tensor | None) -> Modali
         return Modality()
     frame_rows, packing = _packing_of(shift.mask, shift.frames)
     return Modality(
-        _packed(shift.token_gate, rows),
-        _packed(shift.frame_gate, frame_rows),
-        _packed(shift.frames, frame_rows),
+        take_rows(shift.token_gate, rows),
+        take_rows(shift.frame_gate, frame_rows),
+        take_rows(shift.frames, frame_rows),
         shift.weight,
         packing.cu_seqlens,
     )
@@ -120,11 +120,6 @@ def _packing_of(mask: Tensor | None, padded: Tensor) -> tuple[Tensor | None, Pac
     if mask is None:
         return None, uniform_packing(padded.shape[0], padded.shape[1], padded.device)
     return pack_mask(mask)
-
-
-def _packed(padded: Tensor, rows: Tensor | None) -> Tensor:
-    flat = padded.flatten(0, 1)
-    return flat if rows is None else flat.index_select(0, rows)
 
 
 # ------------------------------------------------------------------ outputs

@@ -4,15 +4,13 @@ The Triton kernels run on a GPU, or slowly in Triton's interpreter (``TRITON_INT
 ``tests/kernels/test_contrastive_kernels.py`` does with these tests.
 """
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
 
 from cmsbert_fast import pairwise_contrastive_loss, reference
+from tests.interpreter import INTERPRETED
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 without_triton = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
 BACKENDS = ["torch", pytest.param("triton", marks=without_triton)]
