@@ -46,8 +46,8 @@ class TrainingSettings(DataOptions):
     batch_size: int = _setting(128, "examples per global batch, over all ranks")
     accumulation: int = _setting(1, "micro-batches per rank and step, to save memory")
     learning_rate: float = _setting(1e-4, "peak learning rate of AdamW")
-    learning_rates: dict[str, float] = _mapping(
-        "GROUP", "peak learning rates of some parameter groups, such as text=5e-5"
+    learning_rates: dict[str, float] = dataclasses.field(
+        default_factory=dict, metadata=_pairs("GROUP", "peak learning rates of some parameter groups, as text=5e-5")
     )
     schedule: str = _setting("linear", "learning rate after warm-up: linear (decay to 0) or constant")
     warmup: float = _setting(0.1, "fraction of all steps for linear warm-up")
