@@ -86,7 +86,8 @@ class CellLSTM(PackedLSTM):
                 hidden.append(h)
                 cells.append(c)
             size = (len(frames), self.hidden_size)
-            return CellStates(_in_order(hidden, rows, size, bias), _in_order(cells, rows, size, bias))
+            sources = (*self.parameters(), frames[:0])
+            return CellStates(_in_order(hidden, rows, size, *sources), _in_order(cells, rows, size, *sources))
 
 
 class DecoderLSTM(nn.Module):
@@ -138,7 +139,7 @@ class DecoderLSTM(nn.Module):
                     h, c = (part[:size] for part in state)
                     state = _cell(F.linear(h, weight, bias), (h, c))
                 hidden.append(state[0])
-            return _in_order(hidden, rows, (total, self.size), bias)
+            return _in_order(hidden, rows, (total, self.size), *self.parameters(), start)
 
 
 def _cell(
@@ -157,11 +158,15 @@ def _cell(
     return o.sigmoid() * cells.tanh(), cells
 
 
-def _in_order(states: list[Tensor], rows: Tensor, size: tuple[int, int], anchor: Tensor) -> Tensor:
-    """States in the order of time -> in that of the packed rows, 0 at others; ``anchor`` keeps the graph connected."""
-    if not states:
-        return anchor.new_zeros(size) + 0 * anchor.sum()
-    return anchor.new_zeros(size).index_copy(0, rows, torch.cat(states))
+def _in_order(states: list[Tensor], rows: Tensor, size: tuple[int, int], *sources: Tensor) -> Tensor:
+    """States in the order of time -> in that of the packed rows, 0 at others.
+
+    Fewer than two steps do not read all of the sources; they stay in the graph, as DistributedDataParallel needs it.
+    """
+    zeros = sources[0].new_zeros(size)
+    if len(states) < 2:
+        zeros = zeros + 0 * torch.stack([source.sum() for source in sources]).sum()
+    return zeros.index_copy(0, rows, torch.cat(states)) if states else zeros
 
 
 def _host(packing: Packing) -> Tensor:
