@@ -63,12 +63,9 @@ class BaselineConfig(MultimodalConfig):
 
     def _check(self) -> None:
         super()._check()
+        kinds = {field.name: field.type for field in dataclasses.fields(self)}
         for name in self.own_fields():
-            value = getattr(self, name)
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise ValueError(f"{name} is {value} but must be at least 1.")
-            if name.endswith("_dropout") and not 0 <= value < 1:
-                raise ValueError(f"{name} is {value} but must be at least 0 and less than 1.")
+            _check_number(name, getattr(self, name), kinds[name])
         for name, choices in (("text", self.texts), ("loss", TASK_LOSSES), ("pooling", self.poolings)):
             value = getattr(self, name)
             if value not in choices and (choices or value is not None):
@@ -80,3 +77,13 @@ class BaselineConfig(MultimodalConfig):
             raise ValueError(f"frozen_layers is for text 'bert', not {self.text!r}; leave it out.")
         if self.text == "vectors" and self.word_size < 1:
             raise ValueError(f"word_size is {self.word_size} but must be at least 1.")
+
+
+def _check_number(name: str, value: Any, kind: Any) -> None:
+    """Checks a field of type int or float; others are the system's own affair."""
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} is {value!r} but must be a whole number of at least 1.")
+    if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"{name} is {value!r} but must be a number.")
+    if name.endswith("_dropout") and not 0 <= value < 1:
+        raise ValueError(f"{name} is {value!r} but must be at least 0 and less than 1.")

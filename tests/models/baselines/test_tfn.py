@@ -89,7 +89,7 @@ def test_dropout_acts_on_text_frames_and_product():
 
 
 def test_a_field_out_of_range():
-    with pytest.raises(ValueError, match="fusion_size is 0 but must be at least 1"):
+    with pytest.raises(ValueError, match="fusion_size is 0 but must be a whole number of at least 1"):
         TFNConfig(fusion_size=0)
     with pytest.raises(ValueError, match=r"text_dropout is 1[.]0 but must be at least 0 and less than 1"):
         TFNConfig(text_dropout=1.0)
