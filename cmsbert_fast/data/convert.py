@@ -114,7 +114,7 @@ class _Writer:
         )
         self._before = now
         line: dict[str, Any] = {"id": example.id, "split": split, "label": example.label, "words": example.words}
-        line |= {"aligned": example.aligned}
+        line["alignment"] = example.alignment.value
         if video is not None and video != video_of(example.id):
             line["video"] = video
         if altered:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmsbert_fast.data.example import Corpus, DataError, no_frames
+from cmsbert_fast.data.example import Corpus, DataError, no_frames, with_frames
 from cmsbert_fast.data.folds import folds_of
 from cmsbert_fast.data.formats import converted, mag, misa, mmsa, mult, ur_funny
 from cmsbert_fast.data.mapped import Resident
@@ -111,9 +111,7 @@ def _corpus_without(corpus: Corpus, modalities: list[str]) -> Corpus:
     none = no_frames()
     visual, acoustic = "visual" not in modalities, "acoustic" not in modalities
     splits = {
-        split: [
-            replace(e, visual=e.visual if visual else none, acoustic=e.acoustic if acoustic else none) for e in examples
-        ]
+        split: [with_frames(e, e.visual if visual else none, e.acoustic if acoustic else none) for e in examples]
         for split, examples in corpus.splits.items()
     }
     report = replace(corpus.report, notes=[*corpus.report.notes, f"left out: {', '.join(modalities)}"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
-from cmsbert_fast.data.example import MODALITIES, Example
+from cmsbert_fast.data.example import MODALITIES, Alignment, Example
 from cmsbert_fast.data.statistics import Moments
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.packing import cumulative
@@ -106,7 +106,7 @@ class CMSBertProcessor(ProcessorMixin):
         kept = example.words if not word_of_piece else example.words[: word_of_piece[-1] + 1]
         frames = {name: self._standardised(name, getattr(example, name)) for name in MODALITIES}
         token_frames = None
-        if example.aligned:
+        if example.alignment is Alignment.WORDS:
             frames = {name: values[: len(kept)] for name, values in frames.items()}
             token_frames = np.array([-1, *word_of_piece, -1])
         input_ids = [self.tokenizer.cls_token_id, *pieces, self.tokenizer.sep_token_id]
@@ -207,8 +207,9 @@ class CMSBertProcessor(ProcessorMixin):
             name: self._utterance_frames(name, values, batch, len(utterances))
             for name, values in (("visual", visual), ("acoustic", acoustic))
         }
+        alignment = Alignment.WORDS if aligned else Alignment.NONE
         examples = [
-            Example(str(k), text, None, v, a, aligned)
+            Example(str(k), text, None, v, a, alignment)
             for k, (text, v, a) in enumerate(zip(utterances, frames["visual"], frames["acoustic"], strict=True))
         ]
         return self.collate([self.encode(example) for example in examples], packed=packed)

@@ -1,6 +1,5 @@
 """Batches of model inputs on the device, and their order in an epoch."""
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from cmsbert_fast.data.example import MODALITIES, Example, outlines
+from cmsbert_fast.data.example import MODALITIES, Example, outlines, with_frames
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor, Encoded
 
@@ -100,7 +99,7 @@ def fitting(example: Example, config: PreTrainedConfig) -> Example:
     for modality in MODALITIES:
         own, size = getattr(example, modality), getattr(config, f"{modality}_size") or 0
         frames[modality] = own if own.shape[1] and size else np.zeros((0, size), np.float32)
-    return dataclasses.replace(example, visual=frames["visual"], acoustic=frames["acoustic"])
+    return with_frames(example, **frames)
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

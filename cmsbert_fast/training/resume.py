@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from cmsbert_fast.data.example import SPLITS, Corpus, outlines
+from cmsbert_fast.data.example import SPLITS, Alignment, Corpus, outlines
 from cmsbert_fast.training import checkpoint, report
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
+# As they were hashed when there were two of them.
+_ALIGNMENTS = {Alignment.NONE: False, Alignment.WORDS: True, Alignment.PIECES: "pieces"}
 FINGERPRINT_BYTES = 2**22  # takes at most half a second at the start of a run, even from disk
 # Settings that a resumed run may change: where and how fast it computes, not what. The data may move; their examples
 # are checked. The number of threads may not change: it affects rounding.
@@ -29,7 +31,7 @@ def fingerprint(corpus: Corpus) -> str:
     digest = hashlib.sha256(json.dumps(widths).encode())
     for split in SPLITS:
         for o in outlines(corpus.splits[split]):  # one at a time: a list of all takes memory and time
-            line = (split, o.id, str(o.label), o.words, o.visual, o.acoustic, o.aligned)
+            line = (split, o.id, str(o.label), o.words, o.visual, o.acoustic, _ALIGNMENTS[o.alignment])
             digest.update(json.dumps(line).encode())
             total += 4 * (o.visual * widths[0] + o.acoustic * widths[1])
     stride = max(1, math.ceil(total / FINGERPRINT_BYTES))

@@ -25,7 +25,7 @@ def assert_same(found: Corpus, meant: Corpus) -> None:
     for split, examples in meant.splits.items():
         assert len(found.splits[split]) == len(examples)
         for a, b in zip(found.splits[split], examples, strict=True):
-            assert (a.id, a.words, a.label, a.aligned) == (b.id, b.words, b.label, b.aligned)
+            assert (a.id, a.words, a.label, a.alignment) == (b.id, b.words, b.label, b.alignment)
             assert type(a.label) is type(b.label)
             for modality in ("visual", "acoustic"):
                 x, y = getattr(a, modality), getattr(b, modality)

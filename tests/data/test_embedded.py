@@ -18,7 +18,7 @@ from cmsbert_fast.data.embedded import (
     sentiment,
     vocabulary,
 )
-from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.example import Alignment, Corpus
 
 DIRECTIONS = {1: 4 / 9, -1: 4 / 9, 0: 1 / 9}
 
@@ -64,7 +64,7 @@ def test_examples_are_as_every_reader_delivers_them(corpus: Corpus) -> None:
         assert np.isfinite(e.acoustic).all()
         assert 2 <= len(e.visual) < len(e.words)  # frames are not aligned with words
         assert len(e.words) < len(e.acoustic)
-        assert not e.aligned
+        assert e.alignment is Alignment.NONE
     lengths = [len(e.words) for e in examples]
     assert (min(lengths), max(lengths)) == (5, 27)
 

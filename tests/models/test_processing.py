@@ -6,7 +6,7 @@ import torch
 from transformers import AutoProcessor, BertTokenizer
 
 from cmsbert_fast import CMSBertConfig, CMSBertModel, CMSBertProcessor
-from cmsbert_fast.data.example import Example
+from cmsbert_fast.data.example import Alignment, Example
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film", "was", "great", "un", "##believ", "##able"]
 
@@ -45,7 +45,7 @@ def test_a_constant_feature_becomes_zero(tokenizer):
 
 def test_long_texts_are_cut_at_a_word_boundary_with_their_frames(tokenizer):
     processor = CMSBertProcessor(tokenizer, max_length=6)
-    encoded = processor.encode(example("the film unbelievable was", 4, 4, aligned=True))
+    encoded = processor.encode(example("the film unbelievable was", 4, 4, alignment=Alignment.WORDS))
     assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == [
         "[CLS]",
         "the",
@@ -62,7 +62,7 @@ def test_long_texts_are_cut_at_a_word_boundary_with_their_frames(tokenizer):
 
 
 def test_pieces_of_a_word_share_its_frame(tokenizer):
-    encoded = CMSBertProcessor(tokenizer).encode(example("the unbelievable film", 3, 3, aligned=True))
+    encoded = CMSBertProcessor(tokenizer).encode(example("the unbelievable film", 3, 3, alignment=Alignment.WORDS))
     assert encoded.token_frames.tolist() == [-1, 0, 1, 1, 1, 2, -1]
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 
-from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, Outline
+from cmsbert_fast.data.example import MODALITIES, Alignment, Corpus, DataError, Example, Outline
 from cmsbert_fast.data.folds import NAMED, NO_FOLD, choose, read_folds, split_by_part, video_of
 from cmsbert_fast.data.mapped import MappedFrames
 from cmsbert_fast.data.report import ReadReport
@@ -32,7 +32,8 @@ from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import ordered
 from cmsbert_fast.data.text import whole
 
-VERSION = 2
+VERSION = 3
+READABLE = (2, VERSION)
 MANIFEST, EXAMPLES = "manifest.json", "examples.jsonl"
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character, or of a pair that is one
 
@@ -60,7 +61,7 @@ class Mapped(Sequence[Example]):
         for modality, rows in parts.items():  # here: to check all of them on opening is slow
             if not np.isfinite(rows).all():
                 raise DataError(f"Convert the data again: not all {modality} values of {line.id!r} are finite.")
-        return Example(line.id, line.words, line.label, parts["visual"], parts["acoustic"], line.aligned)
+        return Example(line.id, line.words, line.label, parts["visual"], parts["acoustic"], line.alignment)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[k] for k in range(len(self)))
@@ -71,7 +72,7 @@ class Mapped(Sequence[Example]):
         for line in self._lines:
             seen = line.frames.visual.length if visual else 0
             heard = line.frames.acoustic.length if acoustic else 0
-            yield Outline(line.id, line.words, line.label, line.aligned, seen, heard)
+            yield Outline(line.id, line.words, line.label, line.alignment, seen, heard)
 
 
 class _Range(NamedTuple):
@@ -95,7 +96,7 @@ class _Line:
         ValueError: It is not of the form that `convert` writes.
     """
 
-    __slots__ = ("aligned", "frames", "id", "label", "non_finite", "parts", "tallies", "video", "words")
+    __slots__ = ("alignment", "frames", "id", "label", "non_finite", "parts", "tallies", "video", "words")
 
     def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None) -> None:
         self.id: str = _typed(entry["id"], str)
@@ -110,14 +111,24 @@ class _Line:
                 raise ValueError(f"a label is {self.label}")
         elif self.label is not None and not 0 <= _typed(self.label, int) < (classes or 0):
             raise ValueError(f"a label is {self.label}, but there are {classes} classes")
-        self.aligned = _typed(entry["aligned"], bool)
+        self.alignment = _alignment(entry)
         self.frames = _Ranges(*(_Range(begins[modality], _count(entry[modality])) for modality in MODALITIES))
-        if self.aligned and not {rows.length for rows in self.frames} <= {0, len(self.words)}:
+        lengths = {rows.length for rows in self.frames} - {0}
+        if self.alignment is Alignment.WORDS and not lengths <= {len(self.words)}:
             raise ValueError("an aligned example has a different number of frames than words")
+        if self.alignment is Alignment.PIECES and len(lengths) > 1:
+            raise ValueError("an aligned example has more frames of one modality than of the other")
         self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
         self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
         self.tallies: dict[str, int] | None = _counts(entry["tallies"]) if "tallies" in entry else None
         self.parts: dict[str, int] | None = _counts(entry["parts"]) if "parts" in entry else None
+
+
+def _alignment(entry: dict[str, Any]) -> Alignment:
+    """What frames belong to; until version 3 a word, or nothing."""
+    if "aligned" in entry:
+        return Alignment.WORDS if _typed(entry["aligned"], bool) else Alignment.NONE
+    return Alignment(entry["alignment"])
 
 
 def _parse(text: str) -> Any:
@@ -229,7 +240,7 @@ class _Stored:
 
     def __init__(self, path: Path, labels: bool) -> None:
         manifest = _parse((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["version"] != VERSION:
+        if manifest["version"] not in READABLE:
             raise DataError(f"Convert {path} again: it has version {manifest['version']}, this is version {VERSION}.")
         self.name, self.standardise = _typed(manifest["name"], str), _typed(manifest["standardise"], bool)
         classes = manifest["classes"]

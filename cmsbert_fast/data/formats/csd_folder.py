@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cmsbert_fast.data.align import Track
-from cmsbert_fast.data.example import MODALITIES, DataError, Example, no_frames
+from cmsbert_fast.data.example import MODALITIES, Alignment, DataError, Example, no_frames
 from cmsbert_fast.data.folds import ALL, NO_FOLD, folds_of, video_of
 from cmsbert_fast.data.labels import MOSEI_LABELS
 from cmsbert_fast.data.report import ReadReport
@@ -203,7 +203,7 @@ class _Reader:
             if found is None and width:
                 report.tally(f"examples have no {modality} frame", 1)
             frames[modality] = no_frames(width) if found is None else found
-        return Example(name, tuple(spoken), label if self._labels else None, aligned=True, **frames)
+        return Example(name, tuple(spoken), label if self._labels else None, alignment=Alignment.WORDS, **frames)
 
 
 def _column(features: np.ndarray, name: str, labels: CsdStream) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cmsbert_fast.data.align import MOST_PAIRS, word_times
-from cmsbert_fast.data.example import MODALITIES, DataError, Example, no_frames
+from cmsbert_fast.data.example import MODALITIES, Alignment, DataError, Example, no_frames
 from cmsbert_fast.data.folds import NO_FOLD, Rotation, choose, read_folds
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
@@ -120,7 +120,8 @@ class _Reader:
         frames = self._frames(video, segment, times, report)
         label = segment.label if self._labels else None
         value = self._class[label] if isinstance(label, str) else label
-        return Example(segment.id, spoken, value, aligned=times is not None, **frames)
+        alignment = Alignment.NONE if times is None else Alignment.WORDS
+        return Example(segment.id, spoken, value, alignment=alignment, **frames)
 
     def _word_times(
         self, words: CsdStream, video: str, segment: Segment, spoken: tuple[str, ...], report: ReadReport

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data.example import Alignment
 from cmsbert_fast.data.streams import segment_reader
 from cmsbert_fast.data.untrusted import limits
 from tests.data.sources import ROWS
@@ -21,7 +22,7 @@ def test_real_mosi(mosi_folder: Path) -> None:
     assert (corpus.visual_size, corpus.acoustic_size, corpus.classes) == (0, 73, None)
     assert all(len(e.acoustic) == 1 and len(e.visual) == 0 for part in corpus.splits.values() for e in part)
     first = corpus.splits["train"][0]
-    assert (first.id, first.label, first.aligned) == ("03bSnISJMiM_11", -0.5, False)
+    assert (first.id, first.label, first.alignment) == ("03bSnISJMiM_11", -0.5, Alignment.NONE)
     assert first.words == ("A", "LOT", "OF", "SAD", "PARTS")
 
 
@@ -30,7 +31,7 @@ def test_real_mosi_averaged_per_word(mosi_folder: Path) -> None:
     assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
     for examples in corpus.splits.values():
         for example in examples:
-            assert example.aligned
+            assert example.alignment is Alignment.WORDS
             assert example.acoustic.shape == (len(example.words), 73)
     missing = corpus.report.tallies["words are not in the word stream; their times were interpolated"]
     assert missing < 100  # of 27,540 words; the README says that 245 segments are not cut to the word
@@ -48,7 +49,11 @@ def test_real_mosi_from_its_streams_alone(mosi_folder: Path, folds_folder: Path,
     corpus = read_corpus(tmp_path, folds=folds_folder / "mosi.json")
     assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
     assert corpus.acoustic_size == 73
-    assert all(e.aligned and len(e.acoustic) == len(e.words) for part in corpus.splits.values() for e in part)
+    assert all(
+        e.alignment is Alignment.WORDS and len(e.acoustic) == len(e.words)
+        for part in corpus.splits.values()
+        for e in part
+    )
 
 
 @pytest.mark.parametrize("name", ["mosei.json", "pom.json"])
@@ -78,9 +83,9 @@ def test_words_of_a_stream_align_the_tables_text(files: Any) -> None:
         "COVAREP", "COVAREP", {"v1": (np.arange(8.0)[:, None], np.stack([np.arange(8) / 2, np.arange(1, 9) / 2], 1))}
     )
     cut = read_corpus(files.folder).splits["train"][0]
-    assert (cut.aligned, len(cut.acoustic)) == (False, 8)
+    assert (cut.alignment, len(cut.acoustic)) == (Alignment.NONE, 8)
     averaged = read_corpus(files.folder, words="TimestampedWords").splits["train"][0]
-    assert (averaged.aligned, averaged.words) == (True, ("SO", "GOOD", "Yeah"))
+    assert (averaged.alignment, averaged.words) == (Alignment.WORDS, ("SO", "GOOD", "Yeah"))
     np.testing.assert_array_equal(averaged.acoustic, [[0.5], [4.5], [6.5]])
 
 
