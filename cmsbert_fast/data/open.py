@@ -137,6 +137,8 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
         words: The stream of words with times. A table of segments has its own text: with ``words`` frames are averaged
             per word (aligned examples), without it they are cut per segment. A ``.csd`` set takes its text from it
             ("none" is not possible there). MulT files: a table of id and text.
+        average_words: False: frames are not averaged per word but cut per segment, and `Example.frame_words` tells the
+            word of each.
         label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS).
         folds: A JSON file of video (or utterance) ids by split; replaces the source's own splits. IEMOCAP: also
             "speaker" (leave one of the ten speakers out) or "random".

@@ -100,7 +100,7 @@ def example_of(
         report.tally("examples have a different number of frames than words, and count as not aligned", 1)
     cleaned = {m: frames_of(rows, m, report) if rows.size else no_frames(rows.shape[1]) for m, rows in frames.items()}
     alignment = Alignment.WORDS if aligned else Alignment.NONE
-    return Example(content.text_of(parts.segment), spoken, label, alignment=alignment, **cleaned)
+    return Example(content.text_of(parts.segment), spoken, label, cleaned["visual"], cleaned["acoustic"], alignment)
 
 
 def rows_of(value: Any, where: str) -> np.ndarray:

@@ -82,7 +82,7 @@ def without(source: Source, modalities: list[str]) -> Source:
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         for split, example in original(group, report):
             left = {m: no_frames() if m in modalities else getattr(example, m) for m in MODALITIES}
-            yield split, with_frames(example, **left)
+            yield split, with_frames(example, left["visual"], left["acoustic"])
         for modality in modalities:
             report.non_finite.pop(modality, None)
 

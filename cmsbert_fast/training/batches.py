@@ -99,7 +99,7 @@ def fitting(example: Example, config: PreTrainedConfig) -> Example:
     for modality in MODALITIES:
         own, size = getattr(example, modality), getattr(config, f"{modality}_size") or 0
         frames[modality] = own if own.shape[1] and size else np.zeros((0, size), np.float32)
-    return with_frames(example, **frames)
+    return with_frames(example, frames["visual"], frames["acoustic"])
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cmsbert_fast.data.embedded import frame_times
 from cmsbert_fast.data.example import SPLITS, Alignment, Corpus, outlines
 from cmsbert_fast.training import checkpoint, report
 from cmsbert_fast.training.errors import UsageError
@@ -23,7 +24,7 @@ _FREE = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_eve
 
 
 def fingerprint(corpus: Corpus) -> str:
-    """A hash of the examples of all splits, in order: ids, labels, words, numbers of frames, and the frames.
+    """A hash of the examples of all splits, in order: ids, labels, words, numbers of frames, frames and their words.
 
     Beyond ``FINGERPRINT_BYTES`` of frames, only evenly spaced examples are read, about that many bytes.
     """
@@ -42,6 +43,9 @@ def fingerprint(corpus: Corpus) -> str:
             example = examples[k]
             digest.update(np.ascontiguousarray(example.visual, np.float32).data)
             digest.update(np.ascontiguousarray(example.acoustic, np.float32).data)
+            for words in example.frame_words or ():
+                if (words != frame_times(len(words), len(example.words))).any():  # else they follow from the counts
+                    digest.update(np.ascontiguousarray(words, np.int32).data)
         before += len(examples)
     return digest.hexdigest()[:16]
 

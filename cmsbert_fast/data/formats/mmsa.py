@@ -66,7 +66,8 @@ def mmsa_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> So
             if alignment is Alignment.PIECES:
                 report.tally("examples of this aligned file have as many frames as word pieces, not as words", 1)
             label = None if labels is None else labels.label_of(value)
-            yield split_name(split), Example(content.text_of(utterance), words, label, alignment=alignment, **frames)
+            identity = content.text_of(utterance)
+            yield split_name(split), Example(identity, words, label, frames["visual"], frames["acoustic"], alignment)
 
     kinds = {"aligned" if _is_aligned(part) else "unaligned" for part in root.values()}
     return Source(

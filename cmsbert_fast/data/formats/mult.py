@@ -99,7 +99,9 @@ def mult_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> So
             frames = part.frames(number, report)
             aligned = part.same_clock and all(len(f) == len(spoken) for f in frames.values())
             alignment = Alignment.WORDS if aligned else Alignment.NONE
-            yield split_name(split), Example(found[0], spoken, score if labels else None, alignment=alignment, **frames)
+            label = score if labels else None
+            example = Example(found[0], spoken, label, frames["visual"], frames["acoustic"], alignment)
+            yield split_name(split), example
 
     return Source(
         name=path.stem,

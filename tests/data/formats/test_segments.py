@@ -243,3 +243,36 @@ def test_a_table_that_has_all_words_of_a_video_looked_through_is_no_bomb(
         read_corpus(files.folder, words="words", acoustic="none")
     files.table([["v_0", "all", 0, 1, 1, "a"]])
     assert len(read_corpus(files.folder, words="words", acoustic="none").splits["all"]) == 1
+
+
+def test_frames_that_are_not_averaged_tell_their_words(files: Any) -> None:
+    """A frame of half a second each; "so" is said from 0 to 1, "good" from 2 to 3.2, and "yeah" from 3.2 on."""
+    files.table([["v1_0", "train", 0.0, 4.0, 1.5, "SO GOOD Yeah"]])
+    words = np.array([[b"so"], [b"sp"], [b"good"], [b"yeah"]])
+    files.csd("TimestampedWords", "words", {"v1": (words, np.array([[0, 1], [1, 2], [2, 3.2], [3.2, 4.0]]))})
+    steps = np.stack([np.arange(9) / 2, np.arange(1, 10) / 2], 1)
+    files.csd("COVAREP", "COVAREP", {"v1": (np.arange(9.0)[:, None], steps)})
+    corpus = read_corpus(files.folder, words="TimestampedWords", average_words=False)
+    (example,) = corpus.splits["train"]
+    assert (example.alignment, example.words) == (Alignment.NONE, ("SO", "GOOD", "Yeah"))
+    np.testing.assert_array_equal(example.acoustic, np.arange(8.0)[:, None])  # as without words
+    assert example.frame_words is not None
+    assert example.frame_words.acoustic.tolist() == [0, 0, -1, -1, 1, 1, 2, 2]
+    assert example.frame_words.visual.tolist() == []
+    what = "of the acoustic frames lie between words; word-level systems leave them out"
+    assert corpus.report.tallies == {what: 2}
+    alone = read_corpus(files.folder, words="TimestampedWords", average_words=False, acoustic="none")
+    assert alone.splits["train"][0].frame_words.acoustic.tolist() == []
+
+
+def test_frames_tell_no_words_without_times(files: Any) -> None:
+    files.table([["v1_0", "train", 0.0, 4.0, 1.5, "SO GOOD Yeah"]])
+    (files.folder / "audio").mkdir()
+    np.save(files.folder / "audio" / "v1_0.npy", np.ones((4, 2)))
+    with pytest.raises(DataError, match="Name a stream of words with --words"):
+        read_corpus(files.folder, average_words=False)
+    files.csd("TimestampedWords", "words", {"v1": (np.array([[b"so"]]), np.array([[0, 1]]))})
+    with pytest.raises(DataError, match="Give the acoustic frames of v1_0 times"):
+        read_corpus(files.folder, average_words=False, words="TimestampedWords")
+    found = read_corpus(files.folder, average_words=False, words="TimestampedWords", acoustic="audio@1")
+    assert found.splits["train"][0].frame_words.acoustic.tolist() == [0, 1, 2, 2]  # from 1, 2.5
