@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 
 from cmsbert_fast.data.example import MODALITIES, Example, outlines, with_frames
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.models.processing import CMSBertProcessor, Encoded
+from cmsbert_fast.models.encoding import Encoded
+from cmsbert_fast.models.processing import CMSBertProcessor
 
 CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay memory-mapped
 
@@ -35,6 +36,7 @@ class Batches:
         self._processor = processor
         self._config = model.config
         self._names = frozenset(model.inputs)
+        self._level = model.frame_level
         self._device = device
         self._encoded: dict[int, Encoded] = {}
         self._cached_bytes = 0
@@ -56,7 +58,7 @@ class Batches:
 
         The offsets of frames stay on the CPU, where the models read them.
         """
-        inputs = self._processor.collate([self._encode(int(i)) for i in indices], packed=True)
+        inputs = self._processor.collate([self._encode(int(i)) for i in indices], packed=True, names=self._names)
         names = self._names | {"labels"} if labels else self._names
         return {name: self._place(name, value) for name, value in inputs.items() if name in names}
 
@@ -67,7 +69,7 @@ class Batches:
     def _encode(self, index: int) -> Encoded:
         if index in self._encoded:
             return self._encoded[index]
-        encoded = self._processor.encode(fitting(self._examples[index], self._config))
+        encoded = self._processor.encode(fitting(self._examples[index], self._config), self._level)
         if self._cached_bytes < CACHE_BYTES:
             self._encoded[index] = encoded
             self._cached_bytes += encoded.visual.nbytes + encoded.acoustic.nbytes

@@ -53,7 +53,7 @@ def test_long_texts_are_cut_at_a_word_boundary_with_their_frames(tokenizer):
         "[SEP]",
     ]  # "un" alone would fit
     assert len(encoded.visual) == len(encoded.acoustic) == 2
-    assert encoded.token_frames.tolist() == [-1, 0, 1, -1]
+    assert encoded.token_frames["visual"].tolist() == [-1, 0, 1, -1]
     unaligned = processor.encode(example("the film unbelievable was", 9, 4))
     assert len(unaligned.visual) == 9
     assert unaligned.token_frames is None
@@ -63,7 +63,7 @@ def test_long_texts_are_cut_at_a_word_boundary_with_their_frames(tokenizer):
 
 def test_pieces_of_a_word_share_its_frame(tokenizer):
     encoded = CMSBertProcessor(tokenizer).encode(example("the unbelievable film", 3, 3, alignment=Alignment.WORDS))
-    assert encoded.token_frames.tolist() == [-1, 0, 1, 1, 1, 2, -1]
+    assert encoded.token_frames["visual"].tolist() == [-1, 0, 1, 1, 1, 2, -1]
 
 
 def test_packed_and_padded_are_the_same_batch(tokenizer):
