@@ -66,10 +66,10 @@ def word_inputs(
             are ignored. See :class:`~cmsbert_fast.models.frame_maps.FrameMaps`.
         packed: Packed or padded.
         pad_to: Padded only: minimum length.
-        vectors_of: Vectors of n words, float32 (n, e); needed for ``word_vectors``.
+        vectors_of: Vectors of n words, float32 (n, e); None: there are none, and no ``word_vectors``.
 
     Raises:
-        ValueError: The examples were encoded at another level, or there are no vectors.
+        ValueError: The examples were encoded at another level.
     """
     inputs: Inputs = {}
     counts = torch.tensor([len(example.words) for example in batch])
@@ -78,9 +78,7 @@ def word_inputs(
         inputs["token_words"] = _map(rows, counts, packed, pad_to)
     if packed:
         inputs |= _layout("words", counts)
-    if "word_vectors" in names:
-        if vectors_of is None:
-            raise ValueError("The processor has no word vectors; give it some.")
+    if "word_vectors" in names and vectors_of is not None:
         inputs["word_vectors"] = torch.from_numpy(vectors_of([word for example in batch for word in example.words]))
     for name in present(batch):
         if f"token_frames_{name}" in names:
