@@ -17,7 +17,7 @@ from cmsbert_fast.data.example import MODALITIES, Corpus
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.settings import TrainingSettings
+from cmsbert_fast.training.settings import FIELDS, TrainingSettings
 
 # Fields that are not taken from a checkpoint: its identity, dtype, task and CMS layers.
 _NOT_TAKEN_OVER = (
@@ -119,7 +119,7 @@ def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
     if corpus.classes:
         fields["id2label"] = dict(enumerate(corpus.classes))
         fields["label2id"] = {name: i for i, name in enumerate(corpus.classes)}
-    for name in ("projection_size", "gate_activation"):
+    for name in FIELDS:
         if getattr(settings, name) is not None:
             fields[name] = getattr(settings, name)
     return fields
