@@ -10,6 +10,7 @@ from cmsbert_fast.data import convert, open_source, read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, outlines
 from cmsbert_fast.data.inspection import draw, summary
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
+from cmsbert_fast.data.task import TASKS
 from cmsbert_fast.data.text import printable
 
 
@@ -23,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("target", type=Path, metavar="DST")
     look = commands.add_parser("inspect", parents=[choices], help="say what a source holds")
     look.add_argument("source", metavar="SRC")
+    look.add_argument("--task", choices=TASKS, help="what to predict (default: what the labels are)")
     look.add_argument("--picture", type=Path, metavar="FILE", help="draw one example (.png, .pdf or .svg)")
     look.add_argument("--id", metavar="ID", help="which example to draw (default: the first)")
     return parser
@@ -33,7 +35,7 @@ def _inspect(request: DataRequest, picture: Path | None, name: str | None) -> No
     if name is not None and picture is None:
         raise DataError("--id chooses the example to draw; add --picture FILE.")
     corpus = read_corpus(request)
-    print(summary(corpus))
+    print(summary(corpus, request.task))
     if picture is not None:
         _draw(corpus, picture, name)
 
@@ -51,7 +53,7 @@ def _draw(corpus: Corpus, picture: Path, name: str | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 2 where the user has to change something, 130 after Ctrl-C, 141 where nobody reads."""
     options = _parser().parse_args(arguments)
-    request = DataRequest.of(options.source, **options_in(options))
+    request = DataRequest.of(options.source, **options_in(options), task=getattr(options, "task", None))
     try:
         if options.command == "convert":
             print(convert.convert(open_source(request), options.target))

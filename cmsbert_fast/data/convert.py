@@ -174,6 +174,7 @@ class _Writer:
             "version": VERSION,
             "name": source.name,
             "classes": source.classes,
+            "several": source.several,
             "standardise": True,  # no format says otherwise yet
             "report": asdict(self.report),
             "folds": {name: list(rotation.valid) for name, rotation in source.rotations.items()},

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
-from cmsbert_fast.data.example import MODALITIES, Example
+from cmsbert_fast.data.example import MODALITIES, Example, Label
 from cmsbert_fast.data.statistics import Moments
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.packing import cumulative
@@ -32,7 +32,7 @@ class Encoded:
     visual: np.ndarray
     acoustic: np.ndarray
     token_frames: np.ndarray | None
-    label: float | int | None
+    label: Label | None
 
 
 class CMSBertProcessor(ProcessorMixin):

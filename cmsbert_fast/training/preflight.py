@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import SPLITS, Corpus, outlines
+from cmsbert_fast.data.task import warnings_of
 from cmsbert_fast.models.registry import NEEDS, VARIANTS
 from cmsbert_fast.training import checkpoint, distributed, folders, resume
 from cmsbert_fast.training.backends import chosen_backend
@@ -113,6 +115,8 @@ def _check_runs(
             corpus = read_corpus(settings.request())
             say(corpus.report)
             check_data(corpus)
+            for sentence in warnings_of(corpus, settings.task):
+                say(f"warning: {sentence}", file=sys.stderr)
             data[settings.fold] = Data(corpus, resume.fingerprint(corpus))
         # Runs that share both would load the same model.
         if (settings.variant, settings.fold) not in checked:
@@ -139,12 +143,18 @@ def check_data(corpus: Corpus) -> None:
         unlabelled = next((outline.id for outline in outlines(examples) if outline.label is None), None)
         if unlabelled is not None:
             raise UsageError(f"Example {unlabelled!r} of the {split} split has no label; give it one or leave it out.")
-        huge = next((o for o in outlines(examples) if o.label is not None and not abs(o.label) <= LARGEST_SCORE), None)
-        if huge is not None:
-            raise UsageError(
-                f"Example {huge.id!r} of the {split} split has the label {huge.label:g}; correct it, or scale all "
-                f"labels to within ±{LARGEST_SCORE:g}."
-            )
+        for outline in outlines(examples):
+            label = outline.label
+            if label is not None and not isinstance(label, tuple) and not abs(label) <= LARGEST_SCORE:
+                raise UsageError(
+                    f"Example {outline.id!r} of the {split} split has the label {label:g}; correct it, or scale all "
+                    f"labels to within ±{LARGEST_SCORE:g}."
+                )
+    if corpus.classes is not None and len(corpus.classes) < 2:
+        raise UsageError(
+            f"All examples of {corpus.name} are of the class {corpus.classes[0]!r}: there is nothing to tell apart; "
+            "choose another --label."
+        )
 
 
 def check_needs(variant: str, corpus: Corpus) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmsbert_fast.data.request import DataOptions, option
+from cmsbert_fast.data.task import TASKS
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.ops.attention.types import ACTIVATIONS
 from cmsbert_fast.ops.dispatch import requested_backend
@@ -83,6 +84,8 @@ class TrainingSettings(DataOptions):
             _check_choice("gate_activation", self.gate_activation, ACTIVATIONS)
         if self.architecture:
             self._check_architecture()
+        if self.task is not None:
+            _check_choice("task", self.task, TASKS)
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))
         _check_choice("precision", self.precision, ("fp32", "bf16"))
         try:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 
-from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, Outline
+from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, Label, Outline
 from cmsbert_fast.data.folds import NAMED, NO_FOLD, choose, read_folds, split_by_part, video_of
 from cmsbert_fast.data.mapped import MappedFrames
 from cmsbert_fast.data.report import ReadReport
@@ -97,19 +97,14 @@ class _Line:
 
     __slots__ = ("aligned", "frames", "id", "label", "non_finite", "parts", "tallies", "video", "words")
 
-    def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None) -> None:
+    def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None, several: bool) -> None:
         self.id: str = _typed(entry["id"], str)
         self.words: tuple[str, ...] = tuple(_typed(entry["words"], list))
         if not set(map(type, self.words)) <= {str}:  # at once: a call for every word is slow
             raise ValueError("a word is not text")
         if not self.words:
             raise ValueError("an example has no words")
-        self.label: float | int | None = entry["label"]
-        if self.label is not None and classes is None:
-            if not math.isfinite(_typed(self.label, int, float)):
-                raise ValueError(f"a label is {self.label}")
-        elif self.label is not None and not 0 <= _typed(self.label, int) < (classes or 0):
-            raise ValueError(f"a label is {self.label}, but there are {classes} classes")
+        self.label: Label | None = None if entry["label"] is None else _label(entry["label"], classes, several)
         self.aligned = _typed(entry["aligned"], bool)
         self.frames = _Ranges(*(_Range(begins[modality], _count(entry[modality])) for modality in MODALITIES))
         if self.aligned and not {rows.length for rows in self.frames} <= {0, len(self.words)}:
@@ -118,6 +113,25 @@ class _Line:
         self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
         self.tallies: dict[str, int] | None = _counts(entry["tallies"]) if "tallies" in entry else None
         self.parts: dict[str, int] | None = _counts(entry["parts"]) if "parts" in entry else None
+
+
+def _label(value: Any, classes: int | None, several: bool) -> Label:
+    """A label as `convert` writes it.
+
+    Raises:
+        ValueError: It is of another type or out of range.
+    """
+    if several:
+        present = tuple(_count(one) for one in _typed(value, list))
+        if len(present) != classes or not set(present) <= {0, 1}:
+            raise ValueError(f"a label is not {classes} of 0 and 1")
+        return present
+    if classes is None:
+        if not math.isfinite(_typed(value, int, float)):
+            raise ValueError(f"a label is {value}")
+    elif not 0 <= _typed(value, int) < classes:
+        raise ValueError(f"a label is {value}, but there are {classes} classes")
+    return value
 
 
 def _parse(text: str) -> Any:
@@ -214,6 +228,7 @@ def open_converted(request: DataRequest) -> Corpus:
         acoustic_size=stored.widths["acoustic"],
         report=report,
         classes=stored.classes if request.labels else None,
+        several=stored.several and request.labels,
         standardise=stored.standardise,
         statistics=statistics if split_of is None else None,
     )
@@ -234,6 +249,7 @@ class _Stored:
         self.name, self.standardise = _typed(manifest["name"], str), _typed(manifest["standardise"], bool)
         classes = manifest["classes"]
         self.classes = None if classes is None else tuple(_typed(one, str) for one in _typed(classes, list))
+        self.several = _typed(manifest.get("several", False), bool)
         self.report = _report(manifest["report"])
         self.widths = {modality: int(self.report.widths.get(modality, 0)) for modality in MODALITIES}
         self.frames = {
@@ -265,7 +281,7 @@ class _Stored:
         with (path / EXAMPLES).open(encoding="utf-8") as lines:
             for text in lines:
                 entry = _parse(text)
-                line = _Line(entry, begins, None if self.classes is None else len(self.classes))
+                line = _Line(entry, begins, None if self.classes is None else len(self.classes), self.several)
                 if not labels:
                     line.label = None
                 if line.id in ids:

@@ -123,8 +123,9 @@ class Assignment:
         found = [p for p in self._paths if self._kinds[p] == role and p not in self._taken]
         if len(found) > 1:
             option = {"words": "--words", "labels": "--label"}.get(role, f"--{role}")
+            name = "NAME (or NAME.COLUMN)" if role == "labels" else "NAME"
             raise DataError(
-                f"Choose one {role} stream with {option} NAME: {', '.join(p.name for p in found)} would all do."
+                f"Choose one {role} stream with {option} {name}: {', '.join(p.name for p in found)} would all do."
             )
         return [(path, None) for path in found]
 

@@ -278,7 +278,8 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
         """Predicts a score or a class; inputs as in :meth:`CMSBertModel.forward`.
 
         Args:
-            labels: (B,); scores for ``num_labels=1``, class indices otherwise.
+            labels: (B,); scores for ``num_labels=1``, class indices otherwise. (B, num_labels) for several labels at
+                once: 1 and 0, floating point.
         """
         inputs = self.bert.pack(
             Inputs(input_ids, attention_mask, token_type_ids, visual, acoustic, visual_mask, acoustic_mask, **packed)
