@@ -65,7 +65,9 @@ def test_tasks_that_labels_do_not_allow() -> None:
     assert with_task(scores, None) is scores
     assert with_task(scores, "regression") is scores
     assert with_task(named, "classification") is named
-    with pytest.raises(DataError, match=r"neither names, nor whole numbers, nor strengths from 0 on, but -1\.5 to 0\.5"):
+    with pytest.raises(
+        DataError, match=r"neither names, nor whole numbers, nor strengths from 0 on, but -1\.5 to 0\.5"
+    ):
         with_task(scores, "classification")
     with pytest.raises(DataError, match="names of classes"):
         with_task(named, "regression")
