@@ -27,8 +27,7 @@ class CMSBertConfig(BertConfig):
         threshold: delta of Eq. 23.
         backend: Implementation of CMS attention and of the contrastive loss, see :mod:`cmsbert_fast.ops.dispatch`.
             Depends on the machine, not the model: not saved.
-        **kwargs: Fields of BertConfig. ``num_labels`` defaults to 1, regression: then ``problem_type`` says so, or
-            Hugging Face's pipeline would print a sigmoid of the score.
+        **kwargs: Fields of BertConfig. ``num_labels`` defaults to 1, regression.
 
     Attributes:
         architecture_fields: Those that are free to choose; the others follow from data, tokenizer or variant.
@@ -67,10 +66,6 @@ class CMSBertConfig(BertConfig):
         if self.id2label is None:
             kwargs.setdefault("num_labels", 1)  # sentiment is a score, not one of two classes
         super().__post_init__(**kwargs)
-        if self.num_labels == 1:
-            self.problem_type = "regression"
-        elif self.problem_type == "regression":  # of a checkpoint with another number of labels
-            self.problem_type = None
         self.visual_size = self.visual_size or 0
         self.acoustic_size = self.acoustic_size or 0
         if self.cms_layers is None:

@@ -236,6 +236,10 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 1
+        if self.num_labels == 1:
+            config.problem_type = "regression"  # or Hugging Face's pipeline prints a sigmoid of the score
+        elif config.problem_type == "regression":  # of a checkpoint with another number of labels
+            config.problem_type = None
         self.bert = CMSBertModel(config)
 
     def parameter_group(self, name: str) -> str:
