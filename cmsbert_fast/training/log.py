@@ -9,6 +9,8 @@ from typing import Any
 
 from cmsbert_fast.training.strict_json import finite
 
+LOG = "log.jsonl"
+
 
 class RunLog:
     """``log.jsonl``, one JSON object per line, and TensorBoard event files if tensorboard is installed.
@@ -23,7 +25,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, length: int = 0, step: int = 0):
-        self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 - lives as long as the run
+        self._file = open(folder / LOG, "ab")  # noqa: SIM115 - lives as long as the run
         self._file.truncate(min(length, self._file.tell()))
         self._file.seek(0, os.SEEK_END)
         if self._file.tell() == 0:

@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -75,13 +76,14 @@ class Checked(NamedTuple):
     resume: bool
 
 
-def check_command(command: Command, ranks: Ranks, say: Callable[..., None]) -> Checked:
-    """Reads the data of every run, checks all runs, and creates their folders.
+def check_command(command: Command, ranks: Ranks, say: Callable[..., None], locks: ExitStack) -> Checked:
+    """Reads the data of every run, checks all runs, and creates and locks their folders.
 
     Args:
         command: What to do.
         ranks: This process.
         say: Prints reports of the data.
+        locks: Holds the locks of all runs, on rank 0.
 
     Raises:
         UsageError, DataError: A run would fail. The message says what to do.
@@ -99,7 +101,8 @@ def check_command(command: Command, ranks: Ranks, say: Callable[..., None]) -> C
             distributed.from_main(partial(resume.check_resumable, settings, examples, folder), ranks)
     # All of them now: a folder that cannot be created must not waste the runs before it.
     for settings in command.runs:
-        distributed.from_main(partial(folders.make_folder, root / folders.run_name(settings)), ranks)
+        take = partial(folders.take_folder, root / folders.run_name(settings), locks, fresh=not resuming)
+        distributed.from_main(take, ranks)
     return Checked(data, loaded, root, resuming)
 
 
