@@ -24,6 +24,7 @@ from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.report import prediction_rows, write_csv
+from cmsbert_fast.training.texts import check_texts
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -47,6 +48,9 @@ def main(arguments: Sequence[str]) -> int:
         print(corpus.report, file=sys.stderr)
         for warning in absent_streams(model.config, corpus, request):
             print(f"warning: {warning}", file=sys.stderr)
+        wanted = [given.split] if given.split in corpus.splits else None
+        for sentence in check_texts(corpus, processor.tokenizer, processor.max_length, wanted):
+            print(f"  {sentence}", file=sys.stderr)
         predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
         several = model.config.problem_type == "multi_label_classification"
         _write(prediction_rows(predictions, classes or (), several), given.output)

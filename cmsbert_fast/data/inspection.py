@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 _TITLE, _TICK, _TICKS = 400, 20, 60  # characters of a title and of a word below a frame, and how many such words
 
 
-def summary(corpus: Corpus, task: str | None = None) -> str:
+def summary(corpus: Corpus, task: str | None = None, max_length: int = 50) -> str:
     """What a corpus holds, in a few lines.
 
     Args:
         corpus: From `cmsbert_fast.data.read_corpus`.
         task: The task it was read for.
+        max_length: Word pieces to which training cuts an utterance, [CLS] and [SEP] included.
     """
     lines = [str(corpus.report)]
     for split, examples in corpus.splits.items():
@@ -31,6 +32,8 @@ def summary(corpus: Corpus, task: str | None = None) -> str:
         labels = [outline.label for outline in known if outline.label is not None]
         words = np.array([len(outline.words) for outline in known])
         line = f"  {split}: {words.mean():.1f} words an example (at most {words.max()})"
+        if longer := int((words > max_length - 2).sum()):
+            line += f", {longer} or more longer than {max_length} word pieces (--max-length)"
         if labels and corpus.classes and corpus.several:
             counts = np.array(labels).sum(axis=0)
             line += ", " + ", ".join(f"{n} {name}" for name, n in zip(corpus.classes, counts, strict=True))

@@ -21,6 +21,7 @@ from cmsbert_fast.training.config import build_config
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
+from cmsbert_fast.training.texts import check_texts
 
 LARGEST_SCORE = 1e6  # a sum of its squares stays far within float32
 
@@ -112,7 +113,7 @@ def _check_runs(
     """The data of all runs, and the model and tokenizer of the first."""
     data: dict[int | None, Data] = {}
     loaded: Loaded | None = None
-    checked = set()
+    checked: set[tuple[str, int | None]] = set()
     for settings in runs:
         if settings.fold not in data:
             corpus = read_corpus(settings.request())
@@ -123,7 +124,12 @@ def _check_runs(
             data[settings.fold] = Data(corpus, resume.fingerprint(corpus))
         # Runs that share both would load the same model.
         if (settings.variant, settings.fold) not in checked:
-            found = check(settings, data[settings.fold].corpus, ranks)
+            corpus = data[settings.fold].corpus
+            found = check(settings, corpus, ranks)
+            if all(fold != settings.fold for _, fold in checked):  # the tokenizer is that of all runs
+                for sentence in check_texts(corpus, found[1], settings.max_length, SPLITS):
+                    corpus.report.note(sentence)
+                    say(f"  {sentence}")
             loaded = loaded or found
             checked.add((settings.variant, settings.fold))
             del found
