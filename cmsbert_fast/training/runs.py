@@ -139,6 +139,8 @@ def run(
             _draw_missing_figures(settings, data, ranks, folder)
             return finished
         saved = resume.last_checkpoint(settings, data.fingerprint, folder)
+        if saved is not None and "damaged" in saved and ranks.is_main:
+            print(f"warning: {saved['damaged']}", file=sys.stderr, flush=True)
     trainer = Trainer(settings, data, ranks, folder, stop, loaded)
     if saved is None:
         trainer.begin()

@@ -16,15 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, optimiser, report, strict_json
+from cmsbert_fast.training import checkpoint, checksums, distributed, evaluate, figures, optimiser, report, strict_json
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
-from cmsbert_fast.training.build import BEST, Loaded, build, state_options
+from cmsbert_fast.training.build import BEST, CHECKSUMS, Loaded, build, state_options
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite
 from cmsbert_fast.training.evaluate import Predictions
@@ -270,6 +271,8 @@ class Trainer:
         def write(path: Path) -> None:
             self.model.save_pretrained(path)
             self.processor.save_pretrained(path)
+            sums = checksums.text(path / SAFE_WEIGHTS_NAME, checksums.known(self.folder / BEST / CHECKSUMS))
+            (path / CHECKSUMS).write_text(sums, encoding="utf-8")
 
         if self.ranks.is_main:
             atomic.replace_folder(self.folder / BEST, write)
