@@ -133,3 +133,23 @@ def segment_mean(packed: Tensor, packing: Packing) -> Tensor:
     # unsafe: no check that the lengths sum to T; it would wait for the device and forbid rows of no sequence
     total = torch.segment_reduce(wide, "sum", lengths=lengths, axis=0, unsafe=True, initial=0)
     return (total / lengths.clamp(min=1).to(wide.dtype)[:, None]).to(packed.dtype)
+
+
+def segment_last(packed: Tensor, packing: Packing) -> Tensor:
+    """The last row of each sequence, (T, d) -> (B, d); 0 for a sequence without rows."""
+    lengths = packing.lengths
+    if packed.shape[0] == 0:
+        return packed.sum(dim=0).expand(len(lengths), *packed.shape[1:])  # zeros that keep the graph connected
+    rows = packed.index_select(0, (packing.cu_seqlens[1:] - 1).clamp(min=0))
+    return rows.masked_fill((lengths == 0).view(-1, *[1] * (packed.dim() - 1)), 0)
+
+
+def reversed_rows(packing: Packing, total: int) -> Tensor:
+    """(total,) int64: for each row, the row that takes its place where every sequence runs backwards.
+
+    Applied twice, every row is in its own place again, those of no sequence all the time.
+    """
+    rows = torch.arange(total, device=packing.cu_seqlens.device)
+    sequence = sequence_of_row(packing, total).clamp(max=packing.cu_seqlens.shape[0] - 2)
+    mirrored = packing.cu_seqlens[sequence] + packing.cu_seqlens[sequence + 1] - 1 - rows
+    return torch.where(rows < packing.cu_seqlens[-1], mirrored, rows)

@@ -82,6 +82,7 @@ class Classifier(PreTrainedModel):
     Attributes:
         operators: Those of :data:`cmsbert_fast.ops.dispatch.OPERATORS` whose backend a run checks first, and reports.
         inputs: Names of the inputs that :meth:`rows` reads; a batch of training holds no others.
+        parameter_groups: The answers of :meth:`parameter_group`.
         has_global_terms: Whether a term of :meth:`losses` compares utterances. If not, each micro-batch runs forward
             once only.
         takes_bert_head: Whether the head of a BertForSequenceClassification checkpoint is loaded; its number of outputs
@@ -92,7 +93,8 @@ class Classifier(PreTrainedModel):
     accepts_loss_kwargs = False  # else the Hugging Face Trainer does not divide the loss by accumulation steps
 
     operators: ClassVar[Sequence[str]] = ()
-    inputs: ClassVar[Collection[str]] = ()
+    inputs: Collection[str] = ()
+    parameter_groups: ClassVar[Sequence[str]] = ("bert", "new")
     has_global_terms: ClassVar[bool] = False
     takes_bert_head: ClassVar[bool] = False
     output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutput
@@ -170,9 +172,13 @@ class Classifier(PreTrainedModel):
             batches: The whole training split, in order: arguments of :meth:`rows`, read one batch at a time.
         """
 
+    def from_bert(self, name: str) -> bool:
+        """Whether BertModel has a parameter: then it has BERT's weight decay, and no checkpoint may lack it."""
+        return name.startswith("bert.")
+
     def parameter_group(self, name: str) -> str:
-        """The weight decay of a parameter: "bert" if BertModel has it, else "new"."""
-        return "bert" if name.startswith("bert.") else "new"
+        """The group of a parameter, whose learning rate and weight decay can be set: "bert" or "new"."""
+        return "bert" if self.from_bert(name) else "new"
 
     def training_state(self, count: int, **options: Any) -> TrainingState | None:
         """The state of a new run, or None if this system has none.

@@ -18,7 +18,7 @@ NEEDS = {
     "frames": "visual or acoustic frames",
     "word_frames": "frames aligned to words",
     "frames_of_words": "frames of each word",
-    "word_vectors": "word vectors",
+    "word_vectors": "word vectors",  # not in Variant.needs: asked for by text "vectors"
     "regression": "scores",
 }
 
@@ -52,6 +52,7 @@ class Variant:
 
 _CMSBERT = "cmsbert_fast.models.cmsbert.modeling_cmsbert:CMSBertForSequenceClassification"
 _CLR = "cmsbert_fast.models.cmsbert.modeling_cmsbert:CMSBertCLRForSequenceClassification"
+_BASELINES = "cmsbert_fast.models.baselines"
 _FRAMES = frozenset({"frames"})
 _NO_EMA = {"momentum": None}
 _NO_LS = {"smoothing": None}
@@ -64,6 +65,7 @@ VARIANTS: Mapping[str, Variant] = {
     "cmsbert-clr-no-ema": Variant(_CLR, _FRAMES, state_options=_NO_EMA),
     "cmsbert-clr-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS),
     "cmsbert-clr-no-ema-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS, state_options=_NO_EMA),
+    "tfn": Variant(f"{_BASELINES}.tfn:TFNForSequenceClassification", _FRAMES),
 }
 
 

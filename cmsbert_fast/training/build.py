@@ -136,7 +136,7 @@ def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Clas
         raise UsageError(
             f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {first_line}"
         ) from None
-    lacking = sorted(key for key in report["missing_keys"] if model.parameter_group(key) == "bert")
+    lacking = sorted(key for key in report["missing_keys"] if model.from_bert(key))
     if lacking:
         raise UsageError(
             f"{name} lacks {len(lacking)} weights of BERT, such as {lacking[0]}; give a BertModel checkpoint."

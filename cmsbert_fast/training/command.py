@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cmsbert_fast.models.registry import VARIANTS
-from cmsbert_fast.training.conversion import assignments, converted, layered, read_yaml
+from cmsbert_fast.training.conversion import MAPPINGS, assignments, converted, layered, read_yaml
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
 
@@ -59,7 +59,7 @@ def _parser() -> Parser:
             flags.append("--seeds")
         if f.name == "variant":
             text += f": {', '.join(VARIANTS)}"
-        several = f.name in RUN_AXES or f.name == "architecture" or hints[f.name] == tuple[str, ...]
+        several = f.name in (*RUN_AXES, *MAPPINGS) or hints[f.name] == tuple[str, ...]
         if f.name in RUN_AXES:
             text += "; several: one run each"
         elif not several:
@@ -74,16 +74,17 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
     """Reads the command line of ``train.py``.
 
     Values come from the command line, else from the YAML file of ``--config``, else, for the embedded corpus, from
-    ``embedded_config``, else from :class:`TrainingSettings`. The same holds for each field of ``architecture``, except
-    that a checkpoint replaces the ``architecture`` of ``embedded_config``.
+    ``embedded_config``, else from :class:`TrainingSettings`. The same holds for each entry of a mapping, except that a
+    checkpoint replaces the ``architecture`` of ``embedded_config``.
 
     Raises:
         UsageError: A name is unknown, a value has the wrong type or is out of range, or a file cannot be read.
     """
     given = vars(_parser().parse_args(arguments))
     config, output, resume = given.pop("config", None), given.pop("output", None), given.pop("resume", False)
-    if "architecture" in given:
-        given["architecture"] = assignments("architecture", given["architecture"])
+    for name in MAPPINGS:
+        if name in given:
+            given[name] = assignments(name.replace("_", "-"), given[name])
 
     values = layered(read_yaml(config) if config else {}, given)
     if values.get("data", "embedded") == "embedded":

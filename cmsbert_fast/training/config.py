@@ -16,7 +16,7 @@ from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import MODALITIES, Corpus
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.settings import TrainingSettings
+from cmsbert_fast.training.settings import FIELDS, TrainingSettings
 
 # Fields that are not taken from a checkpoint: its identity, dtype, task and CMS layers.
 _NOT_TAKEN_OVER = (
@@ -99,6 +99,7 @@ def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
         "visual_size": corpus.visual_size if multimodal else 0,
         "acoustic_size": corpus.acoustic_size if multimodal else 0,
         "num_labels": len(corpus.classes) if corpus.classes else 1,
+        "problem_type": "regression",
         "temperature": settings.temperature,
         "smoothing": settings.smoothing,
         "threshold": settings.threshold,
@@ -108,7 +109,7 @@ def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
         fields["problem_type"] = f"{'multi' if corpus.several else 'single'}_label_classification"
         fields["id2label"] = dict(enumerate(corpus.classes))
         fields["label2id"] = {name: i for i, name in enumerate(corpus.classes)}
-    for name in ("projection_size", "gate_activation"):
+    for name in FIELDS:
         if getattr(settings, name) is not None:
             fields[name] = getattr(settings, name)
     return fields

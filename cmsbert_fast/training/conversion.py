@@ -10,6 +10,8 @@ import yaml
 
 from cmsbert_fast.training.errors import UsageError, os_reason
 
+MAPPINGS = ("architecture", "learning_rates", "weight_decays")  # settings that take FIELD=VALUE pairs
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file of settings.
@@ -35,12 +37,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def layered(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
-    """Both sets of values; ``upper`` wins, in ``architecture`` field by field."""
+    """Both sets of values; ``upper`` wins, in mappings such as ``architecture`` field by field."""
     values = {**lower, **upper}
-    layers = [layer["architecture"] for layer in (lower, upper) if "architecture" in layer]
-    if layers:
-        fields = [converted("architecture", layer, dict[str, Any]) for layer in layers]
-        values["architecture"] = {name: value for layer in fields for name, value in layer.items()}
+    for mapping in MAPPINGS:
+        layers = [layer[mapping] for layer in (lower, upper) if mapping in layer]
+        if layers:
+            fields = [converted(mapping, layer, dict[str, Any]) for layer in layers]
+            values[mapping] = {name: value for layer in fields for name, value in layer.items()}
     return values
 
 
@@ -54,10 +57,11 @@ def converted(name: str, value: Any, hint: Any) -> Any:
     if type(None) in kinds and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
         return None
     kind = kinds[0]
-    if kind == dict[str, Any]:
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return dict(value)
-        raise UsageError(f"{name} must be a mapping of field names to values.")
+    if typing.get_origin(kind) is dict:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise UsageError(f"{name} must be a mapping of field names to values.")
+        entry = typing.get_args(kind)[1]
+        return {key: v if entry is Any else converted(f"{name} {key}", v, entry) for key, v in value.items()}
     if kind == tuple[str, ...]:
         names = [value] if isinstance(value, str) else value
         if isinstance(names, (list, tuple)) and all(isinstance(item, str) for item in names):

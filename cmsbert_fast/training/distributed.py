@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
 from cmsbert_fast.training.errors import UsageError
 
@@ -297,6 +297,10 @@ class Gradients:
     def clip(self, norm: Tensor, limit: float) -> None:
         """Scales all gradients, whose norm is ``norm``, to a norm of at most ``limit``."""
         clip_grads_with_norm_(self._parameters, limit, norm)
+
+    def clip_values(self, limit: float) -> None:
+        """Clips every entry of the gradients to [-limit, limit]."""
+        clip_grad_value_(self._parameters, limit)
 
     def _ready(self, parameter: Parameter) -> None:
         if not self._armed:

@@ -12,21 +12,30 @@ from cmsbert_fast.training.settings import TrainingSettings
 def parameter_groups(model: Classifier, settings: TrainingSettings) -> list[dict[str, Any]]:
     """AdamW's groups: weights of new modules, BERT's weights, and biases and LayerNorm, without decay.
 
-    The model says what is new (:meth:`Classifier.parameter_group`). Frozen parameters are in no group. "base_lr" is the
-    highest learning rate of a group, which :func:`schedule` scales.
+    The model says what is new (:meth:`Classifier.from_bert`). A parameter group (:meth:`Classifier.parameter_group`)
+    with a learning rate or weight decay of its own has groups of its own. Frozen parameters are in no group. "base_lr"
+    is the highest learning rate of a group, which :func:`schedule` scales.
     """
     undecayed = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters(recurse=False)}
     decays = {"new": settings.weight_decay, "bert": settings.bert_weight_decay, "undecayed": 0.0}
-    members: dict[str, list[nn.Parameter]] = {group: [] for group in decays}
+    special = ["", *(g for g in model.parameter_groups if g in settings.learning_rates.keys() | settings.weight_decays)]
+    members: dict[tuple[str, str], list[nn.Parameter]] = {(kind, group): [] for group in special for kind in decays}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays_not = id(parameter) in undecayed or "bias" in name.rsplit(".", 1)[-1]
-        members["undecayed" if decays_not else model.parameter_group(name)].append(parameter)
+        kind = "undecayed" if decays_not else "bert" if model.from_bert(name) else "new"
+        group = model.parameter_group(name)
+        members[kind, group if group in special else ""].append(parameter)
     return [
-        {"name": group, "params": members[group], "weight_decay": decay, "base_lr": settings.learning_rate}
-        for group, decay in decays.items()
-        if members[group]
+        {
+            "name": f"{kind}, {group}" if group else kind,
+            "params": found,
+            "weight_decay": 0.0 if kind == "undecayed" else settings.weight_decays.get(group, decays[kind]),
+            "base_lr": settings.learning_rates.get(group, settings.learning_rate),
+        }
+        for (kind, group), found in members.items()
+        if found
     ]
 
 
@@ -38,7 +47,12 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
         group["base_lr"] = rate
 
 
-def schedule(step: int, total_steps: int, warmup: float) -> float:
-    """Learning-rate factor of a step (0, 1, ...): rises linearly to 1 during warm-up, then falls linearly to 0."""
+def schedule(step: int, total_steps: int, warmup: float, kind: str = "linear") -> float:
+    """Learning-rate factor of a step (0, 1, ...): rises linearly to 1 during warm-up.
+
+    Then it falls linearly to 0 ("linear") or stays ("constant").
+    """
     warm = round(warmup * total_steps)
-    return (step + 1) / warm if step < warm else (total_steps - step) / max(1, total_steps - warm)
+    if step < warm:
+        return (step + 1) / warm
+    return 1.0 if kind == "constant" else (total_steps - step) / max(1, total_steps - warm)

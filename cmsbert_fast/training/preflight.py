@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -166,13 +166,18 @@ def check_data(corpus: Corpus) -> None:
         )
 
 
-def check_needs(variant: str, corpus: Corpus) -> None:
+def check_needs(variant: str, corpus: Corpus, more: Collection[str] = ()) -> None:
     """Finds what a variant cannot do without and the data do not hold.
+
+    Args:
+        variant: Its name.
+        corpus: The data.
+        more: Needs that follow from its configuration.
 
     Raises:
         UsageError: With what to do about it.
     """
-    needs = VARIANTS[variant].needs
+    needs = VARIANTS[variant].needs.union(more)
     for name, what in NEEDS.items():
         if name in needs and not _NEEDS[name].met(corpus):
             raise UsageError(f"{corpus.name} has no {what}, which {variant} needs; {_NEEDS[name].advice}.")
@@ -196,6 +201,7 @@ def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Loaded:
         )
     check_needs(settings.variant, corpus)
     config = build_config(settings, corpus)
+    check_needs(settings.variant, corpus, {"word_vectors"} if getattr(config, "text", None) == "vectors" else ())
     chosen_backend(settings, ranks.device, config)
     checkpoint.seed_everything(settings.seed)
     return load(settings, config)

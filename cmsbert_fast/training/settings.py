@@ -16,9 +16,17 @@ from cmsbert_fast.ops.dispatch import requested_backend
 from cmsbert_fast.training.conversion import converted
 from cmsbert_fast.training.errors import UsageError
 
+# Settings that some systems have as fields of their configuration.
+FIELDS = ("projection_size", "gate_activation", "text", "loss", "pooling", "frozen_layers")
+SCHEDULES = ("linear", "constant")
+
 
 def _setting(default: Any, help: str) -> Any:
     return option(default, help, "VALUE")
+
+
+def _pairs(key: str, help: str) -> dict[str, str]:
+    return {"help": help, "metavar": f"{key}=VALUE"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +47,18 @@ class TrainingSettings(DataOptions):
     batch_size: int = _setting(128, "examples per global batch, over all ranks")
     accumulation: int = _setting(1, "micro-batches per rank and step, to save memory")
     learning_rate: float = _setting(1e-4, "peak learning rate of AdamW")
-    warmup: float = _setting(0.1, "fraction of all steps for linear warm-up; linear decay to 0 follows")
+    learning_rates: dict[str, float] = dataclasses.field(
+        default_factory=dict, metadata=_pairs("GROUP", "peak learning rates of some parameter groups, as text=5e-5")
+    )
+    schedule: str = _setting("linear", "learning rate after warm-up: linear (decay to 0) or constant")
+    warmup: float = _setting(0.1, "fraction of all steps for linear warm-up")
     weight_decay: float = _setting(0.1, "weight decay of new modules")
     bert_weight_decay: float = _setting(1e-3, "weight decay of BERT; biases and LayerNorm have none")
+    weight_decays: dict[str, float] = dataclasses.field(
+        default_factory=dict, metadata=_pairs("GROUP", "weight decays of some parameter groups, as visual=0")
+    )
     max_grad_norm: float | None = _setting(None, "clip the global gradient norm to this; none: no clipping")
+    max_grad_value: float | None = _setting(None, "clip every gradient entry to plus or minus this; none: no clipping")
     early_stopping: int | None = _setting(
         None, "stop after this many epochs without improvement on validation; none: never"
     )
@@ -55,16 +71,19 @@ class TrainingSettings(DataOptions):
         None, "activation of the gates (Eq. 1-2): relu, sigmoid or tanh; none: the checkpoint's, relu for BERT"
     )
     projection_size: int | None = _setting(None, "size d of the common space; none: hidden size of the encoder")
+    text: str | None = _setting(
+        None, "text of a baseline: bert (fine-tuned), bert-frozen or vectors; none: the system's own"
+    )
+    loss: str | None = _setting(None, "task loss of a baseline for scores: mse or l1; none: the system's own")
+    pooling: str | None = _setting(None, "how a baseline pools BERT's output, if it has a choice; none: its own")
+    frozen_layers: int | None = _setting(None, "first layers of a baseline's BERT that are not trained; none: its own")
     max_length: int = _setting(50, "maximum word pieces per utterance; longer ones are cut at a word boundary")
     standardise: bool = _setting(
         True, "true or false: standardise frames per feature; false for data that are already normalised"
     )
     architecture: dict[str, Any] = dataclasses.field(
         default_factory=dict,
-        metadata={
-            "help": "BertConfig fields to change, such as hidden_dropout_prob=0.2",
-            "metavar": "FIELD=VALUE",
-        },
+        metadata=_pairs("FIELD", "fields of the model's configuration to change, such as hidden_dropout_prob=0.2"),
     )
 
     device: str = _setting("auto", "auto, cpu or cuda")
@@ -82,8 +101,9 @@ class TrainingSettings(DataOptions):
         _check_choice("variant", self.variant, VARIANTS)
         if self.gate_activation is not None:
             _check_choice("gate_activation", self.gate_activation, ACTIVATIONS)
-        if self.architecture:
-            self._check_architecture()
+        self._check_fields()
+        self._check_groups()
+        _check_choice("schedule", self.schedule, SCHEDULES)
         if self.task is not None:
             _check_choice("task", self.task, TASKS)
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))
@@ -99,7 +119,8 @@ class TrainingSettings(DataOptions):
         self._check("batch_size", lambda v: v >= 2, "at least 2")
         self._check("max_length", lambda v: v >= 3, "at least 3 ([CLS], a piece, [SEP])")
         self._check("seed", lambda v: 0 <= v < 2**32, "between 0 and 4294967295")
-        for name in ("learning_rate", "temperature", "max_grad_norm"):
+        self._check("frozen_layers", lambda v: v >= 0, "at least 0")
+        for name in ("learning_rate", "temperature", "max_grad_norm", "max_grad_value"):
             self._check(name, lambda v: v > 0, "greater than 0")
         for name in ("weight_decay", "bert_weight_decay", "threshold"):
             self._check(name, lambda v: v >= 0, "at least 0")
@@ -107,12 +128,34 @@ class TrainingSettings(DataOptions):
             self._check(name, lambda v: 0 <= v <= 1, "between 0 and 1")
         self._check("smoothing", lambda v: 0 < v <= 1, "greater than 0 and at most 1")
 
-    def _check_architecture(self) -> None:
+        if self.max_grad_norm is not None and self.max_grad_value is not None:
+            raise UsageError("max_grad_norm and max_grad_value both clip the gradient; give one of them.")
+
+    def _check_fields(self) -> None:
+        """Finds fields that the variant's configuration does not have, or that are not free to choose."""
+        asked = [name for name in FIELDS if getattr(self, name) is not None]
+        if not asked and not self.architecture:
+            return  # the class need not be imported
+        config_class = VARIANTS[self.variant].model_class.config_class
+        for name in asked:
+            if not hasattr(config_class, name):
+                raise UsageError(f"{name} is no setting of {self.variant}; leave it out, or train another variant.")
         # Which fields do not follow from data, tokenizer or variant, their class says.
-        may_change = getattr(VARIANTS[self.variant].model_class.config_class, "architecture_fields", ())
+        may_change = getattr(config_class, "architecture_fields", ())
         for name in self.architecture:
             if name not in may_change:
                 raise UsageError(f"architecture names {name!r}; it may change {', '.join(may_change) or 'nothing'}.")
+
+    def _check_groups(self) -> None:
+        for setting in ("learning_rates", "weight_decays"):
+            for group, value in getattr(self, setting).items():
+                known = VARIANTS[self.variant].model_class.parameter_groups
+                if group not in known:
+                    raise UsageError(
+                        f"{setting} names {group!r}; the parameter groups of {self.variant} are {', '.join(known)}."
+                    )
+                if not (math.isfinite(value) and value >= 0):
+                    raise UsageError(f"{setting} has {group}={value!r} but it must be at least 0.")
 
     def _check(self, name: str, valid: Callable[[Any], bool], rule: str) -> None:
         value = getattr(self, name)

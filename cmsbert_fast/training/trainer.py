@@ -198,7 +198,7 @@ class Trainer:
     def step(self, indices: np.ndarray) -> StepRecord:
         """One step on a global batch. Never waits for the device."""
         settings, progress = self.settings, self.progress
-        factor = schedule(progress.step, self.total_steps, settings.warmup)
+        factor = schedule(progress.step, self.total_steps, settings.warmup, settings.schedule)
         learning_rate = settings.learning_rate * factor
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
@@ -208,6 +208,8 @@ class Trainer:
         norm = self.gradients.norm()
         if settings.max_grad_norm is not None:
             self.gradients.clip(norm, settings.max_grad_norm)
+        if settings.max_grad_value is not None:
+            self.gradients.clip_values(settings.max_grad_value)
         self.optimizer.step()
         progress.step += 1
         progress.batch += 1

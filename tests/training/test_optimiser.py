@@ -61,3 +61,43 @@ def test_base_rates_survive_a_checkpoint_without_them(corpus_folder, bert):
         del group["base_lr"]
     restore(optimizer, saved)
     assert [group["base_lr"] for group in optimizer.param_groups] == [settings.learning_rate] * 3
+
+
+def test_constant_schedule():
+    factors = [schedule(step, 100, 0.1, "constant") for step in range(100)]
+    assert factors[:10] == pytest.approx([k / 10 for k in range(1, 11)])
+    assert set(factors[10:]) == {1}
+
+
+def groups_of(corpus_folder, bert, **settings):
+    given = TrainingSettings(data=str(corpus_folder), model=str(bert), variant="tfn", text="bert", **settings)
+    model, _ = build(given, read_corpus(corpus_folder))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, given)
+    assert sorted(names[id(p)] for g in groups for p in g["params"]) == sorted(names.values())
+    return {g["name"]: ({names[id(p)] for p in g["params"]}, g["weight_decay"], g["base_lr"]) for g in groups}
+
+
+def test_groups_with_rates_and_decays_of_their_own(corpus_folder, bert):
+    rates, decays = {"text": 5e-5, "acoustic": 5e-3}, {"acoustic": 0.0, "visual": 0.3}
+    found = groups_of(corpus_folder, bert, learning_rates=rates, weight_decays=decays, weight_decay=0.1)
+    assert {name: (decay, rate) for name, (_, decay, rate) in found.items()} == {
+        "new": (0.1, 1e-4),  # "other"
+        "undecayed": (0, 1e-4),
+        "new, text": (0.1, 5e-5),
+        "bert, text": (1e-3, 5e-5),
+        "undecayed, text": (0, 5e-5),
+        "new, visual": (0.3, 1e-4),
+        "undecayed, visual": (0, 1e-4),
+        "new, acoustic": (0, 5e-3),
+        "undecayed, acoustic": (0, 5e-3),
+    }
+    assert {"fusion_dense.weight", "classifier.weight"} <= found["new"][0]
+    assert "visual_net.layers.1.weight" in found["new, visual"][0]
+    assert "acoustic_net.layers.1.bias" in found["undecayed, acoustic"][0]
+    assert "bert.encoder.layer.1.attention.self.query.weight" in found["bert, text"][0]
+    assert found["new, text"][0] == {"text_linear.weight", "text_lstm.weight_ih_l0", "text_lstm.weight_hh_l0"}
+
+
+def test_a_group_of_one_rate_for_all_is_none_of_its_own(corpus_folder, bert):
+    assert list(groups_of(corpus_folder, bert)) == ["new", "bert", "undecayed"]

@@ -38,6 +38,15 @@ def test_architecture_on_the_command_line_changes_single_fields(tmp_path):
         parse_command([*arguments, "--config", str(config)], EMBEDDED)
 
 
+def test_rates_and_decays_of_groups(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("data: x\nvariant: tfn\nlearning_rates: {text: 5e-5, visual: 1}\nweight_decays: {text: 0}\n")
+    (run,) = parse_command(["--config", str(config), "--learning-rates", "visual=2e-3", "other=1"], EMBEDDED).runs
+    assert run.learning_rates == {"text": 5e-5, "visual": 2e-3, "other": 1.0}
+    assert run.weight_decays == {"text": 0.0}
+    assert all(isinstance(value, float) for value in run.learning_rates.values())
+
+
 def test_no_argument_compares_text_with_clr_on_the_embedded_corpus():
     runs = parse_command([], EMBEDDED).runs
     assert [(run.data, run.model, run.variant) for run in runs] == [

@@ -46,6 +46,19 @@ def test_ema_follows_the_validation_losses(train, short, tmp_path):
     assert float(best.nu) == pytest.approx(records(tmp_path, "valid")[best_epoch - 1]["nu"], rel=1e-6)
 
 
+def test_clipping_limits_every_entry(train, short, tmp_path, monkeypatch):
+    largest = []
+
+    def spy(self, *args, **kwargs):
+        gradients = [p.grad.abs().max() for group in self.param_groups for p in group["params"]]
+        largest.append(float(torch.stack(gradients).max()))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    assert train(*short, "--max-grad-value", 1e-3, "--output", tmp_path)[0] == 0
+    assert largest == pytest.approx([1e-3] * 6)
+    assert all(record["gradient_norm"] > 1e-2 for record in records(tmp_path, "train"))
+
+
 def test_clipping_limits_the_norm(train, short, tmp_path, monkeypatch):
     norms = []
     step = torch.optim.AdamW.step

@@ -242,8 +242,8 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
             config.problem_type = None
         self.bert = CMSBertModel(config)
 
-    def parameter_group(self, name: str) -> str:
-        return "new" if ".gate_" in name or ".shift_" in name else super().parameter_group(name)
+    def from_bert(self, name: str) -> bool:
+        return super().from_bert(name) and ".gate_" not in name and ".shift_" not in name
 
     def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
         """h_l (1, T, D), packed -> the output of :meth:`rows`."""

@@ -1,0 +1,1 @@
+"""The published systems that CMSBERT-CLR is compared with."""

@@ -1,0 +1,73 @@
+"""Ranks change rounding only, micro-batches on them too: every system's gradients, losses and rows."""
+
+import datetime
+import multiprocessing
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cmsbert_fast.training.distributed import Ranks
+from tests.models.baselines import steps
+from tests.models.baselines.systems import BASELINES, needs, system
+from tests.models.baselines.utterances import utterances
+
+RANKS = 4
+SPLITS = {"2 ranks": (2, 1), "2 ranks, 2 micro-batches": (2, 2), "4 ranks": (4, 1)}
+
+
+def one_step(name: str, ranks: Ranks, parts: int) -> dict[str, Any]:
+    model, batch = system(name), utterances(aligned="word_frames" in needs(name))
+    gradients, losses = steps.gradients_of(model, batch, parts, ranks, steps.new_state(model, batch))
+    values = torch.stack(list(losses.values.values()))
+    if ranks.group is not None:
+        dist.all_reduce(values)
+    return {"gradients": gradients, "values": dict(zip(losses.values, values / ranks.world_size, strict=True))}
+
+
+def rank_main(rank: int, folder: str, world: int) -> None:
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=100)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world, timeout=timeout
+    )
+    try:
+        for label, (size, parts) in SPLITS.items():
+            if size != world:
+                continue
+            for name in BASELINES:
+                try:
+                    found: Any = one_step(name, Ranks(rank, world, torch.device("cpu")), parts)
+                except Exception:
+                    found = traceback.format_exc()
+                if rank == 0:
+                    torch.save(found, Path(folder) / f"{label}, {name}")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all results: processes start slowly, so that they compute every system."""
+    folder = tmp_path_factory.mktemp("ranks")
+    # The processes are forked from one that has imported everything once.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["cmsbert_fast.training.runs"])
+    for world in sorted({size for size, _ in SPLITS.values()}):
+        mp.start_processes(rank_main, (str(folder), world), nprocs=world, start_method="forkserver")
+    return folder
+
+
+@pytest.mark.parametrize("label", SPLITS)
+@pytest.mark.parametrize("name", BASELINES)
+def test_ranks_change_rounding_only(name: str, label: str, results: Path) -> None:
+    found = torch.load(results / f"{label}, {name}")
+    assert isinstance(found, dict), found
+    expected = one_step(name, steps.ALONE, 1)
+    for kind in expected:
+        assert found[kind].keys() == expected[kind].keys()
+        for key, values in expected[kind].items():
+            torch.testing.assert_close(found[kind][key], values, rtol=1e-9, atol=1e-11, msg=f"{kind} {key}")

@@ -1,0 +1,212 @@
+"""What every baseline must do, whatever it computes; a system is tested once it is in the registry."""
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from cmsbert_fast.models.losses import total_loss
+from cmsbert_fast.models.registry import NEEDS, VARIANTS
+from tests.models.baselines import steps
+from tests.models.baselines.systems import BASELINES, BERT, case, config, needs, system, texts
+from tests.models.baselines.utterances import labels, packed, padded, utterances
+
+every_system = pytest.mark.parametrize("name", BASELINES)
+every_text = pytest.mark.parametrize(("name", "text"), [(name, text) for name in BASELINES for text in texts(name)])
+
+
+def batch_for(name):
+    return utterances(aligned="word_frames" in needs(name))
+
+
+def assert_same(found, expected, **tolerances):
+    assert found.keys() == expected.keys()
+    for row in expected:
+        torch.testing.assert_close(found[row], expected[row], **({"rtol": 0, "atol": 1e-11} | tolerances), msg=row)
+
+
+def taken(rows, indices):
+    return {name: values[indices] for name, values in rows.items()}
+
+
+@every_system
+def test_is_in_the_registry(name):
+    variant = VARIANTS[name]
+    assert variant.needs <= set(NEEDS)
+    model_class = variant.model_class
+    assert model_class.config_class.model_type == f"cmsbert-{name}"
+    assert set(case(name).FIELDS) <= {field.name for field in dataclasses.fields(model_class.config_class)}
+    model, batch = system(name), batch_for(name)
+    rows = model.rows(**packed(batch, model))
+    assert rows["logits"].shape == (len(batch), 1)
+    assert all(len(row) == len(batch) for row in rows.values())
+    terms = model.losses(rows, labels(batch))
+    assert next(iter(terms)) == "task"
+    assert model.has_global_terms == any(not term.per_row for term in terms.values())
+    assert {model.parameter_group(n) for n, _ in model.named_parameters()} <= set(model.parameter_groups)
+    assert all(model.from_bert(n) == n.startswith("bert.") for n, _ in model.named_parameters())
+
+
+@every_text
+def test_a_batch_is_its_utterances_padded_packed_and_in_any_order(name, text):
+    """And so no row depends on the others."""
+    model, batch = system(name, text=text), batch_for(name)
+    rows = model.rows(**packed(batch, model))
+    assert_same(model.rows(**padded(batch, model)), rows)
+    for k, utterance in enumerate(batch):
+        assert_same(model.rows(**packed([utterance], model)), taken(rows, [k]))
+        assert_same(model.rows(**padded([utterance], model, extra=0)), taken(rows, [k]))
+    order = [3, 5, 1, 0, 4, 2]
+    assert_same(model.rows(**packed([batch[k] for k in order], model)), taken(rows, order))
+
+
+@every_text
+def test_agrees_with_the_literal_reference(name, text):
+    model, batch = system(name, text=text), batch_for(name)
+    rows = model.rows(**packed(batch, model))
+    for k, utterance in enumerate(batch):
+        read = model.utterances(**packed([utterance], model))
+        frames = {m: f.values for m, f in read.frames.items()}
+        with torch.no_grad():
+            expected = case(name).reference(model, read.text.values, frames, utterance)
+        assert "logits" in expected
+        for row, values in expected.items():
+            torch.testing.assert_close(rows[row][k], values, rtol=0, atol=1e-11, msg=row)
+
+
+@every_system
+@pytest.mark.parametrize("parts", [2, 3])
+def test_micro_batches_change_rounding_only(name, parts):
+    model, batch = system(name), batch_for(name)
+    whole, losses = steps.gradients_of(model, batch, state=steps.new_state(model, batch))
+    found, of_parts = steps.gradients_of(model, batch, parts, state=steps.new_state(model, batch))
+    assert_same(found, whole, rtol=1e-9)
+    assert_same(of_parts.values, losses.values)
+    assert_same(of_parts.rows, losses.rows)
+
+
+@every_text
+def test_every_trained_parameter_has_a_gradient(name, text):
+    model, batch = system(name, text=text), batch_for(name)
+    steps.train(model, batch, steps=3)
+    gradients, _ = steps.gradients_of(model, batch, state=steps.new_state(model, batch))
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    frozen = {n for n, _ in model.named_parameters()} - trained
+    assert frozen == (
+        {n for n, _ in model.named_parameters() if n.startswith("bert.")} if text == "bert-frozen" else set()
+    )
+    unread = {n for n in trained if not gradients[n].abs().max() > 0}
+    assert not unread
+
+
+@every_system
+@pytest.mark.parametrize("absent", [None, "visual", "acoustic"])
+@pytest.mark.parametrize("one", [0, 1, 2, 3, 5, None])
+def test_few_frames_few_words_and_absent_modalities(name, absent, one):
+    """Values and gradients are finite for a batch of one, in training mode too."""
+    model = system(name, dropout=True, **({f"{absent}_size": 0} if absent else {}))
+    batch = batch_for(name)
+    batch = batch if one is None else [batch[one]]
+    model.train()
+    gradients, losses = steps.gradients_of(model, batch, state=steps.new_state(model, batch))
+    assert all(g.isfinite().all() for g in gradients.values())
+    assert all(value.isfinite() for value in losses.values.values())
+    assert not any(absent in n for n, _ in model.named_parameters()) if absent else gradients
+
+
+@every_system
+def test_classes(name):
+    if "regression" in needs(name):
+        return
+    model, batch = system(name, num_labels=3), batch_for(name)
+    rows = model.rows(**packed(batch, model))
+    assert rows["logits"].shape == (len(batch), 3)
+    terms = model.losses(rows, torch.arange(len(batch)) % 3)
+    torch.testing.assert_close(
+        terms["task"].value, torch.nn.functional.cross_entropy(rows["logits"], torch.arange(len(batch)) % 3)
+    )
+
+
+@every_text
+def test_saved_and_loaded(name, text, tmp_path):
+    model, batch = system(name, text=text, backend="torch"), batch_for(name)
+    model.save_pretrained(tmp_path)
+    kind = type(model)
+    for loaded in (
+        kind.from_pretrained(tmp_path, dtype=torch.float64),
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64),
+    ):
+        assert type(loaded) is kind
+        assert_same(loaded.eval().rows(**packed(batch, model)), model.rows(**packed(batch, model)), atol=0)
+        assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+    assert type(AutoConfig.from_pretrained(tmp_path)) is kind.config_class
+
+
+@every_system
+def test_starts_from_a_bert_checkpoint(name, tmp_path):
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    bert = BertModel(BertConfig(**BERT))
+    bert.save_pretrained(tmp_path)
+    for text in texts(name):
+        fresh = config(name, text=text)
+        model, report = type(system(name)).from_pretrained(tmp_path, config=fresh, output_loading_info=True)
+        state = model.state_dict()
+        new = {key for key in state if not key.startswith("bert.")}
+        assert set(report["missing_keys"]) == new
+        assert not report["mismatched_keys"]
+        assert all(values.isfinite().all() and values.abs().max() < 10 for values in state.values())
+        if text != "vectors":
+            weight = "encoder.layer.1.output.dense.weight"
+            assert torch.equal(state[f"bert.{weight}"], bert.state_dict()[weight])
+
+
+@every_system
+def test_overfits_eight_utterances(name):
+    model = system(name, lively=False)
+    batch = batch_for(name)
+    batch = [*batch, *(dataclasses.replace(u, ids=u.ids.flip(0), label=-u.label) for u in (batch[0], batch[4]))]
+    model.prepare([packed(batch, model)])
+    first, *_, end = steps.train(model, batch, steps=getattr(case(name), "STEPS", 200))
+    assert end < 0.1 * first
+
+
+@every_system
+def test_forward_is_rows_and_losses(name):
+    model, batch = system(name), batch_for(name)
+    inputs = packed(batch, model)
+    output = model(**inputs, labels=labels(batch))
+    rows = model.rows(**inputs)
+    assert torch.equal(output.logits, rows["logits"])
+    torch.testing.assert_close(output.loss, total_loss(model.losses(rows, labels(batch))))
+
+
+@every_system
+def test_loss_and_architecture_are_fields(name):
+    model, batch = system(name, loss="mse"), batch_for(name)
+    rows = model.rows(**packed(batch, model))
+    expected = (rows["logits"][:, 0] - labels(batch)).square().mean()
+    torch.testing.assert_close(model.row_losses(rows, labels(batch))["task"].value, expected)
+    with pytest.raises(ValueError, match="loss is 'l3'; choose one of mse, l1"):
+        config(name, loss="l3")
+    with pytest.raises(ValueError, match="text is 'glove'; choose one of"):
+        config(name, text="glove")
+
+
+@every_system
+def test_features_of_frozen_text_may_be_known(name):
+    if "bert-frozen" not in texts(name):
+        return
+    model, batch = system(name, text="bert-frozen"), batch_for(name)
+    for form in (packed, padded):
+        inputs = form(batch, model)
+        words = {n: x for n, x in inputs.items() if "word" not in n}
+        features = model.train().text_features(**words)
+        model.eval()
+        assert not features.requires_grad
+        rows = model.rows(**inputs)
+        assert_same(model.rows(**inputs, text_features=features), rows, atol=0)
+        changed = model.rows(**inputs, text_features=features + 1)
+        assert not torch.equal(changed["logits"], rows["logits"])  # BERT did not run again

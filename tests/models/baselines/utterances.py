@@ -1,0 +1,110 @@
+"""A few utterances, from ordinary to nearly empty, and batches of them, padded and packed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cmsbert_fast.packing import cumulative
+
+SIZES = dict(visual_size=5, acoustic_size=3)
+WORD_SIZE = 6
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance.
+
+    Attributes:
+        ids: (N,) pieces, [CLS] and [SEP] included.
+        words: (N,) the word of each piece, -1 at [CLS] and [SEP].
+        vectors: (W, e) of the words.
+        visual, acoustic: Frames.
+        label: A score.
+    """
+
+    ids: Tensor
+    words: Tensor
+    vectors: Tensor
+    visual: Tensor
+    acoustic: Tensor
+    label: float
+
+
+# Pieces of each word; numbers of frames where they are not one a word.
+_SHAPES = (
+    ((1, 2, 1, 1, 3), (6, 4)),
+    ((1,), (1, 1)),
+    ((2, 1, 1), (0, 9)),
+    ((1, 1), (0, 0)),
+    ((1, 1, 2, 1, 1, 1, 1), (3, 1)),
+    ((), (2, 5)),  # no word at all
+)
+_FRAMELESS = ((), (), ("visual",), ("visual", "acoustic"), (), ())
+
+
+def utterances(aligned: bool) -> list[Utterance]:
+    """Six utterances; ``aligned``: one frame a word, or none in the whole utterance."""
+    generator = torch.Generator().manual_seed(3)
+    found = []
+    for (pieces, counts), frameless in zip(_SHAPES, _FRAMELESS, strict=True):
+        words = torch.tensor([-1, *np.repeat(np.arange(len(pieces)), pieces), -1], dtype=torch.int64)
+        ids = torch.randint(5, 40, (len(words),), generator=generator)
+        frames = {}
+        for (name, size), count in zip(SIZES.items(), counts, strict=True):
+            name = name.removesuffix("_size")
+            count = (0 if name in frameless else len(pieces)) if aligned else count
+            frames[name] = torch.randn(count, size, generator=generator, dtype=torch.float64)
+        vectors = torch.randn(len(pieces), WORD_SIZE, generator=generator, dtype=torch.float64)
+        label = float(torch.randn((), generator=generator)) * 1.5
+        found.append(Utterance(ids, words, vectors, label=label, **frames))
+    return found
+
+
+def labels(batch: Sequence[Utterance]) -> Tensor:
+    return torch.tensor([u.label for u in batch], dtype=torch.float64)
+
+
+def packed(batch: Sequence[Utterance], model: Any) -> dict[str, Any]:
+    """The inputs that a model reads, in Hugging Face's padding-free convention."""
+    inputs: dict[str, Any] = {}
+    inputs["input_ids"] = torch.cat([u.ids for u in batch])[None]
+    inputs["position_ids"] = torch.cat([torch.arange(len(u.ids)) for u in batch])[None]
+    starts = np.cumsum([0, *(len(u.vectors) for u in batch)])
+    shifted = [torch.where(u.words < 0, -1, u.words + start) for u, start in zip(batch, starts, strict=False)]
+    inputs["token_words"] = torch.cat(shifted)[None]
+    inputs["word_vectors"] = torch.cat([u.vectors for u in batch])
+    for name, rows in (("q", "ids"), ("k", "ids"), ("words", "vectors"), ("visual",) * 2, ("acoustic",) * 2):
+        lengths = torch.tensor([len(getattr(u, rows)) for u in batch])
+        inputs[f"cu_seq_lens_{name}"] = cumulative(lengths)
+        inputs[f"max_length_{name}"] = int(lengths.max())
+        if name == rows:
+            inputs[name] = torch.cat([getattr(u, name) for u in batch])
+    return _read_by(model, inputs)
+
+
+def padded(batch: Sequence[Utterance], model: Any, extra: int = 2) -> dict[str, Any]:
+    """The same, padded by ``extra`` more than needed, with rubbish at padding."""
+    inputs: dict[str, Any] = {}
+    inputs["input_ids"], inputs["attention_mask"] = _pad([u.ids for u in batch], extra, 7)
+    inputs["token_words"], _ = _pad([u.words for u in batch], extra, -1)
+    inputs["word_vectors"] = torch.cat([u.vectors for u in batch])
+    for name in ("visual", "acoustic"):
+        inputs[name], inputs[f"{name}_mask"] = _pad([getattr(u, name) for u in batch], extra, 1e3)
+    return _read_by(model, inputs)
+
+
+def _pad(rows: list[Tensor], extra: int, value: float) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows)) + extra
+    whole = torch.full((len(rows), width, *rows[0].shape[1:]), value, dtype=rows[0].dtype)
+    for out, row in zip(whole, rows, strict=True):
+        out[: len(row)] = row
+    return whole, (torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]).long()
+
+
+def _read_by(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    absent = [name for name in ("visual", "acoustic") if not getattr(model.config, f"{name}_size")]
+    return {n: x for n, x in inputs.items() if n in model.inputs and not any(m in n for m in absent)}
