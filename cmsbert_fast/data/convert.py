@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -127,6 +128,7 @@ class _Writer:
         for modality in MODALITIES:
             frames = np.ascontiguousarray(getattr(example, modality), dtype="<f4")
             line[modality] = len(frames)
+            line.setdefault("crc32", {})[modality] = zlib.crc32(frames.data)
             self.files[modality].write(frames.tobytes())
             if split == "train":
                 self.moments[modality].see(frames)

@@ -3,9 +3,10 @@
 It is a folder:
     manifest.json           version, format, splits, widths, counts, statistics, the SHA-256 of the source, and for each
                             way of making folds the part that validates in every fold
-    examples.jsonl          a line an example: id, split, words, label, frames of each modality; its video where the id
-                            does not tell it, how many of its values were not finite and what else was counted of it,
-                            where there was something, and its part in each way of making folds that the source has
+    examples.jsonl          a line an example: id, split, words, label, frames of each modality and the CRC-32 of their
+                            bytes; its video where the id does not tell it, how many of its values were not finite and
+                            what else was counted of it, where there was something, and its part in each way of making
+                            folds that the source has
     visual.safetensors      all frames of a modality, float32 (frames, d), in the order of the lines
     acoustic.safetensors
 
@@ -17,6 +18,7 @@ is a slice of a memory map, without a decoder (Arrow and HDF5 bring one) and wit
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +62,9 @@ class Mapped(Sequence[Example]):
         for modality, rows in parts.items():  # here: to check all of them on opening is slow
             if not np.isfinite(rows).all():
                 raise DataError(f"Convert the data again: not all {modality} values of {line.id!r} are finite.")
+            known = line.checksums.get(modality) if rows.shape[1] else None
+            if known is not None and zlib.crc32(np.ascontiguousarray(rows).data) != known:
+                raise DataError(f"Convert the data again: the {modality} frames of {line.id!r} are damaged.")
         return Example(line.id, line.words, line.label, parts["visual"], parts["acoustic"], line.aligned)
 
     def __iter__(self) -> Iterator[Example]:
@@ -95,7 +100,7 @@ class _Line:
         ValueError: It is not of the form that `convert` writes.
     """
 
-    __slots__ = ("aligned", "frames", "id", "label", "non_finite", "parts", "tallies", "video", "words")
+    __slots__ = ("aligned", "checksums", "frames", "id", "label", "non_finite", "parts", "tallies", "video", "words")
 
     def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None, several: bool) -> None:
         self.id: str = _typed(entry["id"], str)
@@ -112,6 +117,7 @@ class _Line:
         self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
         self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
         self.tallies: dict[str, int] | None = _counts(entry["tallies"]) if "tallies" in entry else None
+        self.checksums: dict[str, int] = _counts(entry.get("crc32", {}))  # of the frames' bytes, by modality
         self.parts: dict[str, int] | None = _counts(entry["parts"]) if "parts" in entry else None
 
 
