@@ -65,6 +65,19 @@ def take_rows(padded: Tensor, rows: Tensor | None) -> Tensor:
     return flat if rows is None else flat.index_select(0, rows)
 
 
+def without_rest(packed: Tensor, packing: Packing) -> Tensor:
+    """(T, ...) with 0 at rows of no sequence.
+
+    For what a linear layer reads: those rows get gradient 0, but 0 times NaN is NaN in the layer's weight gradient.
+    Without a copy where the host knows that there are none.
+    """
+    ends = packing.cu_seqlens if packing.host_cu_seqlens is None else packing.host_cu_seqlens
+    if not torch.compiler.is_compiling() and ends.device.type == "cpu" and int(ends[-1]) == packed.shape[0]:
+        return packed
+    rest = torch.arange(packed.shape[0], device=packed.device) >= packing.cu_seqlens[-1]
+    return packed.masked_fill(rest.view(-1, *[1] * (packed.dim() - 1)), 0)
+
+
 def valid_positions(packing: Packing) -> Tensor:
     """The (B, max_length) boolean mask of the padded form."""
     return torch.arange(packing.max_length, device=packing.cu_seqlens.device) < packing.lengths[:, None]

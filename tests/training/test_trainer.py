@@ -156,7 +156,7 @@ def test_classes(train, short, tmp_path, make_corpus):
     out = tmp_path / "out"
     assert train("--data", folder, *short[2:], "--output", out)[0] == 0
     result = json.loads(next(out.glob("*/*/results.json")).read_text())
-    assert set(result["test"]) == {"wa", "ua"}
+    assert set(result["test"]) == {"wa", "ua", "f1"}
     with open(next(out.glob("*/*/predictions.csv")), newline="") as file:
         rows = list(csv.DictReader(file))
     names = [key.removeprefix("probability_") for key in rows[0] if key.startswith("probability_")]

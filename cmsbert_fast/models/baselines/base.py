@@ -17,7 +17,7 @@ from cmsbert_fast.models.layers import init_as_torch
 from cmsbert_fast.models.losses import LossTerm, task_loss
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.ops.dropout.api import use_cheap_dropout
-from cmsbert_fast.packing import take_rows
+from cmsbert_fast.packing import take_rows, without_rest
 
 
 class Utterances(NamedTuple):
@@ -161,8 +161,10 @@ class Baseline(Classifier):
             assert words is not None
             if given.word_vectors is None:
                 raise ValueError("text 'vectors' reads word vectors; give word_vectors of shape (P, e).")
-            return Text(given.word_vectors.to(self.dtype), words.packing)
-        known = None if features is None else take_rows(features, packed.tokens.rows).to(self.dtype)
+            return Text(without_rest(given.word_vectors.to(self.dtype), words.packing), words.packing)
+        known = None
+        if features is not None:
+            known = without_rest(take_rows(features, packed.tokens.rows).to(self.dtype), packed.tokens.packing)
         values = self.read_bert(packed) if known is None else known
         if self.of_words:
             assert words is not None

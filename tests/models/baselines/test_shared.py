@@ -62,6 +62,32 @@ def test_a_batch_is_its_utterances_padded_packed_and_in_any_order(name, text):
 
 
 @every_text
+def test_rows_of_no_utterance_reach_no_gradient(name, text):
+    """NaN behind the last utterance's frames, word vectors and known features of text."""
+    model, batch = system(name, text=text), batch_for(name)
+    inputs = packed(batch, model)
+    if text == "bert-frozen":
+        inputs["text_features"] = model.text_features(**inputs)
+    assert {"visual", "acoustic"} <= inputs.keys()
+
+    def gradients(given):
+        model.zero_grad()
+        total_loss(model.losses(model.rows(**given), labels(batch))).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients(inputs)
+    rest = dict(inputs)
+    for each in {"visual", "acoustic", "word_vectors"} & inputs.keys():
+        rest[each] = torch.cat([inputs[each], inputs[each].new_full((2, inputs[each].shape[1]), torch.nan)])
+    if text == "bert-frozen":
+        features = inputs["text_features"]
+        rest["text_features"] = torch.cat([features, features.new_full((1, 2, features.shape[2]), torch.nan)], dim=1)
+        for each in ("input_ids", "position_ids"):
+            rest[each] = torch.cat([inputs[each], inputs[each].new_zeros(1, 2)], dim=1)
+    assert_same(gradients(rest), expected)
+
+
+@every_text
 def test_agrees_with_the_literal_reference(name, text):
     model, batch = system(name, text=text), batch_for(name)
     rows = model.rows(**packed(batch, model))
