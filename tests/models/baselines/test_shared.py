@@ -167,7 +167,8 @@ def test_starts_from_a_bert_checkpoint(name, tmp_path):
 def test_overfits_eight_utterances(name):
     model = system(name, lively=False)
     batch = batch_for(name)
-    batch = [*batch, *(dataclasses.replace(u, ids=u.ids.flip(0), label=-u.label) for u in (batch[0], batch[4]))]
+    other = [dataclasses.replace(u, ids=u.ids.flip(0), vectors=u.vectors.flip(0)) for u in (batch[0], batch[4])]
+    batch = [*batch, *(dataclasses.replace(u, label=-u.label) for u in other)]
     model.prepare([packed(batch, model)])
     first, *_, end = steps.train(model, batch, steps=getattr(case(name), "STEPS", 200))
     assert end < 0.1 * first
