@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import SPLITS, Corpus, outlines
+from cmsbert_fast.data.example import SPLITS, Alignment, Corpus, outlines
 from cmsbert_fast.models.registry import NEEDS, VARIANTS
 from cmsbert_fast.training import checkpoint, distributed, folders, resume
 from cmsbert_fast.training.backends import chosen_backend
@@ -30,7 +30,9 @@ class Need(NamedTuple):
 
 
 def _aligned(corpus: Corpus) -> bool:
-    return all(outline.aligned for examples in corpus.splits.values() for outline in outlines(examples))
+    return all(
+        outline.alignment is Alignment.WORDS for examples in corpus.splits.values() for outline in outlines(examples)
+    )
 
 
 _ALIGN = "name a stream of words with --words, or train another --variant"

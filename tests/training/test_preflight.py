@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
 from cmsbert_fast.data import read_corpus
+from cmsbert_fast.data.example import Alignment
 from cmsbert_fast.models.registry import NEEDS, VARIANTS, Variant
 from cmsbert_fast.training import build, preflight, resume
 from cmsbert_fast.training.distributed import Ranks
@@ -165,7 +166,7 @@ def test_data_that_a_variant_cannot_do_without(monkeypatch, need, change, messag
     with pytest.raises(UsageError, match=message):
         preflight.check(TrainingSettings(data="tiny", variant="new"), lacking, CPU)
     splits = {
-        split: [dataclasses.replace(example, aligned=True) for example in examples]
+        split: [dataclasses.replace(example, alignment=Alignment.WORDS) for example in examples]
         for split, examples in tiny_corpus(2).splits.items()
     }
     if need != "word_vectors":
