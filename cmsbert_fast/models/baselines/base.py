@@ -62,7 +62,8 @@ class Baseline(Classifier):
         self.num_labels = config.num_labels or 1
         self.modalities = [name for name in MODALITIES if config.frame_sizes[name]]
         self.bert = None if config.text == "vectors" else TextBert(config)
-        self.inputs = (*Inputs._fields, "text_features", *(WordInputs._fields if self._reads_words else ()))
+        of_words = [name for name in WordInputs._fields if name != "word_vectors" or config.text == "vectors"]
+        self.inputs = (*Inputs._fields, "text_features", *(of_words if self._reads_words else ()))
 
     def post_init(self) -> None:
         """To be called at the end of ``__init__``: initialises what is new, and makes dropout cheap."""

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from cmsbert_fast.models.baselines.base import Baseline, Utterances, register
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.recurrent import CellLSTM, CellStates, in_order, order_of_time
+from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.packing import Packing, positions, segment_last
 
 VIEWS = ("text", "acoustic", "visual")  # l, a, v: in the order of the published code
@@ -140,6 +141,7 @@ class MFN(Baseline):
 
     config: MemoryConfig
     of_words = True
+    frame_level = FrameLevel.WORDS
 
     def __init__(self, config: MemoryConfig):
         super().__init__(config)
