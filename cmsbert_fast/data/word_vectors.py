@@ -4,6 +4,7 @@ Files are large (glove.840B.300d.txt: 5.6 GB). One is mapped and scanned once, a
 parsed.
 """
 
+import json
 import math
 import mmap
 import string
@@ -12,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
 
+from cmsbert_fast import atomic
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.mapped import Resident
 
@@ -57,6 +61,29 @@ class WordVectors:
     def rows(self, words: Sequence[str]) -> np.ndarray:
         """The vectors of words, float32 (n, e)."""
         return self.table[np.array([self.row(word) for word in words], dtype=np.int64)]
+
+    def save(self, path: Path) -> None:
+        """Writes a safetensors file: the table, and the words in its metadata."""
+        content = save({"vectors": self.table}, {"words": json.dumps(self.words), "source": self.source})
+        atomic.replace_file(path, lambda draft: draft.write_bytes(content))
+
+    @classmethod
+    def load(cls, path: Path) -> "WordVectors":
+        """What :meth:`save` wrote.
+
+        Raises:
+            ValueError: The file holds something else.
+        """
+        with safe_open(path, framework="np") as tensors:
+            if list(tensors.keys()) != ["vectors"]:
+                raise ValueError(f"{path.name} does not hold word vectors alone")
+            table, more = tensors.get_tensor("vectors"), tensors.metadata() or {}
+        words = json.loads(more.get("words", "null"))
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise ValueError(f"{path.name} does not say whose vectors it holds")
+        if table.dtype != np.float32 or table.ndim != 2 or len(table) != len(words) + 1:
+            raise ValueError(f"{path.name} does not hold a vector for each of its words")
+        return cls(table, tuple(words), more.get("source", path.name))
 
     def coverage(self, words: Iterable[str]) -> str:
         """How many of the words, which may be repeated, have a vector, in a sentence."""

@@ -1,11 +1,15 @@
 """From words and frames to model inputs: tokenizer plus frame statistics, saved with the model."""
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import cached_file
 
 from cmsbert_fast.data.example import MODALITIES, Alignment, Example
 from cmsbert_fast.data.statistics import Moments
@@ -13,6 +17,9 @@ from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.collation import WORD_INPUTS, packed_batch, padded_batch, word_inputs
 from cmsbert_fast.models.encoding import Encoded, FrameLevel, encode, tokenize
+
+WORD_VECTORS = "word_vectors.safetensors"
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class CMSBertProcessor(ProcessorMixin):
@@ -51,6 +58,24 @@ class CMSBertProcessor(ProcessorMixin):
         self.repeat_frames = repeat_frames
         self.word_vectors: WordVectors | None = None
         super().__init__(tokenizer, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """As Hugging Face's; word vectors go to a file of their own."""
+        if self.word_vectors is not None:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            self.word_vectors.save(Path(save_directory) / WORD_VECTORS)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As Hugging Face's, with the word vectors if there are any."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        missing = dict(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        path = cached_file(pretrained_model_name_or_path, WORD_VECTORS, **missing, **hub)
+        if path is not None:
+            processor.word_vectors = WordVectors.load(Path(path))
+        return processor
 
     @property
     def model_input_names(self) -> list[str]:
