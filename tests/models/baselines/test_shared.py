@@ -17,7 +17,7 @@ every_text = pytest.mark.parametrize(("name", "text"), [(name, text) for name in
 
 
 def batch_for(name):
-    return utterances(aligned="word_frames" in needs(name))
+    return utterances("word_frames" in needs(name), "frames_of_words" in needs(name))
 
 
 def assert_same(found, expected, **tolerances):
