@@ -126,3 +126,16 @@ def test_frames_of_other_pieces_are_counted(bert, monkeypatch):
     corpus = Corpus("tiny", {"train": other}, 3, 3, ReadReport("tiny"))
     with pytest.raises(UsageError, match="3 of 3 utterances of tiny have frames of other word pieces"):
         preflight.check_pieces(settings, corpus, load_tokenizer(str(bert)), said.append)
+
+
+@pytest.mark.parametrize("source", ["file", "bert"])
+def test_a_baseline_reads_vectors_instead_of_pieces(train, short, tmp_path, vectors, source):
+    given = ["--variant", "tfn", "--text", "vectors", "--epochs", 1]
+    status, errors = train(*short, *given, "--output", tmp_path / "none")
+    assert status == 2
+    assert "reviews has no word vectors, which tfn needs" in errors
+    given += ["--word-vectors", vectors if source == "file" else "bert"]
+    assert train(*short, *given, "--output", tmp_path / "out")[0] == 0
+    model, processor = load_trained(tmp_path / "out" / "tfn" / "seed-0")
+    assert model.config.word_size == processor.word_vectors.size == {"file": 3, "bert": 16}[source]
+    assert model.bert is None
