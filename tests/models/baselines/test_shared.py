@@ -138,7 +138,9 @@ def test_saved_and_loaded(name, text, tmp_path):
         AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64),
     ):
         assert type(loaded) is kind
-        assert_same(loaded.eval().rows(**packed(batch, model)), model.rows(**packed(batch, model)), atol=0)
+        assert_same(loaded.state_dict(), model.state_dict(), atol=0)
+        # Not to the bit: the file's weights are aligned otherwise in memory, and products may add in another order.
+        assert_same(loaded.eval().rows(**packed(batch, model)), model.rows(**packed(batch, model)), atol=1e-13)
         assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
     assert type(AutoConfig.from_pretrained(tmp_path)) is kind.config_class
 
@@ -169,7 +171,7 @@ def test_overfits_eight_utterances(name):
     batch = batch_for(name)
     batch = [*batch, *(dataclasses.replace(u, ids=u.ids.flip(0), label=-u.label) for u in (batch[0], batch[4]))]
     model.prepare([packed(batch, model)])
-    first, *_, end = steps.train(model, batch, steps=getattr(case(name), "STEPS", 200))
+    first, *_, end = steps.train(model, batch, getattr(case(name), "STEPS", 200), getattr(case(name), "RATE", 1e-2))
     assert end < 0.1 * first
 
 
