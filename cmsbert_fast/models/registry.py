@@ -66,6 +66,7 @@ VARIANTS: Mapping[str, Variant] = {
     "cmsbert-clr-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS),
     "cmsbert-clr-no-ema-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS, state_options=_NO_EMA),
     "misa": Variant(f"{_BASELINES}.misa:MISAForSequenceClassification", _FRAMES),
+    "mult": Variant(f"{_BASELINES}.mult:MulTForSequenceClassification", _FRAMES),
     "tfn": Variant(f"{_BASELINES}.tfn:TFNForSequenceClassification", _FRAMES),
 }
 

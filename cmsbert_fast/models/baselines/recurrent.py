@@ -74,7 +74,7 @@ class CellLSTM(PackedLSTM):
     def forward(self, frames: Tensor, packing: Packing, backend: str = "auto") -> CellStates:  # type: ignore[override]
         """(F, d_m) -> hidden states and cells; always PyTorch's own loop, whatever the backend."""
         frames = frames.to(self.weight_ih_l0.dtype)
-        rows, batch_sizes = time_steps(_host(packing), frames.device)
+        rows, batch_sizes = time_steps(packing.on_host, frames.device)
         with torch.autocast(frames.device.type, enabled=False):
             bias = self.bias_ih_l0 + self.bias_hh_l0
             inputs = F.linear(frames.index_select(0, rows), self.weight_ih_l0, bias).split(batch_sizes.tolist())
@@ -125,11 +125,11 @@ class DecoderLSTM(nn.Module):
             (P, size), the hidden states.
         """
         start = start.to(self.weight_ih.dtype)
-        rows, batch_sizes = time_steps(_host(packing), start.device)
+        rows, batch_sizes = time_steps(packing.on_host, start.device)
         with torch.autocast(start.device.type, enabled=False):
             bias = self.bias_ih + self.bias_hh
             weight = self.weight_ih + self.weight_hh  # of the steps after the first: input and hidden state are one
-            order = _host(packing).diff().sort(descending=True, stable=True).indices.to(start.device)
+            order = packing.on_host.diff().sort(descending=True, stable=True).indices.to(start.device)
             hidden: list[Tensor] = []
             state = None
             for size in batch_sizes.tolist():
@@ -167,7 +167,3 @@ def _in_order(states: list[Tensor], rows: Tensor, size: tuple[int, int], *source
     if len(states) < 2:
         zeros = zeros + 0 * torch.stack([source.sum() for source in sources]).sum()
     return zeros.index_copy(0, rows, torch.cat(states)) if states else zeros
-
-
-def _host(packing: Packing) -> Tensor:
-    return (packing.cu_seqlens if packing.host_cu_seqlens is None else packing.host_cu_seqlens).cpu()

@@ -90,7 +90,8 @@ def test_micro_batches_change_rounding_only(name, parts):
 def test_every_trained_parameter_has_a_gradient(name, text):
     model, batch = system(name, text=text), batch_for(name)
     steps.train(model, batch, steps=3)
-    gradients, _ = steps.gradients_of(model, batch, state=steps.new_state(model, batch))
+    odd = batch[:5]  # of an even number the gradients of L1, which are signs, may cancel
+    gradients, _ = steps.gradients_of(model, odd, state=steps.new_state(model, odd))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     frozen = {n for n, _ in model.named_parameters()} - trained
     assert frozen == (
