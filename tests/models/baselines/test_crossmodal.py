@@ -178,3 +178,13 @@ def test_every_dropout_acts_in_training_only(kind):
     expected = lively(CrossmodalEncoder(4, 2, 1, NONE))(*arguments)
     torch.testing.assert_close(encoder.eval()(*arguments), expected, rtol=0, atol=0)
     assert not torch.allclose(encoder.train()(*arguments), expected)
+
+
+@pytest.mark.parametrize("zeros", ["target", "source"])
+def test_dropout_acts_on_both_inputs(zeros):
+    """Zeros stay what they are."""
+    encoder = lively(CrossmodalEncoder(4, 2, 1, NONE._replace(embedding=0.5)))
+    queries, keys = rows([4, 6]).detach(), rows([5, 3], seed=2).detach()
+    (queries if zeros == "target" else keys).zero_()
+    arguments = queries, keys, pairing_of([4, 6], [5, 3])
+    assert not torch.allclose(encoder.train()(*arguments), encoder.eval()(*arguments))
