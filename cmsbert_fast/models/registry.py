@@ -67,6 +67,8 @@ VARIANTS: Mapping[str, Variant] = {
     "cmsbert-clr-no-ema": Variant(_CLR, _FRAMES, state_options=_NO_EMA),
     "cmsbert-clr-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS),
     "cmsbert-clr-no-ema-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS, state_options=_NO_EMA),
+    "misa": Variant(f"{_BASELINES}.misa:MISAForSequenceClassification", _FRAMES),
+    "mult": Variant(f"{_BASELINES}.mult:MulTForSequenceClassification", _FRAMES),
     "tfn": Variant(f"{_BASELINES}.tfn:TFNForSequenceClassification", _FRAMES),
     "mfn": Variant(f"{_BASELINES}.mfn:MFNForSequenceClassification", _WORD_FRAMES),
     "raven": Variant(f"{_BASELINES}.raven:RAVENForSequenceClassification", _FRAMES_OF_WORDS),

@@ -129,7 +129,7 @@ class DecoderLSTM(nn.Module):
         with torch.autocast(start.device.type, enabled=False):
             bias = self.bias_ih + self.bias_hh
             weight = self.weight_ih + self.weight_hh  # of the steps after the first: input and hidden state are one
-            order = _host(packing).diff().sort(descending=True, stable=True).indices.to(start.device)
+            order = packing.on_host.diff().sort(descending=True, stable=True).indices.to(start.device)
             hidden: list[Tensor] = []
             state = None
             for size in batch_sizes.tolist():
@@ -171,8 +171,4 @@ def in_order(states: list[Tensor], rows: Tensor, size: tuple[int, int], *sources
 
 def order_of_time(packing: Packing, device: torch.device) -> TimeSteps:
     """The order in which a recurrence reads packed rows, laid out on the host."""
-    return time_steps(_host(packing), device)
-
-
-def _host(packing: Packing) -> Tensor:
-    return (packing.cu_seqlens if packing.host_cu_seqlens is None else packing.host_cu_seqlens).cpu()
+    return time_steps(packing.on_host, device)

@@ -116,7 +116,8 @@ def test_micro_batches_change_rounding_only(name, parts):
 def test_every_trained_parameter_has_a_gradient(name, text):
     model, batch = system(name, text=text), batch_for(name)
     steps.train(model, batch, steps=3)
-    gradients, _ = steps.gradients_of(model, batch, state=steps.new_state(model, batch))
+    odd = batch[:5]  # of an even number the gradients of L1, which are signs, may cancel
+    gradients, _ = steps.gradients_of(model, odd, state=steps.new_state(model, odd))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     frozen = {n for n, _ in model.named_parameters()} - trained
     assert frozen == (
@@ -165,8 +166,8 @@ def test_saved_and_loaded(name, text, tmp_path):
     ):
         assert type(loaded) is kind
         assert_same(loaded.state_dict(), model.state_dict(), atol=0)
-        # Products of matrices at other addresses may be rounded differently.
-        assert_same(loaded.eval().rows(**packed(batch, model)), model.rows(**packed(batch, model)), atol=1e-14)
+        # Not to the bit: the file's weights are aligned otherwise in memory, and products may add in another order.
+        assert_same(loaded.eval().rows(**packed(batch, model)), model.rows(**packed(batch, model)), atol=1e-13)
         assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
     assert type(AutoConfig.from_pretrained(tmp_path)) is kind.config_class
 
@@ -198,7 +199,7 @@ def test_overfits_eight_utterances(name):
     other = [dataclasses.replace(u, ids=u.ids.flip(0), vectors=u.vectors.flip(0)) for u in (batch[0], batch[4])]
     batch = [*batch, *(dataclasses.replace(u, label=-u.label) for u in other)]
     model.prepare([packed(batch, model)])
-    first, *_, end = steps.train(model, batch, steps=getattr(case(name), "STEPS", 200))
+    first, *_, end = steps.train(model, batch, getattr(case(name), "STEPS", 200), getattr(case(name), "RATE", 1e-2))
     assert end < 0.1 * first
 
 
