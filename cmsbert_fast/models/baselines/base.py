@@ -138,8 +138,7 @@ class Baseline(Classifier):
 
     def frames(self, **inputs: Any) -> dict[str, Frames]:
         """A batch's frames by modality, packed, without running any layer: for :meth:`prepare`."""
-        known = {name: value for name, value in inputs.items() if name in Inputs._fields}
-        return self._frames(self.pack(Inputs(**known)))
+        return self._frames(self.pack(_inputs(inputs)))
 
     def _frames(self, packed: PackedInputs) -> dict[str, Frames]:
         return {name: getattr(packed.batch, name) for name in self.modalities}
@@ -162,22 +161,23 @@ class Baseline(Classifier):
     def text_features(self, **inputs: Any) -> Tensor:
         """Frozen BERT's last hidden states, (B, N, D) for padded and (1, T, D) for packed inputs.
 
-        They never change: computed once, they may be given to :meth:`rows` as ``text_features``.
+        They never change: computed once, they may be given to :meth:`rows` as ``text_features``. Inputs as in
+        :meth:`rows`; those of words are not read.
 
         Raises:
             ValueError: BERT is trained, or there is none.
         """
         if self.config.text != "bert-frozen":
             raise ValueError(f"With text {self.config.text!r} features of text are not fixed; compute them each time.")
-        packed = self.pack(Inputs(**inputs))
+        packed = self.pack(_inputs(inputs))
         return packed.restore(self.read_bert(packed)[None])
 
     def _text(self, packed: PackedInputs, words: Words | None, given: WordInputs, features: Tensor | None) -> Text:
         if self.config.text == "vectors":
             assert words is not None
-            if given.word_vectors is None:
-                raise ValueError("text 'vectors' reads word vectors; give word_vectors of shape (P, e).")
-            return Text(without_rest(given.word_vectors.to(self.dtype), words.packing), words.packing)
+            if given.word_vectors is None or len(given.word_vectors) < words.total:
+                raise ValueError(f"text 'vectors' reads word vectors; give word_vectors of shape ({words.total}, e).")
+            return Text(given.word_vectors[: words.total].to(self.dtype), words.packing)
         known = None
         if features is not None:
             known = without_rest(take_rows(features, packed.tokens.rows).to(self.dtype), packed.tokens.packing)
@@ -192,6 +192,11 @@ class Baseline(Classifier):
     ) -> dict[str, LossTerm]:
         """The task loss, as ``config.loss`` says."""
         return {"task": LossTerm(task_loss(rows["logits"], labels, self.config.loss))}
+
+
+def _inputs(given: Mapping[str, Any]) -> Inputs:
+    """Those of every system among the inputs of :meth:`Baseline.rows`."""
+    return Inputs(**{name: value for name, value in given.items() if name in Inputs._fields})
 
 
 def register(config_class: type[BaselineConfig], model_class: type[Baseline]) -> None:

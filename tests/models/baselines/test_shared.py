@@ -84,6 +84,8 @@ def test_rows_of_no_utterance_reach_no_gradient(name, text):
         rest["text_features"] = torch.cat([features, features.new_full((1, 2, features.shape[2]), torch.nan)], dim=1)
         for each in ("input_ids", "position_ids"):
             rest[each] = torch.cat([inputs[each], inputs[each].new_zeros(1, 2)], dim=1)
+        if "token_words" in inputs:
+            rest["token_words"] = torch.cat([inputs["token_words"], inputs["token_words"].new_full((1, 2), -1)], dim=1)
     assert_same(gradients(rest), expected)
 
 
