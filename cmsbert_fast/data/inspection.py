@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmsbert_fast import atomic
-from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, outlines
+from cmsbert_fast.data.example import MODALITIES, Alignment, Corpus, DataError, Example, outlines
 from cmsbert_fast.data.text import printable
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _figure(example: Example, sample: Sequence[Example]) -> "Figure":
         shown = (frames - others.mean(axis=0, dtype=np.float64)) / np.where(spread > 0, spread, 1)
         image = axes.imshow(shown.T, aspect="auto", interpolation="nearest", cmap="coolwarm", vmin=-3, vmax=3)
         axes.set_ylabel(f"{modality} feature")
-        if example.aligned:
+        if example.alignment is Alignment.WORDS:
             shown_words = range(0, len(example.words), -(-len(example.words) // _TICKS))
             ticks = [_short(example.words[k], _TICK) for k in shown_words]
             axes.set_xticks(shown_words, ticks, rotation=60, ha="right", fontsize=7, **plain)
