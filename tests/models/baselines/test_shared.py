@@ -140,7 +140,9 @@ def test_saved_and_loaded(name, text, tmp_path):
         AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64),
     ):
         assert type(loaded) is kind
-        assert_same(loaded.eval().rows(**packed(batch, model)), model.rows(**packed(batch, model)), atol=0)
+        # Loaded weights lie at other addresses, which changes the rounding of products.
+        assert_same(loaded.eval().rows(**packed(batch, model)), model.rows(**packed(batch, model)), atol=1e-15)
+        assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
         assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
     assert type(AutoConfig.from_pretrained(tmp_path)) is kind.config_class
 
