@@ -85,6 +85,7 @@ class MagBertForSequenceClassification(Baseline):
 
     config_class = MagBertConfig
     config: MagBertConfig
+    operators = ("attention",)
     frame_level: ClassVar[FrameLevel] = FrameLevel.PIECES
     takes_bert_head = True
 

@@ -2,12 +2,17 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from cmsbert_fast import CMSBertConfig, CMSBertForSequenceClassification
+from cmsbert_fast.data.embedded import embedded_tokenizer
+from cmsbert_fast.data.example import Example, FrameWords
 from cmsbert_fast.models.baselines.mag_bert import MagBertConfig, MagBertForSequenceClassification, frames_of_pieces
+from cmsbert_fast.models.processing import CMSBertProcessor
+from cmsbert_fast.training.batches import Batches
 from tests.models.baselines.systems import BERT, config, system
 from tests.models.baselines.utterances import SIZES, packed, padded, utterances
 
@@ -166,6 +171,23 @@ def test_frames_of_pieces():
     frames = torch.arange(6.0).view(3, 2)
     found = frames_of_pieces(frames, torch.tensor([-1, 2, 2, 0, -1]))
     assert found.tolist() == [[0, 0], [4, 5], [4, 5], [0, 1], [0, 0]]
+
+
+def test_a_word_with_several_frames_has_their_mean():
+    model = system("mag-bert", vocab_size=1000).float()
+    visual, acoustic = (np.random.default_rng(0).normal(size=(4, size)).astype(np.float32) for size in SIZES.values())
+    words = FrameWords(np.array([0, 0, -1, 1], np.int32), np.array([-1, 1, 1, 1], np.int32))
+    example = Example("a", ("the", "the"), 0.5, visual, acoustic, frame_words=words)
+    batches = Batches([example], CMSBertProcessor(embedded_tokenizer()), model, torch.device("cpu"))
+    inputs = batches.load([0], labels=False)
+    seen = []
+    shifted, model.shifted = model.shifted, lambda *given: (seen.append(given[0]), shifted(*given))[1]
+    assert model.rows(**inputs)["logits"].shape == (1, 1)
+    assert inputs["input_ids"].shape == (1, 4)
+    expected = np.stack([visual[0] * 0, visual[:2].mean(0), visual[3], visual[0] * 0])
+    torch.testing.assert_close(seen[0]["visual"], torch.from_numpy(expected))
+    expected = np.stack([acoustic[0] * 0, acoustic[0] * 0, acoustic[1:].mean(0), acoustic[0] * 0])
+    torch.testing.assert_close(seen[0]["acoustic"], torch.from_numpy(expected))
 
 
 def test_frames_need_their_pieces():
