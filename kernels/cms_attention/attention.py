@@ -108,7 +108,7 @@ def attend(
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_forward_kernel(
-    q, k, v, sequences, dropout, shift, out, lse,
+    shift, out, lse, sequences, dropout, q, k, v,
     n_batch, n_rows, n_tiles, length, n_heads, head_size, scale, threshold,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -184,7 +184,7 @@ def attention_backward_query_kernel(
 
 @triton.jit(do_not_specialize=COUNTS)
 def attention_backward_key_kernel(
-    q, k, v, d_out, sequences, dropout, shift, lse, delta, dq, dk, dv, d_shift,
+    shift, lse, delta, dq, dk, dv, d_shift, sequences, dropout, q, k, v, d_out,
     n_batch, n_rows, n_tiles, length, n_heads, head_size, scale, threshold,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip

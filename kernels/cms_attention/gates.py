@@ -69,9 +69,12 @@ def load_token_gates(source, cu, i_b, i_start, o_n, m_n):
 
 
 @triton.jit
-def mean_columns(source):
-    """How many columns the mean frames of a modality have, as ``mean_width``; those beyond its size are 0."""
-    return tl.cdiv(source.size, 16) * 16
+def mean_columns(sources, i: tl.constexpr, s_mean):
+    """How many columns the mean frames of modality ``i`` have: up to where the other's begin, or m ends."""
+    if i == 0 and sources[1].frames is not None:
+        return sources[1].i_mean
+    else:
+        return s_mean - sources[i].i_mean
 
 
 @triton.jit

@@ -61,7 +61,7 @@ def short_forward_kernel(
             )  # [BLOCK_N, BLOCKS_X[i]]
             if i_g == 0:
                 p_mean = mean + i_start * s_mean + source.i_mean
-                store_rows(p_mean, b_m, o_n, o_n < n, s_mean, o_x, o_x < mean_columns(source))
+                store_rows(p_mean, b_m, o_n, o_n < n, s_mean, o_x, o_x < mean_columns(sources, i, s_mean))
         b_means = b_means + (b_m,)
 
     p_q = first_row(q.data, sequences.cu, i_b, i_start, q.s_b, q.s_n)
@@ -121,7 +121,7 @@ def _shift_from_memory(
 
 @triton.jit(do_not_specialize=COUNTS)
 def short_backward_kernel(
-    q, k, v, d_out, sequences, sources, dropout, mean, dq, dk, dv, d_shift,
+    mean, dq, dk, dv, d_shift, sequences, sources, dropout, q, k, v, d_out,
     n_batch, n_rows, length, n_heads, head_size, s_mean, scale, threshold,
     PRECISION: tl.constexpr, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCKS_X: tl.constexpr,

@@ -24,7 +24,7 @@ from cmsbert_fast.kernels.common import (
 
 @triton.jit
 def _write_means(
-    source, i_b, i_n, sequences, mean, s_mean, length, length_f,
+    source, n_columns, i_b, i_n, sequences, mean, s_mean, length, length_f,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
     BLOCK_X: tl.constexpr,
 ):  # fmt: skip
@@ -33,11 +33,11 @@ def _write_means(
     o_n = i_n + tl.arange(0, BLOCK_N)
     m_n = valid(sequences.mask, i_b, o_n, n, length)
     b_p = load_token_gates(source, sequences.cu, i_b, i_start, o_n, m_n)
-    for i_x in range(0, mean_columns(source), BLOCK_X):
+    for i_x in range(0, n_columns, BLOCK_X):
         o_x = i_x + tl.arange(0, BLOCK_X)
         b_m = mean_frame(b_p, m_n, source, i_b, length_f, o_x, ACTIVATION, PRECISION, BLOCK_N, BLOCK_F, BLOCK_X)
         p_mean = mean + i_start * s_mean + source.i_mean
-        store_rows(p_mean, b_m, o_n, o_n < n, s_mean, o_x, o_x < mean_columns(source))
+        store_rows(p_mean, b_m, o_n, o_n < n, s_mean, o_x, o_x < n_columns)
 
 
 @triton.jit
@@ -76,7 +76,7 @@ def shift_forward_kernel(
         for i in tl.static_range(2):
             if sources[i].frames is not None:
                 _write_means(
-                    sources[i], i_b, i_n, sequences, mean, s_mean, length, lengths[i],
+                    sources[i], mean_columns(sources, i, s_mean), i_b, i_n, sequences, mean, s_mean, length, lengths[i],
                     ACTIVATION, PRECISION, BLOCK_N, BLOCK_F, BLOCK_X,
                 )  # fmt: skip
         tl.debug_barrier()
@@ -122,7 +122,7 @@ def _write_shift(
                 )  # [BLOCK_M, BLOCKS_X[i]]
                 if i_g == 0:
                     p_mean = mean + i_start * s_mean + source.i_mean
-                    store_rows(p_mean, b_m, o_m, o_m < n, s_mean, o_x, o_x < mean_columns(source))
+                    store_rows(p_mean, b_m, o_m, o_m < n, s_mean, o_x, o_x < mean_columns(sources, i, s_mean))
             b_means = b_means + (b_m,)
         for i_c in range(0, n_mine * head_size, BLOCK_C):
             o_c = i_c + tl.arange(0, BLOCK_C)
@@ -133,7 +133,7 @@ def _write_shift(
 
 @triton.jit(do_not_specialize=COUNTS)
 def medium_forward_kernel(
-    q, k, v, sequences, sources, dropout, shift, out, mean, lse, n_batch, n_rows, length, length_v, length_a,
+    shift, out, mean, lse, sequences, sources, dropout, q, k, v, n_batch, n_rows, length, length_v, length_a,
     n_heads, head_size, s_mean, scale, threshold,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, HEADS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
