@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmsbert_fast import atomic
-from cmsbert_fast.data.example import MODALITIES, Alignment, Corpus, DataError, Example, outlines
+from cmsbert_fast.data.example import MODALITIES, Alignment, Corpus, DataError, Example, Outline, outlines
 from cmsbert_fast.data.text import printable
 
 if TYPE_CHECKING:
@@ -32,8 +32,30 @@ def summary(corpus: Corpus) -> str:
             line += f", labels {np.mean(labels):.2f} +- {np.std(labels):.2f} in [{min(labels):g}, {max(labels):g}]"
         else:
             line += ", no labels"
-        lines.append(line)
+        lines += [line, f"  {split}: {_alignment(known)}"]
     return printable("\n".join(lines))
+
+
+def _alignment(known: Sequence[Outline]) -> str:
+    """What the frames of a split belong to, in words, and how many examples each is true of."""
+    found: dict[str, int] = {}
+    for outline in known:
+        if not outline.visual and not outline.acoustic:
+            what = "have no frames"
+        elif outline.alignment is Alignment.WORDS:
+            what = "have one frame a word"
+        elif outline.alignment is Alignment.PIECES:
+            what = "have one frame a word piece"
+        elif outline.timed:
+            what = "tell the word of each frame"
+        elif max(outline.visual, outline.acoustic) == 1:
+            what = "have one frame, aligned to no word"
+        else:
+            what = "have frames aligned to no word"
+        found[what] = found.get(what, 0) + 1
+    if len(found) == 1:
+        return f"all examples {next(iter(found))}"
+    return ", ".join(f"{count} {what}" for what, count in found.items())
 
 
 def _short(text: str, limit: int) -> str:

@@ -83,8 +83,8 @@ class Classifier(PreTrainedModel):
     Attributes:
         operators: Those of :data:`cmsbert_fast.ops.dispatch.OPERATORS` whose backend a run checks first, and reports.
         inputs: Names of the inputs that :meth:`rows` reads; a batch of training holds no others.
-        parameter_groups: The answers of :meth:`parameter_group`.
         frame_level: Which frames of an utterance those inputs hold.
+        parameter_groups: The answers of :meth:`parameter_group`.
         has_global_terms: Whether a term of :meth:`losses` compares utterances. If not, each micro-batch runs forward
             once only.
         takes_bert_head: Whether the head of a BertForSequenceClassification checkpoint is loaded; its number of outputs
@@ -96,8 +96,8 @@ class Classifier(PreTrainedModel):
 
     operators: ClassVar[Sequence[str]] = ()
     inputs: Collection[str] = ()
-    parameter_groups: ClassVar[Sequence[str]] = ("bert", "new")
     frame_level: ClassVar[FrameLevel] = FrameLevel.UTTERANCE
+    parameter_groups: ClassVar[Sequence[str]] = ("bert", "new")
     has_global_terms: ClassVar[bool] = False
     takes_bert_head: ClassVar[bool] = False
     output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutput

@@ -57,19 +57,16 @@ def word_inputs(
     pad_to: int | None = None,
     vectors_of: Callable[[Sequence[str]], np.ndarray] | None = None,
 ) -> Inputs:
-    """The inputs that tell of words, and of the frames of pieces and words; of these, those named.
+    """The inputs that tell of words, and of the frames of pieces and words: those named that the examples know.
 
     Args:
-        batch: Encoded at the level that the names need.
+        batch: Encoded at the level of the system.
         names: ``token_words``, ``cu_seq_lens_words``, ``max_length_words``, ``word_vectors``; for each modality m
             ``token_frames_m``, ``cu_seq_lens_m_of_words``, ``max_length_m_of_words`` and, padded, ``m_words``. Others
             are ignored. See :class:`~cmsbert_fast.models.frame_maps.FrameMaps`.
         packed: Packed or padded.
         pad_to: Padded only: minimum length.
         vectors_of: Vectors of n words, float32 (n, e); None: there are none, and no ``word_vectors``.
-
-    Raises:
-        ValueError: The examples were encoded at another level.
     """
     inputs: Inputs = {}
     counts = torch.tensor([len(example.words) for example in batch])
@@ -81,17 +78,16 @@ def word_inputs(
     if "word_vectors" in names and vectors_of is not None:
         inputs["word_vectors"] = torch.from_numpy(vectors_of([word for example in batch for word in example.words]))
     for name in present(batch):
-        if f"token_frames_{name}" in names:
-            lengths = torch.tensor([len(getattr(example, name)) for example in batch])
-            frames_of_pieces = _of_modality([example.token_frames for example in batch], name)
-            inputs[f"token_frames_{name}"] = _map(frames_of_pieces, lengths, packed, pad_to)
-        if packed and f"cu_seq_lens_{name}_of_words" in names:
-            lengths = torch.cat(_of_modality([example.word_frames for example in batch], name))
-            inputs |= _layout(f"{name}_of_words", lengths)
-        elif f"{name}_words" in names:
-            of_words = _of_modality([example.word_frames for example in batch], name)
-            words = [torch.arange(len(own)).repeat_interleave(own) for own in of_words]
-            inputs[f"{name}_words"], _ = _padded(words, pad_to, -1)
+        lengths = torch.tensor([len(getattr(example, name)) for example in batch])
+        pieces = _of_modality([example.token_frames for example in batch], name)
+        words = _of_modality([example.word_frames for example in batch], name)
+        if pieces is not None and f"token_frames_{name}" in names:
+            inputs[f"token_frames_{name}"] = _map(pieces, lengths, packed, pad_to)
+        if words is not None and packed:
+            inputs |= _layout(f"{name}_of_words", torch.cat(words))
+        elif words is not None:
+            of_frames = [torch.arange(len(own)).repeat_interleave(own) for own in words]
+            inputs[f"{name}_words"], _ = _padded(of_frames, pad_to, -1)
     return {name: value for name, value in inputs.items() if name in names}
 
 
@@ -110,10 +106,10 @@ def _layout(name: str, lengths: Tensor) -> Inputs:
     return {f"cu_seq_lens_{name}": cumulative(lengths), f"max_length_{name}": longest}
 
 
-def _of_modality(known: Sequence[Mapping[str, np.ndarray] | None], name: str) -> list[Tensor]:
-    if any(own is None for own in known):
-        raise ValueError(f"The {name} frames of pieces and words are unknown; encode the examples at their level.")
-    return [torch.from_numpy(own[name]) for own in known if own is not None]
+def _of_modality(known: Sequence[Mapping[str, np.ndarray] | None], name: str) -> list[Tensor] | None:
+    """The arrays of a modality; None if any is unknown."""
+    found = [torch.from_numpy(own[name]) for own in known if own is not None]
+    return found if len(found) == len(known) else None
 
 
 def _map(rows: Sequence[Tensor], lengths: Tensor, packed: bool, pad_to: int | None) -> Tensor:

@@ -70,18 +70,18 @@ class TrainingSettings(DataOptions):
         None, "activation of the gates (Eq. 1-2): relu, sigmoid or tanh; none: the checkpoint's, relu for BERT"
     )
     projection_size: int | None = _setting(None, "size d of the common space; none: hidden size of the encoder")
-    text: str | None = _setting(
-        None, "text of a baseline: bert (fine-tuned), bert-frozen or vectors; none: the system's own"
-    )
-    loss: str | None = _setting(None, "task loss of a baseline for scores: mse or l1; none: the system's own")
-    pooling: str | None = _setting(None, "how a baseline pools BERT's output, if it has a choice; none: its own")
-    frozen_layers: int | None = _setting(None, "first layers of a baseline's BERT that are not trained; none: its own")
     repeat_frames: bool = _setting(
         False, "true or false: for data with one frame an utterance, repeat it for every word (word-level variants)"
     )
     word_vectors: str | None = _setting(
         None, "text file of word vectors (GloVe), or 'bert': means of the checkpoint's embeddings of word pieces"
     )
+    text: str | None = _setting(
+        None, "text of a baseline: bert (fine-tuned), bert-frozen or vectors; none: the system's own"
+    )
+    loss: str | None = _setting(None, "task loss of a baseline for scores: mse or l1; none: the system's own")
+    pooling: str | None = _setting(None, "how a baseline pools BERT's output, if it has a choice; none: its own")
+    frozen_layers: int | None = _setting(None, "first layers of a baseline's BERT that are not trained; none: its own")
     max_length: int = _setting(50, "maximum word pieces per utterance; longer ones are cut at a word boundary")
     standardise: bool = _setting(
         True, "true or false: standardise frames per feature; false for data that are already normalised"

@@ -164,7 +164,9 @@ def test_words_that_are_said_again_are_paired_next_to_what_follows(
 
 def test_a_frame_belongs_to_the_word_in_which_its_middle_falls() -> None:
     words = np.array([[0.0, 1.0], [1.0, 1.5], [2.0, 3.0]])
-    frames = np.array([[-1.0, 0.0], [0.0, 0.4], [0.8, 1.1], [0.9, 1.3], [1.4, 1.9], [1.9, 2.1], [2.8, 3.1], [2.9, 3.2]])
+    frames = np.array(
+        [[-1.0, 0.0], [0.0, 0.4], [0.8, 1.1], [0.9, 1.3], [1.25, 1.75], [1.9, 2.1], [2.8, 3.1], [2.9, 3.2]]
+    )
     found = words_of_frames(frames, words)
     assert found.dtype == np.int32
     assert found.tolist() == [-1, 0, 0, 1, -1, 2, 2, -1]  # a word begins with its start and ends before its stop

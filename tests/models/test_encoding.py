@@ -168,8 +168,9 @@ def test_packed_frames_of_words(tokenizer):
     assert (inputs["max_length_visual_of_words"], inputs["max_length_acoustic_of_words"]) == (3, 3)
     assert len(inputs["visual"]) == 10
     assert inputs["cu_seq_lens_visual"].tolist() == [0, 6, 8, 8, 10]
-    with pytest.raises(ValueError, match="encode the examples at their level"):
-        processor.collate(batch_of(processor, FrameLevel.PIECES), names=OF_WORDS)
+    for level, known in ((FrameLevel.PIECES, NAMES), (FrameLevel.OF_WORDS, OF_WORDS | {"token_words"})):
+        every = processor.collate(batch_of(processor, level), names=NAMES | OF_WORDS)
+        assert set(every) & (NAMES | OF_WORDS) == known | {"cu_seq_lens_words", "max_length_words"}
 
 
 @pytest.mark.parametrize("pad_to", [None, 11])
