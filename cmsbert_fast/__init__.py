@@ -36,6 +36,7 @@ _MODULE_OF = {
     "CMSBertForSequenceClassification": "models.cmsbert.modeling_cmsbert",
     "CMSBertCLRForSequenceClassification": "models.cmsbert.modeling_cmsbert",
     "CMSBertProcessor": "models.processing",
+    "ContrastiveWeightCallback": "training.hugging_face",
     "ModalityShift": "ops.attention.types",
     "cms_attention": "ops.attention.api",
     "pairwise_contrastive_loss": "ops.contrastive.api",

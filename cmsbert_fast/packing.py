@@ -29,6 +29,11 @@ class Packing(NamedTuple):
         """(B,) int32."""
         return self.cu_seqlens.diff()
 
+    @property
+    def on_host(self) -> Tensor:
+        """``cu_seqlens`` on the CPU; waits for the device where ``host_cu_seqlens`` is not known."""
+        return (self.cu_seqlens if self.host_cu_seqlens is None else self.host_cu_seqlens).cpu()
+
 
 def cumulative(lengths: Tensor) -> Tensor:
     """``cu_seqlens``, (B + 1,) int32, from lengths (B,)."""
@@ -63,6 +68,19 @@ def take_rows(padded: Tensor, rows: Tensor | None) -> Tensor:
     """(B, N, ...) -> (T, ...): the ``rows`` of :func:`pack_mask`; None = all."""
     flat = padded.flatten(0, 1)
     return flat if rows is None else flat.index_select(0, rows)
+
+
+def without_rest(packed: Tensor, packing: Packing) -> Tensor:
+    """(T, ...) with 0 at rows of no sequence.
+
+    For what a linear layer reads: those rows get gradient 0, but 0 times NaN is NaN in the layer's weight gradient.
+    Without a copy where the host knows that there are none.
+    """
+    ends = packing.cu_seqlens if packing.host_cu_seqlens is None else packing.host_cu_seqlens
+    if not torch.compiler.is_compiling() and ends.device.type == "cpu" and int(ends[-1]) == packed.shape[0]:
+        return packed
+    rest = torch.arange(packed.shape[0], device=packed.device) >= packing.cu_seqlens[-1]
+    return packed.masked_fill(rest.view(-1, *[1] * (packed.dim() - 1)), 0)
 
 
 def valid_positions(packing: Packing) -> Tensor:

@@ -26,6 +26,7 @@ from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.preflight import frames_have_words
 from cmsbert_fast.training.report import prediction_rows, write_csv
+from cmsbert_fast.training.texts import check_texts
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,10 +45,17 @@ def main(arguments: Sequence[str]) -> int:
         # Before the data, which can take long to read.
         model, processor = load_trained(given.checkpoint)
         device = find_device(given.device)
-        corpus = read_corpus(DataRequest.of(given.data, **options_in(given), labels=False))
+        request = DataRequest.of(given.data, **options_in(given), labels=False)
+        corpus = read_corpus(request)
         print(corpus.report, file=sys.stderr)
+        for warning in absent_streams(model.config, corpus, request):
+            print(f"warning: {warning}", file=sys.stderr)
+        wanted = [given.split] if given.split in corpus.splits else None
+        for sentence in check_texts(corpus, processor.tokenizer, processor.max_length, wanted):
+            print(f"  {sentence}", file=sys.stderr)
         predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
-        _write(prediction_rows(predictions, classes), given.output)
+        several = model.config.problem_type == "multi_label_classification"
+        _write(prediction_rows(predictions, classes or (), several), given.output)
     except (UsageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -137,6 +145,18 @@ def _check_finite(predictions: Predictions) -> None:
             f"{len(lost)} of {len(predictions.ids)} examples have no finite score ({ids}); correct their frames, which "
             "are far outside the training range, or use another checkpoint."
         )
+
+
+def absent_streams(config: PreTrainedConfig, corpus: Corpus, request: DataRequest) -> list[str]:
+    """A warning for each modality of the model that the data have not, unless the request leaves it out."""
+    return [
+        f"the model was trained with {modality} frames, but {corpus.name} has none: its scores are those of a model "
+        f"that sees none. Name their stream with --{modality} NAME, or give --{modality} none if this is meant."
+        for modality in MODALITIES
+        if getattr(config, f"{modality}_size", 0)
+        and not getattr(corpus, f"{modality}_size")
+        and getattr(request, modality) != ("none",)
+    ]
 
 
 def _check_width(config: PreTrainedConfig, corpus: Corpus) -> None:

@@ -10,6 +10,7 @@ from cmsbert_fast.data import convert, open_source, read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, outlines
 from cmsbert_fast.data.inspection import draw, summary
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
+from cmsbert_fast.data.task import TASKS
 from cmsbert_fast.data.text import printable
 
 
@@ -23,17 +24,25 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("target", type=Path, metavar="DST")
     look = commands.add_parser("inspect", parents=[choices], help="say what a source holds")
     look.add_argument("source", metavar="SRC")
+    look.add_argument("--task", choices=TASKS, help="what to predict (default: what the labels are)")
+    look.add_argument(
+        "--max-length",
+        type=int,
+        default=50,
+        metavar="N",
+        help="count texts cut to N word pieces (default: 50)",
+    )
     look.add_argument("--picture", type=Path, metavar="FILE", help="draw one example (.png, .pdf or .svg)")
     look.add_argument("--id", metavar="ID", help="which example to draw (default: the first)")
     return parser
 
 
-def _inspect(request: DataRequest, picture: Path | None, name: str | None) -> None:
+def _inspect(request: DataRequest, picture: Path | None, name: str | None, max_length: int) -> None:
     """Prints a summary of the data, and draws one example where a picture is asked for."""
     if name is not None and picture is None:
         raise DataError("--id chooses the example to draw; add --picture FILE.")
     corpus = read_corpus(request)
-    print(summary(corpus))
+    print(summary(corpus, request.task, max_length))
     if picture is not None:
         _draw(corpus, picture, name)
 
@@ -51,13 +60,13 @@ def _draw(corpus: Corpus, picture: Path, name: str | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 2 where the user has to change something, 130 after Ctrl-C, 141 where nobody reads."""
     options = _parser().parse_args(arguments)
-    request = DataRequest.of(options.source, **options_in(options))
+    request = DataRequest.of(options.source, **options_in(options), task=getattr(options, "task", None))
     try:
         if options.command == "convert":
             print(convert.convert(open_source(request), options.target))
             print(printable(f"converted to {options.target}"))
         else:
-            _inspect(request, options.picture, options.id)
+            _inspect(request, options.picture, options.id, options.max_length)
         sys.stdout.flush()
     except DataError as error:
         print(error, file=sys.stderr)

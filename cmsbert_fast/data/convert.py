@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -134,6 +135,7 @@ class _Writer:
         for modality in MODALITIES:
             frames = np.ascontiguousarray(getattr(example, modality), dtype="<f4")
             line[modality] = len(frames)
+            line.setdefault("crc32", {})[modality] = zlib.crc32(frames.data)
             self.files[_FRAMES[modality]].write(frames.tobytes())
             if example.frame_words is None:
                 words = np.full(len(frames), -1, dtype="<i4")
@@ -181,6 +183,7 @@ class _Writer:
             "version": VERSION,
             "name": source.name,
             "classes": source.classes,
+            "several": source.several,
             "standardise": True,  # no format says otherwise yet
             "timed": self.timed,
             "report": asdict(self.report),

@@ -10,6 +10,7 @@ import numpy as np
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.text import printable
 
+Label = float | int | tuple[int, ...]  # a score, the index of a class, or of several labels which are present
 SPLITS = ("train", "valid", "test")
 MODALITIES = ("visual", "acoustic")  # the modalities that come as frames
 
@@ -43,7 +44,8 @@ class Example:
     Attributes:
         id: The source's name of the utterance, unique within its corpus.
         words: The words as written in the source, in order.
-        label: A sentiment score (float), a class index (int), or None where it is unknown (prediction).
+        label: A sentiment score (float), a class index (int), of several labels 1 or 0 for each (tuple), or None where
+            it is unknown (prediction).
         visual: Frames of the face, float32 (N_v, d_v); N_v may be 0.
         acoustic: Frames of the voice, float32 (N_a, d_a); N_a may be 0.
         alignment: What frame k of each modality belongs to. WORDS: N_v, N_a are 0 or the number of words. PIECES: they
@@ -53,7 +55,7 @@ class Example:
 
     id: str
     words: tuple[str, ...]
-    label: float | int | None
+    label: Label | None
     visual: np.ndarray
     acoustic: np.ndarray
     alignment: Alignment = Alignment.NONE
@@ -68,7 +70,7 @@ class Outline(NamedTuple):
 
     id: str
     words: tuple[str, ...]
-    label: float | int | None
+    label: Label | None
     alignment: Alignment
     visual: int
     acoustic: int
@@ -120,6 +122,7 @@ class Corpus:
         visual_size: d_v, 0 where the source has no visual modality.
         acoustic_size: d_a, 0 where the source has no acoustic modality.
         classes: Names of the classes; None for regression.
+        several: Whether an example may have several of the classes at once, or none.
         standardise: Whether to standardise frames per feature with the statistics of the training split; False where
             the source is already normalised.
         report: What the reader found.
@@ -135,3 +138,4 @@ class Corpus:
     classes: tuple[str, ...] | None = None
     standardise: bool = True
     statistics: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None
+    several: bool = False

@@ -9,6 +9,7 @@ import numpy as np
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import MODALITIES, Alignment, Corpus, DataError, Example, Outline, outlines
+from cmsbert_fast.data.task import labels_of, warnings_of
 from cmsbert_fast.data.text import printable
 
 if TYPE_CHECKING:
@@ -17,22 +18,37 @@ if TYPE_CHECKING:
 _TITLE, _TICK, _TICKS = 400, 20, 60  # characters of a title and of a word below a frame, and how many such words
 
 
-def summary(corpus: Corpus) -> str:
-    """What a corpus holds, in a few lines."""
+def summary(corpus: Corpus, task: str | None = None, max_length: int = 50) -> str:
+    """What a corpus holds, in a few lines.
+
+    Args:
+        corpus: From `cmsbert_fast.data.read_corpus`.
+        task: The task it was read for.
+        max_length: Word pieces to which training cuts an utterance, [CLS] and [SEP] included.
+    """
     lines = [str(corpus.report)]
     for split, examples in corpus.splits.items():
         known = list(outlines(examples))
         labels = [outline.label for outline in known if outline.label is not None]
         words = np.array([len(outline.words) for outline in known])
         line = f"  {split}: {words.mean():.1f} words an example (at most {words.max()})"
-        if labels and corpus.classes:
+        if longer := int((words > max_length - 2).sum()):
+            line += f", {longer} or more longer than {max_length} word pieces (--max-length)"
+        if labels and corpus.classes and corpus.several:
+            counts = np.array(labels).sum(axis=0)
+            line += ", " + ", ".join(f"{n} {name}" for name, n in zip(corpus.classes, counts, strict=True))
+        elif labels and corpus.classes:
             counts = np.bincount(np.array(labels, dtype=int), minlength=len(corpus.classes))
             line += ", " + ", ".join(f"{n} {name}" for name, n in zip(corpus.classes, counts, strict=True))
         elif labels:
-            line += f", labels {np.mean(labels):.2f} +- {np.std(labels):.2f} in [{min(labels):g}, {max(labels):g}]"
+            scores = np.array(labels, dtype=float)
+            line += f", labels {scores.mean():.2f} +- {scores.std():.2f} in [{scores.min():g}, {scores.max():g}]"
         else:
             line += ", no labels"
         lines += [line, f"  {split}: {_alignment(known)}"]
+    if any(outline.label is not None for examples in corpus.splits.values() for outline in outlines(examples)):
+        lines.append(f"  labels: {labels_of(corpus).kind.value}")
+    lines += [f"  warning: {sentence}" for sentence in warnings_of(corpus, task)]
     return printable("\n".join(lines))
 
 

@@ -11,6 +11,7 @@ from cmsbert_fast.data.mapped import Resident
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.segment_table import find_table, read_segments
 from cmsbert_fast.data.source import Source, collect
+from cmsbert_fast.data.task import with_task
 from cmsbert_fast.data.untrusted import pickles
 from cmsbert_fast.data.untrusted.limits import Budget, limit_of
 from cmsbert_fast.data.wrappers import blaming, guarded, unlabelled, with_folds, without
@@ -140,10 +141,14 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
         average_words: False: frames are not averaged per word but cut per segment, and `Example.frame_words` tells the
             word of each.
         label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS).
+        label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS),
+            or NAME.COLUMN for a column of one of several streams. Several columns, "happy,sad", are several labels at
+            once: of each, whether it is above 0; "emotions" are all six of MOSEI.
         folds: A JSON file of video (or utterance) ids by split; replaces the source's own splits. IEMOCAP: also
             "speaker" (leave one of the ten speakers out) or "random".
         fold: Which fold, counted from 1, where there are several (of IEMOCAP, of a table's column "fold"), of the
             source or of what was converted from it.
+        task: "classification" or "regression" (`cmsbert_fast.data.task.with_task`); None: what the labels are.
         labels: False for prediction: labels are None, need not be there, and no example is dropped for lack of one.
 
     Returns:
@@ -155,6 +160,11 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
         DataError: The source cannot be used as it is; the message says in one sentence what to do.
     """
     request = DataRequest.of(source, **options)
+    corpus = _read(request)
+    return with_task(corpus, request.task) if request.labels else corpus
+
+
+def _read(request: DataRequest) -> Corpus:
     if request.embedded:
         return _read_embedded(request)
     try:

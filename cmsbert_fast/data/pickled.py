@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmsbert_fast.data.example import Alignment, DataError, Example, frames_of, no_frames
+from cmsbert_fast.data.example import Alignment, DataError, Example, Label, frames_of, no_frames
+from cmsbert_fast.data.labels import LabelChoice
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.untrusted import content
 
@@ -49,28 +50,39 @@ def unpack(item: Any, inner: tuple[int, ...], where: str) -> tuple[Any, Any, Any
     return features, value, segment
 
 
-def score_of(value: Any, where: str, column: int | None = None) -> float | None:
+def label_of(value: Any, where: str, choice: LabelChoice) -> Label | None:
     """A label, given as a number or as an array of one row; None where it is NaN.
 
     Args:
         value: The label.
         where: Its example, for errors.
-        column: Which of several it is; None: there is only one.
+        choice: Which of several it is.
 
     Raises:
         DataError: It is not a number, has no such column, or has several and none was chosen.
     """
     flat = content.few_of(value, _COLUMNS)
-    if flat is None or flat.dtype.kind not in "fiu" or not (flat.size == 1 if column is None else column < flat.size):
+    if flat is None or flat.dtype.kind not in "fiu" or not flat.size:
+        raise DataError(f"Choose another file: the label of {where} is not a number or a row of at most {_COLUMNS}.")
+    return choice.labels_of(flat, where)
+
+
+def score_of(value: Any, where: str) -> float | None:
+    """A label that is one number; None where it is NaN.
+
+    Raises:
+        DataError: It is not one number.
+    """
+    flat = content.few_of(value, _COLUMNS)
+    if flat is None or flat.dtype.kind not in "fiu" or flat.size != 1:
         size = f"{flat.size} columns" if flat is not None else "too many columns"
-        chosen = "one number" if column is None else f"a number in column {column}"
-        raise DataError(f"Choose another file or --label: the label of {where} is not {chosen}, it has {size}.")
-    score = float(flat[column or 0])
+        raise DataError(f"Choose another file: the label of {where} is not one number, it has {size}.")
+    score = float(flat[0])
     return score if np.isfinite(score) else None
 
 
 def example_of(
-    parts: Parts, label: float | int | None, labels: bool, reading: content.Reading, report: ReadReport
+    parts: Parts, label: Label | None, labels: bool, reading: content.Reading, report: ReadReport
 ) -> Example | None:
     """An example from its parts.
 

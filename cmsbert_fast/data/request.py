@@ -34,11 +34,14 @@ class DataOptions:
     average_words: bool = option(
         True, "true or false: with --words, average the frames of each word; false: keep all of them", "VALUE"
     )
-    label: str | None = option(None, "column or stream of the labels, if there are several")
+    label: str | None = option(
+        None, "column or stream of the labels, if there are several: NAME, NAME.COLUMN; several at once: happy,sad"
+    )
     folds: str | None = option(
         None, "JSON file of ids by split, instead of the data's own splits (IEMOCAP: also speaker or random)", "FILE"
     )
     fold: int | None = option(None, "which fold, counted from 1, if there are several", "K")
+    task: str | None = option(None, "classification or regression; none: what the labels are, names or numbers", "TASK")
 
     @property
     def embedded(self) -> bool:
@@ -47,10 +50,11 @@ class DataOptions:
 
     def request(self, labels: bool = True) -> "DataRequest":
         """The request that these options make."""
-        return DataRequest(**{name: getattr(self, name) for name in ("data", *CHOICES)}, labels=labels)
+        return DataRequest(**{name: getattr(self, name) for name in ("data", "task", *CHOICES)}, labels=labels)
 
 
-CHOICES = tuple(field.name for field in dataclasses.fields(DataOptions) if field.name != "data")
+# What a reader or a conversion chooses by; the task is chosen for what was read.
+CHOICES = tuple(field.name for field in dataclasses.fields(DataOptions) if field.name not in ("data", "task"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,7 @@ class DataRequest(DataOptions):
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds an option for every field except ``data``, which each command takes in its own way."""
+    """Adds an option for every choice; what to read, and for which task, each command takes in its own way."""
     kinds = typing.get_type_hints(DataOptions)
     for field in dataclasses.fields(DataOptions):
         if field.name not in CHOICES:

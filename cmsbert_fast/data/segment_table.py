@@ -31,7 +31,7 @@ class Segment:
     video: str
     split: str
     span: tuple[float, float] | None
-    label: float | str | None
+    label: float | str | tuple[int, ...] | None  # several at once: which are present
     text: str
     fold: str = ""
     has_video: bool = False  # whether the table names the video
@@ -50,6 +50,11 @@ def find_table(path: Path) -> Path | None:
     return found[0] if found else None
 
 
+def several_columns(label: str) -> list[str]:
+    """The names of columns in ``NAME,NAME``, lower case, each once."""
+    return list(dict.fromkeys(name.strip().lower() for name in label.split(",") if name.strip()))
+
+
 def _is_table(path: Path) -> bool:
     try:
         header, _ = read_table(path)
@@ -66,7 +71,7 @@ def read_segments(table: Path, label: str | None = None, labels: bool = True) ->
 
     Args:
         table: The file.
-        label: The column of labels; None: recognised by its name.
+        label: The column of labels, or several with commas between; None: recognised by its name.
         labels: False: labels may be anything, and need not be there.
 
     Raises:
@@ -87,9 +92,10 @@ class _Columns:
         twice = next((name for k, name in enumerate(header) if name and name in header[:k]), None)
         if twice is not None:
             raise DataError(f"Give every column of {table.name} its own name: {twice!r} occurs twice.")
-        if label is not None and not labels and label.lower() not in header:
-            label = None
         self._table, self._header, self._labels = table, header, labels
+        self._several = self._columns_of(label)
+        if self._several or (label is not None and not labels and label.lower() not in header):
+            label = None
         self._at = {role: self._place(role, label if role == "label" else None) for role in _ALIASES}
         folders = (table.parent / name for name in _TRANSCRIPTS)
         self._transcripts = next((folder for folder in folders if folder.is_dir()), None)
@@ -101,6 +107,13 @@ class _Columns:
                 f"Give {table.name} the columns id and text (and split, label; start and stop where streams are cut by "
                 f"time): it has {', '.join(header)}."
             )
+
+    def _columns_of(self, label: str | None) -> dict[str, int]:
+        """Where several labels are, by name; empty where one or none is named."""
+        names = [] if label is None or label.lower() in self._header else several_columns(label)
+        if len(names) < 2 or not self._labels:
+            return {}
+        return {name: at for name in names if (at := self._place("label", name)) is not None}
 
     def _place(self, role: str, named: str | None) -> int | None:
         header = self._header
@@ -138,12 +151,25 @@ class _Columns:
             video=cells["video"] or video_of(name),
             split=split_name(split) if split else ALL,
             span=span,
-            label=_label(label, self._table, line) if self._labels else label or None,
+            label=self._label(line, row, label),
             text=text or "",
             fold=cells["fold"] or "",
             has_video=bool(cells["video"]),
             transcript=file,
         )
+
+    def _label(self, line: int, row: list[str], label: str | None) -> float | str | tuple[int, ...] | None:
+        if not self._labels:
+            return label or None
+        if not self._several:
+            return _label(label, self._table, line)
+        values = [_label(row[at].strip(), self._table, line) for at in self._several.values()]
+        if any(isinstance(value, str) or (value is not None and value < 0) for value in values):
+            raise DataError(
+                f"Give several labels at once as numbers, 0 where absent: line {line} of {self._table.name} has others."
+            )
+        known = [value for value in values if isinstance(value, float)]
+        return tuple(int(value > 0) for value in known) if len(known) == len(values) else None
 
     def _span(self, line: int, start: str | None, stop: str | None) -> tuple[float, float] | None:
         if not (start and stop):

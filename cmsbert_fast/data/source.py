@@ -27,6 +27,7 @@ class Source:
             keeps nothing of a group, so that conversion needs little memory and can continue after any group.
         notes: Sentences for the report.
         classes: Names of the classes; None for regression.
+        several: Whether an example may have several of the classes at once, or none.
         budget: Limits what is made of the files.
         by_video: Whether a group is a video.
         rotations: Its own folds by name, the default first.
@@ -41,6 +42,7 @@ class Source:
     read: Callable[[str, ReadReport], Iterator[tuple[str, Example]]]
     notes: list[str] = field(default_factory=list)
     classes: tuple[str, ...] | None = None
+    several: bool = False
     budget: Budget | None = None
     by_video: bool = False
     rotations: Mapping[str, Rotation] = field(default_factory=dict)
@@ -119,6 +121,7 @@ def collect(source: Source) -> Corpus:
         acoustic_size=report.widths.get("acoustic", 0),
         report=report,
         classes=source.classes,
+        several=source.several,
     )
 
 

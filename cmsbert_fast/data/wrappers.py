@@ -50,7 +50,7 @@ def unlabelled(source: Source) -> Source:
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         return ((split, replace(example, label=None)) for split, example in original(group, report))
 
-    return replace(source, read=read, classes=None)
+    return replace(source, read=read, classes=None, several=False)
 
 
 def with_folds(source: Source, chosen: Folds | None) -> Source:

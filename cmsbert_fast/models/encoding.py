@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmsbert_fast.data.example import MODALITIES, Alignment, Example
+from cmsbert_fast.data.example import MODALITIES, Alignment, Example, Label
 
 
 class FrameLevel(enum.Enum):
@@ -78,7 +78,7 @@ class Encoded:
     input_ids: list[int]
     visual: np.ndarray
     acoustic: np.ndarray
-    label: float | int | None
+    label: Label | None
     words: tuple[str, ...]
     token_words: np.ndarray
     token_frames: Mapping[str, np.ndarray] | None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmsbert_fast.packing import Packing, pack_mask, positions, take_rows, uniform_packing
+from cmsbert_fast.packing import Packing, pack_mask, positions, take_rows, uniform_packing, without_rest
 
 
 class FrameInputs(NamedTuple):
@@ -63,7 +63,7 @@ class Frames(NamedTuple):
     """Packed frames of one modality.
 
     Attributes:
-        values: (F, d_m).
+        values: (F, d_m); 0 at rows of no utterance.
         packing: Which rows belong to which utterance; with host lengths if the caller gave them on the CPU.
     """
 
@@ -120,8 +120,7 @@ class PackedInputs(NamedTuple):
             return packed
         if rows is None:
             return packed[0].unflatten(0, padded_shape)
-        beyond = torch.arange(packed.shape[1], device=packed.device) >= packing.cu_seqlens[-1]
-        values = packed[0].masked_fill(beyond[:, None], 0)
+        values = without_rest(packed[0], packing)
         flat = values.new_zeros(padded_shape.numel(), values.shape[-1])
         return flat.index_copy(0, rows, values).unflatten(0, padded_shape)
 
@@ -143,6 +142,10 @@ def pack(
     _check_tokens(inputs)
     inputs = _with_lengths(inputs)
     tokens = _packed_tokens(inputs) if inputs.cu_seq_lens_q is not None else _padded_tokens(inputs, max_positions)
+    if inputs.inputs_embeds is not None:
+        embeds = tokens.embeddings["inputs_embeds"]
+        assert embeds is not None
+        tokens.embeddings["inputs_embeds"] = without_rest(embeds[0], tokens.packing)[None]
     size = tokens.packing.cu_seqlens.shape[0] - 1
     device = inputs.tokens.device
     visual = _pack_frames("visual", inputs.visual_frames, visual_size, size, dtype, device)
@@ -269,7 +272,7 @@ def _pack_frames(
         raise ValueError(
             f"{name} has {packing.cu_seqlens.shape[0] - 1} utterances but the tokens have {batch_size}; give one each."
         )
-    return Frames(values, packing)
+    return Frames(without_rest(values, packing), packing)
 
 
 def _check_frames(name: str, given: FrameInputs, size: int) -> None:

@@ -43,11 +43,12 @@ def total_loss(terms: Mapping[str, LossTerm]) -> Tensor:
 
 
 def task_loss(logits: Tensor, labels: Tensor, kind: str = "mse") -> Tensor:
-    """The loss of regression for one output, cross-entropy for several (SPEC 3).
+    """The loss of regression for one output, cross-entropy for several (SPEC 3); binary for several labels at once.
 
     Args:
         logits: (n, num_labels).
-        labels: (n,); scores where num_labels is 1, class indices otherwise.
+        labels: (n,); scores where num_labels is 1, class indices otherwise. Or (n, num_labels), floating point, for
+            several outputs: 1 for every label that is present, 0 for the others; binary cross-entropy, mean over all.
         kind: Regression loss: "mse", mean squared error, or "l1", mean absolute error.
 
     Returns:
@@ -58,10 +59,15 @@ def task_loss(logits: Tensor, labels: Tensor, kind: str = "mse") -> Tensor:
     """
     if kind not in TASK_LOSSES:
         raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(TASK_LOSSES)}.")
-    if labels.shape != logits.shape[:1]:
+    several = logits.shape[-1] > 1 and labels.shape == logits.shape
+    if labels.shape != logits.shape[:1] and not several:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be {tuple(logits.shape[:1])}.")
+    if several and not labels.is_floating_point():
+        raise ValueError(f"labels is {labels.dtype}; for several labels at once give floating-point 0 and 1.")
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
+    if several:
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     if logits.shape[-1] == 1:
         error = F.mse_loss if kind == "mse" else F.l1_loss
         return error(logits[:, 0], labels.to(logits.dtype))

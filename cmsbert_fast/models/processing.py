@@ -84,7 +84,8 @@ class CMSBertProcessor(ProcessorMixin):
     def fit(self, examples: Iterable[Example]) -> "CMSBertProcessor":
         """Computes mean and standard deviation of every feature over all frames of the (training) examples.
 
-        In float64, one example at a time. Constant features get standard deviation 1.
+        In float64, one example at a time. Constant features get standard deviation 1. Non-finite values count as 0, as
+        in :meth:`__call__`.
 
         Returns:
             The processor itself.
@@ -92,7 +93,7 @@ class CMSBertProcessor(ProcessorMixin):
         moments = {name: Moments() for name in MODALITIES}
         for example in examples:
             for name in MODALITIES:
-                moments[name].see(getattr(example, name))
+                moments[name].see(_finite(getattr(example, name)))
         statistics = {name: (found.mean, found.std) for name, found in moments.items() if found.count}
         return self.set_statistics(statistics)
 
@@ -109,7 +110,7 @@ class CMSBertProcessor(ProcessorMixin):
         return self
 
     def encode(self, example: Example, level: FrameLevel = FrameLevel.UTTERANCE) -> Encoded:
-        """Tokenizes the words, cuts to ``max_length`` and standardises the frames.
+        """Tokenizes the words, cuts to ``max_length`` and standardises the frames; non-finite values become 0.
 
         Args:
             example: The example.
@@ -123,6 +124,7 @@ class CMSBertProcessor(ProcessorMixin):
         return encode(example, pieces, self._standardised, special, level, self.repeat_frames)
 
     def _standardised(self, name: str, frames: np.ndarray) -> np.ndarray:
+        frames = _finite(frames)
         mean, std = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")
         if mean is None:
             return np.asarray(frames, dtype=np.float32)
@@ -213,7 +215,12 @@ class CMSBertProcessor(ProcessorMixin):
                 raise ValueError(
                     f"{name} has an utterance of shape {frames.shape}; give (frames, features), a list for a batch."
                 )
-        return [np.where(np.isfinite(frames), frames, 0) for frames in arrays]
+        return [_finite(frames) for frames in arrays]
+
+
+def _finite(frames: np.ndarray) -> np.ndarray:
+    """Frames with 0 in place of what is not finite."""
+    return np.where(np.isfinite(frames), frames, 0)
 
 
 AutoProcessor.register(CMSBertConfig, CMSBertProcessor)

@@ -49,9 +49,12 @@ class Batches:
         return [self._examples[int(i)].id for i in indices]
 
     def labels(self) -> Tensor | None:
-        """All labels, (n,) float32 or int64; None if any is unknown."""
+        """All labels: (n,) float32 or int64, of several at once (n, K) float32; None if any is unknown."""
         labels = [outline.label for outline in outlines(self._examples)]
-        return None if any(label is None for label in labels) else torch.tensor(labels)
+        if any(label is None for label in labels):
+            return None
+        several = any(isinstance(label, tuple) for label in labels)
+        return torch.tensor(labels, dtype=torch.float32 if several else None)
 
     def load(self, indices: Sequence[int] | np.ndarray, labels: bool = True) -> dict[str, Any]:
         """The given examples as packed model inputs on the device; the copy to a GPU is asynchronous.

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import Corpus
@@ -14,6 +15,7 @@ from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.models.registry import VARIANTS, class_of_architecture
+from cmsbert_fast.training import checksums
 from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.config import build_config, declared_fields, reads_vectors, saved_config
 from cmsbert_fast.training.errors import UsageError
@@ -21,6 +23,7 @@ from cmsbert_fast.training.settings import TrainingSettings
 
 LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError)
 BEST = "best"  # the folder of a run's best model
+CHECKSUMS = "CHECKSUMS.json"  # of its weights; in capitals, so that it is replaced before them
 Loaded: TypeAlias = tuple[Classifier, Any]  # a model and its tokenizer
 
 
@@ -88,6 +91,12 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
     """
     if (Path(name) / BEST).is_dir():
         name = Path(name) / BEST
+    weights, sums = Path(name) / SAFE_WEIGHTS_NAME, Path(name) / CHECKSUMS
+    if weights.is_file() and checksums.is_damaged(weights, sums):
+        raise UsageError(
+            f"{weights} is damaged: it is not what training wrote; restore it, or train again (or remove {sums.name} "
+            "beside it if you changed it yourself)."
+        )
     kind = next(iter(saved_config(str(name)).get("architectures") or ()), None)
     model_class = class_of_architecture(kind)
     if model_class is None:

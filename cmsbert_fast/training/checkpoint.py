@@ -1,10 +1,14 @@
 """Checkpoints: the whole state of a run in one file, replaced atomically.
 
-A killed run leaves the previous file or the new one, never a part of one. The file holds only tensors, numbers, strings
+A killed run leaves the previous file or the new one, never a part of one. The one before is kept too: where the newest
+is damaged, which its checksum tells, the run continues from that. The file holds only tensors, numbers, strings
 and containers of them: ``torch.load(weights_only=True)`` reads it.
 """
 
+import contextlib
+import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +16,86 @@ import numpy as np
 import torch
 
 from cmsbert_fast import atomic
+from cmsbert_fast.training import checksums
 from cmsbert_fast.training.errors import UsageError
 
 FILE_NAME = "checkpoint.pt"
+BEFORE = "checkpoint-before.pt"
+_MARK = b"sha256:"  # before the digest of all bytes above it, at the end of the file; readers of archives pass over it
 FORMAT = 2
 _STATELESS_FORMAT = 1  # like 2 without "state" and "reported": nu, then the only state, was in the model
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Writes ``state`` to ``folder/checkpoint.pt``; returns once it is on disk."""
-    atomic.replace_file(folder / FILE_NAME, lambda path: torch.save({"format": FORMAT, **state}, path))
+    """Writes ``state`` to ``folder/checkpoint.pt``, and keeps the one before; returns once it is on disk."""
+    path = folder / FILE_NAME
+
+    def write(draft: Path) -> None:
+        torch.save({"format": FORMAT, **state}, draft)
+        found = checksums.digest(draft)
+        with open(draft, "ab") as file:
+            file.write(_MARK + found.encode())
+        if path.exists():
+            atomic.replace_file(folder / BEFORE, lambda before: _link(path, before))
+
+    atomic.replace_file(path, write)
+
+
+def _link(path: Path, other: Path) -> None:
+    """Gives a file another name; copies it where the file system knows one name only."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
     """The state saved in ``folder``, on the CPU; None if there is no checkpoint yet.
 
+    Where the file is damaged, it is the state of the checkpoint before, and "damaged" says so in a sentence.
+
     Raises:
-        UsageError: The file is damaged or from another version.
+        UsageError: Both are damaged, or the file is from another version.
     """
-    path = folder / FILE_NAME
+    path, before = folder / FILE_NAME, folder / BEFORE
     if not path.exists():
         return None
+    try:
+        return _read(path)
+    except _Damaged as error:
+        with contextlib.suppress(_Damaged):
+            if before.exists():
+                sentence = f"{path} is damaged ({error}); the run continues from {before.name}, the checkpoint before."
+                return {**_read(before), "damaged": sentence}
+        raise UsageError(
+            f"{path} is not a readable checkpoint ({error}), and there is no undamaged one before it; remove it to "
+            "start over."
+        ) from None
+
+
+class _Damaged(Exception):
+    """A file is no checkpoint, or not the one that was written."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The state in a file; one of an earlier version has no checksum.
+
+    Raises:
+        _Damaged: It cannot be read, or its checksum is another.
+        UsageError: It is from another version.
+    """
+    size = path.stat().st_size - len(_MARK) - 64
+    with open(path, "rb") as file:
+        file.seek(max(0, size))
+        end = file.read()
+    if end.startswith(_MARK) and end != _MARK + checksums.digest(path, size).encode():
+        raise _Damaged("its checksum is another")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["format"]
     except Exception as error:  # torch has no common class for damaged files
-        raise UsageError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}); remove it to start over."
-        ) from None
+        raise _Damaged(type(error).__name__) from None
     if version == _STATELESS_FORMAT:
         return _with_state(state)
     if version != FORMAT:

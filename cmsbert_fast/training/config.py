@@ -28,9 +28,10 @@ _NOT_TAKEN_OVER = (
     "id2label",
     "label2id",
     "num_labels",
+    "problem_type",
     "cms_layers",
 )
-_LABELS = frozenset({"num_labels", "id2label", "label2id"})  # every configuration takes them
+_LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})  # every configuration takes them
 _SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -111,12 +112,14 @@ def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
         "visual_size": corpus.visual_size if multimodal else 0,
         "acoustic_size": corpus.acoustic_size if multimodal else 0,
         "num_labels": len(corpus.classes) if corpus.classes else 1,
+        "problem_type": "regression",
         "temperature": settings.temperature,
         "smoothing": settings.smoothing,
         "threshold": settings.threshold,
         "backend": settings.backend,
     }
     if corpus.classes:
+        fields["problem_type"] = f"{'multi' if corpus.several else 'single'}_label_classification"
         fields["id2label"] = dict(enumerate(corpus.classes))
         fields["label2id"] = {name: i for i, name in enumerate(corpus.classes)}
     for name in FIELDS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cmsbert_fast.data.task import Labels
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.cmsbert.outputs import SUBNETWORKS
 from cmsbert_fast.training.batches import Batches
@@ -22,7 +23,7 @@ class Predictions:
     Attributes:
         ids: n ids.
         rows: The model's rows by name, each (n, ...); at least float32.
-        labels: (n,) float (scores) or int64 (classes); None if any label is unknown.
+        labels: (n,) float (scores) or int64 (classes), (n, K) float (several at once); None if any label is unknown.
     """
 
     ids: list[str]
@@ -95,23 +96,17 @@ def losses(model: Classifier, predictions: Predictions, batch_size: int) -> dict
     return {**found, **{name: total / n for name, total in totals.items()}}
 
 
-def measure(predictions: Predictions) -> dict[str, float]:
-    """Every metric of SPEC section 7: sentiment scores for one output, emotions for several."""
-    from cmsbert_fast.training.metrics import (  # slow to import, not needed for prediction
-        emotion_metrics,
-        sentiment_metrics,
-    )
+def measure(predictions: Predictions, labels: Labels) -> dict[str, float]:
+    """The metrics of SPEC section 7 that mean something for the labels of a corpus."""
+    from cmsbert_fast.training.metrics import metrics_of  # slow to import, not needed for prediction
 
     assert predictions.labels is not None
-    labels = predictions.labels.numpy()
-    if predictions.logits.shape[1] == 1:
-        return sentiment_metrics(predictions.logits[:, 0].numpy(), labels)
-    return emotion_metrics(predictions.logits.argmax(dim=1).numpy(), labels)
+    return metrics_of(labels, predictions.logits.numpy(), predictions.labels.numpy())
 
 
 def selection(values: dict[str, float]) -> float:
-    """The validation score, lower is better: MAE, or negative accuracy for emotions."""
-    return values["mae"] if "mae" in values else -values["wa"]
+    """The validation score, lower is better: MAE; for classes negative accuracy, or F1 where several are possible."""
+    return values["mae"] if "mae" in values else -values["wa" if "wa" in values else "f1"]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The figures of a run: ``shift_maps.png`` (Fig. 1 of the paper) and ``embeddings.png`` (Fig. 3)."""
+"""The figures of a run: ``shift_maps.png`` (Fig. 1 of the paper), ``embeddings.png`` (Fig. 3), ``confusion.png``."""
 
 from pathlib import Path
 
@@ -24,11 +24,16 @@ def draw(folder: Path, tested: Tested) -> None:
 def write_figures(folder: Path, tested: Tested) -> None:
     """Writes ``shift_maps.png`` and ``embeddings.png``, if the model has maps and embeddings.
 
+    Where classes are predicted, also ``confusion.png``, the confusion matrix of the test set; of several labels at
+    once, a matrix of absent and present for each.
+
     The maps show the best-predicted test example among the clearly positive and negative ones; if it is from the
     embedded corpus, its events are marked.
     """
     folder.mkdir(exist_ok=True)
     config = tested.model.config
+    if tested.corpus.classes and tested.predictions.labels is not None:
+        _draw_confusion(folder / "confusion.png", tested.corpus, tested.predictions)
     if tested.predictions.embeddings:
         _draw_embeddings(folder / "embeddings.png", tested.corpus, tested.predictions)
     if getattr(config, "cms_layers", ()) and (config.visual_size or config.acoustic_size):
@@ -38,13 +43,42 @@ def write_figures(folder: Path, tested: Tested) -> None:
 def _draw_embeddings(path: Path, corpus: Corpus, predictions: Predictions) -> None:
     from cmsbert_fast.training.plots import plot_embeddings  # slow to import, needed only at the end
 
+    labels, classes = predictions.labels, corpus.classes
+    if labels is not None and corpus.several:
+        labels, classes = _one_of_several(labels), (*(classes or ()), "several", "none")
     figure = plot_embeddings(
         {name: z.numpy() for name, z in predictions.embeddings.items()},
-        predictions.labels.numpy() if predictions.labels is not None else np.zeros(len(predictions.ids)),
-        classes=corpus.classes,
+        labels.numpy() if labels is not None else np.zeros(len(predictions.ids)),
+        classes=classes,
         title=f"{corpus.name}, test set",
     )
     figure.savefig(path, dpi=150)
+
+
+def _one_of_several(labels: Tensor) -> Tensor:
+    """The only label that is present, else K for several and K + 1 for none: (n, K) -> (n,) int64."""
+    count, width = labels.sum(dim=1), labels.shape[1]
+    return torch.where(count == 1, labels.argmax(dim=1), torch.where(count > 1, width, width + 1))
+
+
+def _draw_confusion(path: Path, corpus: Corpus, predictions: Predictions) -> None:
+    from cmsbert_fast.training.plots import plot_confusion
+
+    assert predictions.labels is not None
+    classes, labels, logits = corpus.classes or (), predictions.labels, predictions.logits
+    title = f"{corpus.name}, test set"
+    if corpus.several:
+        pairs = zip(labels.long().unbind(1), (logits > 0).long().unbind(1), strict=True)
+        counts = {name: _confusion(*pair, 2) for name, pair in zip(classes, pairs, strict=True)}
+        figure = plot_confusion(counts, ("absent", "present"), title)
+    else:
+        figure = plot_confusion({"": _confusion(labels, logits.argmax(dim=1), len(classes))}, classes, title)
+    figure.savefig(path, dpi=150)
+
+
+def _confusion(true: Tensor, predicted: Tensor, count: int) -> np.ndarray:
+    """How many examples of each true class were predicted as which, (count, count)."""
+    return torch.bincount(true * count + predicted, minlength=count**2).unflatten(0, (count, count)).numpy()
 
 
 def _draw_shift_maps(path: Path, tested: Tested) -> None:
@@ -75,6 +109,11 @@ def _first(batch: Tensor | None) -> np.ndarray | None:
 
 def _telling_example(predictions: Predictions) -> int:
     assert predictions.labels is not None
+    if predictions.labels.dim() == 2:
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            predictions.logits.double(), predictions.labels.double(), reduction="none"
+        )
+        return int(losses.sum(dim=1).argmin())
     if predictions.logits.shape[1] > 1:
         chances = predictions.logits.softmax(dim=1)
         return int(chances.gather(1, predictions.labels[:, None]).argmax())

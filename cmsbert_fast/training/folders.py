@@ -1,11 +1,14 @@
 """The folders of a command and its runs."""
 
 import re
+from contextlib import ExitStack
 from pathlib import Path
 
 from cmsbert_fast.training import distributed
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError, os_reason
+from cmsbert_fast.training.lock import locked
+from cmsbert_fast.training.log import LOG
 from cmsbert_fast.training.settings import TrainingSettings
 
 
@@ -32,20 +35,52 @@ def output_folder(given: Path | None, name: str, *, resume: bool, restarted: boo
         last = max(numbers)
         if resume and last == 1:
             raise UsageError(f"There is no run of {name} to resume under runs; name its folder with --output.")
-        if resume or (restarted and last > 1):
-            last -= 1
+        if not (resume or (restarted and last > 1)):
+            return _new_folder(name, last)
+        last -= 1
         given = Path("runs") / (name if last == 1 else f"{name}-{last}")
     else:
         try:
             if resume and not restarted and not given.is_dir():
                 raise UsageError(f"There is no folder {given} to resume; name the folder of the run with --output.")
-            held = not (resume or restarted) and any(given.glob("*/*/log.jsonl"))
+            held = not (resume or restarted) and any(given.glob(f"*/*/{LOG}"))
         except (OSError, ValueError) as error:
             raise _unusable(given, error) from None
         if held:
             raise UsageError(f"{given} already holds a run; continue it with --resume, or choose another --output.")
     make_folder(given)
     return given
+
+
+def _new_folder(name: str, number: int) -> Path:
+    """Creates the first folder of a name, numbered from ``number`` on, that no other process has created."""
+    make_folder(Path("runs"))
+    while True:
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+        except (OSError, ValueError) as error:
+            raise _unusable(folder, error) from None
+
+
+def take_folder(folder: Path, locks: ExitStack, fresh: bool) -> None:
+    """Creates the folder of a run and locks it.
+
+    Args:
+        folder: The folder.
+        locks: Holds the lock.
+        fresh: Whether there must be no run in it yet.
+
+    Raises:
+        UsageError: It cannot be created, another process trains in it, or one has meanwhile.
+    """
+    make_folder(folder)
+    locks.enter_context(locked(folder))
+    if fresh and (folder / LOG).exists():
+        raise UsageError(f"{folder} already holds a run; continue it with --resume, or choose another --output.")
 
 
 def make_folder(folder: Path) -> None:

@@ -5,9 +5,11 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cmsbert_fast.training.strict_json import finite
+
+LOG = "log.jsonl"
 
 
 class RunLog:
@@ -23,8 +25,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, length: int = 0, step: int = 0):
-        self._file = open(folder / "log.jsonl", "ab")  # noqa: SIM115 - lives as long as the run
-        self._file.truncate(min(length, self._file.tell()))
+        self._file = open(folder / LOG, "a+b")  # noqa: SIM115 - lives as long as the run
+        self._file.truncate(_whole_lines(self._file, length))
         self._file.seek(0, os.SEEK_END)
         if self._file.tell() == 0:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -50,6 +52,13 @@ class RunLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _whole_lines(file: IO[bytes], length: int) -> int:
+    """``length``, or less where the file was cut within a line before it: then where its last line ends."""
+    file.seek(0)
+    kept = file.read(length)
+    return length if len(kept) == length else kept.rfind(b"\n") + 1
 
 
 def _summary_writer(folder: Path, step: int) -> Any:

@@ -1,6 +1,6 @@
-"""The paper's two figures for a run: CMS maps (Fig. 1) and the common embedding space (Fig. 3).
+"""Figures of a run: CMS maps (Fig. 1), the common embedding space (Fig. 3), and confusion matrices of classes.
 
-Both return a ``matplotlib.figure.Figure`` without a window: ``figure.savefig(path)`` writes it.
+All return a ``matplotlib.figure.Figure`` without a window: ``figure.savefig(path)`` writes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,6 +117,39 @@ def plot_embeddings(
     _scatter(figure, ax, _project(given, seed), labels, classes)
     if title:
         ax.set_title(title)
+    _print_as_written(figure)
+    return figure
+
+
+def plot_confusion(counts: Mapping[str, np.ndarray], classes: Sequence[str], title: str | None = None) -> Figure:
+    """Confusion matrices: rows are true classes, columns predicted ones, colours the share of the true class.
+
+    Args:
+        counts: By the panel's title, how many examples of each true class were predicted as which, (K, K).
+        classes: The K names.
+        title: Printed above all panels.
+    """
+    columns = min(len(counts), _PANELS_PER_ROW)
+    rows = -(-len(counts) // columns)
+    side = 1.6 + 0.7 * len(classes)
+    figure = Figure(figsize=(columns * side + 1, rows * side), layout="constrained")
+    if title:
+        figure.suptitle(title, wrap=True)
+    panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
+    for ax, (name, matrix) in zip(panels, counts.items(), strict=False):
+        share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        ax.set_title(name)
+        ax.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+        ax.set_yticks(range(len(classes)), classes)
+        ax.set_xlabel("predicted")
+        ax.set_ylabel("true")
+        for (true, predicted), count in np.ndenumerate(matrix):
+            colour = "white" if share[true, predicted] > 0.5 else "black"
+            ax.text(predicted, true, str(count), ha="center", va="center", color=colour)
+    for ax in panels[len(counts) :]:
+        ax.remove()
+    figure.colorbar(image, ax=list(panels[: len(counts)]), label="share of the true class")
     _print_as_written(figure)
     return figure
 

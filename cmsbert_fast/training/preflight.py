@@ -2,13 +2,16 @@
 
 import math
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import MODALITIES, SPLITS, Alignment, Corpus, Outline, outlines
+from cmsbert_fast.data.task import warnings_of
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.encoding import fits, tokenize
 from cmsbert_fast.models.registry import NEEDS, VARIANTS
@@ -20,6 +23,7 @@ from cmsbert_fast.training.config import build_config, reads_vectors
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
+from cmsbert_fast.training.texts import check_texts
 from cmsbert_fast.training.word_vectors import word_vectors
 
 LARGEST_SCORE = 1e6  # a sum of its squares stays far within float32
@@ -110,13 +114,14 @@ class Checked(NamedTuple):
     resume: bool
 
 
-def check_command(command: Command, ranks: Ranks, say: Callable[..., None]) -> Checked:
-    """Reads the data of every run, checks all runs, and creates their folders.
+def check_command(command: Command, ranks: Ranks, say: Callable[..., None], locks: ExitStack) -> Checked:
+    """Reads the data of every run, checks all runs, and creates and locks their folders.
 
     Args:
         command: What to do.
         ranks: This process.
         say: Prints reports of the data.
+        locks: Holds the locks of all runs, on rank 0.
 
     Raises:
         UsageError, DataError: A run would fail. The message says what to do.
@@ -134,7 +139,8 @@ def check_command(command: Command, ranks: Ranks, say: Callable[..., None]) -> C
             distributed.from_main(partial(resume.check_resumable, settings, examples, folder), ranks)
     # All of them now: a folder that cannot be created must not waste the runs before it.
     for settings in command.runs:
-        distributed.from_main(partial(folders.make_folder, root / folders.run_name(settings)), ranks)
+        take = partial(folders.take_folder, root / folders.run_name(settings), locks, fresh=not resuming)
+        distributed.from_main(take, ranks)
     return Checked(data, loaded, root, resuming)
 
 
@@ -144,7 +150,7 @@ def _check_runs(
     """The data of all runs, and the model and tokenizer of the first."""
     data: dict[int | None, Data] = {}
     loaded: Loaded | None = None
-    checked = set()
+    checked: set[tuple[str, int | None]] = set()
     vectors_are_read = False
     for settings in runs:
         if settings.fold not in data:
@@ -155,6 +161,10 @@ def _check_runs(
             found = check(settings, corpus, ranks, vectors)
             vectors_are_read = vectors_are_read or reads_vectors(found[0].config)
             check_pieces(settings, corpus, found[1], say)
+            if all(fold != settings.fold for _, fold in checked):  # the tokenizer is that of all runs
+                for sentence in check_texts(corpus, found[1], settings.max_length, SPLITS):
+                    corpus.report.note(sentence)
+                    say(f"  {sentence}")
             loaded = loaded or found
             checked.add((settings.variant, settings.fold))
             del found
@@ -171,6 +181,8 @@ def _read(settings: TrainingSettings, say: Callable[..., None]) -> Data:
     vectors = word_vectors(settings, corpus)
     say(corpus.report)
     check_data(corpus)
+    for sentence in warnings_of(corpus, settings.task):
+        say(f"warning: {sentence}", file=sys.stderr)
     return Data(corpus, resume.fingerprint(corpus), vectors)
 
 
@@ -231,12 +243,18 @@ def check_data(corpus: Corpus) -> None:
         unlabelled = next((outline.id for outline in outlines(examples) if outline.label is None), None)
         if unlabelled is not None:
             raise UsageError(f"Example {unlabelled!r} of the {split} split has no label; give it one or leave it out.")
-        huge = next((o for o in outlines(examples) if o.label is not None and not abs(o.label) <= LARGEST_SCORE), None)
-        if huge is not None:
-            raise UsageError(
-                f"Example {huge.id!r} of the {split} split has the label {huge.label:g}; correct it, or scale all "
-                f"labels to within ±{LARGEST_SCORE:g}."
-            )
+        for outline in outlines(examples):
+            label = outline.label
+            if label is not None and not isinstance(label, tuple) and not abs(label) <= LARGEST_SCORE:
+                raise UsageError(
+                    f"Example {outline.id!r} of the {split} split has the label {label:g}; correct it, or scale all "
+                    f"labels to within ±{LARGEST_SCORE:g}."
+                )
+    if corpus.classes is not None and len(corpus.classes) < 2:
+        raise UsageError(
+            f"All examples of {corpus.name} are of the class {corpus.classes[0]!r}: there is nothing to tell apart; "
+            "choose another --label."
+        )
 
 
 def check_needs(variant: str, given: Given, more: Collection[str] = ()) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from cmsbert_fast import __version__, atomic
+from cmsbert_fast.data.task import LabelKind, Labels
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions
@@ -44,9 +45,9 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     raise UsageError(f"{path} is damaged; remove it to test the run again from its checkpoint.")
 
 
-def write_predictions(path: Path, predictions: Predictions, classes: Sequence[str] | None) -> None:
+def write_predictions(path: Path, predictions: Predictions, labels: Labels) -> None:
     """Writes the rows of :func:`prediction_rows`."""
-    write_csv(path, prediction_rows(predictions, classes))
+    write_csv(path, prediction_rows(predictions, labels.classes, labels.kind is LabelKind.SEVERAL))
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
@@ -59,14 +60,19 @@ def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:
     atomic.replace_file(path, write)
 
 
-def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> list[list[str]]:
+def prediction_rows(predictions: Predictions, classes: Sequence[str], several: bool = False) -> list[list[str]]:
     """Header and rows of a table of predictions: id, label if known, prediction.
 
-    A prediction is a score; with ``classes``, the most probable class, followed by the probability of each.
+    A prediction is a score; with ``classes``, the most probable class, followed by the probability of each; with
+    ``several`` at once, all classes whose probability is above 0.5, separated by spaces, followed by the same.
     """
     labels, logits = predictions.labels, predictions.logits
     columns: dict[str, Sequence[str]] = {"id": predictions.ids}
-    if classes is None:
+    if several:
+        if labels is not None:
+            columns["label"] = _sets(labels > 0, classes)
+        columns["prediction"] = _sets(logits > 0, classes)
+    elif not classes:
         # As float32 prints: 0.2, not 0.20000000298023224.
         if labels is not None:
             columns["label"] = [str(label) for label in labels.numpy().astype(np.float32)]
@@ -75,9 +81,16 @@ def prediction_rows(predictions: Predictions, classes: Sequence[str] | None) -> 
         if labels is not None:
             columns["label"] = [classes[label] for label in labels.tolist()]
         columns["prediction"] = [classes[best] for best in logits.argmax(dim=1).tolist()]
-        for name, chances in zip(classes, logits.softmax(dim=1).T.tolist(), strict=True):
+    if classes:
+        probabilities = logits.sigmoid() if several else logits.softmax(dim=1)
+        for name, chances in zip(classes, probabilities.T.tolist(), strict=True):
             columns[f"probability_{name}"] = [f"{chance:.6f}" for chance in chances]
     return [list(columns), *(list(row) for row in zip(*columns.values(), strict=True))]
+
+
+def _sets(present: torch.Tensor, classes: Sequence[str]) -> list[str]:
+    """The names of the classes that are present, (n, K) bool -> n texts."""
+    return [" ".join(name for name, there in zip(classes, row, strict=True) if there) for row in present.tolist()]
 
 
 def provenance(settings: TrainingSettings, ranks: Ranks, backend: str | None) -> dict[str, Any]:
@@ -115,7 +128,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any
     rows = []
     for variant in dict.fromkeys(r["settings"]["variant"] for r in results):
         runs = [r for r in results if r["settings"]["variant"] == variant]
-        values = {name: [_number(r["test"][name]) for r in runs] for name in runs[0]["test"]}
+        values = {name: [_number(r["test"].get(name)) for r in runs] for name in runs[0]["test"]}
         rows.append(
             {
                 "variant": variant,

@@ -3,7 +3,8 @@
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cmsbert_fast.training.build import Loaded
 from cmsbert_fast.training.command import Command, parse_command
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
-from cmsbert_fast.training.preflight import Data
+from cmsbert_fast.training.preflight import Checked, Data
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest
 from cmsbert_fast.training.tested import load_and_test
@@ -76,7 +77,13 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     warning = precision_warning(command.runs[0], ranks.device)
     if warning:
         say(warning, file=sys.stderr, flush=True)
-    checked = preflight.check_command(command, ranks, say)
+    with ExitStack() as locks:
+        checked = preflight.check_command(command, ranks, say, locks)
+        _run_checked(command, checked, ranks, stop, say)
+
+
+def _run_checked(command: Command, checked: Checked, ranks: Ranks, stop: StopRequest, say: Callable[..., None]) -> None:
+    """Does all runs of a command after its checks."""
     for line in backend_report(command.runs, ranks.device):
         say(line, flush=True)
     loaded, done = checked.loaded, []
@@ -132,6 +139,8 @@ def run(
             _draw_missing_figures(settings, data, ranks, folder)
             return finished
         saved = resume.last_checkpoint(settings, data.fingerprint, folder)
+        if saved is not None and "damaged" in saved and ranks.is_main:
+            print(f"warning: {saved['damaged']}", file=sys.stderr, flush=True)
     trainer = Trainer(settings, data, ranks, folder, stop, loaded)
     if saved is None:
         trainer.begin()

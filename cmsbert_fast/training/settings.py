@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cmsbert_fast.data.request import DataOptions, option
+from cmsbert_fast.data.task import TASKS
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.ops.attention.types import ACTIVATIONS
 from cmsbert_fast.ops.dispatch import requested_backend
@@ -109,6 +110,8 @@ class TrainingSettings(DataOptions):
         self._check_fields()
         self._check_groups()
         _check_choice("schedule", self.schedule, SCHEDULES)
+        if self.task is not None:
+            _check_choice("task", self.task, TASKS)
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))
         _check_choice("precision", self.precision, ("fp32", "bf16"))
         try:

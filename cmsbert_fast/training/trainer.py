@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cmsbert_fast import atomic
+from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.training import checkpoint, distributed, evaluate, figures, optimiser, report, strict_json
+from cmsbert_fast.training import checkpoint, checksums, distributed, evaluate, figures, optimiser, report, strict_json
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
-from cmsbert_fast.training.build import BEST, Loaded, build, state_options
+from cmsbert_fast.training.build import BEST, CHECKSUMS, Loaded, build, state_options
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite
 from cmsbert_fast.training.evaluate import Predictions
@@ -73,6 +75,7 @@ class Trainer:
     ):
         self.started, self.earlier_seconds = time.monotonic(), 0.0
         self.settings, self.data, self.ranks, self.folder, self.stop = settings, data, ranks, folder, stop
+        self.labels = labels_of(data.corpus)
         # The same model on every rank; random numbers after this differ between ranks.
         checkpoint.seed_everything(settings.seed)
         self.model, self.processor = build(settings, data.corpus, loaded, data.vectors)
@@ -247,7 +250,7 @@ class Trainer:
         """Ends an epoch: validates, saves the model if it is the best so far, and writes a checkpoint if due."""
         settings, progress = self.settings, self.progress
         predictions = self.predict("valid")
-        measured = evaluate.measure(predictions)
+        measured = evaluate.measure(predictions, self.labels)
         losses = self.losses(predictions)
         if self.state is not None:
             self.state.validated(losses)
@@ -270,6 +273,8 @@ class Trainer:
         def write(path: Path) -> None:
             self.model.save_pretrained(path)
             self.processor.save_pretrained(path)
+            sums = checksums.text(path / SAFE_WEIGHTS_NAME, checksums.known(self.folder / BEST / CHECKSUMS))
+            (path / CHECKSUMS).write_text(sums, encoding="utf-8")
 
         if self.ranks.is_main:
             atomic.replace_folder(self.folder / BEST, write)
@@ -280,8 +285,8 @@ class Trainer:
         tested = load_and_test(self.settings, self.data, self.ranks, self.folder)
         best = tested.model
         outcome = {
-            "test": evaluate.measure(tested.predictions),
-            "valid": evaluate.measure(self.predict("valid", best)),
+            "test": evaluate.measure(tested.predictions, self.labels),
+            "valid": evaluate.measure(self.predict("valid", best), self.labels),
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
@@ -298,7 +303,7 @@ class Trainer:
         }
         outcome = distributed.from_main(lambda: outcome, self.ranks)
         if self.log is not None:
-            report.write_predictions(self.folder / "predictions.csv", tested.predictions, self.data.corpus.classes)
+            report.write_predictions(self.folder / "predictions.csv", tested.predictions, self.labels)
             self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})
             self.log.close()
             strict_json.write_json(self.folder / report.RESULTS, outcome)

@@ -36,6 +36,17 @@ def test_statistics_are_those_of_all_frames_and_standardise(tokenizer):
     assert encoded.dtype == np.float32
 
 
+def test_values_that_are_not_finite_count_as_zero(tokenizer):
+    rough, clean = example("the film", 5, 1), example("the film", 5, 1)
+    rough.visual[2, 1], rough.acoustic[0, 0] = np.nan, -np.inf
+    clean.visual[2, 1], clean.acoustic[0, 0] = 0, 0
+    processor = CMSBertProcessor(tokenizer).fit([rough])
+    expected = CMSBertProcessor(tokenizer).fit([clean])
+    assert (processor.visual_mean, processor.visual_std) == (expected.visual_mean, expected.visual_std)
+    assert processor.acoustic_mean == expected.acoustic_mean
+    np.testing.assert_array_equal(processor.encode(rough).visual, expected.encode(clean).visual)
+
+
 def test_a_constant_feature_becomes_zero(tokenizer):
     frames = np.full((6, 4), 7.3, dtype=np.float32)
     constant = Example("id", ("the",), 0.0, frames, np.zeros((0, 2), np.float32))

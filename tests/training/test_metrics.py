@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from cmsbert_fast.training.metrics import emotion_metrics, sentiment_metrics
+from cmsbert_fast.data.task import LabelKind, Labels
+from cmsbert_fast.training.metrics import (
+    emotion_metrics,
+    metrics_of,
+    presence_metrics,
+    sentiment_metrics,
+    sims_metrics,
+)
 
 
 def test_sentiment_metrics_by_hand() -> None:
@@ -76,3 +83,57 @@ def test_emotion_metrics_by_hand() -> None:
     metrics = emotion_metrics([0, 0, 0, 2, 1, 0], [0, 0, 0, 0, 1, 1])
     assert metrics["wa"] == pytest.approx(100 * 4 / 6)
     assert metrics["ua"] == pytest.approx(100 * (3 / 4 + 1 / 2) / 2)
+    # F1: class 0 has 1 wrong and 1 missed for 3 right, class 1 one missed for 1 right; weighted 4 to 2.
+    assert metrics["f1"] == pytest.approx(100 * (4 * (6 / 8) + 2 * (2 / 3)) / 6)
+
+
+def test_sims_metrics_are_mmsas() -> None:
+    # Classes are half-open, (low, high], and float32 decides: labels at a cut belong below it.
+    labels = np.array([-1.0, -0.8, -0.4, 0.0, 0.1, 0.2, 0.7, 0.8, 1.0, -0.1], np.float32)
+    guessed = np.array([-0.75, -0.6, -0.1, 0.05, 0.11, 0.7, 0.71, 1.4, -0.3, -0.1], np.float32)
+    metrics = sims_metrics(guessed, labels)
+    assert list(metrics) == ["mae", "corr", "acc2", "acc3", "acc5", "f1"]
+    # acc2, <= 0 against > 0: 0.0 and 1.0 are wrong.
+    assert metrics["acc2"] == pytest.approx(80)
+    # acc3: true - - - 0 0 + + + + -, guessed - - - 0 + + + + - -.
+    assert metrics["acc3"] == pytest.approx(80)
+    # acc5: true -- -- - 0 0 + + ++ ++ -, guessed -- - - 0 + + ++ ++ - -.
+    assert metrics["acc5"] == pytest.approx(60)
+    # Of five true negatives one is missed, of five positives one: precision and recall 4/5 each way.
+    assert metrics["f1"] == pytest.approx(80)
+    assert sims_metrics(guessed.astype(float), labels.astype(float)) == metrics  # as the model's rows may be float64
+
+
+def test_each_kind_has_the_metrics_that_mean_something() -> None:
+    scores, true = np.array([[0.5], [-0.5], [0.25]]), np.array([1.0, -1.0, 0.5])
+    names = {kind: list(metrics_of(Labels(kind), scores, true)) for kind in LabelKind if "scores" in kind.value}
+    signed = ["mae", "corr", "acc2_non_negative", "f1_non_negative", "acc2_positive", "f1_positive"]
+    assert names == {
+        LabelKind.SENTIMENT: [*signed, "acc7", "acc5"],
+        LabelKind.SIMS: ["mae", "corr", "acc2", "acc3", "acc5", "f1"],
+        LabelKind.SIGNED: signed,
+        LabelKind.SCORE: ["mae", "corr"],
+    }
+    logits, classes = np.array([[2.0, 1.0], [0.0, 1.0], [0.0, 2.0]]), np.array([0, 1, 0])
+    found = metrics_of(Labels(LabelKind.CLASSES, ("a", "b")), logits, classes)
+    assert found == {"wa": pytest.approx(200 / 3), "ua": 75.0, "f1": pytest.approx(200 / 3)}
+
+
+def test_presence_of_several_labels_by_hand() -> None:
+    predicted = np.array([[1, 0], [0, 0], [1, 0], [0, 0]], bool)
+    true = np.array([[1, 0], [1, 0], [0, 0], [0, 1]], np.float32)
+    found = presence_metrics(predicted, true, ("happy", "fear"))
+    assert found["acc_happy"] == 50.0
+    assert found["ua_happy"] == 50.0
+    assert found["f1_happy"] == 50.0  # one of two right in both, either way
+    # The constant "absent" is right three times of four, and tells nothing: 50.
+    assert (found["acc_fear"], found["ua_fear"]) == (75.0, 50.0)
+    assert found["f1_fear"] == pytest.approx(100 * 0.75 * (2 * 3 / (2 * 3 + 1)))
+    assert found["acc"] == 62.5
+    assert found["f1"] == pytest.approx((found["f1_happy"] + found["f1_fear"]) / 2)
+    logits = np.where(predicted, 0.1, -0.1)
+    assert metrics_of(Labels(LabelKind.SEVERAL, ("happy", "fear")), logits, true) == found
+    with pytest.raises(ValueError, match="shape"):
+        presence_metrics(predicted, true[:, :1], ("happy", "fear"))
+    with pytest.raises(ValueError, match="no sample"):
+        presence_metrics(predicted[:0], true[:0], ("happy", "fear"))

@@ -181,3 +181,15 @@ def test_users_errors(predict, run_folder, corpus_folder, make_corpus, tmp_path)
         assert (status, out) == (2, "")
         assert err.splitlines()[-1].startswith("error: ")
         assert message in err
+
+
+def test_absent_streams_are_told_unless_meant(predict, run_folder, corpus_folder, tmp_path):
+    (tmp_path / "segments.csv").write_text("id,text\na,the film was good\nb,dull\n")
+    status, out, err = predict(run_folder, tmp_path)
+    assert status == 0
+    for modality in ("visual", "acoustic"):
+        assert f"warning: the model was trained with {modality} frames, but" in err
+    meant = predict(run_folder, tmp_path, "--visual", "none", "--acoustic", "none")
+    assert meant[:2] == (0, out)
+    assert "warning" not in meant[2]
+    assert "warning" not in predict(run_folder, corpus_folder)[2]

@@ -3,9 +3,10 @@
 It is a folder:
     manifest.json           version, format, splits, widths, counts, statistics, the SHA-256 of the source, and for each
                             way of making folds the part that validates in every fold
-    examples.jsonl          a line an example: id, split, words, label, frames of each modality; its video where the id
-                            does not tell it, how many of its values were not finite and what else was counted of it,
-                            where there was something, and its part in each way of making folds that the source has
+    examples.jsonl          a line an example: id, split, words, label, frames of each modality and the CRC-32 of their
+                            bytes; its video where the id does not tell it, how many of its values were not finite and
+                            what else was counted of it, where there was something, and its part in each way of making
+                            folds that the source has
     visual.safetensors      all frames of a modality, float32 (frames, d), in the order of the lines
     acoustic.safetensors
     visual_words.safetensors, acoustic_words.safetensors
@@ -19,6 +20,7 @@ is a slice of a memory map, without a decoder (Arrow and HDF5 bring one) and wit
 import json
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,7 @@ from cmsbert_fast.data.example import (
     DataError,
     Example,
     FrameWords,
+    Label,
     Outline,
     no_frames,
 )
@@ -99,6 +102,9 @@ class Mapped(Sequence[Example]):
         for modality, rows in parts.items():  # here: to check all of them on opening is slow
             if not np.isfinite(rows).all():
                 raise DataError(f"Convert the data again: not all {modality} values of {line.id!r} are finite.")
+            known = line.checksums.get(modality) if rows.shape[1] else None
+            if known is not None and zlib.crc32(np.ascontiguousarray(rows).data) != known:
+                raise DataError(f"Convert the data again: the {modality} frames of {line.id!r} are damaged.")
         words = None
         if line.timed:
             words = FrameWords(*(self._frames[modality].words(place) for modality, place in places.items()))
@@ -145,21 +151,28 @@ class _Line:
         ValueError: It is not of the form that `convert` writes.
     """
 
-    __slots__ = ("alignment", "frames", "id", "label", "non_finite", "parts", "tallies", "timed", "video", "words")
+    __slots__ = (
+        "alignment",
+        "checksums",
+        "frames",
+        "id",
+        "label",
+        "non_finite",
+        "parts",
+        "tallies",
+        "timed",
+        "video",
+        "words",
+    )
 
-    def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None) -> None:
+    def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None, several: bool) -> None:
         self.id: str = _typed(entry["id"], str)
         self.words: tuple[str, ...] = tuple(_typed(entry["words"], list))
         if not set(map(type, self.words)) <= {str}:  # at once: a call for every word is slow
             raise ValueError("a word is not text")
         if not self.words:
             raise ValueError("an example has no words")
-        self.label: float | int | None = entry["label"]
-        if self.label is not None and classes is None:
-            if not math.isfinite(_typed(self.label, int, float)):
-                raise ValueError(f"a label is {self.label}")
-        elif self.label is not None and not 0 <= _typed(self.label, int) < (classes or 0):
-            raise ValueError(f"a label is {self.label}, but there are {classes} classes")
+        self.label: Label | None = None if entry["label"] is None else _label(entry["label"], classes, several)
         self.alignment = _alignment(entry)
         self.frames = _Ranges(*(_Range(begins[modality], _count(entry[modality])) for modality in MODALITIES))
         self.timed = _typed(entry.get("timed", False), bool)
@@ -171,7 +184,27 @@ class _Line:
         self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
         self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
         self.tallies: dict[str, int] | None = _counts(entry["tallies"]) if "tallies" in entry else None
+        self.checksums: dict[str, int] = _counts(entry.get("crc32", {}))  # of the frames' bytes, by modality
         self.parts: dict[str, int] | None = _counts(entry["parts"]) if "parts" in entry else None
+
+
+def _label(value: Any, classes: int | None, several: bool) -> Label:
+    """A label as `convert` writes it.
+
+    Raises:
+        ValueError: It is of another type or out of range.
+    """
+    if several:
+        present = tuple(_count(one) for one in _typed(value, list))
+        if len(present) != classes or not set(present) <= {0, 1}:
+            raise ValueError(f"a label is not {classes} of 0 and 1")
+        return present
+    if classes is None:
+        if not math.isfinite(_typed(value, int, float)):
+            raise ValueError(f"a label is {value}")
+    elif not 0 <= _typed(value, int) < classes:
+        raise ValueError(f"a label is {value}, but there are {classes} classes")
+    return value
 
 
 def _alignment(entry: dict[str, Any]) -> Alignment:
@@ -275,6 +308,7 @@ def open_converted(request: DataRequest) -> Corpus:
         acoustic_size=stored.widths["acoustic"],
         report=report,
         classes=stored.classes if request.labels else None,
+        several=stored.several and request.labels,
         standardise=stored.standardise,
         statistics=statistics if split_of is None else None,
     )
@@ -295,6 +329,7 @@ class _Stored:
         self.name, self.standardise = _typed(manifest["name"], str), _typed(manifest["standardise"], bool)
         classes = manifest["classes"]
         self.classes = None if classes is None else tuple(_typed(one, str) for one in _typed(classes, list))
+        self.several = _typed(manifest.get("several", False), bool)
         self.report = _report(manifest["report"])
         self.widths = {modality: int(self.report.widths.get(modality, 0)) for modality in MODALITIES}
         self.timed = _typed(manifest.get("timed", False), bool)
@@ -325,7 +360,7 @@ class _Stored:
         with (path / EXAMPLES).open(encoding="utf-8") as lines:
             for text in lines:
                 entry = _parse(text)
-                line = _Line(entry, begins, None if self.classes is None else len(self.classes))
+                line = _Line(entry, begins, None if self.classes is None else len(self.classes), self.several)
                 if line.timed and not self.timed:
                     raise ValueError("a line has the words of frames, the folder has not")
                 if not labels:

@@ -13,14 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from cmsbert_fast.data.align import Track
-from cmsbert_fast.data.example import DataError, Example
+from cmsbert_fast.data.example import DataError, Example, Label
 from cmsbert_fast.data.folds import ALL, NO_FOLD, folds_of, video_of
-from cmsbert_fast.data.labels import MOSEI_LABELS
+from cmsbert_fast.data.labels import MOSEI_LABELS, LabelChoice, choice_of
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source
 from cmsbert_fast.data.streams.assignment import Assignment
-from cmsbert_fast.data.streams.csd import CsdStream
 from cmsbert_fast.data.streams.cutting import Place, words_within
 from cmsbert_fast.data.streams.frames import FrameReader
 from cmsbert_fast.data.text import whole
@@ -51,6 +50,8 @@ def csd_folder_source(folder: Path, request: DataRequest) -> Source:
         groups=list(reader.groups),
         read=reader.read,
         notes=reader.notes,
+        classes=reader.choice.classes if request.labels else None,
+        several=reader.choice.several and request.labels,
         budget=reader.budget,
         by_video=True,
     )
@@ -70,16 +71,13 @@ class _Reader:
     """Reads the entries of one video after the other."""
 
     def __init__(self, folder: Path, request: DataRequest) -> None:
-        column = request.label.lower() if request.label is not None else MOSEI_LABELS[0]
-        known = column in MOSEI_LABELS or column.isdecimal()
-        self._column = column if known else MOSEI_LABELS[0]
-        assignment = Assignment(
-            folder, request.visual, request.acoustic, request.words, None if known else request.label
-        )
+        choice = _choice(folder, request.label)
+        assignment = Assignment(folder, request.visual, request.acoustic, request.words, choice.stream)
         if assignment.words is None:
             raise DataError(f"Name the stream of words with --words NAME: {folder.name} has none that is called so.")
         self._words, self._cut_by = assignment.words, assignment.labels
         self._labels = request.labels
+        self.choice = LabelChoice(choice.stream, choice.columns or MOSEI_LABELS[:1])
         if self._labels and self._cut_by is None:
             raise DataError(
                 f"Add the label stream (.csd), or a table segments.tsv (id, split, start, stop, label, text), to "
@@ -148,7 +146,7 @@ class _Reader:
         for name, split, value, (start, stop) in zip(names, splits, values, intervals, strict=True):
             if split is None:
                 continue
-            example = self._example(name, entry, (float(start), float(stop)), float(value), report)
+            example = self._example(name, entry, (float(start), float(stop)), value, report)
             if example is not None:
                 self.budget.see(example)
                 yield split, example
@@ -168,9 +166,9 @@ class _Reader:
             return False
         return True
 
-    def _segments(self, entry: _Entry, scores: Track | None, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Start and stop (count, 2) of the segments of an entry, and their labels (count,), NaN where unknown."""
-        values = np.full(count, np.nan)
+    def _segments(self, entry: _Entry, scores: Track | None, count: int) -> tuple[np.ndarray, Sequence[Label | None]]:
+        """Start and stop (count, 2) of the segments of an entry, and their labels, None where unknown."""
+        values: list[Label | None] = [None] * count
         if scores is None or self._cut_by is None:
             times = entry.times
             return np.array([[times.min(initial=np.inf), times.max(initial=-np.inf)]]), values
@@ -178,11 +176,12 @@ class _Reader:
         if _ENTRY.fullmatch(entry.key) and count != 1:
             raise DataError(f"Repair {self._cut_by.name}: {entry.key} is one segment but has {count} labels.")
         if self._labels:
-            values = _column(scores.features, self._column, self._cut_by)
+            where = f"{entry.key} of {self._cut_by.name}"
+            values = [self.choice.labels_of(row, where) for row in scores.features]
         return scores.intervals, values
 
     def _example(
-        self, name: str, entry: _Entry, span: tuple[float, float], label: float, report: ReadReport
+        self, name: str, entry: _Entry, span: tuple[float, float], label: Label | None, report: ReadReport
     ) -> Example | None:
         if entry.entire:
             spoken, times = entry.words, entry.times
@@ -192,20 +191,15 @@ class _Reader:
         if not spoken:
             report.drop("no word is spoken in it")
             return None
-        if self._labels and not np.isfinite(label):
+        if self._labels and label is None:
             report.drop("its label is not a number")
             return None
         frames = self._frames.read(Place(entry.key, entry.video, span), times, report)
-        return Example(name, tuple(spoken), label if self._labels else None, *frames)
+        return Example(name, tuple(spoken), label, *frames)
 
 
-def _column(features: np.ndarray, name: str, labels: CsdStream) -> np.ndarray:
-    """The labels of a video, from a column by number or by its name in MOSEI."""
-    width = features.shape[1]
-    if name.isdecimal() and int(name) < width:
-        return features[:, int(name)]
-    if width == 1 and name == MOSEI_LABELS[0]:
-        return features[:, 0]
-    if width == len(MOSEI_LABELS) and name in MOSEI_LABELS:
-        return features[:, MOSEI_LABELS.index(name)]
-    raise DataError(f"Choose one of the {width} columns of {labels.name} by its number, --label 0 to {width - 1}.")
+def _choice(folder: Path, label: str | None) -> LabelChoice:
+    """What a label names; a stream of exactly that name comes before a column of another."""
+    if label is not None and (folder / f"{label}.csd").is_file():
+        return LabelChoice(label)
+    return choice_of(label)

@@ -12,8 +12,8 @@ import numpy as np
 
 from cmsbert_fast.data.example import DataError, Example
 from cmsbert_fast.data.folds import split_name
-from cmsbert_fast.data.labels import MOSEI_LABELS
-from cmsbert_fast.data.pickled import Parts, example_of, rows_of, score_of, unpack
+from cmsbert_fast.data.labels import MOSEI_LABELS, LabelChoice, choice_of
+from cmsbert_fast.data.pickled import Parts, example_of, label_of, rows_of, unpack
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source
@@ -47,12 +47,14 @@ def recognise(root: Any) -> bool:
 
 
 def misa_source(path: Path, files: dict[str, Path], request: DataRequest) -> Source:
-    """The examples of MISA's three files; the label asked for is a column of MOSEI's labels, by name or number.
+    """The examples of MISA's three files; the label asked for is a column of MOSEI's labels, or several.
+
+    Labels of seven columns are sentiment and six emotions, those of six the emotions.
 
     Raises:
         DataError: There is no such label.
     """
-    column, labels = _column(request.label), request.labels
+    choice, labels = _choice(request.label), request.labels
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         root = pickles.load(files[split])
@@ -63,14 +65,14 @@ def misa_source(path: Path, files: dict[str, Path], request: DataRequest) -> Sou
             where = f"{files[split].name}[{number}]"
             features, value, segment = unpack(item, (4, 6), where)
             _, visual, acoustic, words = features[:4]
-            score = score_of(value, where, column) if labels else None
-            if len(features) == 6 and (score is not None or not labels):  # what is dropped is not looked at
+            label = label_of(value, where, choice) if labels else None
+            if len(features) == 6 and (label is not None or not labels):  # what is dropped is not looked at
                 visual, acoustic = (
                     _cut(rows, length, where, reading)
                     for rows, length in zip((visual, acoustic), features[4:], strict=True)
                 )
             parts = Parts(where, segment, words, visual, acoustic)
-            example = example_of(parts, score, labels, reading, report)
+            example = example_of(parts, label, labels, reading, report)
             if example is not None:
                 yield split_name(split), example
 
@@ -81,19 +83,18 @@ def misa_source(path: Path, files: dict[str, Path], request: DataRequest) -> Sou
         files=list(files.values()),
         groups=list(files),
         read=read,
+        classes=choice.classes if labels else None,
+        several=choice.several and labels,
         budget=Budget(sum(map(limit_of, files.values()))),
     )
 
 
-def _column(label: str | None) -> int | None:
-    """The column that a label names; None where none is named."""
-    if label is None:
-        return None
-    if label.isdecimal():
-        return int(label)
-    if label.lower() not in MOSEI_LABELS:
+def _choice(label: str | None) -> LabelChoice:
+    """The columns that a label names."""
+    choice = choice_of(label)
+    if choice.stream is not None:
         raise DataError(f"Choose the label among {', '.join(MOSEI_LABELS)} or by its number: {label!r} is neither.")
-    return MOSEI_LABELS.index(label.lower())
+    return choice
 
 
 def _cut(value: Any, length: Any, where: str, reading: content.Reading) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from cmsbert_fast.data.folds import COLUMN, Rotation
 from cmsbert_fast.data.labels import class_names
 from cmsbert_fast.data.request import DataRequest
-from cmsbert_fast.data.segment_table import Segment
+from cmsbert_fast.data.segment_table import Segment, several_columns
 from cmsbert_fast.data.source import Source
 from cmsbert_fast.data.streams.segment_reader import Selection, table_source
 
@@ -22,8 +22,15 @@ def segments_source(table: Path, segments: list[Segment], request: DataRequest) 
     Raises:
         DataError: Labels are neither all numbers nor all names, or which stream serves what cannot be told.
     """
-    classes = class_names([segment.label for segment in segments], table.name) if request.labels else None
-    selection = Selection("table of segments", segments, classes, _column_of_folds(segments))
+    classes, several = None, False
+    if request.labels:
+        labels = [segment.label for segment in segments]
+        several = any(isinstance(label, tuple) for label in labels)
+        if several:
+            classes = tuple(several_columns(request.label or ""))
+        else:
+            classes = class_names([label for label in labels if not isinstance(label, tuple)], table.name)
+    selection = Selection("table of segments", segments, classes, _column_of_folds(segments), several=several)
     return table_source(table, selection, request)
 
 

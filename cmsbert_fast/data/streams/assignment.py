@@ -10,6 +10,9 @@ from cmsbert_fast.data.streams.feature_files import SUFFIXES, FileStream
 
 Stream = CsdStream | FileStream
 
+# Files that may hold frames but are no streams; recordings (.mp4, .wav) and pictures are none.
+_HOLD_FRAMES = (".npy", ".npz", ".pt", ".pth", ".mat", ".h5", ".hdf5", ".pkl", ".pickle", ".parquet", ".feather")
+
 # The order matters: "TimestampedWordVectors" are embeddings, not words.
 _KINDS = (
     ("ignored", ("wordvector", "glove", "bert", "embedding", "phone", "raw_text", "transcript")),
@@ -35,6 +38,25 @@ def find_streams(folder: Path) -> list[Path]:
     for child in sorted(folder.iterdir()):
         if child.is_dir() and any(p.suffix.lower() in SUFFIXES for p in child.iterdir()):
             found.append(child)
+    return found
+
+
+def unread(folder: Path) -> dict[Path, str]:
+    """What a folder holds that may be frames but cannot be read, and what each has: no stream is left out unsaid."""
+    found, streams = {}, find_streams(folder)
+    for path in sorted(folder.iterdir()):
+        named = kind_of(path.stem) in MODALITIES and not path.name.startswith(".")
+        if path.is_file():
+            if named and path.suffix.lower() in _HOLD_FRAMES:
+                found[path] = f"a single {path.suffix.lower()} file"
+            continue
+        inside = sorted({p.suffix.lower() or "without suffix" for p in path.iterdir() if p.is_file()})
+        if path in streams or not named:
+            inside = [suffix for suffix in inside if suffix in _HOLD_FRAMES and suffix not in SUFFIXES]
+        if inside:
+            found[path] = f"files {', '.join(inside[:5])}"
+        elif named and path not in streams:
+            found[path] = "only folders" if any(path.iterdir()) else "nothing"
     return found
 
 
@@ -75,11 +97,13 @@ class Assignment:
             "words": _names(words),
             "labels": _names(labels),
         }
+        self._unread = unread(folder)
         chosen = {role: self._resolve(role, names) for role, names in asked.items()}
         unknown = [p for p in self._paths if self._kinds[p] is None and p not in self._taken]
         for role in asked:
             if chosen[role] is None:
                 chosen[role] = self._recognise(role)
+                self._check_read(role, chosen[role])
         if unknown and not (asked["visual"] and asked["acoustic"]):
             raise DataError(
                 f"Say what these streams are with --visual NAME or --acoustic NAME (or 'none'): "
@@ -92,6 +116,20 @@ class Assignment:
         self.labels = self._only("labels", chosen["labels"])
         used = {path for found in chosen.values() for path, _ in found or []}
         self.ignored = [path for path in self._paths if path not in used]
+
+    def _check_read(self, role: str, found: list[tuple[Path, float | None]] | None) -> None:
+        """Refuses a set whose only frames of a modality cannot be read; beside others, and recordings, are noted."""
+        for path, why in self._unread.items():
+            holds = any(word in why for word in (*_HOLD_FRAMES, "nothing", "only folders"))
+            if not found and holds and kind_of(path.stem) == role:
+                self._refuse(role, path)
+
+    def _refuse(self, role: str, path: Path) -> None:
+        """Refuses frames that cannot be read."""
+        raise DataError(
+            f"Save the frames of {path.name} in a folder, as a file {', '.join(SUFFIXES)} for each segment or video, "
+            f"or leave them out with --{role} none: it has {self._unread[path]}."
+        )
 
     def _resolve(self, role: str, names: list[str]) -> list[tuple[Path, float | None]] | None:
         if not names:
@@ -110,6 +148,9 @@ class Assignment:
         wanted = Path(stem).name.lower().removesuffix(".csd")
         found = [p for p in self._paths if p.stem.lower() == wanted or p.name.lower() == wanted]
         found = found or [p for p in self._paths if wanted in p.name.lower()]
+        cannot = [p for p in self._unread if p.name.lower() == Path(stem).name.lower()]
+        if not found and cannot:
+            self._refuse(role, cannot[0])
         if len(found) != 1:
             here = ", ".join(p.name for p in self._paths) or "none"
             what = "fits several streams" if found else "is not a stream of this folder"
@@ -123,8 +164,9 @@ class Assignment:
         found = [p for p in self._paths if self._kinds[p] == role and p not in self._taken]
         if len(found) > 1:
             option = {"words": "--words", "labels": "--label"}.get(role, f"--{role}")
+            name = "NAME (or NAME.COLUMN)" if role == "labels" else "NAME"
             raise DataError(
-                f"Choose one {role} stream with {option} NAME: {', '.join(p.name for p in found)} would all do."
+                f"Choose one {role} stream with {option} {name}: {', '.join(p.name for p in found)} would all do."
             )
         return [(path, None) for path in found]
 
@@ -152,5 +194,6 @@ class Assignment:
             notes.append(f"words from {self.words.name}")
         if self.labels is not None:
             notes.append(f"labels from {self.labels.name}")
+        notes += [f"not read: {path.name}, which has {why}" for path, why in self._unread.items()]
         if self.ignored:
             notes.append(f"not used: {', '.join(p.name for p in self.ignored)}")

@@ -1,10 +1,13 @@
-"""Feature files: a folder with one ``.npy`` or ``.csv`` file per segment or per video.
+"""Feature files: a folder with one ``.npy``, ``.npz`` or ``.csv`` file per segment or per video.
 
-``visual/03bSnISJMiM_11.npy`` holds the frames (n, d) of that segment. A file named by the video is cut by time: a csv
+``visual/03bSnISJMiM_11.npy`` holds the frames (n, d) of that segment; a ``.npz`` holds them as its only array, or as
+the one called ``features``. A file named by the video is cut by time: a csv
 then has a column ``timestamp`` (seconds, or ``start`` and ``stop``); to an npy, and a csv without such columns, the
 frame rate gives times, ``NAME@HZ``.
 """
 
+import re
+import zipfile
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -14,8 +17,12 @@ import numpy as np
 from cmsbert_fast.data.align import Track
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.tables import START, STOP, number_of, read_table
+from cmsbert_fast.data.untrusted.limits import FLOOR, RATIO
 
-SUFFIXES = (".npy", ".csv", ".tsv")
+SUFFIXES = (".npy", ".npz", ".csv", ".tsv")
+_FEATURES = "features"  # of several arrays in a .npz
+_ROW_NUMBERS = re.compile(r"(unnamed: 0|index)?")  # names of the first column where pandas wrote its index
+_COUNTED = 3  # rows from which a first column 0, 1, 2, ... without a name is no feature by chance
 _POINT = ("timestamp", "frametime", "time")
 _BOOKKEEPING = ("frame", "face_id", "name", "confidence", "success", "id")  # OpenFace's and openSMILE's own columns
 
@@ -25,12 +32,47 @@ def _load_npy(path: Path) -> np.ndarray:
         with path.open("rb") as file:  # numpy.load would open archives and pickles too
             if file.read(6) != b"\x93NUMPY":
                 raise ValueError("it is not a .npy file")
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        return _matrix(np.load(path, mmap_mode="r", allow_pickle=False), path)
+    except DataError:
+        raise
     except Exception as error:  # numpy reads the header with Python's own parser, which raises many kinds
         raise DataError(
             f"Save {path.name} again with numpy.save (no object arrays): it cannot be read "
             f"({type(error).__name__}: {str(error)[:200]})."
         ) from error
+
+
+def _load_npz(path: Path) -> np.ndarray:
+    """The frames of an archive; no more is unpacked than its size warrants."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [entry.filename.removesuffix(".npy") for entry in archive.infolist()]
+            sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}
+        name = _FEATURES if _FEATURES in names else names[0] if len(names) == 1 else None
+        if name is None:
+            raise DataError(
+                f"Save {path.name} with the frames as its only array or as {_FEATURES!r}: it has {len(names)} "
+                f"({', '.join(names)[:200]})."
+            )
+        if sizes[name] > RATIO * path.stat().st_size + FLOOR:
+            raise DataError(f"Do not use {path.name}: its frames are many times larger than it is.")
+        with np.load(path, allow_pickle=False) as arrays:
+            return _matrix(arrays[name], path)
+    except DataError:
+        raise
+    except Exception as error:  # zip, zlib and numpy raise many kinds
+        raise DataError(
+            f"Save {path.name} again with numpy.savez (no object arrays): it cannot be read "
+            f"({type(error).__name__}: {str(error)[:200]})."
+        ) from error
+
+
+def _matrix(values: object, path: Path) -> np.ndarray:
+    """An array of a file as (frames, features).
+
+    Raises:
+        DataError: It has another form, or holds no numbers.
+    """
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         raise DataError(f"Save {path.name} again as an array of numbers.")
     if values.ndim == 1:
@@ -86,7 +128,11 @@ def _load_csv(path: Path) -> tuple[Track, set[str]]:
     if len(faces) > 1:
         raise DataError(f"Keep the rows of one face in {path.name}: its column face_id names {len(faces)}.")
     features = np.array(numbers, dtype=np.float64).reshape(len(numbers), len(columns))
+    numbered = _numbered(features, header, columns, path)
+    features = features[:, 1:] if numbered else features
     left_out = {name for name in header if name in _BOOKKEEPING}
+    if numbered:
+        left_out.add(f"{header[0]} (row numbers)".strip())
     if not times:
         return Track(features, None), left_out
     marks = np.array(times, dtype=np.float64)
@@ -97,6 +143,30 @@ def _load_csv(path: Path) -> tuple[Track, set[str]]:
     step = float(np.median(np.diff(marks[:, 0]))) if len(marks) > 1 else 0.0
     stops = np.append(marks[1:], marks[-1:] + step, axis=0)
     return Track(features, np.concatenate([marks, stops], axis=1)), left_out
+
+
+def _numbered(features: np.ndarray, header: list[str], columns: list[int], path: Path) -> bool:
+    """Whether the first column of a csv holds row numbers, as pandas writes them, and no feature.
+
+    Raises:
+        DataError: It has no name and cannot be told from a feature, or there is no other column.
+    """
+    if columns[0] != 0 or not _ROW_NUMBERS.fullmatch(header[0]):
+        return False
+    first, headed = features[:, 0], any(header)
+    counts = bool((np.diff(first) == 1).all()) and bool((first == np.rint(first)).all())
+    if not headed:  # no header at all: any column may count by chance in two rows
+        if counts and len(first) >= _COUNTED and first[0] in (0, 1):
+            raise DataError(
+                f"Give {path.name} a header line, or remove its first column: it counts "
+                f"{first[0]:g}, {first[1]:g}, {first[2]:g}, ... and seems to be no feature."
+            )
+        return False
+    if not header[0] and not counts:
+        raise DataError(f"Give the first column of {path.name} a name: it has none, and does not number the rows.")
+    if counts and len(columns) == 1:
+        raise DataError(f"Give {path.name} a column of features: it has only row numbers.")
+    return counts
 
 
 class FileStream:
@@ -141,8 +211,9 @@ class FileStream:
             DataError: The file does not hold (frames, features) of numbers.
         """
         path = self._files[key]
-        if path.suffix.lower() == ".npy":
-            track = Track(_load_npy(path), None)
+        suffix = path.suffix.lower()
+        if suffix in (".npy", ".npz"):
+            track = Track(_load_npy(path) if suffix == ".npy" else _load_npz(path), None)
         else:
             track, left_out = _load_csv(path)
             self.left_out |= left_out

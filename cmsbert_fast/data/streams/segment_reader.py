@@ -34,6 +34,7 @@ class Selection:
         classes: Names of the classes that labels name; None for scores.
         rotations: Its own folds by name, the default first.
         dropped: Segments that are left out already, by reason.
+        several: Whether a segment may have several of the classes at once.
     """
 
     format: str
@@ -41,6 +42,7 @@ class Selection:
     classes: tuple[str, ...] | None
     rotations: Mapping[str, Rotation]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    several: bool = False
 
 
 def table_source(table: Path, selection: Selection, request: DataRequest) -> Source:
@@ -60,6 +62,7 @@ def table_source(table: Path, selection: Selection, request: DataRequest) -> Sou
         read=reader.read,
         notes=reader.notes,
         classes=selection.classes,
+        several=selection.several,
         budget=reader.budget,
         by_video=True,
         rotations={} if from_file else selection.rotations,  # of what a file names, which may be less than all

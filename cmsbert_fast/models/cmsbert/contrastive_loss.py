@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -21,11 +22,13 @@ def contrastive_loss(
     Args:
         embeds: z_m, each (n, d): "linguistic_embeds", "visual_embeds", "acoustic_embeds", without those of missing
             modalities; other entries are ignored.
-        labels: (n,).
+        labels: (n,), or (n, K) for several labels at once: the same ones are the same class (Eq. 23).
         config: The model's configuration.
         group: As in :func:`~cmsbert_fast.ops.contrastive.api.pairwise_contrastive_loss`.
         backend: None = ``config.backend``.
     """
+    if labels.dim() == 2:
+        labels = (labels.long() * 2 ** torch.arange(labels.shape[1], device=labels.device)).sum(dim=1)
     return pairwise_contrastive_loss(
         embeds.get("linguistic_embeds"),
         embeds.get("visual_embeds"),

@@ -1,5 +1,6 @@
 """nu, the weight of the contrastive loss, and how training updates it (Eq. 21, 22)."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,3 +54,14 @@ class ContrastiveWeight:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._initial = state["initial"]
+
+
+def warn_that_nu_stays() -> None:
+    """Warns of training with a constant nu, which is another objective."""
+    warnings.warn(
+        "Nothing updates nu, the weight of the contrastive loss: it stays what it is, 1 in a new model, and does not "
+        "follow Eq. 21 and 22. With Hugging Face's Trainer: "
+        "trainer.add_callback(cmsbert_fast.ContrastiveWeightCallback(trainer)); in a loop of your own: "
+        "model.training_state(count).",
+        stacklevel=3,
+    )

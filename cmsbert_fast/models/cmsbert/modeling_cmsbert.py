@@ -19,7 +19,7 @@ from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
 from cmsbert_fast.models.cmsbert.contrastive_loss import contrastive_loss
-from cmsbert_fast.models.cmsbert.contrastive_weight import ContrastiveWeight
+from cmsbert_fast.models.cmsbert.contrastive_weight import ContrastiveWeight, warn_that_nu_stays
 from cmsbert_fast.models.cmsbert.outputs import CMSBertClassifierOutput, CMSBertOutput, Encoding
 from cmsbert_fast.models.inputs import Batch, Frames, Inputs, PackedInputs, pack
 from cmsbert_fast.models.layers import Fusion, Projector, init_as_torch
@@ -236,6 +236,10 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 1
+        if self.num_labels == 1:
+            config.problem_type = "regression"  # or Hugging Face's pipeline prints a sigmoid of the score
+        elif config.problem_type == "regression":  # of a checkpoint with another number of labels
+            config.problem_type = None
         self.bert = CMSBertModel(config)
 
     def from_bert(self, name: str) -> bool:
@@ -278,7 +282,8 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
         """Predicts a score or a class; inputs as in :meth:`CMSBertModel.forward`.
 
         Args:
-            labels: (B,); scores for ``num_labels=1``, class indices otherwise.
+            labels: (B,); scores for ``num_labels=1``, class indices otherwise. (B, num_labels) for several labels at
+                once: 1 and 0, floating point.
         """
         inputs = self.bert.pack(
             Inputs(input_ids, attention_mask, token_type_ids, visual, acoustic, visual_mask, acoustic_mask, **packed)
@@ -338,6 +343,7 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
         )
         use_cheap_dropout(self.fusion, config)
         self.register_buffer("nu", torch.ones(()))
+        self._nu_follows = False  # whether a training state was asked for
         self.post_init()
 
     @torch.no_grad()
@@ -362,10 +368,14 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
         self, rows: Mapping[str, Tensor], labels: Tensor, group: "dist.ProcessGroup | None" = None
     ) -> dict[str, LossTerm]:
         """l_con with the weight nu (Eq. 20)."""
+        if self.training and not self._nu_follows and not torch.compiler.is_compiling():
+            self._nu_follows = True  # says it once
+            warn_that_nu_stays()
         return {"contrastive": LossTerm(contrastive_loss(rows, labels, self.config, group), self.nu, per_row=False)}
 
     def training_state(self, count: int, *, momentum: float | None = 0.9, **options: Any) -> ContrastiveWeight:
         """nu; ``momentum`` is alpha of Eq. 21, None = no EMA."""
+        self._nu_follows = True
         return ContrastiveWeight(self.nu, momentum)
 
 

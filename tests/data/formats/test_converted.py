@@ -32,6 +32,26 @@ def test_frames_stay_on_disk(files: Any, tmp_path: Path) -> None:
         corpus.splits["train"][99]
 
 
+def test_a_flipped_bit_of_a_frame_is_noticed(files: Any, tmp_path: Path) -> None:
+    """A finite value stays finite: only the checksum tells."""
+    convert.convert(open_source(write("mag", files)), tmp_path / "c")
+    path = tmp_path / "c" / "acoustic.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1  # the lowest bit of the last number
+    path.write_bytes(content)
+    corpus = read_corpus(tmp_path / "c")
+    *others, last = (e.id for split in corpus.splits.values() for e in outlines(split))
+    with pytest.raises(DataError, match=f"the acoustic frames of '{last}' are damaged".replace("[", r"\[")):
+        corpus.splits["test"][-1]
+    assert corpus.splits["test"][0].id in others
+    assert read_corpus(tmp_path / "c", acoustic="none").splits["test"][-1].id == last
+    # What was converted before there were checksums has none.
+    lines = (tmp_path / "c" / "examples.jsonl").read_text().splitlines()
+    bare = [json.dumps({k: v for k, v in json.loads(line).items() if k != "crc32"}) for line in lines]
+    (tmp_path / "c" / "examples.jsonl").write_text("\n".join(bare) + "\n")
+    assert read_corpus(tmp_path / "c").splits["test"][-1].id == last
+
+
 def test_a_start_of_training_reads_no_more_frames_than_it_must(
     files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,30 @@ def test_a_set_is_aligned_to_words(mosei: Any) -> None:
     assert "CMU_MOSEI_TimestampedWordVectors.csd" in str(corpus.report)
 
 
+def test_a_column_of_one_of_two_label_streams(mosei: Any) -> None:
+    columns = (10 + np.arange(12, dtype=np.float32).reshape(2, 6), [[0, 3], [3, 6.0]])
+    mosei.csd("Emotion.v2", "All Labels", {"vid_A": columns, "-vid3": (np.zeros((1, 6)), [[0, 5]])})
+    with pytest.raises(DataError, match=r"--label NAME \(or NAME.COLUMN\)"):
+        read_corpus(mosei.folder)
+    for label, expected in {
+        "CMU_MOSEI_Labels": 0.0,
+        "CMU_MOSEI_Labels.anger": 3.0,
+        "cmu_mosei_labels.csd.3": 3.0,
+        "Emotion.v2.anger": 12.0,
+        "Emotion.v2.0": 10.0,
+    }.items():
+        found = {e.id: e.label for e in read_corpus(mosei.folder, label=label).splits["all"]}
+        assert found["vid_A[0]"] == expected, label
+    with pytest.raises(DataError, match=r"--label Emotion.v2.0 to 5 \(or happy, .*has no label 'sentiment'"):
+        read_corpus(mosei.folder, label="Emotion.v2.sentiment")
+    with pytest.raises(DataError, match=r"--label Emotion.v2.0 to 5 \(or happy"):
+        read_corpus(mosei.folder, label="Emotion.v2")
+    several = read_corpus(mosei.folder, label="Emotion.v2.sad,fear")
+    assert several.classes == ("sad", "fear")
+    found = {e.id: e.label for e in several.splits["all"]}
+    assert (found["vid_A[0]"], found["-vid3[0]"]) == ((1, 1), (0, 0))
+
+
 def test_folds_may_name_utterances(mosei: Any) -> None:
     folds = mosei.folder.parent / "folds.json"
     folds.write_text('{"train": ["vid_A[0]"], "test": ["vid_A[1]"]}')

@@ -130,6 +130,20 @@ def test_tables_of_every_kind(files: Any) -> None:
     assert read_corpus(files.folder).splits["all"][0].words == ("say", '"hi')
 
 
+def test_several_columns_are_several_labels_at_once(files: Any) -> None:
+    path = files.folder / "emotions.csv"
+    path.write_text("id,text,happy,sad,note\na,hello,0.5,0,x\nb,hi,0,3,x\nc,ho,,0,x\nd,hm,0,0,x\n")
+    corpus = read_corpus(path, label="sad,happy")
+    assert (corpus.classes, corpus.several) == (("sad", "happy"), True)
+    assert [e.label for e in corpus.splits["all"]] == [(0, 1), (1, 0), None, (0, 0)]
+    bare = read_corpus(path, label="sad,happy", labels=False)
+    assert (bare.classes, bare.several, bare.splits["all"][0].label) == (None, False, None)
+    assert [e.label for e in read_corpus(path, label="sad").splits["all"]] == [0.0, 3.0, 0.0, 0.0]
+    for label, message in (("sad,angry", "'angry' is not among"), ("sad,note", "0 where absent: line 2")):
+        with pytest.raises(DataError, match=message):
+            read_corpus(path, label=label)
+
+
 def test_mmsas_own_table(files: Any) -> None:
     (files.folder / "label.csv").write_text(
         "video_id,clip_id,text,label,annotation,mode\nabc,3,HI YOU,-1.0,Negative,train\n"

@@ -59,6 +59,43 @@ def test_misa_emotions_are_columns(files: Any) -> None:
         read_corpus(files.folder, label="envy")
 
 
+def test_misa_labels_of_six_columns_are_emotions(files: Any) -> None:
+    """Labels of six columns have no sentiment; by the names of seven each would be its neighbour."""
+    root = files.misa(columns=6)
+    for split, content in root.items():
+        files.pickle(f"{split}.pkl", content)
+    for number, name in enumerate(("happy", "sad", "anger", "surprise", "disgust", "fear")):
+        for label in (name, str(number)):
+            found = read_corpus(files.folder, label=label).splits["train"]
+            assert [e.label for e in found] == [float(label[0, number]) for _, label, _ in root["train"]]
+    for label in ("sentiment", "6", None):
+        with pytest.raises(DataError, match=r"--label 0 to 5 \(or happy, sad, .* with commas\)"):
+            read_corpus(files.folder, label=label)
+
+
+@pytest.mark.parametrize("columns", [6, 7])
+def test_misa_emotions_at_once(files: Any, columns: int) -> None:
+    root = files.misa(columns=columns)
+    emotions = columns - 6
+    for split, content in root.items():
+        for _, label, _ in content:
+            label[:] = np.maximum(label, 0)
+        files.pickle(f"{split}.pkl", content)
+    corpus = read_corpus(files.folder, label="emotions")
+    assert (corpus.several, corpus.classes) == (True, ("happy", "sad", "anger", "surprise", "disgust", "fear"))
+    for example, (_, label, _) in zip(corpus.splits["train"], root["train"], strict=True):
+        assert example.label == tuple(int(value > 0) for value in label[0, emotions:])
+    chosen = read_corpus(files.folder, label="fear, happy")
+    assert chosen.classes == ("fear", "happy")
+    assert chosen.splits["train"][0].label == tuple(int(root["train"][0][1][0, emotions + k] > 0) for k in (5, 0))
+    root["train"][0][1][0, -1] = -1
+    files.pickle("train.pkl", root["train"])
+    with pytest.raises(DataError, match=r"train.pkl\[0\] has a negative value"):
+        read_corpus(files.folder, label="emotions")
+    bare = read_corpus(files.folder, label="emotions", labels=False)
+    assert (bare.several, bare.classes, bare.splits["train"][0].label) == (False, None, None)
+
+
 def test_ur_funny(files: Any) -> None:
     root = files.funny()
     corpus = read_corpus(files.pickle("ur_funny.pkl", root))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data.streams import feature_files
 from tests.data.sources import ROWS
 
 
@@ -137,8 +138,63 @@ def test_columns_of_a_csv(files: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "frames", "named"),
+    [
+        (",f0,f1\n0,5,6\n1,7,8\n2,9,9\n", [[5, 6], [7, 8], [9, 9]], "(row numbers)"),  # DataFrame.to_csv
+        (",0,1\n7,5,6\n8,7,8\n", [[5, 6], [7, 8]], "(row numbers)"),  # of a slice
+        (",f0\n0,5\n", [[5]], "(row numbers)"),
+        ("Unnamed: 0,f0\n0,5\n1,6\n", [[5], [6]], "unnamed: 0 (row numbers)"),  # read and written again
+        ("index,f0\n0,5\n1,6\n", [[5], [6]], "index (row numbers)"),  # reset_index
+        ("index,f0\n0.5,5\n1.5,6\n", [[0.5, 5], [1.5, 6]], ""),
+        ("f0,f1\n0,5\n1,6\n2,6\n", [[0, 5], [1, 6], [2, 6]], ""),
+        ("0,5\n1,6\n", [[0, 5], [1, 6]], ""),
+    ],
+)
+def test_pandas_row_numbers_are_no_feature(files: Any, content: str, frames: list, named: str) -> None:
+    files.table(ROWS[:1])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / "v1_0.csv").write_text(content)
+    corpus = read_corpus(files.folder)
+    np.testing.assert_array_equal(corpus.splits["train"][0].acoustic, frames)
+    assert ("audio: no features are the columns " + named in str(corpus.report)) == bool(named)
+
+
+def test_frames_in_archives(files: Any) -> None:
+    files.table(ROWS[:2])
+    (files.folder / "visual").mkdir()
+    frames = files.random.normal(size=(3, 4)).astype(np.float32)
+    np.savez(files.folder / "visual" / "v1_0.npz", frames)
+    np.savez_compressed(files.folder / "visual" / "v1_1.npz", features=frames + 1, times=np.arange(3))
+    corpus = read_corpus(files.folder)
+    np.testing.assert_array_equal(corpus.splits["train"][0].visual, frames)
+    np.testing.assert_array_equal(corpus.splits["valid"][0].visual, frames + 1)
+    np.savez(files.folder / "visual" / "v1_0.npz", a=frames, b=frames)
+    with pytest.raises(DataError, match="only array or as 'features': it has 2"):
+        read_corpus(files.folder)
+    np.savez(files.folder / "visual" / "v1_0.npz", np.array([{}], dtype=object))
+    with pytest.raises(DataError, match=r"numpy\.savez \(no object arrays\)"):
+        read_corpus(files.folder)
+    (files.folder / "visual" / "v1_0.npz").write_bytes(b"PK\x03\x04 no archive")
+    with pytest.raises(DataError, match=r"v1_0\.npz again"):
+        read_corpus(files.folder)
+
+
+def test_an_archive_that_inflates_is_refused(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_files, "FLOOR", 1 << 16)
+    files.table(ROWS[:1])
+    (files.folder / "visual").mkdir()
+    np.savez_compressed(files.folder / "visual" / "v1_0.npz", np.zeros((1 << 20, 2)))
+    with pytest.raises(DataError, match="many times larger than it is"):
+        read_corpus(files.folder)
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
+        (",x\n5,1\n3,2\n", "Give the first column of a.csv a name"),
+        (",\n0,\n", "Fill every cell"),
+        ("index\n0\n1\n", "only row numbers"),
+        ("0,7\n1,8\n2,9\n", "Give a.csv a header line, or remove its first column: it counts 0, 1, 2"),
         ("x,y\n1_0,2\n", "Fill every cell"),
         ("frame, face_id, timestamp, x\n1, 0, 0.1, 5\n1, 1, 0.1, 6\n", "rows of one face"),
     ],

@@ -21,7 +21,8 @@ SPLITS = {"2 ranks": (2, 1), "2 ranks, 3 micro-batches": (2, 3), "4 ranks": (4, 
 
 
 def one_step(name: str, ranks: Ranks, parts: int) -> dict[str, Any]:
-    return steps.one_step(system(name), utterances(aligned="word_frames" in needs(name)), parts, ranks)._asdict()
+    batch = utterances("word_frames" in needs(name), "frames_of_words" in needs(name))
+    return steps.one_step(system(name), batch, parts, ranks)._asdict()
 
 
 def rank_main(rank: int, folder: str, world: int) -> None:

@@ -1,0 +1,44 @@
+"""The lock of a run: two processes must not write one log, checkpoint and best model."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cmsbert_fast.training.errors import UsageError, os_reason
+
+FILE_NAME = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the lock of a run's folder. The system releases it when the process ends, however that happens.
+
+    A file system without locks has none: then nothing is checked.
+
+    Raises:
+        UsageError: Another process holds it, or the folder cannot be written.
+    """
+    path = folder / FILE_NAME
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written ({os_reason(error)}); choose another --output.") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 200).decode(errors="replace").strip()
+            raise UsageError(
+                f"Another process{f' ({holder})' if holder.isprintable() and holder else ''} trains in {folder}; wait "
+                "for it or stop it, or choose another --output."
+            ) from None
+        except OSError:
+            pass
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
