@@ -1,6 +1,6 @@
 """The base of the baselines: from inputs, padded or packed, to packed rows of text and frames, and to the task loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ class Baseline(Classifier):
     config: BaselineConfig
     base_model_prefix = "bert"
     _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.", r"^cls\."]  # noqa: RUF012
-    operators = ("attention", "lstm")
+    operators: ClassVar[Sequence[str]] = ("attention", "lstm")
     parameter_groups = ("text", "visual", "acoustic", "other")
     of_words: ClassVar[bool] = False
 
