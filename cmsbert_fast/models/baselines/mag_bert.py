@@ -124,7 +124,7 @@ class MagBertForSequenceClassification(Baseline):
                 of_pieces[name] = frames_of_pieces(values, rows)
         assert self.bert is not None
         hidden = self.bert.read(packed, partial(self.shifted, of_pieces))
-        return Utterances(Text(hidden, packed.tokens.packing), frames, None, packed)
+        return Utterances(Text(hidden, packed.tokens.packing), frames, None, maps, packed)
 
     def shifted(self, frames: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """X' of each piece.
