@@ -69,20 +69,23 @@ class Baseline(Classifier):
         self.num_labels = config.num_labels or 1
         self.modalities = [name for name in MODALITIES if config.frame_sizes[name]]
         self.bert = None if config.text == "vectors" else TextBert(config)
-        self.inputs = (*Inputs._fields, "text_features", *self._more_inputs())
+        self.inputs = (*Inputs._fields, *self._more_inputs())
 
     def post_init(self) -> None:
         """To be called at the end of ``__init__``: initialises what is new, and makes dropout cheap."""
         use_cheap_dropout(self, self.config)
         super().post_init()
+        if self.bert is not None:
+            self.bert.freeze()
 
     @property
     def _reads_words(self) -> bool:
         return self.of_words or self.config.text == "vectors"
 
     def _more_inputs(self) -> list[str]:
-        """The inputs that tell of words, and of their frames or of those of pieces."""
-        names = [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
+        """The features of frozen text, and the inputs that tell of words, and of their frames or of those of pieces."""
+        names = ["text_features"] if self.config.text == "bert-frozen" else []
+        names += [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
         if self._reads_words:
             names += [name for name in WordInputs._fields if name != "word_vectors" or self.config.text == "vectors"]
         return names

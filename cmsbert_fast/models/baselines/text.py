@@ -49,6 +49,8 @@ class TextBert(CMSBertModel):
         """Marks what is not trained. Hugging Face's loading unmarks it."""
         for module in [self] if self.frozen else self.encoder.layer[: self.frozen_layers]:
             module.requires_grad_(False)
+        if self.frozen:
+            self.eval()
 
     def train(self, mode: bool = True) -> "TextBert":
         return super().train(mode and not self.frozen)
