@@ -18,7 +18,7 @@ from cmsbert_fast.models.registry import VARIANTS, class_of_architecture
 from cmsbert_fast.training import checksums
 from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.config import build_config, declared_fields, reads_vectors, saved_config
-from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.errors import UsageError, first_line
 from cmsbert_fast.training.settings import TrainingSettings
 
 LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError)
@@ -107,8 +107,7 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
         model = model_class.from_pretrained(name, dtype=torch.float32, **machine)
         processor = CMSBertProcessor.from_pretrained(name)
     except LOADING_ERRORS as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"{name} cannot be loaded; give an undamaged checkpoint: {first_line}") from None
+        raise UsageError(f"{name} cannot be loaded; give an undamaged checkpoint: {first_line(error)}") from None
     return model.eval(), processor
 
 
@@ -131,8 +130,13 @@ def load_tokenizer(name: str) -> Any:
 
 
 def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Classifier:
+    # The head of a BertForSequenceClassification is called "classifier", as a system's own may be.
+    other_head = not model_class.takes_bert_head and saved_config(name).get("model_type") == "bert"
+    options = dict(config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=other_head)
     try:
-        model, report = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+        model, report = model_class.from_pretrained(name, **options)
+        if any(model.from_bert(key) for key, *_ in report["mismatched_keys"]):
+            raise RuntimeError
     except KeyError as error:  # hidden_act
         raise UsageError(f"The architecture is not possible: {error} is unknown.") from None
     except RuntimeError:
@@ -141,13 +145,15 @@ def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Clas
             "it was trained with, or give another checkpoint."
         ) from None
     except LOADING_ERRORS as error:
-        first_line = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {first_line}"
+            f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {first_line(error)}"
         ) from None
     lacking = sorted(key for key in report["missing_keys"] if model.from_bert(key))
     if lacking:
         raise UsageError(
             f"{name} lacks {len(lacking)} weights of BERT, such as {lacking[0]}; give a BertModel checkpoint."
         )
+    new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if other_head and any(key.startswith("classifier.") and key not in new for key in model.state_dict()):
+        model.classifier.apply(model._init_weights)  # it was taken for the system's own, since the sizes agree
     return model

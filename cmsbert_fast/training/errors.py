@@ -13,6 +13,11 @@ class Interrupted(Exception):
     """The run was asked to stop and has written its checkpoint."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message; its kind where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def os_reason(error: Exception) -> str:
     """The system's reason for an error, without the path."""
     return getattr(error, "strerror", None) or str(error)

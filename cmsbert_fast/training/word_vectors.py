@@ -13,7 +13,7 @@ from cmsbert_fast.data.example import SPLITS, Corpus, outlines
 from cmsbert_fast.data.word_vectors import WordVectors, read_vectors, select
 from cmsbert_fast.training.build import LOADING_ERRORS, load_tokenizer
 from cmsbert_fast.training.config import build_config
-from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.errors import UsageError, first_line
 from cmsbert_fast.training.settings import TrainingSettings
 
 OF_BERT = "bert"  # instead of a file
@@ -63,8 +63,7 @@ def _input_embeddings(name: str) -> torch.Tensor:
     try:
         model = BertModel.from_pretrained(name, add_pooling_layer=False, dtype=torch.float32)
     except LOADING_ERRORS as error:
-        first_line = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {first_line}"
+            f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {first_line(error)}"
         ) from None
     return model.get_input_embeddings().weight.detach()
