@@ -35,12 +35,12 @@ class Draws(NamedTuple):
 
     Attributes:
         value: On the sample itself, the mean over the seeds.
-        count: Number of seeds.
+        runs: Number of seeds.
         both, examples, seeds: Its mean over seeds where both are drawn, or only one of them, (R,).
     """
 
     value: float
-    count: int
+    runs: int
     both: np.ndarray
     examples: np.ndarray
     seeds: np.ndarray
@@ -167,7 +167,7 @@ def spread(a: Draws, b: Draws | None = None) -> np.ndarray:
     if b is not None:
         both, examples, value = both - b.both, examples - b.examples, value - b.value
     of_both, of_examples = float(np.nanvar(both)), float(np.nanvar(examples))
-    of_seeds = [(float(np.nanvar(side.seeds)), side.count) for side in (a, b) if side is not None]
+    of_seeds = [(float(np.nanvar(side.seeds)), side.runs) for side in (a, b) if side is not None]
     together = sum(variance for variance, _ in of_seeds)
     if of_both == 0 or math.isnan(of_both):
         return value + both - both.mean()
@@ -300,7 +300,7 @@ def compare(
         for name in others:
             a, b = seeds[name][metric], seeds[reference][metric]
             wins, wins_interval = superiority(a, b, metric in LOWER_IS_BETTER)
-            clustered = by_cluster and spread(by_cluster[name][metric], by_cluster[reference][metric])
+            clustered = spread(by_cluster[name][metric], by_cluster[reference][metric]) if by_cluster else None
             found[name][metric] = Comparison(
                 difference=float(a.mean() - b.mean()),
                 interval=interval(differences[name]),
