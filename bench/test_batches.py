@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from bench import names
 from bench.workload import ACOUSTIC_SIZE, PADDED_LENGTH, VISUAL_SIZE, draw_lengths, make_config
 from cmsbert_fast import CMSBertForSequenceClassification, CMSBertProcessor
-from cmsbert_fast.data.example import Example
+from cmsbert_fast.data.example import Alignment, Example
 from cmsbert_fast.training.batches import Batches
 
 EXAMPLES, BATCH = 512, 32
@@ -27,7 +27,7 @@ def make_examples() -> list[Example]:
             float(random.uniform(-3, 3)),
             random.normal(size=(length, VISUAL_SIZE)).astype(np.float32),
             random.normal(size=(length, ACOUSTIC_SIZE)).astype(np.float32),
-            True,
+            Alignment.WORDS,
         )
         for k, length in enumerate(np.array(draw_lengths("mosi", EXAMPLES)) - 2)  # [CLS] and [SEP] come on top
     ]

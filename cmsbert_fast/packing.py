@@ -29,6 +29,11 @@ class Packing(NamedTuple):
         """(B,) int32."""
         return self.cu_seqlens.diff()
 
+    @property
+    def on_host(self) -> Tensor:
+        """``cu_seqlens`` on the CPU; waits for the device where ``host_cu_seqlens`` is not known."""
+        return (self.cu_seqlens if self.host_cu_seqlens is None else self.host_cu_seqlens).cpu()
+
 
 def cumulative(lengths: Tensor) -> Tensor:
     """``cu_seqlens``, (B + 1,) int32, from lengths (B,)."""

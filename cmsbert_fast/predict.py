@@ -16,6 +16,7 @@ from cmsbert_fast.data.example import MODALITIES, Corpus, DataError
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.base import Classifier
+from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import load_trained
@@ -23,6 +24,7 @@ from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions, predict
+from cmsbert_fast.training.preflight import frames_have_words
 from cmsbert_fast.training.report import prediction_rows, write_csv
 from cmsbert_fast.training.texts import check_texts
 
@@ -111,8 +113,8 @@ def predict_corpus(
         The predictions, and the model's classes (None for scores).
 
     Raises:
-        UsageError: There is no such split, the model was trained with frames of another size, or a score is not
-            finite.
+        UsageError: There is no such split, the model was trained with frames of another size or reads frames of words,
+            or a score is not finite.
     """
     if split is not None and split not in corpus.splits:
         raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
@@ -121,6 +123,11 @@ def predict_corpus(
     if not examples:
         raise UsageError(f"{corpus.name} has no examples to predict; give data with at least one.")
     _check_width(model.config, corpus)
+    if model.frame_level is not FrameLevel.UTTERANCE and not frames_have_words(corpus, processor.repeat_frames):
+        raise UsageError(
+            f"{corpus.name} does not tell which frames belong to which word, which this model reads; name a stream of "
+            "words with --words."
+        )
     ranks = Ranks(0, 1, device)
     model.to(ranks.device)  # type: ignore[arg-type]
     predictions = predict(model, Batches(examples, processor, model, ranks.device), ranks, batch_size)

@@ -69,6 +69,27 @@ def interval_means(features: np.ndarray, intervals: np.ndarray, targets: np.ndar
     return means, counts
 
 
+def words_of_frames(intervals: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The word during which the middle of each frame falls, or -1 between words.
+
+    Of words that overlap, the one that began last has the frame.
+
+    Args:
+        intervals: (n, 2) start and stop of each frame, in order.
+        times: (m, 2) start and stop of each word, in order.
+
+    Returns:
+        int32 (n,), ascending but for the -1.
+    """
+    if not len(times) or not len(intervals):
+        return np.full(len(intervals), -1, dtype=np.int32)
+    middles = np.maximum.accumulate(intervals.mean(axis=1))
+    starts, stops = np.maximum.accumulate(times, axis=0).T
+    words = np.searchsorted(starts, middles, side="right") - 1
+    within = (words >= 0) & (middles < stops[words])
+    return np.where(within, words, -1).astype(np.int32)
+
+
 def _nested_means(
     features: np.ndarray, order: np.ndarray, stops: np.ndarray, after: np.ndarray, last: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

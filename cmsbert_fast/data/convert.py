@@ -7,6 +7,7 @@ broken off continues from the journal in it.
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 import zlib
@@ -21,14 +22,16 @@ from tqdm import tqdm
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import MODALITIES, DataError, Example
 from cmsbert_fast.data.folds import video_of
-from cmsbert_fast.data.formats.converted import EXAMPLES, MANIFEST, VERSION
+from cmsbert_fast.data.formats.converted import EXAMPLES, MANIFEST, VERSION, words_file
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.source import Counter, Source
 from cmsbert_fast.data.statistics import Moments
 
 _JOURNAL = "journal.json"
 _DRAFTS = [atomic.draft_of(Path(name)).name for name in (_JOURNAL, MANIFEST)]
-_OURS = {MANIFEST, EXAMPLES, _JOURNAL, *_DRAFTS, *(f"{modality}.safetensors" for modality in MODALITIES)}
+_FRAMES = {modality: f"{modality}.safetensors" for modality in MODALITIES}
+_WORDS = {modality: words_file(modality) for modality in MODALITIES}
+_OURS = {MANIFEST, EXAMPLES, _JOURNAL, *_DRAFTS, *_FRAMES.values(), *_WORDS.values()}
 _HEADER = 512  # bytes of a safetensors header; JSON may be padded with spaces
 _EVERY = 5.0  # seconds between two marks from which a conversion can continue
 
@@ -58,6 +61,7 @@ class _Writer:
         self._budget = source.budget
         self.moments = {modality: Moments() for modality in MODALITIES}
         self.done = 0
+        self.timed = False  # whether any example tells the words of its frames
         # Cheap and enough to tell another or an altered source from the one that was begun.
         self._source = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in source.files] + [_choices(source)]
         self._rotations = source.rotations
@@ -79,8 +83,8 @@ class _Writer:
         if journal is None:
             _clear(folder)
             self._note({})  # from here on the folder is known to be ours
-        for name in (*MODALITIES, EXAMPLES):
-            path = folder / (name if name == EXAMPLES else f"{name}.safetensors")
+        for name in (EXAMPLES, *_FRAMES.values(), *_WORDS.values()):
+            path = folder / name
             path.touch()
             file = self.files[name] = path.open("r+b")
             begin = 0 if name == EXAMPLES else 8 + _HEADER
@@ -91,11 +95,12 @@ class _Writer:
 
     def _journal(self) -> dict[str, Any] | None:
         journal = _read_journal(self.folder)
-        known = journal is not None and journal["version"] == VERSION and journal["source"] == self._source
-        return journal if known else None
+        if journal is None or journal["version"] != VERSION or "timed" not in journal:
+            return None
+        return journal if journal["source"] == self._source else None
 
     def _restore(self, journal: dict[str, Any]) -> None:
-        self.done = journal["done"]
+        self.done, self.timed = journal["done"], journal["timed"]
         for name, value in journal["report"].items():
             setattr(self.report, name, value)
         self.moments = {modality: Moments(journal["moments"][modality]) for modality in MODALITIES}
@@ -115,7 +120,9 @@ class _Writer:
         )
         self._before = now
         line: dict[str, Any] = {"id": example.id, "split": split, "label": example.label, "words": example.words}
-        line |= {"aligned": example.aligned}
+        line["alignment"] = example.alignment.value
+        if example.frame_words is not None:
+            line["timed"] = self.timed = True
         if video is not None and video != video_of(example.id):
             line["video"] = video
         if altered:
@@ -129,7 +136,12 @@ class _Writer:
             frames = np.ascontiguousarray(getattr(example, modality), dtype="<f4")
             line[modality] = len(frames)
             line.setdefault("crc32", {})[modality] = zlib.crc32(frames.data)
-            self.files[modality].write(frames.tobytes())
+            self.files[_FRAMES[modality]].write(frames.tobytes())
+            if example.frame_words is None:
+                words = np.full(len(frames), -1, dtype="<i4")
+            else:
+                words = np.ascontiguousarray(getattr(example.frame_words, modality), dtype="<i4")
+            self.files[_WORDS[modality]].write(words.tobytes())
             if split == "train":
                 self.moments[modality].see(frames)
         self.files[EXAMPLES].write(json.dumps(line).encode() + b"\n")
@@ -149,6 +161,7 @@ class _Writer:
             "version": VERSION,
             "source": self._source,
             "done": self.done,
+            "timed": self.timed,
             "sizes": sizes,
             "report": asdict(self.report),
             "moments": {modality: moments.state() for modality, moments in self.moments.items()},
@@ -160,24 +173,19 @@ class _Writer:
         """Write headers and manifest; all that is left is the folder's name."""
         self.counter.finish()
         for modality in MODALITIES:
-            file, width = self.files[modality], self.report.widths.get(modality, 0)
-            if width:
-                count = self.report.frames[modality]
-                header = {"frames": {"dtype": "F32", "shape": [count, width], "data_offsets": [0, 4 * count * width]}}
-                file.seek(0)
-                file.write(_HEADER.to_bytes(8, "little") + json.dumps(header).encode().ljust(_HEADER))
+            width, count = self.report.widths.get(modality, 0), self.report.frames.get(modality, 0)
+            self._finish_file(_FRAMES[modality], ("frames", "F32", [count, width]), bool(width))
+            self._finish_file(_WORDS[modality], ("words", "I32", [count]), bool(width) and self.timed)
         self._sync_files()
         for file in self.files.values():
             file.close()
-        for modality in MODALITIES:
-            if not self.report.widths.get(modality, 0):
-                (self.folder / f"{modality}.safetensors").unlink()
         manifest = {
             "version": VERSION,
             "name": source.name,
             "classes": source.classes,
             "several": source.several,
             "standardise": True,  # no format says otherwise yet
+            "timed": self.timed,
             "report": asdict(self.report),
             "folds": {name: list(rotation.valid) for name, rotation in source.rotations.items()},
             "statistics": {modality: _statistics(self.moments[modality]) for modality in self.report.widths},
@@ -189,6 +197,17 @@ class _Writer:
         }
         text = json.dumps(manifest, indent=1)
         atomic.replace_file(self.folder / MANIFEST, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def _finish_file(self, name: str, tensor: tuple[str, str, list[int]], needed: bool) -> None:
+        """Writes the header of a tensor of 4-byte numbers (name, dtype, shape), or removes its file."""
+        if not needed:
+            self.files.pop(name).close()
+            (self.folder / name).unlink()
+            return
+        what, kind, shape = tensor
+        header = {what: {"dtype": kind, "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}}
+        self.files[name].seek(0)
+        self.files[name].write(_HEADER.to_bytes(8, "little") + json.dumps(header).encode().ljust(_HEADER))
 
     def close(self) -> None:
         for file in self.files.values():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from cmsbert_fast.data.example import Corpus, Example
+from cmsbert_fast.data.example import Corpus, Example, FrameWords
 from cmsbert_fast.data.report import ReadReport
 
 if TYPE_CHECKING:
@@ -191,7 +191,9 @@ def _utterance(rng: np.random.Generator, split: str, number: int) -> Utterance:
     # In fifths, as the mean of five annotators is; integers, so that 0.6 is 0.6 wherever it comes from.
     noisy = sentiment(words, directions) + _LABEL_NOISE * float(_noise(rng, ()))
     label = max(-15, min(15, round(5 * noisy))) / 5
-    example = Example(f"{split}-{number:04d}", tuple(words), label, frames["visual"], frames["acoustic"])
+    both = frames["visual"], frames["acoustic"]
+    spoken = FrameWords(*(frame_times(len(f), len(words)).astype(np.int32) for f in both))
+    example = Example(f"{split}-{number:04d}", tuple(words), label, *both, frame_words=spoken)
     return Utterance(example, pairs, directions, tuple(events))
 
 

@@ -1,7 +1,8 @@
 """An utterance as every reader delivers it, and the corpus it belongs to."""
 
+import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,21 @@ class DataError(Exception):
         return printable(super().__str__())  # names in it are untrusted
 
 
+class Alignment(enum.Enum):
+    """To which part of the text a frame of an example belongs, by its number."""
+
+    NONE = "none"  # frames have a clock of their own
+    WORDS = "words"  # frame k belongs to word k
+    PIECES = "pieces"  # frame k belongs to word piece k of the source's tokenizer, counted without [CLS] and [SEP]
+
+
+class FrameWords(NamedTuple):
+    """The word that each frame belongs to: int32 (N_m,), ascending, -1 at frames between words."""
+
+    visual: np.ndarray
+    acoustic: np.ndarray
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One utterance, without padding.
@@ -32,7 +48,9 @@ class Example:
             it is unknown (prediction).
         visual: Frames of the face, float32 (N_v, d_v); N_v may be 0.
         acoustic: Frames of the voice, float32 (N_a, d_a); N_a may be 0.
-        aligned: Whether frame k of each modality belongs to word k (then N_v, N_a are 0 or the number of words).
+        alignment: What frame k of each modality belongs to. WORDS: N_v, N_a are 0 or the number of words. PIECES: they
+            are 0 or the number of word pieces, or less where the source cut a long text.
+        frame_words: The word of each frame where words have any number of frames; None where that is not known.
     """
 
     id: str
@@ -40,18 +58,23 @@ class Example:
     label: Label | None
     visual: np.ndarray
     acoustic: np.ndarray
-    aligned: bool = False
+    alignment: Alignment = Alignment.NONE
+    frame_words: FrameWords | None = None
 
 
 class Outline(NamedTuple):
-    """An example without its frames; ``visual`` and ``acoustic`` are numbers of frames."""
+    """An example without its frames; ``visual`` and ``acoustic`` are numbers of frames.
+
+    ``timed``: whether it has ``frame_words``.
+    """
 
     id: str
     words: tuple[str, ...]
     label: Label | None
-    aligned: bool
+    alignment: Alignment
     visual: int
     acoustic: int
+    timed: bool = False
 
 
 def outlines(examples: Sequence[Example]) -> Iterable[Outline]:
@@ -59,7 +82,10 @@ def outlines(examples: Sequence[Example]) -> Iterable[Outline]:
     known = getattr(examples, "outlines", None)
     if known is not None:
         return known()
-    return (Outline(e.id, e.words, e.label, e.aligned, len(e.visual), len(e.acoustic)) for e in examples)
+    return (
+        Outline(e.id, e.words, e.label, e.alignment, len(e.visual), len(e.acoustic), e.frame_words is not None)
+        for e in examples
+    )
 
 
 def frames_of(values: np.ndarray, modality: str, report: ReadReport) -> np.ndarray:
@@ -71,6 +97,14 @@ def frames_of(values: np.ndarray, modality: str, report: ReadReport) -> np.ndarr
         report.non_finite[modality] = report.non_finite.get(modality, 0) + int(finite.size - np.count_nonzero(finite))
         frames[~finite] = 0.0
     return frames
+
+
+def with_frames(example: Example, visual: np.ndarray, acoustic: np.ndarray) -> Example:
+    """The example with each modality's own frames, or with none of that modality."""
+    words = example.frame_words
+    if words is not None:
+        words = FrameWords(words.visual[: len(visual)], words.acoustic[: len(acoustic)])
+    return replace(example, visual=visual, acoustic=acoustic, frame_words=words)
 
 
 def no_frames(width: int = 0) -> np.ndarray:

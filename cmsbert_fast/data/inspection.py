@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cmsbert_fast import atomic
-from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, outlines
+from cmsbert_fast.data.example import MODALITIES, Alignment, Corpus, DataError, Example, Outline, outlines
 from cmsbert_fast.data.task import labels_of, warnings_of
 from cmsbert_fast.data.text import printable
 
@@ -45,11 +45,33 @@ def summary(corpus: Corpus, task: str | None = None, max_length: int = 50) -> st
             line += f", labels {scores.mean():.2f} +- {scores.std():.2f} in [{scores.min():g}, {scores.max():g}]"
         else:
             line += ", no labels"
-        lines.append(line)
+        lines += [line, f"  {split}: {_alignment(known)}"]
     if any(outline.label is not None for examples in corpus.splits.values() for outline in outlines(examples)):
         lines.append(f"  labels: {labels_of(corpus).kind.value}")
     lines += [f"  warning: {sentence}" for sentence in warnings_of(corpus, task)]
     return printable("\n".join(lines))
+
+
+def _alignment(known: Sequence[Outline]) -> str:
+    """What the frames of a split belong to, in words, and how many examples each is true of."""
+    found: dict[str, int] = {}
+    for outline in known:
+        if not outline.visual and not outline.acoustic:
+            what = "have no frames"
+        elif outline.alignment is Alignment.WORDS:
+            what = "have one frame a word"
+        elif outline.alignment is Alignment.PIECES:
+            what = "have one frame a word piece"
+        elif outline.timed:
+            what = "tell the word of each frame"
+        elif max(outline.visual, outline.acoustic) == 1:
+            what = "have one frame, aligned to no word"
+        else:
+            what = "have frames aligned to no word"
+        found[what] = found.get(what, 0) + 1
+    if len(found) == 1:
+        return f"all examples {next(iter(found))}"
+    return ", ".join(f"{count} {what}" for what, count in found.items())
 
 
 def _short(text: str, limit: int) -> str:
@@ -88,7 +110,7 @@ def _figure(example: Example, sample: Sequence[Example]) -> "Figure":
         shown = (frames - others.mean(axis=0, dtype=np.float64)) / np.where(spread > 0, spread, 1)
         image = axes.imshow(shown.T, aspect="auto", interpolation="nearest", cmap="coolwarm", vmin=-3, vmax=3)
         axes.set_ylabel(f"{modality} feature")
-        if example.aligned:
+        if example.alignment is Alignment.WORDS:
             shown_words = range(0, len(example.words), -(-len(example.words) // _TICKS))
             ticks = [_short(example.words[k], _TICK) for k in shown_words]
             axes.set_xticks(shown_words, ticks, rotation=60, ha="right", fontsize=7, **plain)

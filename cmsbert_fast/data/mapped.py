@@ -1,5 +1,6 @@
-"""Frames in a memory map."""
+"""Frames, and the words they belong to, in a memory map."""
 
+import math
 import mmap
 from pathlib import Path
 
@@ -28,37 +29,39 @@ class Resident:
             self._read = 0
 
 
-class MappedFrames:
-    """The frames of a modality as a read-only map of a safetensors file; no frames where there is no file.
+_KINDS = {"F32": "<f4", "I32": "<i4"}
+
+
+class MappedRows:
+    """The rows of the one tensor of a safetensors file, as a read-only map.
 
     Raises:
-        ValueError: The file does not hold ``count`` frames of ``width`` features.
+        ValueError: The file holds another tensor.
     """
 
-    def __init__(self, path: Path | None = None, width: int = 0, count: int = 0) -> None:
-        self._all = np.zeros((0, width), dtype=np.float32)
-        self._resident: Resident | None = None
-        if path is None:
-            return
+    def __init__(self, path: Path, name: str, kind: str, shape: tuple[int, ...]) -> None:
         with safe_open(path, framework="np") as tensors:
-            if list(tensors.keys()) != ["frames"]:
-                raise ValueError(f"{path.name} does not hold frames alone")
-            part = tensors.get_slice("frames")
-            shape, kind = tuple(part.get_shape()), part.get_dtype()
-        if shape != (count, width) or kind != "F32":
-            raise ValueError(f"{path.name} holds {shape} of {kind}, expected {(count, width)} of F32")
-        if count:
+            if list(tensors.keys()) != [name]:
+                raise ValueError(f"{path.name} does not hold {name} alone")
+            part = tensors.get_slice(name)
+            found = tuple(part.get_shape()), part.get_dtype()
+        if found != (shape, kind):
+            raise ValueError(f"{path.name} holds {found[0]} of {found[1]}, expected {shape} of {kind}")
+        rows = np.zeros(0, _KINDS[kind])
+        self._resident: Resident | None = None
+        if size := math.prod(shape):
             with path.open("rb") as file:
                 begin = 8 + int.from_bytes(file.read(8), "little")
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._resident = Resident(data)
-            self._all = np.frombuffer(data, dtype="<f4", count=count * width, offset=begin).reshape(count, width)
+            rows = np.frombuffer(data, _KINDS[kind], count=size, offset=begin)
+        self._all = rows.reshape(shape)
 
     def __len__(self) -> int:
         return len(self._all)
 
     def rows(self, begin: int, count: int) -> np.ndarray:
-        """Frames ``begin`` to ``begin + count``, read from disk when they are used."""
+        """Rows ``begin`` to ``begin + count``, read from disk when they are used."""
         found = self._all[begin : begin + count]
         if self._resident is not None:
             self._resident.see(found.nbytes)

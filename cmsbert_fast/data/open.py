@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmsbert_fast.data.example import Corpus, DataError, no_frames
+from cmsbert_fast.data.example import Corpus, DataError, no_frames, with_frames
 from cmsbert_fast.data.folds import folds_of
 from cmsbert_fast.data.formats import converted, mag, misa, mmsa, mult, ur_funny
 from cmsbert_fast.data.mapped import Resident
@@ -112,9 +112,7 @@ def _corpus_without(corpus: Corpus, modalities: list[str]) -> Corpus:
     none = no_frames()
     visual, acoustic = "visual" not in modalities, "acoustic" not in modalities
     splits = {
-        split: [
-            replace(e, visual=e.visual if visual else none, acoustic=e.acoustic if acoustic else none) for e in examples
-        ]
+        split: [with_frames(e, e.visual if visual else none, e.acoustic if acoustic else none) for e in examples]
         for split, examples in corpus.splits.items()
     }
     report = replace(corpus.report, notes=[*corpus.report.notes, f"left out: {', '.join(modalities)}"])
@@ -140,6 +138,9 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
         words: The stream of words with times. A table of segments has its own text: with ``words`` frames are averaged
             per word (aligned examples), without it they are cut per segment. A ``.csd`` set takes its text from it
             ("none" is not possible there). MulT files: a table of id and text.
+        average_words: False: frames are not averaged per word but cut per segment, and `Example.frame_words` tells the
+            word of each.
+        label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS).
         label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS),
             or NAME.COLUMN for a column of one of several streams. Several columns, "happy,sad", are several labels at
             once: of each, whether it is above 0; "emotions" are all six of MOSEI.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmsbert_fast.data.example import DataError, Example, Label, frames_of, no_frames
+from cmsbert_fast.data.example import Alignment, DataError, Example, Label, frames_of, no_frames
 from cmsbert_fast.data.labels import LabelChoice
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.untrusted import content
@@ -111,7 +111,8 @@ def example_of(
     if not aligned:
         report.tally("examples have a different number of frames than words, and count as not aligned", 1)
     cleaned = {m: frames_of(rows, m, report) if rows.size else no_frames(rows.shape[1]) for m, rows in frames.items()}
-    return Example(content.text_of(parts.segment), spoken, label, aligned=aligned, **cleaned)
+    alignment = Alignment.WORDS if aligned else Alignment.NONE
+    return Example(content.text_of(parts.segment), spoken, label, cleaned["visual"], cleaned["acoustic"], alignment)
 
 
 def rows_of(value: Any, where: str) -> np.ndarray:

@@ -31,6 +31,9 @@ class DataOptions:
     words: str | None = option(
         None, "stream of words with times; with it frames are averaged per word (MulT: a table of words)"
     )
+    average_words: bool = option(
+        True, "true or false: with --words, average the frames of each word; false: keep all of them", "VALUE"
+    )
     label: str | None = option(
         None, "column or stream of the labels, if there are several: NAME, NAME.COLUMN; several at once: happy,sad"
     )
@@ -95,6 +98,8 @@ class DataRequest(DataOptions):
         Raises:
             DataError: A stream is named, although there is nothing to choose.
         """
+        if not self.average_words:
+            raise DataError(f"Leave out --average-words: {format} data have no stream of words with times.")
         for modality in MODALITIES:
             if getattr(self, modality) not in ((), ("none",)):
                 raise DataError(f"Leave out --{modality}: {format} data have one stream of each modality.")
@@ -112,7 +117,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             how["nargs"] = "+"
         elif kinds[field.name] == int | None:
             how["type"] = int
-        parser.add_argument(f"--{field.name}", metavar=field.metadata["metavar"], **how)
+        elif kinds[field.name] is bool:
+            how["type"] = _truth
+        parser.add_argument(f"--{field.name.replace('_', '-')}", metavar=field.metadata["metavar"], **how)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
 
 
 def options_in(arguments: argparse.Namespace) -> dict[str, Any]:

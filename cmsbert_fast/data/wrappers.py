@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from cmsbert_fast.data.example import MODALITIES, DataError, Example, no_frames
+from cmsbert_fast.data.example import MODALITIES, DataError, Example, no_frames, with_frames
 from cmsbert_fast.data.folds import NO_FOLD, Folds, video_of
 from cmsbert_fast.data.mapped import Resident
 from cmsbert_fast.data.report import ReadReport
@@ -82,7 +82,7 @@ def without(source: Source, modalities: list[str]) -> Source:
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         for split, example in original(group, report):
             left = {m: no_frames() if m in modalities else getattr(example, m) for m in MODALITIES}
-            yield split, replace(example, visual=left["visual"], acoustic=left["acoustic"])
+            yield split, with_frames(example, left["visual"], left["acoustic"])
         for modality in modalities:
             report.non_finite.pop(modality, None)
 

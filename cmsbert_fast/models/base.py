@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
+from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.losses import LossTerm, total_loss
 
 
@@ -82,6 +83,7 @@ class Classifier(PreTrainedModel):
     Attributes:
         operators: Those of :data:`cmsbert_fast.ops.dispatch.OPERATORS` whose backend a run checks first, and reports.
         inputs: Names of the inputs that :meth:`rows` reads; a batch of training holds no others.
+        frame_level: Which frames of an utterance those inputs hold.
         parameter_groups: The answers of :meth:`parameter_group`.
         has_global_terms: Whether a term of :meth:`losses` compares utterances. If not, each micro-batch runs forward
             once only.
@@ -94,6 +96,7 @@ class Classifier(PreTrainedModel):
 
     operators: ClassVar[Sequence[str]] = ()
     inputs: Collection[str] = ()
+    frame_level: ClassVar[FrameLevel] = FrameLevel.UTTERANCE
     parameter_groups: ClassVar[Sequence[str]] = ("bert", "new")
     has_global_terms: ClassVar[bool] = False
     takes_bert_head: ClassVar[bool] = False

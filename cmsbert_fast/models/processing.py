@@ -1,38 +1,25 @@
 """From words and frames to model inputs: tokenizer plus frame statistics, saved with the model."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import cached_file
 
-from cmsbert_fast.data.example import MODALITIES, Example, Label
+from cmsbert_fast.data.example import MODALITIES, Alignment, Example
 from cmsbert_fast.data.statistics import Moments
+from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
-from cmsbert_fast.packing import cumulative
+from cmsbert_fast.models.collation import WORD_INPUTS, packed_batch, padded_batch, word_inputs
+from cmsbert_fast.models.encoding import Encoded, FrameLevel, encode, tokenize
 
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One example, ready for collation.
-
-    Attributes:
-        id: Id of the example.
-        input_ids: Word pieces, [CLS] and [SEP] included.
-        visual, acoustic: Standardised frames, float32 (N_m, d_m).
-        token_frames: The frame of each word piece, -1 for [CLS] and [SEP]; None unless the source is word-aligned. Not
-            used by CMS; models that work within a time step need it.
-        label: Label of the example.
-    """
-
-    id: str
-    input_ids: list[int]
-    visual: np.ndarray
-    acoustic: np.ndarray
-    token_frames: np.ndarray | None
-    label: Label | None
+WORD_VECTORS = "word_vectors.safetensors"
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class CMSBertProcessor(ProcessorMixin):
@@ -44,6 +31,10 @@ class CMSBertProcessor(ProcessorMixin):
             None = no standardisation. :meth:`fit` computes them.
         max_length: Maximum number of word pieces, [CLS] and [SEP] included. Longer utterances are cut at a word
             boundary, together with word-aligned frames.
+        repeat_frames: For systems that work per word, whether the only frame of an utterance belongs to each word.
+
+    Attributes:
+        word_vectors: For systems that read words as vectors; saved in a file of its own.
     """
 
     def __init__(
@@ -54,6 +45,7 @@ class CMSBertProcessor(ProcessorMixin):
         acoustic_mean: list[float] | None = None,
         acoustic_std: list[float] | None = None,
         max_length: int = 50,
+        repeat_frames: bool = False,
         **kwargs: object,
     ):
         if max_length < 3:
@@ -63,7 +55,27 @@ class CMSBertProcessor(ProcessorMixin):
         self.visual_mean, self.visual_std = visual_mean, visual_std
         self.acoustic_mean, self.acoustic_std = acoustic_mean, acoustic_std
         self.max_length = max_length
+        self.repeat_frames = repeat_frames
+        self.word_vectors: WordVectors | None = None
         super().__init__(tokenizer, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """As Hugging Face's; word vectors go to a file of their own."""
+        if self.word_vectors is not None:
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            self.word_vectors.save(Path(save_directory) / WORD_VECTORS)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As Hugging Face's, with the word vectors if there are any."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        missing = dict(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        path = cached_file(pretrained_model_name_or_path, WORD_VECTORS, **missing, **hub)
+        if path is not None:
+            processor.word_vectors = WordVectors.load(Path(path))
+        return processor
 
     @property
     def model_input_names(self) -> list[str]:
@@ -97,34 +109,19 @@ class CMSBertProcessor(ProcessorMixin):
             setattr(self, f"{name}_std", np.where(constant, 1.0, std).tolist())
         return self
 
-    def encode(self, example: Example) -> Encoded:
+    def encode(self, example: Example, level: FrameLevel = FrameLevel.UTTERANCE) -> Encoded:
         """Tokenizes the words, cuts to ``max_length`` and standardises the frames; non-finite values become 0.
 
-        Raises:
-            ValueError: The frames and the statistics differ in size.
-        """
-        pieces, word_of_piece = self._tokenize(example.words)
-        kept = example.words if not word_of_piece else example.words[: word_of_piece[-1] + 1]
-        frames = {name: self._standardised(name, getattr(example, name)) for name in MODALITIES}
-        token_frames = None
-        if example.aligned:
-            frames = {name: values[: len(kept)] for name, values in frames.items()}
-            token_frames = np.array([-1, *word_of_piece, -1])
-        input_ids = [self.tokenizer.cls_token_id, *pieces, self.tokenizer.sep_token_id]
-        return Encoded(example.id, input_ids, frames["visual"], frames["acoustic"], token_frames, example.label)
+        Args:
+            example: The example.
+            level: Which of its frames are needed.
 
-    def _tokenize(self, words: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Word pieces, and the word each belongs to, cut at a word boundary."""
-        if not words:
-            return [], []
-        encoding = self.tokenizer(list(words), is_split_into_words=True, add_special_tokens=False)
-        pieces, word_of_piece = encoding["input_ids"], encoding.word_ids()
-        room = self.max_length - 2
-        if len(pieces) > room:
-            # The word at the limit is dropped whole, unless it is the first: then its beginning stays.
-            cut = word_of_piece.index(word_of_piece[room]) or room
-            pieces, word_of_piece = pieces[:cut], word_of_piece[:cut]
-        return pieces, word_of_piece
+        Raises:
+            ValueError: The frames and the statistics differ in size, or the frames of words are needed and not known.
+        """
+        special = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        pieces = tokenize(self.tokenizer, example.words, self.max_length)
+        return encode(example, pieces, self._standardised, special, level, self.repeat_frames)
 
     def _standardised(self, name: str, frames: np.ndarray) -> np.ndarray:
         frames = _finite(frames)
@@ -139,7 +136,11 @@ class CMSBertProcessor(ProcessorMixin):
         return ((frames - np.asarray(mean)) / np.asarray(std)).astype(np.float32)
 
     def collate(
-        self, batch: Sequence[Encoded], packed: bool = True, pad_to: int | None = None
+        self,
+        batch: Sequence[Encoded],
+        packed: bool = True,
+        pad_to: int | None = None,
+        names: Collection[str] = (),
     ) -> dict[str, Tensor | int]:
         """Model inputs for a batch, with ``labels`` if every example has one.
 
@@ -147,32 +148,15 @@ class CMSBertProcessor(ProcessorMixin):
             batch: One or more examples.
             packed: Packed (Hugging Face's padding-free convention) or padded.
             pad_to: Padded only: minimum length of tokens and frames.
+            names: Further inputs, of :func:`~cmsbert_fast.models.collation.word_inputs`.
 
         Returns:
             Keyword arguments for the models' forward. A modality without features (d_m = 0) is left out.
         """
-        inputs: dict[str, Tensor | int] = {}
-        ids = [torch.tensor(example.input_ids) for example in batch]
-        if packed:
-            lengths = torch.tensor([len(row) for row in ids])
-            cu_seqlens, longest = cumulative(lengths), int(lengths.max())
-            inputs["input_ids"] = torch.cat(ids)[None]
-            inputs["position_ids"] = torch.cat([torch.arange(len(row)) for row in ids])[None]
-            inputs |= dict(cu_seq_lens_q=cu_seqlens, cu_seq_lens_k=cu_seqlens)
-            inputs |= dict(max_length_q=longest, max_length_k=longest)
-        else:
-            inputs["input_ids"], inputs["attention_mask"] = _padded(ids, pad_to, self.tokenizer.pad_token_id)
-        for name in MODALITIES:
-            frames = [torch.from_numpy(np.ascontiguousarray(getattr(example, name))) for example in batch]
-            if not frames[0].shape[1]:
-                continue
-            if packed:
-                lengths = torch.tensor([len(rows) for rows in frames])
-                inputs[name] = torch.cat(frames)
-                inputs[f"cu_seq_lens_{name}"] = cumulative(lengths)
-                inputs[f"max_length_{name}"] = int(lengths.max())
-            else:
-                inputs[name], inputs[f"{name}_mask"] = _padded(frames, pad_to, 0)
+        inputs = packed_batch(batch) if packed else padded_batch(batch, self.tokenizer.pad_token_id, pad_to)
+        if not WORD_INPUTS.isdisjoint(names):
+            vectors_of = None if self.word_vectors is None else self.word_vectors.rows
+            inputs |= word_inputs(batch, names, packed, pad_to, vectors_of)
         labels = [example.label for example in batch]
         if None not in labels:
             is_class = all(isinstance(label, (int, np.integer)) for label in labels)
@@ -209,8 +193,9 @@ class CMSBertProcessor(ProcessorMixin):
             name: self._utterance_frames(name, values, batch, len(utterances))
             for name, values in (("visual", visual), ("acoustic", acoustic))
         }
+        alignment = Alignment.WORDS if aligned else Alignment.NONE
         examples = [
-            Example(str(k), text, None, v, a, aligned)
+            Example(str(k), text, None, v, a, alignment)
             for k, (text, v, a) in enumerate(zip(utterances, frames["visual"], frames["acoustic"], strict=True))
         ]
         return self.collate([self.encode(example) for example in examples], packed=packed)
@@ -236,16 +221,6 @@ class CMSBertProcessor(ProcessorMixin):
 def _finite(frames: np.ndarray) -> np.ndarray:
     """Frames with 0 in place of what is not finite."""
     return np.where(np.isfinite(frames), frames, 0)
-
-
-def _padded(rows: list[Tensor], pad_to: int | None, value: int) -> tuple[Tensor, Tensor]:
-    """Rows of different lengths as one tensor, and the mask, 1 = valid."""
-    lengths = torch.tensor([len(row) for row in rows])
-    width = max(int(lengths.max()), pad_to or 0)
-    tensor = rows[0].new_full((len(rows), width, *rows[0].shape[1:]), value)
-    for out, row in zip(tensor, rows, strict=True):
-        out[: len(row)] = row
-    return tensor, (torch.arange(width) < lengths[:, None]).long()
 
 
 AutoProcessor.register(CMSBertConfig, CMSBertProcessor)

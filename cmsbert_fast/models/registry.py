@@ -54,6 +54,8 @@ _CMSBERT = "cmsbert_fast.models.cmsbert.modeling_cmsbert:CMSBertForSequenceClass
 _CLR = "cmsbert_fast.models.cmsbert.modeling_cmsbert:CMSBertCLRForSequenceClassification"
 _BASELINES = "cmsbert_fast.models.baselines"
 _FRAMES = frozenset({"frames"})
+_WORD_FRAMES = frozenset({"frames", "word_frames"})
+_FRAMES_OF_WORDS = frozenset({"frames", "frames_of_words"})
 _NO_EMA = {"momentum": None}
 _NO_LS = {"smoothing": None}
 
@@ -65,7 +67,12 @@ VARIANTS: Mapping[str, Variant] = {
     "cmsbert-clr-no-ema": Variant(_CLR, _FRAMES, state_options=_NO_EMA),
     "cmsbert-clr-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS),
     "cmsbert-clr-no-ema-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS, state_options=_NO_EMA),
+    "misa": Variant(f"{_BASELINES}.misa:MISAForSequenceClassification", _FRAMES),
+    "mult": Variant(f"{_BASELINES}.mult:MulTForSequenceClassification", _FRAMES),
     "tfn": Variant(f"{_BASELINES}.tfn:TFNForSequenceClassification", _FRAMES),
+    "mfn": Variant(f"{_BASELINES}.mfn:MFNForSequenceClassification", _WORD_FRAMES),
+    "raven": Variant(f"{_BASELINES}.raven:RAVENForSequenceClassification", _FRAMES_OF_WORDS),
+    "mfm": Variant(f"{_BASELINES}.mfm:MFMForSequenceClassification", _WORD_FRAMES),
 }
 
 

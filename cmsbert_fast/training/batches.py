@@ -1,6 +1,5 @@
 """Batches of model inputs on the device, and their order in an epoch."""
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from cmsbert_fast.data.example import MODALITIES, Example, outlines
+from cmsbert_fast.data.example import MODALITIES, Example, outlines, with_frames
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.models.processing import CMSBertProcessor, Encoded
+from cmsbert_fast.models.encoding import Encoded
+from cmsbert_fast.models.processing import CMSBertProcessor
 
 CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay memory-mapped
 
@@ -36,6 +36,7 @@ class Batches:
         self._processor = processor
         self._config = model.config
         self._names = frozenset(model.inputs)
+        self._level = model.frame_level
         self._device = device
         self._encoded: dict[int, Encoded] = {}
         self._cached_bytes = 0
@@ -60,7 +61,7 @@ class Batches:
 
         The offsets of frames stay on the CPU, where the models read them.
         """
-        inputs = self._processor.collate([self._encode(int(i)) for i in indices], packed=True)
+        inputs = self._processor.collate([self._encode(int(i)) for i in indices], packed=True, names=self._names)
         names = self._names | {"labels"} if labels else self._names
         return {name: self._place(name, value) for name, value in inputs.items() if name in names}
 
@@ -71,7 +72,7 @@ class Batches:
     def _encode(self, index: int) -> Encoded:
         if index in self._encoded:
             return self._encoded[index]
-        encoded = self._processor.encode(fitting(self._examples[index], self._config))
+        encoded = self._processor.encode(fitting(self._examples[index], self._config), self._level)
         if self._cached_bytes < CACHE_BYTES:
             self._encoded[index] = encoded
             self._cached_bytes += encoded.visual.nbytes + encoded.acoustic.nbytes
@@ -103,7 +104,7 @@ def fitting(example: Example, config: PreTrainedConfig) -> Example:
     for modality in MODALITIES:
         own, size = getattr(example, modality), getattr(config, f"{modality}_size") or 0
         frames[modality] = own if own.shape[1] and size else np.zeros((0, size), np.float32)
-    return dataclasses.replace(example, visual=frames["visual"], acoustic=frames["acoustic"])
+    return with_frames(example, frames["visual"], frames["acoustic"])
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

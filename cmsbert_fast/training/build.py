@@ -11,12 +11,13 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.models.registry import VARIANTS, class_of_architecture
 from cmsbert_fast.training import checksums
 from cmsbert_fast.training.batches import fitting
-from cmsbert_fast.training.config import build_config, declared_fields, saved_config
+from cmsbert_fast.training.config import build_config, declared_fields, reads_vectors, saved_config
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
@@ -27,7 +28,7 @@ Loaded: TypeAlias = tuple[Classifier, Any]  # a model and its tokenizer
 
 
 def build(
-    settings: TrainingSettings, corpus: Corpus, loaded: Loaded | None = None
+    settings: TrainingSettings, corpus: Corpus, loaded: Loaded | None = None, vectors: WordVectors | None = None
 ) -> tuple[Classifier, CMSBertProcessor]:
     """The model, from a checkpoint or newly initialised, and the processor, fitted to the training examples.
 
@@ -35,13 +36,16 @@ def build(
         settings: What to build.
         corpus: The data to train on.
         loaded: Result of :func:`load`; None = call it.
+        vectors: Vectors of the words, for a model that reads them.
 
     Raises:
         UsageError: The checkpoint is missing, has another architecture or does not fit the data.
     """
-    model, tokenizer = loaded or load(settings, build_config(settings, corpus))
+    model, tokenizer = loaded or load(settings, build_config(settings, corpus, vectors))
     config = model.config
-    processor = CMSBertProcessor(tokenizer, max_length=settings.max_length)
+    processor = CMSBertProcessor(tokenizer, max_length=settings.max_length, repeat_frames=settings.repeat_frames)
+    if reads_vectors(config):
+        processor.word_vectors = vectors
     standardise = corpus.standardise and settings.standardise
     if standardise and corpus.statistics is not None:
         sizes = {"visual": config.visual_size, "acoustic": config.acoustic_size}
@@ -65,7 +69,7 @@ def load(settings: TrainingSettings, config: PreTrainedConfig) -> Loaded:
         except (ValueError, KeyError) as error:
             raise UsageError(f"The architecture is not possible: {error}") from None
     else:
-        tokenizer = _load_tokenizer(settings.model)
+        tokenizer = load_tokenizer(settings.model)
         model = _load_weights(model_class, settings.model, config)
         if len(tokenizer) > config.vocab_size:
             raise UsageError(
@@ -114,7 +118,12 @@ def state_options(settings: TrainingSettings) -> dict[str, Any]:
     return {**given, **VARIANTS[settings.variant].state_options}
 
 
-def _load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        UsageError: It has none.
+    """
     try:
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:

@@ -21,19 +21,20 @@ from cmsbert_fast.training.errors import UsageError
 
 FILE_NAME = "checkpoint.pt"
 BEFORE = "checkpoint-before.pt"
-CHECKSUMS = "checkpoint.sha256"
+_MARK = b"sha256:"  # before the digest of all bytes above it, at the end of the file; readers of archives pass over it
 FORMAT = 2
 _STATELESS_FORMAT = 1  # like 2 without "state" and "reported": nu, then the only state, was in the model
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Writes ``state`` to ``folder/checkpoint.pt``, and keeps the one before; returns once it is on disk."""
-    path, sums = folder / FILE_NAME, folder / CHECKSUMS
+    path = folder / FILE_NAME
 
     def write(draft: Path) -> None:
         torch.save({"format": FORMAT, **state}, draft)
-        text = checksums.text(draft, checksums.known(sums))
-        atomic.replace_file(sums, lambda file: file.write_text(text, encoding="utf-8"))
+        found = checksums.digest(draft)
+        with open(draft, "ab") as file:
+            file.write(_MARK + found.encode())
         if path.exists():
             atomic.replace_file(folder / BEFORE, lambda before: _link(path, before))
 
@@ -61,12 +62,12 @@ def load(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return _read(path, folder / CHECKSUMS)
+        return _read(path)
     except _Damaged as error:
         with contextlib.suppress(_Damaged):
             if before.exists():
                 sentence = f"{path} is damaged ({error}); the run continues from {before.name}, the checkpoint before."
-                return {**_read(before, folder / CHECKSUMS), "damaged": sentence}
+                return {**_read(before), "damaged": sentence}
         raise UsageError(
             f"{path} is not a readable checkpoint ({error}), and there is no undamaged one before it; remove it to "
             "start over."
@@ -77,14 +78,18 @@ class _Damaged(Exception):
     """A file is no checkpoint, or not the one that was written."""
 
 
-def _read(path: Path, sums: Path) -> dict[str, Any]:
-    """The state in a file.
+def _read(path: Path) -> dict[str, Any]:
+    """The state in a file; one of an earlier version has no checksum.
 
     Raises:
-        _Damaged: It cannot be read, or its checksum is that of no checkpoint.
+        _Damaged: It cannot be read, or its checksum is another.
         UsageError: It is from another version.
     """
-    if checksums.is_damaged(path, sums):
+    size = path.stat().st_size - len(_MARK) - 64
+    with open(path, "rb") as file:
+        file.seek(max(0, size))
+        end = file.read()
+    if end.startswith(_MARK) and end != _MARK + checksums.digest(path, size).encode():
         raise _Damaged("its checksum is another")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

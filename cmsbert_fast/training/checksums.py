@@ -11,12 +11,14 @@ from pathlib import Path
 _KEPT = 3  # digests: of the next file, the present one and the one before
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+def digest(path: Path, size: int | None = None) -> str:
+    """SHA-256 of a file, or of its first ``size`` bytes, in hexadecimal."""
     found = hashlib.sha256()
+    left = path.stat().st_size if size is None else size
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
             found.update(block)
+            left -= len(block)
     return found.hexdigest()
 
 

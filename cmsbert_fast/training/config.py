@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import MODALITIES, Corpus
+from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import FIELDS, TrainingSettings
@@ -42,8 +43,18 @@ _SIZES = (
 _PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
 
 
-def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig:
+def reads_vectors(config: PreTrainedConfig) -> bool:
+    """Whether a model reads words as vectors."""
+    return getattr(config, "text", None) == "vectors"
+
+
+def build_config(settings: TrainingSettings, corpus: Corpus, vectors: WordVectors | None = None) -> PreTrainedConfig:
     """The configuration of the model to train; reads only the checkpoint's ``config.json``.
+
+    Args:
+        settings: What to train.
+        corpus: On which data.
+        vectors: Vectors of its words, if there are any.
 
     Raises:
         UsageError: There is no such checkpoint, or it does not fit the data.
@@ -64,6 +75,8 @@ def build_config(settings: TrainingSettings, corpus: Corpus) -> PreTrainedConfig
         )
     else:
         fields["vocab_size"] = len(embedded_tokenizer())
+    if vectors is not None:
+        fields["word_size"] = vectors.size
     known = declared_fields(config_class)
     fields = {name: value for name, value in fields.items() if name in known}
     fields = {**saved, **fields, **settings.architecture, **copy.deepcopy(dict(variant.config))}

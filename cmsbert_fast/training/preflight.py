@@ -3,50 +3,85 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import SPLITS, Corpus, outlines
+from cmsbert_fast.data.example import MODALITIES, SPLITS, Alignment, Corpus, Outline, outlines
 from cmsbert_fast.data.task import warnings_of
+from cmsbert_fast.data.word_vectors import WordVectors
+from cmsbert_fast.models.encoding import fits, tokenize
 from cmsbert_fast.models.registry import NEEDS, VARIANTS
 from cmsbert_fast.training import checkpoint, distributed, folders, resume
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.build import Loaded, load
 from cmsbert_fast.training.command import Command
-from cmsbert_fast.training.config import build_config
+from cmsbert_fast.training.config import build_config, reads_vectors
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.texts import check_texts
+from cmsbert_fast.training.word_vectors import word_vectors
 
 LARGEST_SCORE = 1e6  # a sum of its squares stays far within float32
 
 
-class Need(NamedTuple):
-    """Whether data meet a need of :data:`NEEDS`, and what to do where they do not."""
+class Given(NamedTuple):
+    """What a run has.
 
-    met: Callable[[Corpus], bool]
+    Attributes:
+        corpus: Its data.
+        repeat: Whether an utterance's only frame is repeated for its words.
+        vectors: Vectors of the words, if any.
+    """
+
+    corpus: Corpus
+    repeat: bool = False
+    vectors: WordVectors | None = None
+
+
+class Need(NamedTuple):
+    """Whether a run meets a need of :data:`NEEDS`, and what to do where it does not."""
+
+    met: Callable[[Given], bool]
     advice: str
 
 
-def _aligned(corpus: Corpus) -> bool:
-    return all(outline.aligned for examples in corpus.splits.values() for outline in outlines(examples))
+def _outlines(corpus: Corpus) -> Iterator[Outline]:
+    return (outline for examples in corpus.splits.values() for outline in outlines(examples))
 
 
-_ALIGN = "name a stream of words with --words, or train another --variant"
+def frames_have_words(corpus: Corpus, repeat: bool) -> bool:
+    """Whether it is known which frames belong to which word, or one frame an utterance is repeated."""
+    return all(
+        outline.alignment is not Alignment.NONE
+        or outline.timed
+        or (repeat and max(outline.visual, outline.acoustic) <= 1)
+        for outline in _outlines(corpus)
+    )
+
+
+_ALIGN = (
+    "name a stream of words with --words, repeat the only frame of each utterance with --repeat-frames true, or train "
+    "another --variant"
+)
 _NEEDS = {
     "frames": Need(
-        lambda corpus: bool(corpus.visual_size or corpus.acoustic_size), "name its streams, or train --variant bert"
+        lambda given: bool(given.corpus.visual_size or given.corpus.acoustic_size),
+        "name its streams, or train --variant bert",
     ),
-    "word_frames": Need(_aligned, _ALIGN),
-    "frames_of_words": Need(_aligned, _ALIGN),  # a single frame will do
-    "word_vectors": Need(lambda corpus: False, "train another --variant"),  # no source has them yet
-    "regression": Need(lambda corpus: corpus.classes is None, "choose another --label or train another --variant"),
+    "word_frames": Need(lambda given: frames_have_words(given.corpus, given.repeat), _ALIGN),
+    "frames_of_words": Need(lambda given: frames_have_words(given.corpus, given.repeat), _ALIGN),  # one each will do
+    "word_vectors": Need(
+        lambda given: given.vectors is not None,
+        "train another --variant, or name a file of them (or bert) with --word-vectors",
+    ),
+    "regression": Need(lambda given: given.corpus.classes is None, "choose another --label or train another --variant"),
 }
+_OF_WORDS = frozenset({"word_frames", "frames_of_words"})
 
 
 class Data(NamedTuple):
@@ -55,10 +90,12 @@ class Data(NamedTuple):
     Attributes:
         corpus: Splits "train", "valid" and "test" are used.
         fingerprint: Identifies the data (:func:`cmsbert_fast.training.resume.fingerprint`).
+        vectors: Vectors of its words, if any were asked for.
     """
 
     corpus: Corpus
     fingerprint: str
+    vectors: WordVectors | None = None
 
 
 class Checked(NamedTuple):
@@ -114,18 +151,16 @@ def _check_runs(
     data: dict[int | None, Data] = {}
     loaded: Loaded | None = None
     checked: set[tuple[str, int | None]] = set()
+    vectors_are_read = False
     for settings in runs:
         if settings.fold not in data:
-            corpus = read_corpus(settings.request())
-            say(corpus.report)
-            check_data(corpus)
-            for sentence in warnings_of(corpus, settings.task):
-                say(f"warning: {sentence}", file=sys.stderr)
-            data[settings.fold] = Data(corpus, resume.fingerprint(corpus))
+            data[settings.fold] = _read(settings, say)
         # Runs that share both would load the same model.
         if (settings.variant, settings.fold) not in checked:
-            corpus = data[settings.fold].corpus
-            found = check(settings, corpus, ranks)
+            corpus, _, vectors = data[settings.fold]
+            found = check(settings, corpus, ranks, vectors)
+            vectors_are_read = vectors_are_read or reads_vectors(found[0].config)
+            check_pieces(settings, corpus, found[1], say)
             if all(fold != settings.fold for _, fold in checked):  # the tokenizer is that of all runs
                 for sentence in check_texts(corpus, found[1], settings.max_length, SPLITS):
                     corpus.report.note(sentence)
@@ -133,7 +168,63 @@ def _check_runs(
             loaded = loaded or found
             checked.add((settings.variant, settings.fold))
             del found
+    if runs[0].word_vectors is not None and not vectors_are_read:
+        raise UsageError("Leave out --word-vectors: no --variant of this command reads word vectors.")
     return data, loaded
+
+
+def _read(settings: TrainingSettings, say: Callable[..., None]) -> Data:
+    """Reads and checks the data of a run, and prints their report."""
+    corpus = read_corpus(settings.request())
+    if settings.repeat_frames:
+        _check_repeat(corpus)
+    vectors = word_vectors(settings, corpus)
+    say(corpus.report)
+    check_data(corpus)
+    for sentence in warnings_of(corpus, settings.task):
+        say(f"warning: {sentence}", file=sys.stderr)
+    return Data(corpus, resume.fingerprint(corpus), vectors)
+
+
+def _check_repeat(corpus: Corpus) -> None:
+    """Finds utterances with more frames than the one to repeat; notes in the report what is done.
+
+    Raises:
+        UsageError: There are such.
+    """
+    for modality in MODALITIES:
+        most = max((getattr(outline, modality) for outline in _outlines(corpus)), default=0)
+        if most > 1:
+            raise UsageError(
+                f"Leave out --repeat-frames: {corpus.name} has up to {most} {modality} frames an utterance, not one."
+            )
+        if most:
+            corpus.report.note(
+                f"word-level systems read the one {modality} frame of an utterance for each of its words"
+            )
+
+
+def check_pieces(settings: TrainingSettings, corpus: Corpus, tokenizer: Any, say: Callable[..., None]) -> None:
+    """Counts the utterances whose frames belong to other word pieces than the tokenizer's, and says what follows.
+
+    Raises:
+        UsageError: It is most of them: the source's tokenizer is another.
+    """
+    if not VARIANTS[settings.variant].needs & _OF_WORDS:
+        return
+    known = [outline for outline in _outlines(corpus) if outline.alignment is Alignment.PIECES]
+    wrong = 0
+    for outline in known:
+        pieces = tokenize(tokenizer, outline.words, settings.max_length)
+        wrong += not all(fits(count, pieces) for count in (outline.visual, outline.acoustic) if count)
+    if 2 * wrong > len(known):
+        raise UsageError(
+            f"{wrong} of {len(known)} utterances of {corpus.name} have frames of other word pieces than this model's; "
+            "give a --model with the tokenizer that the data were aligned with, or train another --variant."
+        )
+    if wrong:
+        found = f"{wrong} of {len(known)} utterances have frames of other word pieces than this model's"
+        say(f"  {found}; {settings.variant} reads none of theirs")
 
 
 def check_data(corpus: Corpus) -> None:
@@ -166,12 +257,12 @@ def check_data(corpus: Corpus) -> None:
         )
 
 
-def check_needs(variant: str, corpus: Corpus, more: Collection[str] = ()) -> None:
-    """Finds what a variant cannot do without and the data do not hold.
+def check_needs(variant: str, given: Given, more: Collection[str] = ()) -> None:
+    """Finds what a variant cannot do without and a run does not have.
 
     Args:
         variant: Its name.
-        corpus: The data.
+        given: What the run has.
         more: Needs that follow from its configuration.
 
     Raises:
@@ -179,11 +270,11 @@ def check_needs(variant: str, corpus: Corpus, more: Collection[str] = ()) -> Non
     """
     needs = VARIANTS[variant].needs.union(more)
     for name, what in NEEDS.items():
-        if name in needs and not _NEEDS[name].met(corpus):
-            raise UsageError(f"{corpus.name} has no {what}, which {variant} needs; {_NEEDS[name].advice}.")
+        if name in needs and not _NEEDS[name].met(given):
+            raise UsageError(f"{given.corpus.name} has no {what}, which {variant} needs; {_NEEDS[name].advice}.")
 
 
-def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Loaded:
+def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks, vectors: WordVectors | None = None) -> Loaded:
     """Finds what would make a run on a corpus fail, such as a checkpoint that does not fit.
 
     Returns:
@@ -199,9 +290,10 @@ def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks) -> Loaded:
             f"The smallest batch has {smallest} examples for {ranks.world_size} ranks; use fewer ranks or a "
             "larger --batch-size."
         )
-    check_needs(settings.variant, corpus)
-    config = build_config(settings, corpus)
-    check_needs(settings.variant, corpus, {"word_vectors"} if getattr(config, "text", None) == "vectors" else ())
+    given = Given(corpus, settings.repeat_frames, vectors)
+    check_needs(settings.variant, given)
+    config = build_config(settings, corpus, vectors)
+    check_needs(settings.variant, given, {"word_vectors"} if reads_vectors(config) else ())
     chosen_backend(settings, ranks.device, config)
     checkpoint.seed_everything(settings.seed)
     return load(settings, config)

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from cmsbert_fast.data.example import SPLITS, Corpus, outlines
+from cmsbert_fast.data.embedded import frame_times
+from cmsbert_fast.data.example import SPLITS, Alignment, Corpus, outlines
 from cmsbert_fast.training import checkpoint, report
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
+# As they were hashed when there were two of them.
+_ALIGNMENTS = {Alignment.NONE: False, Alignment.WORDS: True, Alignment.PIECES: "pieces"}
 FINGERPRINT_BYTES = 2**22  # takes at most half a second at the start of a run, even from disk
 # Settings that a resumed run may change: where and how fast it computes, not what. The data may move; their examples
 # are checked. The number of threads may not change: it affects rounding.
@@ -21,7 +24,7 @@ _FREE = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_eve
 
 
 def fingerprint(corpus: Corpus) -> str:
-    """A hash of the examples of all splits, in order: ids, labels, words, numbers of frames, and the frames.
+    """A hash of the examples of all splits, in order: ids, labels, words, numbers of frames, frames and their words.
 
     Beyond ``FINGERPRINT_BYTES`` of frames, only evenly spaced examples are read, about that many bytes.
     """
@@ -29,7 +32,7 @@ def fingerprint(corpus: Corpus) -> str:
     digest = hashlib.sha256(json.dumps(widths).encode())
     for split in SPLITS:
         for o in outlines(corpus.splits[split]):  # one at a time: a list of all takes memory and time
-            line = (split, o.id, str(o.label), o.words, o.visual, o.acoustic, o.aligned)
+            line = (split, o.id, str(o.label), o.words, o.visual, o.acoustic, _ALIGNMENTS[o.alignment])
             digest.update(json.dumps(line).encode())
             total += 4 * (o.visual * widths[0] + o.acoustic * widths[1])
     stride = max(1, math.ceil(total / FINGERPRINT_BYTES))
@@ -40,6 +43,9 @@ def fingerprint(corpus: Corpus) -> str:
             example = examples[k]
             digest.update(np.ascontiguousarray(example.visual, np.float32).data)
             digest.update(np.ascontiguousarray(example.acoustic, np.float32).data)
+            for words in example.frame_words or ():
+                if (words != frame_times(len(words), len(example.words))).any():  # else they follow from the counts
+                    digest.update(np.ascontiguousarray(words, np.int32).data)
         before += len(examples)
     return digest.hexdigest()[:16]
 

@@ -71,6 +71,12 @@ class TrainingSettings(DataOptions):
         None, "activation of the gates (Eq. 1-2): relu, sigmoid or tanh; none: the checkpoint's, relu for BERT"
     )
     projection_size: int | None = _setting(None, "size d of the common space; none: hidden size of the encoder")
+    repeat_frames: bool = _setting(
+        False, "true or false: for data with one frame an utterance, repeat it for every word (word-level variants)"
+    )
+    word_vectors: str | None = _setting(
+        None, "text file of word vectors (GloVe), or 'bert': means of the checkpoint's embeddings of word pieces"
+    )
     text: str | None = _setting(
         None, "text of a baseline: bert (fine-tuned), bert-frozen or vectors; none: the system's own"
     )

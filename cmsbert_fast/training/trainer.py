@@ -78,7 +78,7 @@ class Trainer:
         self.labels = labels_of(data.corpus)
         # The same model on every rank; random numbers after this differ between ranks.
         checkpoint.seed_everything(settings.seed)
-        self.model, self.processor = build(settings, data.corpus, loaded)
+        self.model, self.processor = build(settings, data.corpus, loaded, data.vectors)
         self.model.to(ranks.device)  # type: ignore[arg-type]
         distributed.equalise((*self.model.parameters(), *self.model.buffers()), ranks)
         checkpoint.seed_everything(int(np.random.SeedSequence([settings.seed, ranks.rank]).generate_state(1)[0]))

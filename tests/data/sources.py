@@ -25,8 +25,12 @@ def assert_same(found: Corpus, meant: Corpus) -> None:
     for split, examples in meant.splits.items():
         assert len(found.splits[split]) == len(examples)
         for a, b in zip(found.splits[split], examples, strict=True):
-            assert (a.id, a.words, a.label, a.aligned) == (b.id, b.words, b.label, b.aligned)
+            assert (a.id, a.words, a.label, a.alignment) == (b.id, b.words, b.label, b.alignment)
             assert type(a.label) is type(b.label)
+            assert (a.frame_words is None) == (b.frame_words is None)
+            for x, y in zip(a.frame_words or (), b.frame_words or (), strict=True):
+                assert x.dtype == y.dtype == np.int32
+                np.testing.assert_array_equal(x, y)
             for modality in ("visual", "acoustic"):
                 x, y = getattr(a, modality), getattr(b, modality)
                 assert x.dtype == y.dtype == np.float32
@@ -52,7 +56,7 @@ def write(kind: str, files: Any) -> Path:
         for name, _, _ in rows[1:]:  # one has no frames
             np.save(files.folder / "audio" / f"{name}.npy", files.random.normal(size=(files.random.integers(1, 9), 3)))
         return files.folder
-    if kind == "csd":
+    if kind.startswith("csd"):
         spoken = np.array([[f"w{k}".encode()] for k in range(4)]), [[0, 1], [1, 2], [2, 3], [3, 4]]
         videos = ("a", "b", "c")
         files.csd("TimestampedWords", "words", dict.fromkeys(videos, spoken))
@@ -83,10 +87,10 @@ def choices(kind: str, files: Any) -> dict[str, Any]:
         rows = [f"vid{v}_{k}\t{2.0 * k}\t{2.0 * k + 1.5}\thello there" for v in range(3) for k in range(2)]
         table.write_text("\n".join(["id\tstart\tstop\ttext", *rows]), encoding="utf-8")
         return {"words": str(table)}
-    if kind == "csd":
+    if kind.startswith("csd"):
         folds = files.folder.parent / "folds.json"
         folds.write_text('{"train": ["a"], "valid": ["b"], "test": ["c"]}')
-        return {"folds": folds}
+        return {"folds": folds, "average_words": kind == "csd"}
     return {"folds": "speaker", "fold": 3} if kind == "iemocap" else {}
 
 
@@ -95,6 +99,7 @@ FORMATS = {
     "segments": "table of segments",
     "iemocap": "IEMOCAP table",
     "csd": "CMU-MultimodalSDK streams",
+    "csd of words": "CMU-MultimodalSDK streams",
     "mmsa": "MMSA, unaligned",
     "mmsa aligned": "MMSA, aligned",
     "mag": "MAG-BERT",

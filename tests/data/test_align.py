@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cmsbert_fast.data.align import TOLERANCE, common_subsequence, interval_means, overlapping, word_times
+from cmsbert_fast.data.align import (
+    TOLERANCE,
+    common_subsequence,
+    interval_means,
+    overlapping,
+    word_times,
+    words_of_frames,
+)
 
 
 def by_definition(features: np.ndarray, intervals: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -153,3 +160,35 @@ def test_words_that_are_said_again_are_paired_next_to_what_follows(
     one: str, other: str, pairs: list[tuple[int, int]]
 ) -> None:
     assert np.stack(common_subsequence(one.split(), other.split()), axis=1).tolist() == [list(pair) for pair in pairs]
+
+
+def test_a_frame_belongs_to_the_word_in_which_its_middle_falls() -> None:
+    words = np.array([[0.0, 1.0], [1.0, 1.5], [2.0, 3.0]])
+    frames = np.array(
+        [[-1.0, 0.0], [0.0, 0.4], [0.8, 1.1], [0.9, 1.3], [1.25, 1.75], [1.9, 2.1], [2.8, 3.1], [2.9, 3.2]]
+    )
+    found = words_of_frames(frames, words)
+    assert found.dtype == np.int32
+    assert found.tolist() == [-1, 0, 0, 1, -1, 2, 2, -1]  # a word begins with its start and ends before its stop
+    assert words_of_frames(frames, words[:0]).tolist() == [-1] * 8
+    assert words_of_frames(frames[:0], words).tolist() == []
+
+
+def test_frames_of_words_that_overlap_stay_in_order() -> None:
+    """The last word that has begun has the frame: also after a word within a word."""
+    words = np.array([[0.0, 9.0], [2.0, 3.0], [2.5, 2.5], [8.0, 10.0]])
+    frames = np.stack([np.arange(11.0), np.arange(11.0) + 1], axis=1)
+    assert words_of_frames(frames, words).tolist() == [0, 0, 2, 2, 2, 2, 2, 2, 3, 3, -1]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_words_of_frames_ascend_whatever_the_times(data: st.DataObject) -> None:
+    times = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 8)), max_size=12)
+    frames, words = (
+        np.array([[a, a + n] for a, n in sorted(data.draw(times))], dtype=float).reshape(-1, 2) for _ in range(2)
+    )
+    found = words_of_frames(frames, words)
+    known = found[found >= 0]
+    assert (np.diff(known) >= 0).all()
+    assert (known < len(words)).all()

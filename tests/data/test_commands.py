@@ -98,3 +98,33 @@ def test_a_closed_pipe_is_no_traceback(files: Any) -> None:
         process.stdout.close()  # as "| head" does
         assert process.stderr.read() == ""
         assert process.wait(timeout=120) == 141
+
+
+def test_inspection_says_what_frames_belong_to(files: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of a source, and of what was converted from it."""
+
+    def said(path: Path, *options: str) -> list[str]:
+        target = tmp_path / f"c{len(list(tmp_path.iterdir()))}"
+        assert main(["inspect", str(path), *options]) == 0
+        first = capsys.readouterr().out
+        assert main(["convert", str(path), str(target), *options]) == 0
+        capsys.readouterr()
+        assert main(["inspect", str(target)]) == 0
+        assert capsys.readouterr().out == first
+        return [line.split(": ")[1] for line in first.splitlines() if line.startswith(("  all: ", "  train: "))][1::2]
+
+    root = files.mmsa(True)
+    root["train"]["text_bert"][0, 1, :] = 1
+    assert said(files.pickle("mmsa.pkl", root)) == ["1 have one frame a word piece, 3 have one frame a word"]
+    assert said(files.pickle("un.pkl", files.mmsa(False))) == ["all examples have frames aligned to no word"]
+    (files.folder / "mmsa.pkl").unlink()
+    (files.folder / "un.pkl").unlink()
+    files.table([["v_1", "train", 0, 2, 1, "so good"], ["w_1", "train", 0, 2, 1, "so good"]])
+    files.csd("words", "words", {"v": (np.array([[b"so"]]), [[0, 1]]), "w": (np.array([[b"so"]]), [[0, 1]])})
+    files.csd("COVAREP", "COVAREP", {"v": (np.ones((2, 1)), [[0, 1], [1, 2]])})
+    assert said(files.folder) == ["1 have frames aligned to no word, 1 have no frames"]
+    assert said(files.folder, "--words", "words") == ["1 have one frame a word, 1 have no frames"]
+    timed = said(files.folder, "--words", "words", "--average-words", "false")
+    assert timed == ["1 tell the word of each frame, 1 have no frames"]
+    files.csd("COVAREP", "COVAREP", {"v": (np.ones((1, 1)), [[0, 2]]), "w": (np.ones((1, 1)), [[0, 2]])})
+    assert said(files.folder) == ["all examples have one frame, aligned to no word"]

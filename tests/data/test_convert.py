@@ -33,6 +33,7 @@ def test_the_round_trip_is_exact(kind: str, files: Any, tmp_path: Path) -> None:
         "manifest.json",
         "examples.jsonl",
         *(f"{modality}.safetensors" for modality in meant.report.widths),
+        *(f"{modality}_words.safetensors" for modality in meant.report.widths if kind == "csd of words"),
     }
     manifest = json.loads((target / "manifest.json").read_text())
     assert manifest["source"]["sha256"] == convert.source_hash(source.files)

@@ -18,7 +18,7 @@ from cmsbert_fast.data.embedded import (
     sentiment,
     vocabulary,
 )
-from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.example import Alignment, Corpus
 
 DIRECTIONS = {1: 4 / 9, -1: 4 / 9, 0: 1 / 9}
 
@@ -64,7 +64,10 @@ def test_examples_are_as_every_reader_delivers_them(corpus: Corpus) -> None:
         assert np.isfinite(e.acoustic).all()
         assert 2 <= len(e.visual) < len(e.words)  # frames are not aligned with words
         assert len(e.words) < len(e.acoustic)
-        assert not e.aligned
+        assert e.alignment is Alignment.NONE
+        assert e.frame_words is not None
+        for frames, words in zip((e.visual, e.acoustic), e.frame_words, strict=True):
+            assert words.tolist() == frame_times(len(frames), len(e.words)).tolist()
     lengths = [len(e.words) for e in examples]
     assert (min(lengths), max(lengths)) == (5, 27)
 

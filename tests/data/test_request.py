@@ -26,6 +26,8 @@ def test_the_command_line_makes_the_same_request_as_keywords() -> None:
         "none",
         "--words",
         "w",
+        "--average-words",
+        "false",
         "--label",
         "l",
         "--folds",
@@ -34,11 +36,19 @@ def test_the_command_line_makes_the_same_request_as_keywords() -> None:
         "2",
     )
     meant = DataRequest.of(
-        "folder", visual=["a", "b@30"], acoustic="none", words="w", label="l", folds=Path("f"), fold=2
+        "folder",
+        visual=["a", "b@30"],
+        acoustic="none",
+        words="w",
+        average_words=False,
+        label="l",
+        folds=Path("f"),
+        fold=2,
     )
     assert parsed(*options) == meant
     assert meant.choices() == {
-        "visual": ("a", "b@30"), "acoustic": ("none",), "words": "w", "label": "l", "folds": "f", "fold": 2,
+        "visual": ("a", "b@30"), "acoustic": ("none",), "words": "w", "average_words": False, "label": "l",
+        "folds": "f", "fold": 2,
     }  # fmt: skip
 
 
@@ -63,5 +73,7 @@ def test_an_unknown_option_is_a_type_error() -> None:
 def test_what_is_left_out_of_formats_without_streams() -> None:
     assert DataRequest.of("x").left_out("MMSA") == []
     assert DataRequest.of("x", visual="none", acoustic=("none",)).left_out("MMSA") == ["visual", "acoustic"]
+    with pytest.raises(DataError, match="Leave out --average-words: MMSA data have no stream of words"):
+        DataRequest.of("x", average_words=False).left_out("MMSA")
     with pytest.raises(DataError, match="Leave out --acoustic: MMSA data"):
         DataRequest.of("x", acoustic="none,none").left_out("MMSA")

@@ -130,3 +130,15 @@ def test_several_labels_are_converted_to_the_bit(files) -> None:
     (files.folder.parent / "converted" / "examples.jsonl").write_text(lines.replace('"label": [', '"label": [2, ', 1))
     with pytest.raises(DataError, match="a label is not 2 of 0 and 1"):
         read_corpus(files.folder.parent / "converted")
+
+
+def test_classes_by_number_in_misas_files(files) -> None:
+    root = files.misa()
+    for split, content in root.items():
+        for k, (_, label, _) in enumerate(content):
+            label[:] = k % 2
+        files.pickle(f"{split}.pkl", content)
+    found = read_corpus(files.folder, task="classification")
+    assert found.classes == ("0", "1")
+    assert [e.label for e in found.splits["train"]] == [0, 1, 0]
+    assert "all labels are whole numbers (0, 1)" in summary(read_corpus(files.folder))

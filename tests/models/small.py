@@ -3,6 +3,7 @@
 import torch
 
 from cmsbert_fast import CMSBertConfig
+from cmsbert_fast.models.registry import VARIANTS
 
 SMALL = dict(
     vocab_size=50,
@@ -12,6 +13,8 @@ SMALL = dict(
     intermediate_size=24,
     max_position_embeddings=40,
 )
+# The variants of the paper; what each baseline does is in tests/models/baselines.
+OURS = [name for name, variant in VARIANTS.items() if ".models.cmsbert." in variant.model]
 SIZES = dict(visual_size=5, acoustic_size=3)
 NO_DROPOUT = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 

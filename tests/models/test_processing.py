@@ -6,7 +6,7 @@ import torch
 from transformers import AutoProcessor, BertTokenizer
 
 from cmsbert_fast import CMSBertConfig, CMSBertModel, CMSBertProcessor
-from cmsbert_fast.data.example import Example
+from cmsbert_fast.data.example import Alignment, Example
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film", "was", "great", "un", "##believ", "##able"]
 
@@ -56,7 +56,7 @@ def test_a_constant_feature_becomes_zero(tokenizer):
 
 def test_long_texts_are_cut_at_a_word_boundary_with_their_frames(tokenizer):
     processor = CMSBertProcessor(tokenizer, max_length=6)
-    encoded = processor.encode(example("the film unbelievable was", 4, 4, aligned=True))
+    encoded = processor.encode(example("the film unbelievable was", 4, 4, alignment=Alignment.WORDS))
     assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == [
         "[CLS]",
         "the",
@@ -64,7 +64,7 @@ def test_long_texts_are_cut_at_a_word_boundary_with_their_frames(tokenizer):
         "[SEP]",
     ]  # "un" alone would fit
     assert len(encoded.visual) == len(encoded.acoustic) == 2
-    assert encoded.token_frames.tolist() == [-1, 0, 1, -1]
+    assert encoded.token_frames["visual"].tolist() == [-1, 0, 1, -1]
     unaligned = processor.encode(example("the film unbelievable was", 9, 4))
     assert len(unaligned.visual) == 9
     assert unaligned.token_frames is None
@@ -73,8 +73,8 @@ def test_long_texts_are_cut_at_a_word_boundary_with_their_frames(tokenizer):
 
 
 def test_pieces_of_a_word_share_its_frame(tokenizer):
-    encoded = CMSBertProcessor(tokenizer).encode(example("the unbelievable film", 3, 3, aligned=True))
-    assert encoded.token_frames.tolist() == [-1, 0, 1, 1, 1, 2, -1]
+    encoded = CMSBertProcessor(tokenizer).encode(example("the unbelievable film", 3, 3, alignment=Alignment.WORDS))
+    assert encoded.token_frames["visual"].tolist() == [-1, 0, 1, 1, 1, 2, -1]
 
 
 def test_packed_and_padded_are_the_same_batch(tokenizer):

@@ -12,10 +12,7 @@ from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.registry import NEEDS, VARIANTS, class_of_architecture
 from cmsbert_fast.training.config import declared_fields
 from cmsbert_fast.training.settings import TrainingSettings
-from tests.models.small import SIZES, config
-
-# Those of the paper; what each baseline does is in tests/models/baselines.
-OURS = [name for name, variant in VARIANTS.items() if ".models.cmsbert." in variant.model]
+from tests.models.small import OURS, SIZES, config
 
 
 @pytest.mark.parametrize("name", OURS)

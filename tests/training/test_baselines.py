@@ -48,10 +48,12 @@ def arguments_of(corpus_folder, words_file, bert):
     """Of a run of two epochs of three steps, on data as the system needs them, with dropout."""
 
     def arguments(name: str) -> list:
-        data = words_file if "word_frames" in VARIANTS[name].needs else corpus_folder
+        of_words = VARIANTS[name].needs & {"word_frames", "frames_of_words"}
+        data = words_file if of_words else corpus_folder
         fields = [f"{field}={value}" for field, value in case(name).FIELDS.items()]
+        vectors = ["--word-vectors", "bert"] if VARIANTS[name].model_class.config_class.text == "vectors" else []
         given = ["--data", data, "--model", bert, "--variant", name, "--epochs", 2, "--batch-size", 9]
-        return [*given, *(["--architecture", *fields] if fields else [])]
+        return [*given, *vectors, *(["--architecture", *fields] if fields else [])]
 
     return arguments
 
@@ -117,7 +119,7 @@ def test_what_the_data_lack_is_said_before_training(train, arguments_of, corpus_
     config_class = VARIANTS[name].model_class.config_class
     if "vectors" in config_class.texts:
         message = f"has no word vectors, which {name} needs"
-        assert message in refused(train, *arguments, "--text", "vectors")
+        assert message in refused(train, *arguments, "--text", "vectors", "--word-vectors", "none")
     for text in {"bert", "bert-frozen", "vectors"} - set(config_class.texts):
         assert f"text is '{text}'; choose one of" in refused(train, *arguments, "--text", text)
     if not config_class.poolings:

@@ -14,15 +14,15 @@ def test_a_model_gets_only_the_inputs_it_reads(monkeypatch):
     corpus = read_corpus("embedded")
     model, processor = build(TrainingSettings(), corpus)
     collate = processor.collate
-    monkeypatch.setattr(processor, "collate", lambda *a, **k: {**collate(*a, **k), "word_vectors": torch.ones(3, 2)})
+    monkeypatch.setattr(processor, "collate", lambda *a, **k: {**collate(*a, **k), "extra": torch.ones(3, 2)})
     batches = Batches(corpus.splits["train"], processor, model, torch.device("cpu"))
     batch = batches.load([0, 1])
-    assert "word_vectors" not in batch
+    assert "extra" not in batch
     assert batch.pop("labels").shape == (2,)
     assert batches.load([0, 1], labels=False).keys() == batch.keys()
     assert model.rows(**batch)["logits"].shape == (2, 1)
-    monkeypatch.setattr(type(model), "inputs", (*model.inputs, "word_vectors"))
-    assert "word_vectors" in Batches(corpus.splits["train"], processor, model, torch.device("cpu")).load([0])
+    monkeypatch.setattr(type(model), "inputs", (*model.inputs, "extra"))
+    assert "extra" in Batches(corpus.splits["train"], processor, model, torch.device("cpu")).load([0])
 
 
 def test_global_batches():

@@ -10,10 +10,12 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
 from cmsbert_fast.data import read_corpus
+from cmsbert_fast.data.example import Alignment
 from cmsbert_fast.models.registry import NEEDS, VARIANTS, Variant
 from cmsbert_fast.training import build, preflight, resume
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.preflight import Given
 from cmsbert_fast.training.settings import TrainingSettings
 from tests.training.helpers import CPU, tiny_corpus
 
@@ -161,17 +163,17 @@ def test_data_that_a_variant_cannot_do_without(monkeypatch, need, change, messag
     monkeypatch.setitem(VARIANTS, "new", Variant("a:B", frozenset({need})))
     lacking = dataclasses.replace(tiny_corpus(2), **change)
     with pytest.raises(UsageError, match=f"^tiny has {message}.*[.]$"):
-        preflight.check_needs("new", lacking)
+        preflight.check_needs("new", Given(lacking))
     with pytest.raises(UsageError, match=message):
         preflight.check(TrainingSettings(data="tiny", variant="new"), lacking, CPU)
     splits = {
-        split: [dataclasses.replace(example, aligned=True) for example in examples]
+        split: [dataclasses.replace(example, alignment=Alignment.WORDS) for example in examples]
         for split, examples in tiny_corpus(2).splits.items()
     }
     if need != "word_vectors":
-        preflight.check_needs("new", dataclasses.replace(tiny_corpus(2), splits=splits))
+        preflight.check_needs("new", Given(dataclasses.replace(tiny_corpus(2), splits=splits)))
     monkeypatch.setitem(VARIANTS, "new", Variant("a:B"))
-    preflight.check_needs("new", lacking)
+    preflight.check_needs("new", Given(lacking))
 
 
 def test_folds_are_read_once(train, short, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoProcessor
 
-from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.example import Corpus, FrameWords
 from cmsbert_fast.training import figures, resume
 from tests.training.helpers import tiny_corpus
 
@@ -85,4 +85,7 @@ def test_fingerprint_covers_what_is_trained_on(monkeypatch, limit):
         for fields in ({"words": ("bad",)}, {"label": 0.25}, {"id": "x"}, {"visual": np.zeros((0, 3), np.float32)})
     ]
     others += [changed(corpus, "train", acoustic=np.full((1, 3), 2, np.float32)), replace(corpus, visual_size=4)]
+    words = [FrameWords(*(np.array(own, np.int32) for own in ([0], row))) for row in ([-1], [0])]
+    others.append(changed(corpus, "train", frame_words=words[0]))
     assert len({resume.fingerprint(c) for c in (corpus, *others)}) == 1 + len(others)
+    assert resume.fingerprint(changed(corpus, "train", frame_words=words[1])) == resume.fingerprint(corpus)  # follows

@@ -12,11 +12,11 @@ from transformers import AutoConfig, AutoProcessor
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training import checkpoint, evaluate, figures
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import build
 from cmsbert_fast.training.settings import TrainingSettings
+from tests.models.small import OURS
 from tests.training.helpers import CPU, records
 
 
@@ -92,16 +92,16 @@ def test_bf16_is_near_fp32(train, short, tmp_path):
 
 
 def test_every_variant(train, short, tmp_path, capsys):
-    status, _ = train(*short, "--epochs", 1, "--variant", *VARIANTS, "--output", tmp_path, figures=True)
+    status, _ = train(*short, "--epochs", 1, "--variant", *OURS, "--output", tmp_path, figures=True)
     assert status == 0
     rows = json.loads((tmp_path / "summary.json").read_text())
-    assert [row["variant"] for row in rows] == list(VARIANTS)
-    assert (tmp_path / "summary.md").read_text().count("\n") == 2 + len(VARIANTS)
-    saved = {v: AutoConfig.from_pretrained(tmp_path / v.replace("/", "-") / "seed-0" / "best") for v in VARIANTS}
+    assert [row["variant"] for row in rows] == list(OURS)
+    assert (tmp_path / "summary.md").read_text().count("\n") == 2 + len(OURS)
+    saved = {v: AutoConfig.from_pretrained(tmp_path / v.replace("/", "-") / "seed-0" / "best") for v in OURS}
     assert {v: c.cms_layers for v, c in saved.items() if c.cms_layers != [0, 1]} == {"bert": [], "cmsbert/1": [0]}
     assert [v for v, c in saved.items() if c.smoothing is None] == ["cmsbert-clr-no-ls", "cmsbert-clr-no-ema-no-ls"]
-    assert [v for v, c in saved.items() if "CLR" in c.architectures[0]] == list(VARIANTS)[3:]
-    for variant in VARIANTS:
+    assert [v for v, c in saved.items() if "CLR" in c.architectures[0]] == list(OURS)[3:]
+    for variant in OURS:
         run = tmp_path / variant.replace("/", "-")
         log = [json.loads(line) for line in (run / "seed-0" / "log.jsonl").read_text().splitlines()]
         weights = {r.get("nu") for r in log if r["event"] == "train"}

@@ -9,6 +9,8 @@ It is a folder:
                             folds that the source has
     visual.safetensors      all frames of a modality, float32 (frames, d), in the order of the lines
     acoustic.safetensors
+    visual_words.safetensors, acoustic_words.safetensors
+                            the word of each frame, int32 (frames,), where examples have `frame_words`
 
 safetensors, because the project needs it anyway, its header is plain JSON and its data plain rows: any range of frames
 is a slice of a memory map, without a decoder (Arrow and HDF5 bring one) and without code (pickle).
@@ -26,15 +28,26 @@ from typing import Any, NamedTuple
 import numpy as np
 from safetensors import SafetensorError
 
-from cmsbert_fast.data.example import MODALITIES, Corpus, DataError, Example, Label, Outline
+from cmsbert_fast.data.example import (
+    MODALITIES,
+    Alignment,
+    Corpus,
+    DataError,
+    Example,
+    FrameWords,
+    Label,
+    Outline,
+    no_frames,
+)
 from cmsbert_fast.data.folds import NAMED, NO_FOLD, choose, read_folds, split_by_part, video_of
-from cmsbert_fast.data.mapped import MappedFrames
+from cmsbert_fast.data.mapped import MappedRows
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import ordered
 from cmsbert_fast.data.text import whole
 
-VERSION = 2
+VERSION = 3
+READABLE = (2, VERSION)
 MANIFEST, EXAMPLES = "manifest.json", "examples.jsonl"
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character, or of a pair that is one
 
@@ -44,10 +57,36 @@ def is_converted(path: Path) -> bool:
     return (path / MANIFEST).is_file() and (path / EXAMPLES).is_file()
 
 
+def words_file(modality: str) -> str:
+    """The name of the file that tells the word of each frame."""
+    return f"{modality}_words.safetensors"
+
+
+class _Frames:
+    """The frames of a modality, and their words where these are known; none where it has no file."""
+
+    def __init__(self, folder: Path, modality: str, width: int, count: int, timed: bool) -> None:
+        self.width = width
+        self._frames = self._words = None
+        if width:
+            self._frames = MappedRows(folder / f"{modality}.safetensors", "frames", "F32", (count, width))
+        if width and timed:
+            self._words = MappedRows(folder / words_file(modality), "words", "I32", (count,))
+
+    def __len__(self) -> int:
+        return 0 if self._frames is None else len(self._frames)
+
+    def rows(self, place: "_Range") -> np.ndarray:
+        return no_frames(self.width) if self._frames is None else self._frames.rows(*place)
+
+    def words(self, place: "_Range") -> np.ndarray:
+        return np.zeros(0, dtype=np.int32) if self._words is None else self._words.rows(*place)
+
+
 class Mapped(Sequence[Example]):
     """The examples of a split; frames are read from the memory map on access."""
 
-    def __init__(self, lines: list["_Line"], frames: dict[str, "MappedFrames"]) -> None:
+    def __init__(self, lines: list["_Line"], frames: dict[str, _Frames]) -> None:
         self._lines = lines
         self._frames = frames
 
@@ -58,14 +97,20 @@ class Mapped(Sequence[Example]):
         if isinstance(index, slice):
             return Mapped(self._lines[index], self._frames)
         line = self._lines[index]
-        parts = {modality: self._frames[modality].rows(*getattr(line.frames, modality)) for modality in MODALITIES}
+        places = dict(zip(MODALITIES, line.frames, strict=True))
+        parts = {modality: self._frames[modality].rows(place) for modality, place in places.items()}
         for modality, rows in parts.items():  # here: to check all of them on opening is slow
             if not np.isfinite(rows).all():
                 raise DataError(f"Convert the data again: not all {modality} values of {line.id!r} are finite.")
             known = line.checksums.get(modality) if rows.shape[1] else None
             if known is not None and zlib.crc32(np.ascontiguousarray(rows).data) != known:
                 raise DataError(f"Convert the data again: the {modality} frames of {line.id!r} are damaged.")
-        return Example(line.id, line.words, line.label, parts["visual"], parts["acoustic"], line.aligned)
+        words = None
+        if line.timed:
+            words = FrameWords(*(self._frames[modality].words(place) for modality, place in places.items()))
+            if not all(_may_be_words(found, len(line.words)) for found in words):
+                raise DataError(f"Convert the data again: frames of {line.id!r} belong to words that it does not have.")
+        return Example(line.id, line.words, line.label, parts["visual"], parts["acoustic"], line.alignment, words)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[k] for k in range(len(self)))
@@ -76,7 +121,13 @@ class Mapped(Sequence[Example]):
         for line in self._lines:
             seen = line.frames.visual.length if visual else 0
             heard = line.frames.acoustic.length if acoustic else 0
-            yield Outline(line.id, line.words, line.label, line.aligned, seen, heard)
+            yield Outline(line.id, line.words, line.label, line.alignment, seen, heard, line.timed)
+
+
+def _may_be_words(words: np.ndarray, count: int) -> bool:
+    """Whether frames may belong to these words of ``count``: -1 or a word, ascending."""
+    known = words[words >= 0]
+    return bool((words >= -1).all() and (known < count).all() and (np.diff(known) >= 0).all())
 
 
 class _Range(NamedTuple):
@@ -100,7 +151,19 @@ class _Line:
         ValueError: It is not of the form that `convert` writes.
     """
 
-    __slots__ = ("aligned", "checksums", "frames", "id", "label", "non_finite", "parts", "tallies", "video", "words")
+    __slots__ = (
+        "alignment",
+        "checksums",
+        "frames",
+        "id",
+        "label",
+        "non_finite",
+        "parts",
+        "tallies",
+        "timed",
+        "video",
+        "words",
+    )
 
     def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None, several: bool) -> None:
         self.id: str = _typed(entry["id"], str)
@@ -110,10 +173,14 @@ class _Line:
         if not self.words:
             raise ValueError("an example has no words")
         self.label: Label | None = None if entry["label"] is None else _label(entry["label"], classes, several)
-        self.aligned = _typed(entry["aligned"], bool)
+        self.alignment = _alignment(entry)
         self.frames = _Ranges(*(_Range(begins[modality], _count(entry[modality])) for modality in MODALITIES))
-        if self.aligned and not {rows.length for rows in self.frames} <= {0, len(self.words)}:
+        self.timed = _typed(entry.get("timed", False), bool)
+        lengths = {rows.length for rows in self.frames} - {0}
+        if self.alignment is Alignment.WORDS and not lengths <= {len(self.words)}:
             raise ValueError("an aligned example has a different number of frames than words")
+        if self.alignment is Alignment.PIECES and len(lengths) > 1:
+            raise ValueError("an aligned example has more frames of one modality than of the other")
         self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
         self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
         self.tallies: dict[str, int] | None = _counts(entry["tallies"]) if "tallies" in entry else None
@@ -138,6 +205,13 @@ def _label(value: Any, classes: int | None, several: bool) -> Label:
     elif not 0 <= _typed(value, int) < classes:
         raise ValueError(f"a label is {value}, but there are {classes} classes")
     return value
+
+
+def _alignment(entry: dict[str, Any]) -> Alignment:
+    """What frames belong to; until version 3 a word, or nothing."""
+    if "aligned" in entry:
+        return Alignment.WORDS if _typed(entry["aligned"], bool) else Alignment.NONE
+    return Alignment(entry["alignment"])
 
 
 def _parse(text: str) -> Any:
@@ -222,7 +296,7 @@ def open_converted(request: DataRequest) -> Corpus:
     if split_of is not None:
         splits = _resplit(path, stored.lines, split_of, report)
     for modality in without:
-        stored.widths[modality], stored.frames[modality] = 0, MappedFrames()
+        stored.widths[modality], stored.frames[modality] = 0, _Frames(path, modality, 0, 0, False)
         for counts in (report.widths, report.frames, report.non_finite):
             counts.pop(modality, None)
         report.tallies = {what: n for what, n in report.tallies.items() if f" {modality} frame" not in what}
@@ -250,7 +324,7 @@ class _Stored:
 
     def __init__(self, path: Path, labels: bool) -> None:
         manifest = _parse((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["version"] != VERSION:
+        if manifest["version"] not in READABLE:
             raise DataError(f"Convert {path} again: it has version {manifest['version']}, this is version {VERSION}.")
         self.name, self.standardise = _typed(manifest["name"], str), _typed(manifest["standardise"], bool)
         classes = manifest["classes"]
@@ -258,10 +332,9 @@ class _Stored:
         self.several = _typed(manifest.get("several", False), bool)
         self.report = _report(manifest["report"])
         self.widths = {modality: int(self.report.widths.get(modality, 0)) for modality in MODALITIES}
+        self.timed = _typed(manifest.get("timed", False), bool)
         self.frames = {
-            modality: MappedFrames(path / f"{modality}.safetensors", width, self.report.frames.get(modality, 0))
-            if width
-            else MappedFrames()
+            modality: _Frames(path, modality, width, self.report.frames.get(modality, 0), self.timed)
             for modality, width in self.widths.items()
         }
         self.report.counts = {split: count for split, count in self.report.counts.items() if count}
@@ -288,6 +361,8 @@ class _Stored:
             for text in lines:
                 entry = _parse(text)
                 line = _Line(entry, begins, None if self.classes is None else len(self.classes), self.several)
+                if line.timed and not self.timed:
+                    raise ValueError("a line has the words of frames, the folder has not")
                 if not labels:
                     line.label = None
                 if line.id in ids:

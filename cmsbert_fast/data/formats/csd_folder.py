@@ -13,14 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from cmsbert_fast.data.align import Track
-from cmsbert_fast.data.example import MODALITIES, DataError, Example, Label, no_frames
+from cmsbert_fast.data.example import DataError, Example, Label
 from cmsbert_fast.data.folds import ALL, NO_FOLD, folds_of, video_of
 from cmsbert_fast.data.labels import MOSEI_LABELS, LabelChoice, choice_of
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source
 from cmsbert_fast.data.streams.assignment import Assignment
-from cmsbert_fast.data.streams.cutting import Cutter, words_within
+from cmsbert_fast.data.streams.cutting import Place, words_within
+from cmsbert_fast.data.streams.frames import FrameReader
 from cmsbert_fast.data.text import whole
 from cmsbert_fast.data.untrusted.limits import ROW, Budget
 
@@ -91,8 +92,7 @@ class _Reader:
                 "no folds were given: all examples are in one split; give the standard folds with --folds FILE"
             )
         self.budget = Budget.of_streams(self.files)
-        self._cutters = {m: Cutter(getattr(assignment, m), m, self.budget) for m in MODALITIES}
-        self._widths = {m: cutter.width for m, cutter in self._cutters.items()}
+        self._frames = FrameReader(assignment, self.budget, request.average_words)
         # Segments of one video are read together: a stream may hold its frames in one entry.
         self.groups: dict[str, list[str]] = {}
         for key in self._keys():
@@ -120,10 +120,9 @@ class _Reader:
         """The examples of a video, with their splits."""
         for key in self.groups[video]:
             yield from self._examples(key, report)
-        for cutter in self._cutters.values():
-            cutter.forget()
-            if video == self._last:
-                cutter.finish(report)
+        self._frames.forget()
+        if video == self._last:
+            self._frames.finish(report)
 
     def _examples(self, key: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         streams = [s for s in (self._words, self._cut_by) if s is not None and key in s]
@@ -195,14 +194,8 @@ class _Reader:
         if self._labels and label is None:
             report.drop("its label is not a number")
             return None
-        frames: dict[str, np.ndarray] = {}
-        for modality, cutter in self._cutters.items():
-            found = cutter.average(entry.key, entry.video, span, times, report)
-            width = self._widths[modality]
-            if found is None and width:
-                report.tally(f"examples have no {modality} frame", 1)
-            frames[modality] = no_frames(width) if found is None else found
-        return Example(name, tuple(spoken), label, aligned=True, **frames)
+        frames = self._frames.read(Place(entry.key, entry.video, span), times, report)
+        return Example(name, tuple(spoken), label, *frames)
 
 
 def _choice(folder: Path, label: str | None) -> LabelChoice:

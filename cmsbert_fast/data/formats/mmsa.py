@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cmsbert_fast.data.example import DataError, Example, frames_of, no_frames
+from cmsbert_fast.data.example import Alignment, DataError, Example, frames_of, no_frames
 from cmsbert_fast.data.folds import split_name
 from cmsbert_fast.data.labels import class_names
 from cmsbert_fast.data.pickled import splits_of
@@ -62,11 +62,12 @@ def mmsa_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> So
                 report.drop("its label is not a number")
                 continue
             frames = part.frames(number, report)
-            aligned = part.aligned and all(len(f) in (0, len(words)) for f in frames.values())
-            if part.aligned and not aligned:
+            alignment = part.alignment(frames, len(words))
+            if alignment is Alignment.PIECES:
                 report.tally("examples of this aligned file have as many frames as word pieces, not as words", 1)
             label = None if labels is None else labels.label_of(value)
-            yield split_name(split), Example(content.text_of(utterance), words, label, aligned=aligned, **frames)
+            identity = content.text_of(utterance)
+            yield split_name(split), Example(identity, words, label, frames["visual"], frames["acoustic"], alignment)
 
     kinds = {"aligned" if _is_aligned(part) else "unaligned" for part in root.values()}
     return Source(
@@ -192,6 +193,18 @@ class _Part:
                 rows = rows[: _last_row([rows])]
             result[modality] = frames_of(rows, modality, report)
         return result
+
+    def alignment(self, frames: Mapping[str, np.ndarray], words: int) -> Alignment:
+        """What the frames of an example with so many words belong to.
+
+        An aligned file has one frame a word piece. Where these are as many as words, each word is one piece, unless the
+        file's tokenizer cut the text.
+        """
+        if not self.aligned:
+            return Alignment.NONE
+        longest = max(array.shape[1] for array in self._arrays.values()) - 2  # without [CLS] and [SEP]
+        exact = all(len(rows) in (0, words) and len(rows) < longest for rows in frames.values())
+        return Alignment.WORDS if exact else Alignment.PIECES
 
     def _token_range(self, number: int) -> tuple[int, int]:
         """Where the frames of an aligned example lie: after [CLS], before [SEP] and padding."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cmsbert_fast.data.example import DataError, Example, frames_of, no_frames
+from cmsbert_fast.data.example import Alignment, DataError, Example, frames_of, no_frames
 from cmsbert_fast.data.folds import split_name
 from cmsbert_fast.data.pickled import splits_of
 from cmsbert_fast.data.report import ReadReport
@@ -98,7 +98,10 @@ def mult_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> So
                 continue
             frames = part.frames(number, report)
             aligned = part.same_clock and all(len(f) == len(spoken) for f in frames.values())
-            yield split_name(split), Example(found[0], spoken, score if labels else None, aligned=aligned, **frames)
+            alignment = Alignment.WORDS if aligned else Alignment.NONE
+            label = score if labels else None
+            example = Example(found[0], spoken, label, frames["visual"], frames["acoustic"], alignment)
+            yield split_name(split), example
 
     return Source(
         name=path.stem,

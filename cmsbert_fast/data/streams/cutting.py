@@ -1,6 +1,7 @@
 """Streams cut per segment or averaged per word."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,20 @@ from cmsbert_fast.data.streams.feature_files import FileStream
 from cmsbert_fast.data.untrusted.limits import Budget
 
 _LOOK = 16  # frames that are searched for a segment cost a byte of the budget
+
+
+class Place(NamedTuple):
+    """Where the frames of a segment are.
+
+    Attributes:
+        segment: Its id.
+        video: Its video; None where the segment is a recording by itself, whose files hold nothing else.
+        span: Start and stop in the video, in seconds.
+    """
+
+    segment: str
+    video: str | None
+    span: tuple[float, float] | None
 
 
 class Cutter:
@@ -49,10 +64,9 @@ class Cutter:
         self._budget.spend(len(held[1].features) // _LOOK)
         return held[1]
 
-    def _find(
-        self, number: int, segment: str, video: str | None, span: tuple[float, float] | None, report: ReadReport
-    ) -> tuple[Track, bool] | None:
+    def _find(self, number: int, place: Place, report: ReadReport) -> tuple[Track, bool] | None:
         """The track that holds a segment, on the video's clock, and whether it holds nothing else."""
+        segment, video, span = place
         stream = self._streams[number]
         if not self._width(number):
             return None
@@ -65,10 +79,9 @@ class Cutter:
         key = video or segment
         return (self._track(number, key, report), span is None and segment == key) if key in stream else None
 
-    def _frames(
-        self, number: int, segment: str, video: str | None, span: tuple[float, float] | None, report: ReadReport
-    ) -> Track | None:
-        found = self._find(number, segment, video, span, report)
+    def _frames(self, number: int, place: Place, report: ReadReport) -> Track | None:
+        segment, video, span = place
+        found = self._find(number, place, report)
         if found is None:
             return None
         track, own = found
@@ -86,22 +99,16 @@ class Cutter:
         inside = overlapping(track.intervals, *span)
         return Track(track.features[inside], track.intervals[inside])
 
-    def cut(
-        self, segment: str, video: str | None, span: tuple[float, float] | None, report: ReadReport
-    ) -> np.ndarray | None:
-        """The frames of a segment, float32 (n, d); None where no stream knows the segment or its video.
+    def cut(self, place: Place, report: ReadReport) -> Track | None:
+        """The frames of a segment, float32 (n, d), with their times; None where no stream knows it or its video.
 
-        Args:
-            segment: Its id.
-            video: Its video; None where the segment is a recording by itself, whose files hold nothing else.
-            span: Start and stop in the video, in seconds.
-            report: Counts what is altered or missing.
+        ``report`` counts what is altered or missing.
         """
-        tracks = [self._frames(k, segment, video, span, report) for k in range(len(self._streams))]
+        tracks = [self._frames(k, place, report) for k in range(len(self._streams))]
         if not tracks or tracks[0] is None:
             return None
         if len(tracks) == 1:
-            return np.ascontiguousarray(tracks[0].features)
+            return Track(np.ascontiguousarray(tracks[0].features), tracks[0].intervals)
         parts = [tracks[0].features]
         for track in tracks[1:]:
             if track is None:
@@ -109,22 +116,15 @@ class Cutter:
             if track.intervals is None or tracks[0].intervals is None:
                 if len(track.features) != len(parts[0]):
                     raise DataError(
-                        f"Give the frames of {segment} times, or as many frames in every {self._modality} stream."
+                        f"Give the frames of {place.segment} times, or as many frames in every {self._modality} stream."
                     )
                 parts.append(track.features)
             else:
                 means, _ = interval_means(track.features, track.intervals, tracks[0].intervals)
                 parts.append(means.astype(np.float32))
-        return np.ascontiguousarray(np.concatenate(parts, axis=1))
+        return Track(np.ascontiguousarray(np.concatenate(parts, axis=1)), tracks[0].intervals)
 
-    def average(
-        self,
-        segment: str,
-        video: str | None,
-        span: tuple[float, float] | None,
-        times: np.ndarray,
-        report: ReadReport,
-    ) -> np.ndarray | None:
+    def average(self, place: Place, times: np.ndarray, report: ReadReport) -> np.ndarray | None:
         """One frame a word, float32 (words, d): the mean of the frames that overlap it, 0 where there is none.
 
         Args: as `cut`; ``times`` (words, 2) are seconds in the video. Words without a frame are counted.
@@ -133,7 +133,7 @@ class Cutter:
         bare = np.zeros(len(times), dtype=bool)
         self._budget.reserve(8 * len(times) * self.width)
         for number in range(len(self._streams)):
-            found = self._find(number, segment, video, span, report)
+            found = self._find(number, place, report)
             if found is None:
                 return None
             track, own = found

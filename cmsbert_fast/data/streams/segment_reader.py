@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cmsbert_fast.data.align import MOST_PAIRS, word_times
-from cmsbert_fast.data.example import MODALITIES, DataError, Example, no_frames
+from cmsbert_fast.data.example import DataError, Example
 from cmsbert_fast.data.folds import NO_FOLD, Rotation, choose, read_folds
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
@@ -15,7 +15,8 @@ from cmsbert_fast.data.segment_table import Segment
 from cmsbert_fast.data.source import Source
 from cmsbert_fast.data.streams.assignment import Assignment
 from cmsbert_fast.data.streams.csd import CsdStream
-from cmsbert_fast.data.streams.cutting import Cutter, words_within
+from cmsbert_fast.data.streams.cutting import Place, words_within
+from cmsbert_fast.data.streams.frames import FrameReader
 from cmsbert_fast.data.text import words_of
 from cmsbert_fast.data.untrusted.limits import ROW, Budget
 
@@ -79,6 +80,10 @@ class _Reader:
         self.notes: list[str] = []
         assignment.describe(self.notes)
         self._words = assignment.words
+        if self._words is None and not request.average_words:
+            raise DataError(
+                "Name a stream of words with --words NAME, or leave out --average-words: no words have times."
+            )
         self._class = {name: k for k, name in enumerate(selection.classes or ())}
         self.groups: dict[str, list[Segment]] = {}
         for segment in selection.segments:
@@ -86,8 +91,7 @@ class _Reader:
         self._first, self._last = next(iter(self.groups), None), next(reversed(self.groups), None)
         self.files = [table, *(s.transcript for s in selection.segments if s.transcript), *assignment.files]
         self.budget = Budget.of_streams(self.files)
-        self._cutters = {m: Cutter(getattr(assignment, m), m, self.budget) for m in MODALITIES}
-        self._widths = {m: cutter.width for m, cutter in self._cutters.items()}
+        self._frames = FrameReader(assignment, self.budget, request.average_words)
         self._heard: tuple[list[str], np.ndarray] | None = None  # words and times of the video that is read
 
     def read(self, video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
@@ -105,10 +109,9 @@ class _Reader:
             if example is not None:
                 self.budget.see(example)
                 yield split, example
-        for cutter in self._cutters.values():
-            cutter.forget()
-            if video == self._last:
-                cutter.finish(report)
+        self._frames.forget()
+        if video == self._last:
+            self._frames.finish(report)
 
     def _example(self, video: str, segment: Segment, report: ReadReport) -> Example | None:
         spoken = words_of(segment.text)
@@ -120,10 +123,13 @@ class _Reader:
             times = self._word_times(self._words, video, segment, spoken, report)
             if times is None:
                 return None
-        frames = self._frames(video, segment, times, report)
+        # An id without a number is its own video; its files hold nothing else, unless the table names the video.
+        alone = segment.id == video and len(self.groups[video]) == 1 and not segment.has_video
+        place = Place(segment.id, None if alone else video, segment.span)
+        frames = self._frames.read(place, times, report)
         label = segment.label if self._labels else None
         value = self._class[label] if isinstance(label, str) else label
-        return Example(segment.id, spoken, value, aligned=times is not None, **frames)
+        return Example(segment.id, spoken, value, *frames)
 
     def _word_times(
         self, words: CsdStream, video: str, segment: Segment, spoken: tuple[str, ...], report: ReadReport
@@ -148,25 +154,6 @@ class _Reader:
         times, missing = word_times(spoken, heard, spans, segment.span)
         report.tally("words are not in the word stream; their times were interpolated", missing)
         return times
-
-    def _frames(
-        self, video: str, segment: Segment, times: np.ndarray | None, report: ReadReport
-    ) -> dict[str, np.ndarray]:
-        """The frames of a segment by modality, averaged per word where ``times`` are known."""
-        # An id without a number is its own video; its files hold nothing else, unless the table names the video.
-        alone = segment.id == video and len(self.groups[video]) == 1 and not segment.has_video
-        recording = None if alone else video
-        frames: dict[str, np.ndarray] = {}
-        for modality, cutter in self._cutters.items():
-            if times is not None:
-                found = cutter.average(segment.id, recording, segment.span, times, report)
-            else:
-                found = cutter.cut(segment.id, recording, segment.span, report)
-            width = self._widths[modality]
-            if width and (found is None or not len(found)):
-                report.tally(f"examples have no {modality} frame", 1)
-            frames[modality] = no_frames(width) if found is None else found
-        return frames
 
 
 def _splitter(table: Path, rotations: Mapping[str, Rotation], request: DataRequest) -> Callable[[Segment], str | None]:

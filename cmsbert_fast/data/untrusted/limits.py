@@ -54,7 +54,8 @@ class Budget:
 
     def see(self, example: Example) -> None:
         """Charge an example. Raises as `reserve` does."""
-        self.spend(_EXAMPLE + example.visual.nbytes + example.acoustic.nbytes + _text_size(example))
+        arrays = (example.visual, example.acoustic, *(example.frame_words or ()))
+        self.spend(_EXAMPLE + sum(array.nbytes for array in arrays) + _text_size(example))
 
 
 def _text_size(example: Example) -> int:

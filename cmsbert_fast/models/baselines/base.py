@@ -12,12 +12,17 @@ from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.text import Text, TextBert
 from cmsbert_fast.models.baselines.words import WordInputs, Words, pack_words
+from cmsbert_fast.models.encoding import FrameLevel
+from cmsbert_fast.models.frame_maps import FrameMaps
 from cmsbert_fast.models.inputs import Frames, Inputs, PackedInputs, pack
 from cmsbert_fast.models.layers import init_as_torch
 from cmsbert_fast.models.losses import LossTerm, task_loss
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.ops.dropout.api import use_cheap_dropout
-from cmsbert_fast.packing import take_rows
+from cmsbert_fast.packing import take_rows, without_rest
+
+# A part of the names of the FrameMaps that a level has.
+_MAPS = {FrameLevel.PIECES: "token_frames", FrameLevel.OF_WORDS: "words"}
 
 
 class Utterances(NamedTuple):
@@ -27,12 +32,14 @@ class Utterances(NamedTuple):
         text: Rows of pieces or of words.
         frames: By modality, without those that the model lacks.
         words: The words, for a system of words, else None.
+        maps: The frames of pieces and words, for a system whose ``frame_level`` is either.
         inputs: The packed inputs behind all this.
     """
 
     text: Text
     frames: Mapping[str, Frames]
     words: Words | None
+    maps: FrameMaps
     inputs: PackedInputs
 
 
@@ -62,7 +69,7 @@ class Baseline(Classifier):
         self.num_labels = config.num_labels or 1
         self.modalities = [name for name in MODALITIES if config.frame_sizes[name]]
         self.bert = None if config.text == "vectors" else TextBert(config)
-        self.inputs = (*Inputs._fields, "text_features", *(WordInputs._fields if self._reads_words else ()))
+        self.inputs = (*Inputs._fields, "text_features", *self._more_inputs())
 
     def post_init(self) -> None:
         """To be called at the end of ``__init__``: initialises what is new, and makes dropout cheap."""
@@ -72,6 +79,13 @@ class Baseline(Classifier):
     @property
     def _reads_words(self) -> bool:
         return self.of_words or self.config.text == "vectors"
+
+    def _more_inputs(self) -> list[str]:
+        """The inputs that tell of words, and of their frames or of those of pieces."""
+        names = [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
+        if self._reads_words:
+            names += [name for name in WordInputs._fields if name != "word_vectors" or self.config.text == "vectors"]
+        return names
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
@@ -99,7 +113,8 @@ class Baseline(Classifier):
 
         Args:
             **inputs: Those of :class:`~cmsbert_fast.models.inputs.Inputs`, padded or packed; for a system of words
-                those of :class:`~cmsbert_fast.models.baselines.words.WordInputs`; and ``text_features``, the result of
+                those of :class:`~cmsbert_fast.models.baselines.words.WordInputs`, and for one of pieces' or words'
+                frames those of :class:`~cmsbert_fast.models.frame_maps.FrameMaps`; and ``text_features``, the result of
                 :meth:`text_features` if it is known.
         """
         return self.read(self.utterances(**inputs))
@@ -115,10 +130,11 @@ class Baseline(Classifier):
             ValueError: A shape or a combination of arguments is invalid; the message says which.
         """
         of_words = WordInputs(**{name: inputs.pop(name) for name in WordInputs._fields if name in inputs})
+        maps = FrameMaps(**{name: inputs.pop(name) for name in FrameMaps._fields if name in inputs})
         packed = self.pack(Inputs(**inputs))
         words = pack_words(of_words, packed) if self._reads_words else None
         text = self._text(packed, words, of_words, text_features)
-        return Utterances(text, self._frames(packed), words, packed)
+        return Utterances(text, self._frames(packed), words, maps, packed)
 
     def frames(self, **inputs: Any) -> dict[str, Frames]:
         """A batch's frames by modality, packed, without running any layer: for :meth:`prepare`."""
@@ -161,8 +177,10 @@ class Baseline(Classifier):
             assert words is not None
             if given.word_vectors is None:
                 raise ValueError("text 'vectors' reads word vectors; give word_vectors of shape (P, e).")
-            return Text(given.word_vectors.to(self.dtype), words.packing)
-        known = None if features is None else take_rows(features, packed.tokens.rows).to(self.dtype)
+            return Text(without_rest(given.word_vectors.to(self.dtype), words.packing), words.packing)
+        known = None
+        if features is not None:
+            known = without_rest(take_rows(features, packed.tokens.rows).to(self.dtype), packed.tokens.packing)
         values = self.read_bert(packed) if known is None else known
         if self.of_words:
             assert words is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmsbert_fast.ops.lstm.api import PackedLSTM
-from cmsbert_fast.ops.lstm.steps import time_steps
+from cmsbert_fast.ops.lstm.steps import TimeSteps, time_steps
 from cmsbert_fast.packing import Packing, reversed_rows, segment_last
 
 
@@ -74,7 +74,7 @@ class CellLSTM(PackedLSTM):
     def forward(self, frames: Tensor, packing: Packing, backend: str = "auto") -> CellStates:  # type: ignore[override]
         """(F, d_m) -> hidden states and cells; always PyTorch's own loop, whatever the backend."""
         frames = frames.to(self.weight_ih_l0.dtype)
-        rows, batch_sizes = time_steps(_host(packing), frames.device)
+        rows, batch_sizes = order_of_time(packing, frames.device)
         with torch.autocast(frames.device.type, enabled=False):
             bias = self.bias_ih_l0 + self.bias_hh_l0
             inputs = F.linear(frames.index_select(0, rows), self.weight_ih_l0, bias).split(batch_sizes.tolist())
@@ -87,7 +87,7 @@ class CellLSTM(PackedLSTM):
                 cells.append(c)
             size = (len(frames), self.hidden_size)
             sources = (*self.parameters(), frames[:0])
-            return CellStates(_in_order(hidden, rows, size, *sources), _in_order(cells, rows, size, *sources))
+            return CellStates(in_order(hidden, rows, size, *sources), in_order(cells, rows, size, *sources))
 
 
 class DecoderLSTM(nn.Module):
@@ -125,11 +125,11 @@ class DecoderLSTM(nn.Module):
             (P, size), the hidden states.
         """
         start = start.to(self.weight_ih.dtype)
-        rows, batch_sizes = time_steps(_host(packing), start.device)
+        rows, batch_sizes = order_of_time(packing, start.device)
         with torch.autocast(start.device.type, enabled=False):
             bias = self.bias_ih + self.bias_hh
             weight = self.weight_ih + self.weight_hh  # of the steps after the first: input and hidden state are one
-            order = _host(packing).diff().sort(descending=True, stable=True).indices.to(start.device)
+            order = packing.on_host.diff().sort(descending=True, stable=True).indices.to(start.device)
             hidden: list[Tensor] = []
             state = None
             for size in batch_sizes.tolist():
@@ -139,7 +139,7 @@ class DecoderLSTM(nn.Module):
                     h, c = (part[:size] for part in state)
                     state = _cell(F.linear(h, weight, bias), (h, c))
                 hidden.append(state[0])
-            return _in_order(hidden, rows, (total, self.size), *self.parameters(), start)
+            return in_order(hidden, rows, (total, self.size), *self.parameters(), start)
 
 
 def _cell(
@@ -158,7 +158,7 @@ def _cell(
     return o.sigmoid() * cells.tanh(), cells
 
 
-def _in_order(states: list[Tensor], rows: Tensor, size: tuple[int, int], *sources: Tensor) -> Tensor:
+def in_order(states: list[Tensor], rows: Tensor, size: tuple[int, int], *sources: Tensor) -> Tensor:
     """States in the order of time -> in that of the packed rows, 0 at others.
 
     Fewer than two steps do not read all of the sources; they stay in the graph, as DistributedDataParallel needs it.
@@ -169,5 +169,6 @@ def _in_order(states: list[Tensor], rows: Tensor, size: tuple[int, int], *source
     return zeros.index_copy(0, rows, torch.cat(states)) if states else zeros
 
 
-def _host(packing: Packing) -> Tensor:
-    return (packing.cu_seqlens if packing.host_cu_seqlens is None else packing.host_cu_seqlens).cpu()
+def order_of_time(packing: Packing, device: torch.device) -> TimeSteps:
+    """The order in which a recurrence reads packed rows, laid out on the host."""
+    return time_steps(packing.on_host, device)

@@ -25,7 +25,7 @@ def time_steps(cu_seqlens: Tensor, device: torch.device) -> TimeSteps:
     """The order of time of packed sequences; waits for the device if ``cu_seqlens`` is not on the host."""
     cu_seqlens = cu_seqlens.cpu().long()
     ordered, order = cu_seqlens.diff().sort(descending=True, stable=True)
-    step = torch.arange(int(ordered[0]))[:, None]
+    step = torch.arange(int(ordered[0]) if len(ordered) else 0)[:, None]
     alive = step < ordered
     rows = (cu_seqlens[:-1][order] + step)[alive]
     if device.type == "cuda":

@@ -74,6 +74,23 @@ def test_a_start_of_training_reads_no_more_frames_than_it_must(
     assert read == [0, 1, 2]  # one a split: of 27 words of 36 bytes, every fourth example of the nine
 
 
+@pytest.mark.parametrize("kind", ["mag", "mmsa"])
+def test_what_version_2_wrote_is_read(kind: str, files: Any, tmp_path: Path) -> None:
+    """Its lines say whether frames are aligned to words."""
+    path = write(kind, files)
+    convert.convert(open_source(path), tmp_path / "c")
+
+    def older(line: dict[str, Any]) -> None:
+        line["aligned"] = line.pop("alignment") == "words"
+
+    altered(tmp_path / "c", "examples.jsonl", older)
+    altered(tmp_path / "c", "manifest.json", lambda manifest: manifest.update(version=2))
+    assert_same(read_corpus(tmp_path / "c"), read_corpus(path))
+    altered(tmp_path / "c", "manifest.json", lambda manifest: manifest.update(version=1))
+    with pytest.raises(DataError, match=r"Convert .* again: it has version 1, this is version 3\."):
+        read_corpus(tmp_path / "c")
+
+
 def test_choices_for_converted_data(files: Any, tmp_path: Path) -> None:
     convert.convert(open_source(write("mag", files)), tmp_path / "c")
     folds = tmp_path / "folds.json"
@@ -257,6 +274,11 @@ LINES = [
     {"words": []},
     {"words": ["one"]},  # with frames of two
     {"aligned": 1},
+    {"alignment": True},
+    {"timed": True},  # but there is no file of words
+    {"timed": "yes"},
+    {"alignment": "letters"},
+    {"alignment": "pieces", "visual": 3},
     {"id": "vidtrain[1]"},  # the next one's
 ]
 
@@ -312,3 +334,19 @@ def test_altered_tensors(kind: str, files: Any, tmp_path: Path) -> None:
     save_file({"frames": frames.astype(np.float64 if kind == "type" else np.float32), **others}, path)
     with pytest.raises(DataError, match="F32" if kind == "type" else "alone"):
         read_corpus(tmp_path / "c")
+
+
+@pytest.mark.parametrize("words", [[0, 1, 2, 4], [0, 1, -2, 3], [1, 0, 2, 3]])
+def test_words_that_frames_cannot_belong_to(words: list[int], files: Any, tmp_path: Path) -> None:
+    convert.convert(open_source(write("csd of words", files), average_words=False), tmp_path / "c")
+    path = tmp_path / "c" / "visual_words.safetensors"
+    altered_words = load_file(path)["words"].copy()
+    last = len(altered_words) - 20
+    altered_words[last : last + 4] = words  # of two words
+    save_file({"words": altered_words}, path)
+    corpus = read_corpus(tmp_path / "c")
+    examples = corpus.splits["all"]
+    assert examples[0].frame_words is not None
+    with pytest.raises(DataError, match="belong to words that it does not have"):
+        examples[len(examples) - 1]
+    assert read_corpus(tmp_path / "c", visual="none").splits["all"][-1].frame_words.visual.shape == (0,)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, convert, open_source, read_corpus
+from cmsbert_fast.data.example import Alignment
 from cmsbert_fast.data.untrusted import limits
 
 
@@ -49,7 +50,12 @@ def test_a_set_is_aligned_to_words(mosei: Any) -> None:
     assert corpus.report.dropped == {"no word is spoken in it": 1}
     assert (corpus.visual_size, corpus.acoustic_size) == (35, 74)
     first, second = corpus.splits["train"]
-    assert (first.id, first.words, first.label, first.aligned) == ("vid_A[0]", ("so", "this"), 0.0, True)
+    assert (first.id, first.words, first.label, first.alignment) == (
+        "vid_A[0]",
+        ("so", "this"),
+        0.0,
+        Alignment.WORDS,
+    )
     assert (second.words, second.label) == (("is", "really", "bad"), 7.0)
     with h5py.File(mosei.folder / "CMU_MOSEI_COVAREP.csd") as file:
         sound = file["COVAREP/data/vid_A/features"][...]

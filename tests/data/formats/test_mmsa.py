@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data.example import Alignment
 from tests.data.formats.expected import clean
 
 
@@ -28,7 +29,7 @@ def test_mmsa(files: Any, aligned: bool, protocol: int) -> None:
             np.testing.assert_array_equal(example.visual, clean(part["vision"][k, v]))
             np.testing.assert_array_equal(example.acoustic, clean(part["audio"][k, a]))
             assert example.visual.dtype == example.acoustic.dtype == np.float32
-            assert example.aligned == aligned
+            assert (example.alignment is Alignment.WORDS) == aligned
     inside = sum(0 < 1 < (2 if aligned else root[s]["audio_lengths"][0]) for s in root)
     assert corpus.report.non_finite.get("acoustic", 0) == inside
     assert "acoustic: " in str(corpus.report)
@@ -82,9 +83,9 @@ def test_mmsa_aligned_to_word_pieces_is_not_called_aligned_to_words(files: Any) 
     root["train"]["text_bert"][0, 1, :] = 1
     root["train"]["vision"][0, 4:8] = 1.5
     corpus = read_corpus(files.pickle("data.pkl", root))
-    assert not corpus.splits["train"][0].aligned
+    assert corpus.splits["train"][0].alignment is Alignment.PIECES
     assert len(corpus.splits["train"][0].visual) == 8  # all between [CLS] and [SEP], the last one of zeros too
-    assert corpus.splits["train"][1].aligned
+    assert corpus.splits["train"][1].alignment is Alignment.WORDS
 
 
 def test_chinese_text_is_words_of_one_character(files: Any) -> None:
@@ -114,5 +115,20 @@ def test_mmsa_trailing_frames_of_zeros_are_frames_where_a_mask_tells_the_length(
         root["train"][key][0, 3] = 0  # "it was good": the face was not found during the last word
     corpus = read_corpus(files.pickle("data.pkl", root))
     example = corpus.splits["train"][0]
-    assert (example.aligned, len(example.visual), len(example.acoustic)) == (True, 3, 3)
+    assert (example.alignment, len(example.visual), len(example.acoustic)) == (Alignment.WORDS, 3, 3)
     assert not example.visual[2].any()
+
+
+def test_mmsa_words_of_a_text_that_its_tokenizer_cut_are_not_called_aligned(files: Any) -> None:
+    """With eight words or more in ten places there may be pieces that the file has no frame of."""
+    root = files.mmsa(True)
+    texts = ["a b c d e f g h", "a b c d e f g", "a", "a"]
+    for name, fill in (("vision", 1.5), ("audio", 0.5)):
+        for k, text in enumerate(texts):
+            root["train"][name][k, 1 : len(text.split()) + 1] = fill
+    root["train"]["raw_text"] = np.array(texts)
+    for k, text in enumerate(texts):
+        root["train"]["text_bert"][k, 1] = np.arange(10) < len(text.split()) + 2
+    examples = read_corpus(files.pickle("data.pkl", root)).splits["train"]
+    assert [e.alignment for e in examples] == [Alignment.PIECES, *[Alignment.WORDS] * 3]
+    assert [len(e.visual) for e in examples] == [8, 7, 1, 1]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data.example import Alignment
 from cmsbert_fast.data.streams import segment_reader
 from cmsbert_fast.data.untrusted import limits
 from tests.data.sources import ROWS
@@ -21,7 +22,7 @@ def test_real_mosi(mosi_folder: Path) -> None:
     assert (corpus.visual_size, corpus.acoustic_size, corpus.classes) == (0, 73, None)
     assert all(len(e.acoustic) == 1 and len(e.visual) == 0 for part in corpus.splits.values() for e in part)
     first = corpus.splits["train"][0]
-    assert (first.id, first.label, first.aligned) == ("03bSnISJMiM_11", -0.5, False)
+    assert (first.id, first.label, first.alignment) == ("03bSnISJMiM_11", -0.5, Alignment.NONE)
     assert first.words == ("A", "LOT", "OF", "SAD", "PARTS")
 
 
@@ -30,7 +31,7 @@ def test_real_mosi_averaged_per_word(mosi_folder: Path) -> None:
     assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
     for examples in corpus.splits.values():
         for example in examples:
-            assert example.aligned
+            assert example.alignment is Alignment.WORDS
             assert example.acoustic.shape == (len(example.words), 73)
     missing = corpus.report.tallies["words are not in the word stream; their times were interpolated"]
     assert missing < 100  # of 27,540 words; the README says that 245 segments are not cut to the word
@@ -48,7 +49,11 @@ def test_real_mosi_from_its_streams_alone(mosi_folder: Path, folds_folder: Path,
     corpus = read_corpus(tmp_path, folds=folds_folder / "mosi.json")
     assert corpus.report.counts == {"train": 1284, "valid": 229, "test": 686}
     assert corpus.acoustic_size == 73
-    assert all(e.aligned and len(e.acoustic) == len(e.words) for part in corpus.splits.values() for e in part)
+    assert all(
+        e.alignment is Alignment.WORDS and len(e.acoustic) == len(e.words)
+        for part in corpus.splits.values()
+        for e in part
+    )
 
 
 @pytest.mark.parametrize("name", ["mosei.json", "pom.json"])
@@ -78,9 +83,9 @@ def test_words_of_a_stream_align_the_tables_text(files: Any) -> None:
         "COVAREP", "COVAREP", {"v1": (np.arange(8.0)[:, None], np.stack([np.arange(8) / 2, np.arange(1, 9) / 2], 1))}
     )
     cut = read_corpus(files.folder).splits["train"][0]
-    assert (cut.aligned, len(cut.acoustic)) == (False, 8)
+    assert (cut.alignment, len(cut.acoustic)) == (Alignment.NONE, 8)
     averaged = read_corpus(files.folder, words="TimestampedWords").splits["train"][0]
-    assert (averaged.aligned, averaged.words) == (True, ("SO", "GOOD", "Yeah"))
+    assert (averaged.alignment, averaged.words) == (Alignment.WORDS, ("SO", "GOOD", "Yeah"))
     np.testing.assert_array_equal(averaged.acoustic, [[0.5], [4.5], [6.5]])
 
 
@@ -252,3 +257,36 @@ def test_a_table_that_has_all_words_of_a_video_looked_through_is_no_bomb(
         read_corpus(files.folder, words="words", acoustic="none")
     files.table([["v_0", "all", 0, 1, 1, "a"]])
     assert len(read_corpus(files.folder, words="words", acoustic="none").splits["all"]) == 1
+
+
+def test_frames_that_are_not_averaged_tell_their_words(files: Any) -> None:
+    """A frame of half a second each; "so" is said from 0 to 1, "good" from 2 to 3.2, and "yeah" from 3.2 on."""
+    files.table([["v1_0", "train", 0.0, 4.0, 1.5, "SO GOOD Yeah"]])
+    words = np.array([[b"so"], [b"sp"], [b"good"], [b"yeah"]])
+    files.csd("TimestampedWords", "words", {"v1": (words, np.array([[0, 1], [1, 2], [2, 3.2], [3.2, 4.0]]))})
+    steps = np.stack([np.arange(9) / 2, np.arange(1, 10) / 2], 1)
+    files.csd("COVAREP", "COVAREP", {"v1": (np.arange(9.0)[:, None], steps)})
+    corpus = read_corpus(files.folder, words="TimestampedWords", average_words=False)
+    (example,) = corpus.splits["train"]
+    assert (example.alignment, example.words) == (Alignment.NONE, ("SO", "GOOD", "Yeah"))
+    np.testing.assert_array_equal(example.acoustic, np.arange(8.0)[:, None])  # as without words
+    assert example.frame_words is not None
+    assert example.frame_words.acoustic.tolist() == [0, 0, -1, -1, 1, 1, 2, 2]
+    assert example.frame_words.visual.tolist() == []
+    what = "of the acoustic frames lie between words; word-level systems leave them out"
+    assert corpus.report.tallies == {what: 2}
+    alone = read_corpus(files.folder, words="TimestampedWords", average_words=False, acoustic="none")
+    assert alone.splits["train"][0].frame_words.acoustic.tolist() == []
+
+
+def test_frames_tell_no_words_without_times(files: Any) -> None:
+    files.table([["v1_0", "train", 0.0, 4.0, 1.5, "SO GOOD Yeah"]])
+    (files.folder / "audio").mkdir()
+    np.save(files.folder / "audio" / "v1_0.npy", np.ones((4, 2)))
+    with pytest.raises(DataError, match="Name a stream of words with --words"):
+        read_corpus(files.folder, average_words=False)
+    files.csd("TimestampedWords", "words", {"v1": (np.array([[b"so"]]), np.array([[0, 1]]))})
+    with pytest.raises(DataError, match="Give the acoustic frames of v1_0 times"):
+        read_corpus(files.folder, average_words=False, words="TimestampedWords")
+    found = read_corpus(files.folder, average_words=False, words="TimestampedWords", acoustic="audio@1")
+    assert found.splits["train"][0].frame_words.acoustic.tolist() == [0, 1, 2, 2]  # from 1, 2.5

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, read_corpus
+from cmsbert_fast.data.example import Alignment
 from tests.data.formats.expected import clean
 
 
@@ -18,7 +19,7 @@ def test_mag(files: Any, protocol: int) -> None:
     assert corpus.report.non_finite == {"acoustic": 1}
     for split, name in (("train", "train"), ("valid", "dev"), ("test", "test")):
         for example, ((words, visual, acoustic), label, segment) in zip(corpus.splits[split], root[name], strict=True):
-            assert (example.id, example.words, example.aligned) == (segment, tuple(words), True)
+            assert (example.id, example.words, example.alignment) == (segment, tuple(words), Alignment.WORDS)
             assert example.label == float(label[0, 0])
             np.testing.assert_array_equal(example.visual, clean(visual))
             np.testing.assert_array_equal(example.acoustic, clean(acoustic))
@@ -37,7 +38,11 @@ def test_misa_and_mmim(files: Any, lengths: bool) -> None:
         assert corpus.report.counts == counts
         for example, (inner, label, segment) in zip(corpus.splits["valid"], root["dev"], strict=True):
             words = inner[3]
-            assert (example.id, example.words, example.aligned) == (segment, tuple(words), not lengths)
+            assert (example.id, example.words, example.alignment) == (
+                segment,
+                tuple(words),
+                Alignment.NONE if lengths else Alignment.WORDS,
+            )
             assert example.label == float(label[0, 0])
             n = (len(words) + 1, len(words) + 2) if lengths else (len(words), len(words))
             np.testing.assert_array_equal(example.visual, clean(inner[1][: n[0]]))
@@ -98,7 +103,12 @@ def test_ur_funny(files: Any) -> None:
     assert corpus.classes == ("no humour", "humour")
     assert (corpus.visual_size, corpus.acoustic_size) == (91, 81)
     example = corpus.splits["train"][1]
-    assert (example.id, example.words, example.label, example.aligned) == ("1", ("that", "is", "the", "joke"), 1, True)
+    assert (example.id, example.words, example.label, example.alignment) == (
+        "1",
+        ("that", "is", "the", "joke"),
+        1,
+        Alignment.WORDS,
+    )
     assert isinstance(example.label, int)
     np.testing.assert_array_equal(example.visual, clean(root["train"][1][0][1]))
 

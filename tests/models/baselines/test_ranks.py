@@ -21,7 +21,7 @@ SPLITS = {"2 ranks": (2, 1), "2 ranks, 2 micro-batches": (2, 2), "4 ranks": (4, 
 
 
 def one_step(name: str, ranks: Ranks, parts: int) -> dict[str, Any]:
-    model, batch = system(name), utterances(aligned="word_frames" in needs(name))
+    model, batch = system(name), utterances("word_frames" in needs(name), "frames_of_words" in needs(name))
     gradients, losses = steps.gradients_of(model, batch, parts, ranks, steps.new_state(model, batch))
     values = torch.stack(list(losses.values.values()))
     if ranks.group is not None:

@@ -17,7 +17,7 @@ every_text = pytest.mark.parametrize(("name", "text"), [(name, text) for name in
 
 
 def batch_for(name):
-    return utterances(aligned="word_frames" in needs(name))
+    return utterances("word_frames" in needs(name), "frames_of_words" in needs(name))
 
 
 def assert_same(found, expected, **tolerances):
@@ -41,7 +41,7 @@ def test_is_in_the_registry(name):
     rows = model.rows(**packed(batch, model))
     assert rows["logits"].shape == (len(batch), 1)
     assert all(len(row) == len(batch) for row in rows.values())
-    terms = model.losses(rows, labels(batch))
+    terms = model.train().losses(rows, labels(batch))
     assert next(iter(terms)) == "task"
     assert model.has_global_terms == any(not term.per_row for term in terms.values())
     assert {model.parameter_group(n) for n, _ in model.named_parameters()} <= set(model.parameter_groups)
@@ -59,6 +59,32 @@ def test_a_batch_is_its_utterances_padded_packed_and_in_any_order(name, text):
         assert_same(model.rows(**padded([utterance], model, extra=0)), taken(rows, [k]))
     order = [3, 5, 1, 0, 4, 2]
     assert_same(model.rows(**packed([batch[k] for k in order], model)), taken(rows, order))
+
+
+@every_text
+def test_rows_of_no_utterance_reach_no_gradient(name, text):
+    """NaN behind the last utterance's frames, word vectors and known features of text."""
+    model, batch = system(name, text=text), batch_for(name)
+    inputs = packed(batch, model)
+    if text == "bert-frozen":
+        inputs["text_features"] = model.text_features(**inputs)
+    assert {"visual", "acoustic"} <= inputs.keys()
+
+    def gradients(given):
+        model.zero_grad()
+        total_loss(model.losses(model.rows(**given), labels(batch))).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients(inputs)
+    rest = dict(inputs)
+    for each in {"visual", "acoustic", "word_vectors"} & inputs.keys():
+        rest[each] = torch.cat([inputs[each], inputs[each].new_full((2, inputs[each].shape[1]), torch.nan)])
+    if text == "bert-frozen":
+        features = inputs["text_features"]
+        rest["text_features"] = torch.cat([features, features.new_full((1, 2, features.shape[2]), torch.nan)], dim=1)
+        for each in ("input_ids", "position_ids"):
+            rest[each] = torch.cat([inputs[each], inputs[each].new_zeros(1, 2)], dim=1)
+    assert_same(gradients(rest), expected)
 
 
 @every_text
@@ -90,7 +116,8 @@ def test_micro_batches_change_rounding_only(name, parts):
 def test_every_trained_parameter_has_a_gradient(name, text):
     model, batch = system(name, text=text), batch_for(name)
     steps.train(model, batch, steps=3)
-    gradients, _ = steps.gradients_of(model, batch, state=steps.new_state(model, batch))
+    odd = batch[:5]  # of an even number the gradients of L1, which are signs, may cancel
+    gradients, _ = steps.gradients_of(model, odd, state=steps.new_state(model, odd))
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     frozen = {n for n, _ in model.named_parameters()} - trained
     assert frozen == (
@@ -134,11 +161,13 @@ def test_saved_and_loaded(name, text, tmp_path):
     model.save_pretrained(tmp_path)
     kind = type(model)
     for loaded in (
-        kind.from_pretrained(tmp_path, dtype=torch.float64),
-        AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64),
+        kind.from_pretrained(tmp_path, dtype=torch.float64, backend="torch"),
+        AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.float64, backend="torch"),
     ):
         assert type(loaded) is kind
-        assert_same(loaded.eval().rows(**packed(batch, model)), model.rows(**packed(batch, model)), atol=0)
+        assert_same(loaded.state_dict(), model.state_dict(), atol=0)
+        # Not to the bit: the file's weights are aligned otherwise in memory, and products may add in another order.
+        assert_same(loaded.eval().rows(**packed(batch, model)), model.rows(**packed(batch, model)), atol=1e-13)
         assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
     assert type(AutoConfig.from_pretrained(tmp_path)) is kind.config_class
 
@@ -167,9 +196,10 @@ def test_starts_from_a_bert_checkpoint(name, tmp_path):
 def test_overfits_eight_utterances(name):
     model = system(name, lively=False)
     batch = batch_for(name)
-    batch = [*batch, *(dataclasses.replace(u, ids=u.ids.flip(0), label=-u.label) for u in (batch[0], batch[4]))]
+    other = [dataclasses.replace(u, ids=u.ids.flip(0), vectors=u.vectors.flip(0)) for u in (batch[0], batch[4])]
+    batch = [*batch, *(dataclasses.replace(u, label=-u.label) for u in other)]
     model.prepare([packed(batch, model)])
-    first, *_, end = steps.train(model, batch, steps=getattr(case(name), "STEPS", 200))
+    first, *_, end = steps.train(model, batch, getattr(case(name), "STEPS", 200), getattr(case(name), "RATE", 1e-2))
     assert end < 0.1 * first
 
 

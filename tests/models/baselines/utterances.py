@@ -1,7 +1,7 @@
 """A few utterances, from ordinary to nearly empty, and batches of them, padded and packed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Utterance:
         vectors: (W, e) of the words.
         visual, acoustic: Frames.
         label: A score.
+        counts: By modality, how many frames each word has, (W,); empty where frames do not belong to words.
     """
 
     ids: Tensor
@@ -32,6 +33,7 @@ class Utterance:
     visual: Tensor
     acoustic: Tensor
     label: float
+    counts: dict[str, Tensor] = field(default_factory=dict)
 
 
 # Pieces of each word; numbers of frames where they are not one a word.
@@ -46,21 +48,29 @@ _SHAPES = (
 _FRAMELESS = ((), (), ("visual",), ("visual", "acoustic"), (), ())
 
 
-def utterances(aligned: bool) -> list[Utterance]:
-    """Six utterances; ``aligned``: one frame a word, or none in the whole utterance."""
+def utterances(aligned: bool, of_words: bool = False) -> list[Utterance]:
+    """Six utterances.
+
+    Args:
+        aligned: One frame a word, or none in the whole utterance.
+        of_words: Any number of frames a word, or none in the whole utterance.
+    """
     generator = torch.Generator().manual_seed(3)
     found = []
     for (pieces, counts), frameless in zip(_SHAPES, _FRAMELESS, strict=True):
         words = torch.tensor([-1, *np.repeat(np.arange(len(pieces)), pieces), -1], dtype=torch.int64)
         ids = torch.randint(5, 40, (len(words),), generator=generator)
-        frames = {}
+        frames, own = {}, {}
         for (name, size), count in zip(SIZES.items(), counts, strict=True):
             name = name.removesuffix("_size")
-            count = (0 if name in frameless else len(pieces)) if aligned else count
+            if aligned or of_words:
+                most = torch.arange(len(pieces)) * 5 % 4 if of_words else torch.ones(len(pieces), dtype=torch.int64)
+                own[name] = torch.zeros_like(most) if name in frameless else most
+                count = int(own[name].sum())
             frames[name] = torch.randn(count, size, generator=generator, dtype=torch.float64)
         vectors = torch.randn(len(pieces), WORD_SIZE, generator=generator, dtype=torch.float64)
         label = float(torch.randn((), generator=generator)) * 1.5
-        found.append(Utterance(ids, words, vectors, label=label, **frames))
+        found.append(Utterance(ids, words, vectors, label=label, counts=own, **frames))
     return found
 
 
@@ -83,6 +93,10 @@ def packed(batch: Sequence[Utterance], model: Any) -> dict[str, Any]:
         inputs[f"max_length_{name}"] = int(lengths.max())
         if name == rows:
             inputs[name] = torch.cat([getattr(u, name) for u in batch])
+    for name in batch[0].counts:
+        counts = torch.cat([u.counts[name] for u in batch])
+        inputs[f"cu_seq_lens_{name}_of_words"] = cumulative(counts)
+        inputs[f"max_length_{name}_of_words"] = max(counts.tolist(), default=0)
     return _read_by(model, inputs)
 
 
@@ -94,6 +108,9 @@ def padded(batch: Sequence[Utterance], model: Any, extra: int = 2) -> dict[str, 
     inputs["word_vectors"] = torch.cat([u.vectors for u in batch])
     for name in ("visual", "acoustic"):
         inputs[name], inputs[f"{name}_mask"] = _pad([getattr(u, name) for u in batch], extra, 1e3)
+    for name in batch[0].counts:
+        words = [torch.arange(len(u.vectors)).repeat_interleave(u.counts[name]) for u in batch]
+        inputs[f"{name}_words"], _ = _pad(words, extra, -1)
     return _read_by(model, inputs)
 
 

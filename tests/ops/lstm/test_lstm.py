@@ -57,6 +57,16 @@ def test_equals_the_reference(run, lengths, device):
         torch.testing.assert_close(grad, expected_grad, rtol=0, atol=10 * tolerance)
 
 
+@pytest.mark.parametrize("run", [PackedLSTM.__call__, run_operator, run_library], ids=["module", "operator", "library"])
+@pytest.mark.parametrize("rows", [0, 2])
+def test_no_sequences(run, rows):
+    """As frames by word have where no utterance has a word; all weights stay in the graph."""
+    lstm, packing = module(), Packing(torch.zeros(1, dtype=torch.int32), 0)
+    hidden = run(lstm, torch.ones(rows, 3, dtype=torch.float64), packing)
+    assert torch.equal(hidden, torch.zeros(rows, 4, dtype=torch.float64))
+    assert all((grad == 0).all() for grad in torch.autograd.grad(hidden.sum(), list(lstm.parameters())))
+
+
 @pytest.mark.parametrize("products", [None, *(pytest.param(t, marks=needs_compiler) for t in PRODUCTS)])
 def test_operator_passes_opcheck(products):
     dtype = torch.float64 if products is None else torch.float32
