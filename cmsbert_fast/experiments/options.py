@@ -57,8 +57,8 @@ def parse(arguments: Sequence[str]) -> Options:
         trials=given.trials,
         search=given.search,
     )
-    for name, value in (("workers", options.workers or 1), ("trials", options.trials), ("seeds", len(options.seeds))):
-        if value < 1:
+    for name, value in (("workers", options.workers), ("trials", options.trials)):
+        if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1.")
     if options.resamples < 100:
         raise UsageError("--resamples must be at least 100.")
