@@ -20,7 +20,7 @@ OURS_CLR = "ours: cmsbert-clr"
 OURS_BFLOAT16 = "ours in bfloat16"
 OURS_FLOAT32 = "ours in float32"
 OURS_PROJECTIONS = "ours: projections, then the operator"
-CLR, CMS, BERT = "cmsbert-clr", "cmsbert", "bert"  # the variants, all of them ours
+CLR, CMS, BERT, MAG = "cmsbert-clr", "cmsbert", "bert", "mag-bert"  # the variants, all of them this project's code
 
 TORCH = "torch backend"
 TORCH_PADDED = "torch backend, padded"

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from cmsbert_fast.ops.linear.api import Linear
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 
 
-class HeadLinear(nn.Linear):
+class HeadLinear(Linear):
     """A linear layer initialised like torch.nn.Linear, not like BERT's.
 
     BERT's zero biases would project an utterance without frames to the zero vector, which has no direction, so the

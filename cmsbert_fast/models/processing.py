@@ -123,6 +123,11 @@ class CMSBertProcessor(ProcessorMixin):
         pieces = tokenize(self.tokenizer, example.words, self.max_length)
         return encode(example, pieces, self._standardised, special, level, self.repeat_frames)
 
+    def input_ids(self, words: Sequence[str]) -> list[int]:
+        """The word pieces of an utterance as :meth:`encode` cuts them, [CLS] and [SEP] included."""
+        pieces = tokenize(self.tokenizer, words, self.max_length).ids
+        return [self.tokenizer.cls_token_id, *pieces, self.tokenizer.sep_token_id]
+
     def _standardised(self, name: str, frames: np.ndarray) -> np.ndarray:
         frames = _finite(frames)
         mean, std = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")

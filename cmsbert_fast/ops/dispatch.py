@@ -70,6 +70,11 @@ def _lstm_cpu(frames: Tensor) -> str | None:
     return capability.why_not_compiled(frames.device, frames.dtype, (torch.float32,))
 
 
+def _linear_cpu(x: Tensor) -> str | None:
+    reason = capability.why_not_compiled(x.device, x.dtype, (torch.float32, torch.bfloat16))
+    return reason or capability.why_not_own_products(x.dtype)
+
+
 def _dropout_cpu(values: Tensor) -> str | None:
     if values.device.type != "cpu":
         return f"its masks are made on the CPU, not on {values.device.type}"
@@ -82,6 +87,7 @@ OPERATORS = {
     ),
     "contrastive": Operator({"triton": _contrastive_triton}, has_reference=True, required=True),
     "lstm": Operator({"cpu": _lstm_cpu}),
+    "linear": Operator({"cpu": _linear_cpu}, casts=True),
     "dropout": Operator({"cpu": _dropout_cpu}),
 }
 
@@ -96,7 +102,7 @@ def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str
     Args:
         operator: A key of :data:`OPERATORS`.
         example: The operand that decides: attention's query, the contrastive loss's embeddings in their common dtype,
-            the LSTM's frames, dropout's input.
+            the LSTM's frames, the input of linear layers and dropout.
         backend: A name of :data:`BACKENDS`; "auto" asks the environment's ``CMSBERT_BACKEND`` first.
 
     Returns:

@@ -6,6 +6,7 @@ added in a fixed order (:class:`~cmsbert_fast.training.distributed.Gradients`); 
 
 import dataclasses
 import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -21,7 +22,17 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from cmsbert_fast import atomic
 from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.training import checkpoint, checksums, distributed, evaluate, figures, optimiser, report, strict_json
+from cmsbert_fast.training import (
+    checkpoint,
+    checksums,
+    distributed,
+    evaluate,
+    figures,
+    optimiser,
+    report,
+    strict_json,
+    text_features,
+)
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
@@ -115,6 +126,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Prepares the first step."""
+        self.keep_text_features()
         self.model.prepare(self.splits["train"].in_order(self.settings.batch_size))
         if self.state is not None:
             labels = self.splits["train"].labels()
@@ -131,6 +143,7 @@ class Trainer:
     def restore(self, saved: dict[str, Any]) -> None:
         """Restores the state of a checkpoint."""
         self.model.load_state_dict(saved["model"])
+        self.keep_text_features()
         optimiser.restore(self.optimizer, saved["optimizer"])
         self.progress = Progress(**saved["progress"])
         if self.ranks.rank < len(saved["random"]):
@@ -141,6 +154,11 @@ class Trainer:
         self.earlier_seconds = self.progress.seconds
         if self.ranks.is_main:
             self.log = RunLog(self.folder, saved["log_length"], self.progress.step)
+
+    def keep_text_features(self) -> None:
+        """Computes features of frozen text that do not fit into memory, or finds those of the run before."""
+        for batches in self.splits.values():
+            batches.keep_text_features(self.folder / text_features.FOLDER, self.ranks, self.stop)
 
     def save(self) -> None:
         """Writes the checkpoint."""
@@ -313,6 +331,7 @@ class Trainer:
 
     def _leave(self, outcome: dict[str, Any], tested: Tested | None) -> None:
         assert self.log is not None
+        shutil.rmtree(self.folder / text_features.FOLDER, ignore_errors=True)
         if tested:
             report.write_predictions(self.folder / "predictions.csv", tested.predictions, self.labels)
             self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})

@@ -1,6 +1,6 @@
 """The base of the baselines: from inputs, padded or packed, to packed rows of text and frames, and to the task loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -60,7 +60,7 @@ class Baseline(Classifier):
     config: BaselineConfig
     base_model_prefix = "bert"
     _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.", r"^cls\."]  # noqa: RUF012
-    operators = ("attention", "lstm")
+    operators: ClassVar[Sequence[str]] = ("attention", "lstm")
     parameter_groups = ("text", "visual", "acoustic", "other")
     of_words: ClassVar[bool] = False
 
@@ -69,20 +69,23 @@ class Baseline(Classifier):
         self.num_labels = config.num_labels or 1
         self.modalities = [name for name in MODALITIES if config.frame_sizes[name]]
         self.bert = None if config.text == "vectors" else TextBert(config)
-        self.inputs = (*Inputs._fields, "text_features", *self._more_inputs())
+        self.inputs = (*Inputs._fields, *self._more_inputs())
 
     def post_init(self) -> None:
         """To be called at the end of ``__init__``: initialises what is new, and makes dropout cheap."""
         use_cheap_dropout(self, self.config)
         super().post_init()
+        if self.bert is not None:
+            self.bert.freeze()
 
     @property
     def _reads_words(self) -> bool:
         return self.of_words or self.config.text == "vectors"
 
     def _more_inputs(self) -> list[str]:
-        """The inputs that tell of words, and of their frames or of those of pieces."""
-        names = [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
+        """The features of frozen text, and the inputs that tell of words, and of their frames or of those of pieces."""
+        names = ["text_features"] if self.config.text == "bert-frozen" else []
+        names += [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
         if self._reads_words:
             names += [name for name in WordInputs._fields if name != "word_vectors" or self.config.text == "vectors"]
         return names
@@ -138,8 +141,7 @@ class Baseline(Classifier):
 
     def frames(self, **inputs: Any) -> dict[str, Frames]:
         """A batch's frames by modality, packed, without running any layer: for :meth:`prepare`."""
-        known = {name: value for name, value in inputs.items() if name in Inputs._fields}
-        return self._frames(self.pack(Inputs(**known)))
+        return self._frames(self.pack(_inputs(inputs)))
 
     def _frames(self, packed: PackedInputs) -> dict[str, Frames]:
         return {name: getattr(packed.batch, name) for name in self.modalities}
@@ -162,22 +164,23 @@ class Baseline(Classifier):
     def text_features(self, **inputs: Any) -> Tensor:
         """Frozen BERT's last hidden states, (B, N, D) for padded and (1, T, D) for packed inputs.
 
-        They never change: computed once, they may be given to :meth:`rows` as ``text_features``.
+        They never change: computed once, they may be given to :meth:`rows` as ``text_features``. Inputs as in
+        :meth:`rows`; those of words are not read.
 
         Raises:
             ValueError: BERT is trained, or there is none.
         """
         if self.config.text != "bert-frozen":
             raise ValueError(f"With text {self.config.text!r} features of text are not fixed; compute them each time.")
-        packed = self.pack(Inputs(**inputs))
+        packed = self.pack(_inputs(inputs))
         return packed.restore(self.read_bert(packed)[None])
 
     def _text(self, packed: PackedInputs, words: Words | None, given: WordInputs, features: Tensor | None) -> Text:
         if self.config.text == "vectors":
             assert words is not None
-            if given.word_vectors is None:
-                raise ValueError("text 'vectors' reads word vectors; give word_vectors of shape (P, e).")
-            return Text(without_rest(given.word_vectors.to(self.dtype), words.packing), words.packing)
+            if given.word_vectors is None or len(given.word_vectors) < words.total:
+                raise ValueError(f"text 'vectors' reads word vectors; give word_vectors of shape ({words.total}, e).")
+            return Text(given.word_vectors[: words.total].to(self.dtype), words.packing)
         known = None
         if features is not None:
             known = without_rest(take_rows(features, packed.tokens.rows).to(self.dtype), packed.tokens.packing)
@@ -192,6 +195,11 @@ class Baseline(Classifier):
     ) -> dict[str, LossTerm]:
         """The task loss, as ``config.loss`` says."""
         return {"task": LossTerm(task_loss(rows["logits"], labels, self.config.loss))}
+
+
+def _inputs(given: Mapping[str, Any]) -> Inputs:
+    """Those of every system among the inputs of :meth:`Baseline.rows`."""
+    return Inputs(**{name: value for name, value in given.items() if name in Inputs._fields})
 
 
 def register(config_class: type[BaselineConfig], model_class: type[Baseline]) -> None:

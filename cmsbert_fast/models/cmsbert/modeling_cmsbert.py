@@ -28,6 +28,7 @@ from cmsbert_fast.ops.attention.api import cms_attention
 from cmsbert_fast.ops.attention.torch import ACTIVATIONS
 from cmsbert_fast.ops.attention.types import ModalityShift
 from cmsbert_fast.ops.dropout.api import Dropout, use_cheap_dropout
+from cmsbert_fast.ops.linear.api import use_fast_linear
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 from cmsbert_fast.packing import pad, segment_mean, valid_positions
 
@@ -134,6 +135,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
         for index, layer in enumerate(self.encoder.layer):
             layer.attention.self = CMSBertSelfAttention(config, index)  # type: ignore[union-attr]
         use_cheap_dropout(self, config)
+        use_fast_linear(self, config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -229,7 +231,7 @@ class CMSBertModel(CMSBertPreTrainedModel):
 class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
     """Base of the models with a head: the encoder, and the path from inputs to rows and losses."""
 
-    operators = ("attention",)
+    operators = ("attention", "linear")
     inputs = Inputs._fields
     output_class = CMSBertClassifierOutput
 
@@ -342,6 +344,7 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
             1 + len(self.modalities), projection, self.num_labels, FUSION_HEADS, config.hidden_dropout_prob
         )
         use_cheap_dropout(self.fusion, config)
+        use_fast_linear(self, config)
         self.register_buffer("nu", torch.ones(()))
         self._nu_follows = False  # whether a training state was asked for
         self.post_init()
