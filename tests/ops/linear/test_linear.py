@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from cmsbert_fast import CMSBertConfig
@@ -127,6 +128,27 @@ def test_numbers_that_are_not_finite_stay_where_they_are(dtype):
         assert not actual[-1].isfinite().any()
         whole = [i for i in range(rows) if i not in (3, rows - 1)]
         assert torch.equal(actual[whole], expected[whole])
+
+
+class Operators(TorchDispatchMode):
+    """The names of PyTorch's operators that run, and of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def test_autocast_copies_no_operand():
+    tensors = operands(20, 30, 40)
+    with torch.autocast("cpu", torch.bfloat16), Operators() as ran:
+        y = linear(*tensors)
+    y.backward(torch.ones_like(y))
+    assert "cmsbert_fast::linear" in ran.names
+    assert not {"aten::_to_copy", "aten::copy_", "aten::clone"} & set(ran.names)
 
 
 def test_what_is_left_to_pytorch(runs, monkeypatch):
