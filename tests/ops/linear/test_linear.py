@@ -1,6 +1,10 @@
 """The linear layer: against float64 and PyTorch's own, in both dtypes, and what carries it through PyTorch."""
 
 import copy
+import ctypes
+import functools
+import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from cmsbert_fast import CMSBertConfig
-from cmsbert_fast.kernels.cpu import library
+from cmsbert_fast.kernels.cpu import build, library
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.linear import api, cpu
 from cmsbert_fast.ops.linear.api import Linear, linear, use_fast_linear
@@ -34,6 +38,27 @@ def runs(monkeypatch):
     real = cpu.matrix_product
     monkeypatch.setattr(cpu, "matrix_product", lambda *a: (shapes.append(tuple(a[3].shape)), real(*a))[1])
     return shapes
+
+
+@pytest.fixture(scope="module")
+def other_library(tmp_path_factory):
+    """The library for a CPU with other vectors, built once for each."""
+    folder = tmp_path_factory.mktemp("other")
+
+    @functools.cache
+    def built(architecture):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "FLAGS", [*build.FLAGS, "-O1"])
+            return ctypes.CDLL(str(build._build(folder, architecture.strip("-"), [architecture])))
+
+    def library_of(flags):
+        (architecture,) = flags
+        known = Path("/proc/cpuinfo")
+        if platform.machine() != "x86_64" or ("haswell" in architecture and "avx2" not in known.read_text()):
+            pytest.skip("this CPU has other instructions")
+        return built(architecture)
+
+    return library_of
 
 
 def operands(rows, size, out, dtype=torch.float32, seed=0):
@@ -72,6 +97,16 @@ def test_error_is_that_of_pytorch(runs, rows, size, out, dtype, autocast):
         assert a.dtype == t.dtype
         limit = (3 if i else 2) * (t - e).abs().max() + torch.finfo(low).eps * e.abs().max()
         assert (a - e).abs().max() <= limit, i
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("flags", [["-march=x86-64"], ["-march=haswell"]], ids=str)
+def test_other_vector_lengths(runs, monkeypatch, other_library, flags, autocast):
+    monkeypatch.setattr(build, "load", lambda: other_library(flags))
+    for rows, size, out in ((1, 70, 33), (20, 600, 40), (130, 75, 50)):
+        test_error_is_that_of_pytorch(runs, rows, size, out, torch.float32, autocast)
+        runs.clear()
+    test_numbers_that_are_not_finite_stay_where_they_are(torch.bfloat16)
 
 
 @pytest.mark.parametrize("rounded", [False, True])
