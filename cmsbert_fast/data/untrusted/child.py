@@ -2,6 +2,9 @@
 
 Altered files can lead the HDF5 library itself to exhaust memory, to hang or to crash. `examine` lets that happen in a
 process with little memory and time; what passes there is safe to open here.
+
+That process is isolated: Python's ``-I`` keeps the current folder, which may be the one of the data, and the
+environment out of its path. A ``json.py`` beside the data would otherwise be imported.
 """
 
 import importlib
@@ -12,15 +15,24 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cmsbert_fast
 from cmsbert_fast.data.example import DataError
 
 _MEMORY = 512 << 20  # bytes that looking at a file may take
 _SECONDS = 60.0
 _REFUSED = 3  # exit status of the other process for a file that it refuses
-_SCRIPT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from cmsbert_fast.data.untrusted import child; child.walk(*sys.argv[2:])"
-)
+# Python's own path comes first: nothing that lies in another folder can take the name of a standard module. The package
+# is the one of this process, wherever it lies.
+_SCRIPT = """
+import importlib.util, json, sys
+folders, package, *rest = sys.argv[1:]
+sys.path += json.loads(folders)
+spec = importlib.util.spec_from_file_location("cmsbert_fast", package)
+sys.modules["cmsbert_fast"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+from cmsbert_fast.data.untrusted import child
+child.walk(*rest)
+"""
 _examined: set[tuple[str, int, int]] = set()
 
 
@@ -38,10 +50,11 @@ def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
     paths = [path for path in paths if marks[path] not in _examined]
     if not paths:
         return
-    names = [json.dumps(sys.path), check.__module__, check.__name__, *(str(path.absolute()) for path in paths)]
+    names = [json.dumps(_folders()), str(cmsbert_fast.__file__), check.__module__, check.__name__]
+    names += [str(path.absolute()) for path in paths]
     seconds = _SECONDS + sum(path.stat().st_size for path in paths) / 10e6
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _SCRIPT, *names]
+    command = [sys.executable, "-I", "-c", _SCRIPT, *names]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
         status, said = result.returncode, result.stdout
@@ -53,6 +66,12 @@ def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
             raise DataError(lines[-1])
         raise DataError(f"Get {lines[-1]} again, it is damaged: opening it exhausts memory or time, or crashes HDF5.")
     _examined.update(marks.values())
+
+
+def _folders() -> list[str]:
+    """Where this process finds modules, without the current folder, whatever it is called."""
+    here = os.path.realpath(os.curdir)
+    return [folder for folder in sys.path if os.path.isabs(folder) and os.path.realpath(folder) != here]
 
 
 def walk(module: str, function: str, *paths: str) -> None:
