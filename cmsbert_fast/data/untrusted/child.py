@@ -18,7 +18,8 @@ from pathlib import Path
 import cmsbert_fast
 from cmsbert_fast.data.example import DataError
 
-_MEMORY = 512 << 20  # bytes that looking at a file may take
+_MEMORY, _FACTOR = 96 << 20, 8  # bytes that looking at files may take, and for each byte of the largest,
+_MOST = 512 << 20  # up to this
 _SECONDS = 60.0
 _REFUSED = 3  # exit status of the other process for a file that it refuses
 # Python's own path comes first: nothing that lies in another folder can take the name of a standard module. The package
@@ -77,7 +78,7 @@ def _folders() -> list[str]:
 def walk(module: str, function: str, *paths: str) -> None:
     """The other process: names each file, checks it, and exits with `_REFUSED` where it is refused."""
     check = getattr(importlib.import_module(module), function)
-    _limit_memory()
+    _limit_memory(max(Path(path).stat().st_size for path in paths))
     for path in paths:
         print(Path(path).name, flush=True)
         try:
@@ -87,13 +88,13 @@ def walk(module: str, function: str, *paths: str) -> None:
             sys.exit(_REFUSED)
 
 
-def _limit_memory() -> None:
-    """Allows this process `_MEMORY` bytes more than it has; where the system knows no such limit, time alone is."""
+def _limit_memory(size: int) -> None:
+    """Limits the memory that this process may take beside what it has, where the system can; time is limited anyway."""
     try:
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + _MEMORY
+        limit = pages * resource.getpagesize() + min(_MOST, _MEMORY + _FACTOR * size)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     except (ImportError, OSError):
         pass
