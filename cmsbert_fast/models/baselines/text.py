@@ -33,7 +33,7 @@ class Text(NamedTuple):
 class TextBert(CMSBertModel):
     """BERT without pooler, as part of a baseline: CMSBERT without CMS.
 
-    Frozen (``config.text`` "bert-frozen"), it stays in eval mode, and its output has no gradient.
+    Frozen (``config.text`` "bert-frozen"), it stays in eval mode, and its own weights have no gradient.
     """
 
     def __init__(self, config: BaselineConfig):
@@ -58,7 +58,9 @@ class TextBert(CMSBertModel):
             inputs: The batch.
             shift: Applied to the output (T, D) of the embedding layer (MAG).
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        # An adapter on a frozen BERT is trained.
+        trained = not self.frozen or any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             hidden = self.embeddings(**inputs.tokens.embeddings)
             if shift is not None:
                 hidden = shift(hidden[0])[None]

@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPreTrainedModel
 
 from cmsbert_fast.data.example import MODALITIES
+from cmsbert_fast.models.adapters import weight_and_bias
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
 from cmsbert_fast.models.cmsbert.contrastive_loss import contrastive_loss
@@ -61,7 +62,7 @@ class CMSBertSelfAttention(nn.Module):
         query, key, value = (layer(hidden).unflatten(-1, self.heads) for layer in (self.query, self.key, self.value))
         shifts: dict[str, ModalityShift | None] = dict.fromkeys(MODALITIES)
         for name, (token_gate, frame_gate, frames) in self._gate_halves(hidden, batch).items():
-            weight = getattr(self, f"shift_{name}").weight
+            weight = self._shift_weight(name, frames.values)
             if batch.full:
                 gates = batch.by_utterance(token_gate), batch.by_utterance(frame_gate)
                 shifts[name] = ModalityShift(*gates, batch.by_utterance(frames.values), weight)
@@ -86,13 +87,25 @@ class CMSBertSelfAttention(nn.Module):
         present = [(name, frames) for name in self.modalities if (frames := getattr(batch, name)) is not None]
         if not present:
             return {}
-        gates = [getattr(self, f"gate_{name}") for name, _ in present]
-        token_gates = nn.functional.linear(hidden, torch.cat([gate.weight[:, : hidden.shape[-1]] for gate in gates]))
+        size = hidden.shape[-1]
+        gates = [weight_and_bias(getattr(self, f"gate_{name}"), hidden) for name, _ in present]
+        token_gates = nn.functional.linear(hidden, torch.cat([weight[:, :size] for weight, _ in gates]))
         halves = {}
-        for gate, token_gate, (name, frames) in zip(gates, token_gates.unbind(-1), present, strict=True):
-            frame_gate = nn.functional.linear(frames.values, gate.weight[:, hidden.shape[-1] :], gate.bias)[..., 0]
+        for (weight, bias), token_gate, (name, frames) in zip(gates, token_gates.unbind(-1), present, strict=True):
+            frame_gate = nn.functional.linear(frames.values, weight[:, size:], bias)[..., 0]
             halves[name] = (token_gate, frame_gate, frames)
         return halves
+
+    def _shift_weight(self, name: str, frames: Tensor) -> Tensor:
+        """W_v or W_a of Eq. 3 and 4.
+
+        Raises:
+            ValueError: An adapter adds a bias, which the equations do not have.
+        """
+        weight, bias = weight_and_bias(getattr(self, f"shift_{name}"), frames)
+        if bias is not None and not torch.compiler.is_compiling() and bias.any():
+            raise ValueError(f"shift_{name} has no bias (Eq. 3), but its adapter adds one; leave out lora_bias.")
+        return weight
 
     def shift_maps(self, hidden: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """The gates g^v (B, N, N_v) and g^a (B, N, N_a) of Eq. 1 and 2, 0 at padding; hidden is X, (T, D)."""
