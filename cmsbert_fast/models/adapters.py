@@ -1,11 +1,12 @@
-"""The weights of linear layers that other libraries wrapped: adapters (PEFT's LoRA), quantised weights (torchao).
+"""What adapters (PEFT's LoRA) and quantised weights (torchao) need of the models.
 
-A wrapped layer computes something else than its ``weight`` says. Where a product is rearranged and needs the weight
-itself, it is read off the layer's outputs.
+A linear layer that these libraries wrapped computes something else than its ``weight`` says. Where a product is
+rearranged and needs the weight itself, it is read off the layer's outputs.
 """
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from cmsbert_fast.ops.linear.api import Linear
 
@@ -33,3 +34,13 @@ def weight_and_bias(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | No
     identity = torch.eye(size + 1, size, dtype=like.dtype, device=like.device)
     rows = layer(identity)
     return (rows[:-1] - rows[-1]).T, rows[-1]
+
+
+def require_input_gradients(model: PreTrainedModel) -> None:
+    """Hugging Face's ``enable_input_require_grads``, with a hook that can be pickled."""
+    hook = model.get_input_embeddings().register_forward_hook(_require_gradient)
+    model._require_grads_hook, model._require_grads_hooks = hook, [hook]
+
+
+def _require_gradient(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    output.requires_grad_(True)
