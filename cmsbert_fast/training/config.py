@@ -5,18 +5,17 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import MODALITIES, Corpus
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.hub import config_file
 from cmsbert_fast.training.settings import FIELDS, TrainingSettings
 
 # Fields that are not taken from a checkpoint: its identity, dtype, task and CMS layers.
@@ -134,20 +133,9 @@ def saved_config(name: str) -> dict[str, Any]:
     Raises:
         UsageError: There is no such checkpoint, or it is damaged.
     """
-    missing = UsageError(
-        f"There is no checkpoint {name!r}: give a folder with config.json and weights, or the name of a model on the "
-        "Hugging Face hub, which must be reachable."
-    )
-    if Path(name).exists() and not Path(name).is_dir():
-        raise UsageError(f"{name} is a file; give the checkpoint's folder, with config.json and weights.")
+    path = config_file(name)
     try:
-        path = cached_file(name, "config.json")
-    except Exception:  # offline, unknown, forbidden, not a name: the hub's errors have no common class
-        raise missing from None
-    if path is None:
-        raise missing
-    try:
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UsageError(f"The config.json of {name} cannot be read; give an undamaged checkpoint.") from None
     return saved
