@@ -102,10 +102,17 @@ def _check_unchanged(saved: dict, saved_examples: str, settings: TrainingSetting
     )
     saved = {**defaults, **saved}  # settings added since the run have their defaults
     changed = [name for name in now if name not in _FREE and saved[name] != now[name]]
+    if changed == ["epochs"]:
+        raise UsageError(
+            f"The run in {folder} has epochs = {saved['epochs']}, over which its learning rate rises and falls, and "
+            f"cannot be extended to {now['epochs']}; train on from its best model, with a new schedule, by --model "
+            f"{folder / 'best'} and another --output."
+        )
     if changed:
         name = changed[0]
         raise UsageError(
-            f"The run in {folder} has {name} = {saved[name]!r}, not {now[name]!r}; resume it with its own settings."
+            f"The run in {folder} has {name} = {saved[name]!r}, not {now[name]!r}; resume it with its own settings, by "
+            "--resume FOLDER alone."
         )
     if saved_examples != examples:
         raise UsageError(

@@ -17,6 +17,7 @@ from cmsbert_fast.training import distributed, figures, folders, preflight, repo
 from cmsbert_fast.training.backends import backend_report, precision_warning
 from cmsbert_fast.training.build import Loaded
 from cmsbert_fast.training.command import Command, parse_command
+from cmsbert_fast.training.disk import explained
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.preflight import Checked, Data
@@ -79,7 +80,8 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
         say(warning, file=sys.stderr, flush=True)
     with ExitStack() as locks:
         checked = preflight.check_command(command, ranks, say, locks)
-        _run_checked(command, checked, ranks, stop, say)
+        with explained(checked.root):
+            _run_checked(command, checked, ranks, stop, say)
 
 
 def _run_checked(command: Command, checked: Checked, ranks: Ranks, stop: StopRequest, say: Callable[..., None]) -> None:
