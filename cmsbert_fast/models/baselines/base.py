@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoProcessor
 
 from cmsbert_fast.data.example import MODALITIES
+from cmsbert_fast.models.adapters import require_input_gradients
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.text import Text, TextBert
 from cmsbert_fast.models.baselines.words import WordInputs, Words, pack_words
 from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.frame_maps import FrameMaps
-from cmsbert_fast.models.inputs import Frames, Inputs, PackedInputs, pack
+from cmsbert_fast.models.inputs import Frames, Inputs, PackedInputs, known_inputs, pack
 from cmsbert_fast.models.layers import init_as_torch
 from cmsbert_fast.models.losses import LossTerm, task_loss
 from cmsbert_fast.models.processing import CMSBertProcessor
@@ -89,6 +90,10 @@ class Baseline(Classifier):
                 f"{system} needs a second modality; give its configuration a visual_size or an acoustic_size."
             )
 
+    def enable_input_require_grads(self) -> None:
+        if self.bert is not None:
+            require_input_gradients(self)
+
     @property
     def _reads_words(self) -> bool:
         return self.of_words or self.config.text == "vectors"
@@ -150,6 +155,7 @@ class Baseline(Classifier):
         Raises:
             ValueError: A shape or a combination of arguments is invalid; the message says which.
         """
+        inputs = known_inputs(inputs, (*Inputs._fields, *WordInputs._fields, *FrameMaps._fields))
         of_words = WordInputs(**{name: inputs.pop(name) for name in WordInputs._fields if name in inputs})
         maps = FrameMaps(**{name: inputs.pop(name) for name in FrameMaps._fields if name in inputs})
         packed = self.pack(Inputs(**inputs))
