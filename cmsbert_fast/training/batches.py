@@ -91,7 +91,9 @@ class Batches:
             self._features.keep(len(self), self._processor.max_length, folder, ranks, stop)
 
     def _pieces(self, index: int) -> list[int]:
-        return self._processor.input_ids(self._examples[index].words)
+        if index in self._encoded:
+            return self._encoded[index].input_ids
+        return self._processor.input_ids(self._examples[index].words)  # without reading frames
 
     def _encode(self, index: int) -> Encoded:
         if index in self._encoded:
