@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "models": {"ops", "packing", "atomic", "data.example", "data.statistics", "data.word_vectors"},
     "training": {"models", "ops", "packing", "data", "atomic"},
     "predict": {"training", "models", "packing", "data", "atomic"},
+    "evaluate": {"predict", "training", "models", "packing", "data", "atomic"},
     "experiments": {"training", "models", "packing", "data", "atomic"},
     "train": {"training"},
 }
