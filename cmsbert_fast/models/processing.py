@@ -48,10 +48,16 @@ class CMSBertProcessor(ProcessorMixin):
         repeat_frames: bool = False,
         **kwargs: object,
     ):
+        if isinstance(max_length, bool) or not isinstance(max_length, int):
+            raise TypeError(f"max_length={max_length!r:.100} is no whole number.")
         if max_length < 3:
             raise ValueError(
                 f"max_length={max_length} leaves no room for a word between [CLS] and [SEP]; give 3 or more."
             )
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"tokenizer is a {type(tokenizer).__name__}; give BERT's tokenizer.")
+        _check_statistics("visual", visual_mean, visual_std)
+        _check_statistics("acoustic", acoustic_mean, acoustic_std)
         self.visual_mean, self.visual_std = visual_mean, visual_std
         self.acoustic_mean, self.acoustic_std = acoustic_mean, acoustic_std
         self.max_length = max_length
@@ -69,6 +75,7 @@ class CMSBertProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:  # type: ignore[override]
         """As Hugging Face's, with the word vectors if there are any."""
+        kwargs.setdefault("trust_remote_code", False)  # else a tokenizer with code of its own asks whether to run it
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         missing = dict(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
@@ -133,6 +140,11 @@ class CMSBertProcessor(ProcessorMixin):
         special = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         pieces = tokenize(self.tokenizer, example.words, self.max_length)
         return encode(example, pieces, self._standardised, special, level, self.repeat_frames)
+
+    def input_ids(self, words: Sequence[str]) -> list[int]:
+        """The word pieces of an utterance as :meth:`encode` cuts them, [CLS] and [SEP] included."""
+        pieces = tokenize(self.tokenizer, words, self.max_length).ids
+        return [self.tokenizer.cls_token_id, *pieces, self.tokenizer.sep_token_id]
 
     def _standardised(self, name: str, frames: np.ndarray) -> np.ndarray:
         frames = _finite(frames)
@@ -245,6 +257,23 @@ class CMSBertProcessor(ProcessorMixin):
                     f"{name} has an utterance of shape {frames.shape}; give (frames, features), a list for a batch."
                 )
         return [_finite(frames) for frames in arrays]
+
+
+def _check_statistics(name: str, mean: object, std: object) -> None:
+    """Checks means and standard deviations, which may come from a file.
+
+    Raises:
+        ValueError: They are not lists of as many finite numbers, or a standard deviation is not above 0.
+    """
+    if mean is None and std is None:
+        return
+    for values in (mean, std):
+        if not isinstance(values, list | tuple) or not all(type(value) in (int, float) for value in values):
+            raise ValueError(f"{name}_mean and {name}_std must be lists of numbers.")
+        if not np.isfinite(np.array(values, dtype=np.float64)).all():
+            raise ValueError(f"{name}_mean and {name}_std must be finite.")
+    if len(mean) != len(std) or not all(value > 0 for value in std):  # type: ignore[arg-type,attr-defined]
+        raise ValueError(f"{name}_std must have as many numbers as {name}_mean, all above 0.")
 
 
 def _finite(frames: np.ndarray) -> np.ndarray:

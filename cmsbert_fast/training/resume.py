@@ -50,13 +50,16 @@ def fingerprint(corpus: Corpus) -> str:
     return digest.hexdigest()[:16]
 
 
-def finished_results(settings: TrainingSettings, examples: str, folder: Path) -> dict[str, Any] | None:
+def finished_results(
+    settings: TrainingSettings, examples: str, folder: Path, testing: bool = True
+) -> dict[str, Any] | None:
     """The contents of ``results.json`` in ``folder``, if a run with these settings has finished there.
 
     Args:
         settings: Settings of the run to resume.
         examples: The :func:`fingerprint` of its data.
         folder: Folder of the run.
+        testing: Whether a run that was not tested is unfinished.
 
     Raises:
         UsageError: The file is damaged or belongs to another run.
@@ -64,6 +67,8 @@ def finished_results(settings: TrainingSettings, examples: str, folder: Path) ->
     found = report.read_results(folder)
     if found is not None:
         _check_unchanged(found["settings"], found["data"]["fingerprint"], settings, examples, folder)
+        if testing and "test" not in found:
+            return None
     return found
 
 
@@ -79,6 +84,15 @@ def check_resumable(settings: TrainingSettings, examples: str, folder: Path) -> 
     """Finds what would make resuming a run fail. Arguments and errors as in :func:`finished_results`."""
     if finished_results(settings, examples, folder) is None:
         last_checkpoint(settings, examples, folder)
+
+
+def identity(settings: TrainingSettings) -> dict[str, Any]:
+    """What a resumed run may not change, as plain values; settings at their defaults are left out."""
+    values, defaults = (
+        json.loads(json.dumps(dataclasses.asdict(s))) for s in (settings, TrainingSettings(variant=settings.variant))
+    )
+    found = {name: value for name, value in values.items() if name not in _FREE and value != defaults[name]}
+    return {**found, "variant": settings.variant}
 
 
 def _check_unchanged(saved: dict, saved_examples: str, settings: TrainingSettings, examples: str, folder: Path) -> None:

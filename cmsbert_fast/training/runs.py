@@ -112,6 +112,7 @@ def run(
     *,
     loaded: Loaded | None = None,
     resuming: bool = False,
+    testing: bool = True,
 ) -> dict[str, Any]:
     """One run: trains, selects on validation, tests, and leaves everything in ``folder``.
 
@@ -124,6 +125,7 @@ def run(
         loaded: Model and tokenizer from :func:`cmsbert_fast.training.preflight.check`; None = load them now.
         resuming: Continue from the checkpoint in ``folder``, if any. A finished run is not repeated, but missing
             figures are drawn.
+        testing: False: the test set is not even predicted, and there is no "test" in the results.
 
     Returns:
         The contents of ``results.json``, on every rank.
@@ -136,9 +138,12 @@ def run(
     folders.make_shared_folder(folder, ranks)
     saved = None
     if resuming:
-        finished = distributed.from_main(lambda: resume.finished_results(settings, data.fingerprint, folder), ranks)
+        finished = distributed.from_main(
+            lambda: resume.finished_results(settings, data.fingerprint, folder, testing), ranks
+        )
         if finished is not None:
-            _draw_missing_figures(settings, data, ranks, folder)
+            if testing:
+                _draw_missing_figures(settings, data, ranks, folder)
             return finished
         saved = resume.last_checkpoint(settings, data.fingerprint, folder)
         if saved is not None and "damaged" in saved and ranks.is_main:
@@ -149,7 +154,7 @@ def run(
     else:
         trainer.restore(saved)
         del saved  # as large as model and optimiser
-    return trainer.run()
+    return trainer.run(testing)
 
 
 def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> None:

@@ -72,6 +72,12 @@ def test_long_texts_are_cut_at_a_word_boundary_with_their_frames(tokenizer):
     assert tokenizer.convert_ids_to_tokens(first.input_ids) == ["[CLS]", "un", "##believ", "[SEP]"]
 
 
+@pytest.mark.parametrize("words", ["the film was", "unbelievable", "the unbelievable film was great", ""])
+def test_word_pieces_without_frames_are_those_of_an_example(tokenizer, words):
+    processor = CMSBertProcessor(tokenizer, max_length=5)
+    assert processor.input_ids(tuple(words.split())) == processor.encode(example(words)).input_ids
+
+
 def test_pieces_of_a_word_share_its_frame(tokenizer):
     encoded = CMSBertProcessor(tokenizer).encode(example("the unbelievable film", 3, 3, alignment=Alignment.WORDS))
     assert encoded.token_frames["visual"].tolist() == [-1, 0, 1, 1, 1, 2, -1]

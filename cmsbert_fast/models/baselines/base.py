@@ -1,6 +1,6 @@
 """The base of the baselines: from inputs, padded or packed, to packed rows of text and frames, and to the task loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -61,7 +61,7 @@ class Baseline(Classifier):
     config: BaselineConfig
     base_model_prefix = "bert"
     _keys_to_ignore_on_load_unexpected = [r"^(bert\.)?pooler\.", r"^cls\."]  # noqa: RUF012
-    operators = ("attention", "lstm")
+    operators: ClassVar[Sequence[str]] = ("attention", "lstm")
     parameter_groups = ("text", "visual", "acoustic", "other")
     of_words: ClassVar[bool] = False
 
@@ -70,12 +70,14 @@ class Baseline(Classifier):
         self.num_labels = config.num_labels or 1
         self.modalities = [name for name in MODALITIES if config.frame_sizes[name]]
         self.bert = None if config.text == "vectors" else TextBert(config)
-        self.inputs = (*Inputs._fields, "text_features", *self._more_inputs())
+        self.inputs = (*Inputs._fields, *self._more_inputs())
 
     def post_init(self) -> None:
         """To be called at the end of ``__init__``: initialises what is new, and makes dropout cheap."""
         use_cheap_dropout(self, self.config)
         super().post_init()
+        if self.bert is not None:
+            self.bert.freeze()
 
     def enable_input_require_grads(self) -> None:
         if self.bert is not None:
@@ -86,8 +88,9 @@ class Baseline(Classifier):
         return self.of_words or self.config.text == "vectors"
 
     def _more_inputs(self) -> list[str]:
-        """The inputs that tell of words, and of their frames or of those of pieces."""
-        names = [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
+        """The features of frozen text, and the inputs that tell of words, and of their frames or of those of pieces."""
+        names = ["text_features"] if self.config.text == "bert-frozen" else []
+        names += [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
         if self._reads_words:
             names += [name for name in WordInputs._fields if name != "word_vectors" or self.config.text == "vectors"]
         return names
