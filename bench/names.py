@@ -51,6 +51,12 @@ STEP_GROWTH = "cmsbert-clr, BERT-base shape, batch 16 to 128"
 ATTENTION_GROWTH = "forward + backward, MOSI lengths"
 
 
+def systems_case(trains_bert: bool, batch: int) -> str:
+    """The systems that train BERT, or those of frozen BERT or word vectors."""
+    kind = "train BERT" if trains_bert else "read frozen text"
+    return f"systems that {kind} against cmsbert-clr, all packed, MOSI lengths, batch {batch}"
+
+
 def attention_case(kind: str | int, batch: int, backward: bool) -> str:
     """``kind`` is "mosi" or the one length of all sequences."""
     lengths = "MOSI lengths" if kind == "mosi" else f"length {kind}"

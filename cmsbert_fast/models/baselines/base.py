@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoProcessor
 
 from cmsbert_fast.data.example import MODALITIES
+from cmsbert_fast.models.adapters import require_input_gradients
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.text import Text, TextBert
 from cmsbert_fast.models.baselines.words import WordInputs, Words, pack_words
 from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.frame_maps import FrameMaps
-from cmsbert_fast.models.inputs import Frames, Inputs, PackedInputs, pack
+from cmsbert_fast.models.inputs import Frames, Inputs, PackedInputs, known_inputs, pack
 from cmsbert_fast.models.layers import init_as_torch
 from cmsbert_fast.models.losses import LossTerm, task_loss
 from cmsbert_fast.models.processing import CMSBertProcessor
@@ -69,20 +70,27 @@ class Baseline(Classifier):
         self.num_labels = config.num_labels or 1
         self.modalities = [name for name in MODALITIES if config.frame_sizes[name]]
         self.bert = None if config.text == "vectors" else TextBert(config)
-        self.inputs = (*Inputs._fields, "text_features", *self._more_inputs())
+        self.inputs = (*Inputs._fields, *self._more_inputs())
 
     def post_init(self) -> None:
         """To be called at the end of ``__init__``: initialises what is new, and makes dropout cheap."""
         use_cheap_dropout(self, self.config)
         super().post_init()
+        if self.bert is not None:
+            self.bert.freeze()
+
+    def enable_input_require_grads(self) -> None:
+        if self.bert is not None:
+            require_input_gradients(self)
 
     @property
     def _reads_words(self) -> bool:
         return self.of_words or self.config.text == "vectors"
 
     def _more_inputs(self) -> list[str]:
-        """The inputs that tell of words, and of their frames or of those of pieces."""
-        names = [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
+        """The features of frozen text, and the inputs that tell of words, and of their frames or of those of pieces."""
+        names = ["text_features"] if self.config.text == "bert-frozen" else []
+        names += [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
         if self._reads_words:
             names += [name for name in WordInputs._fields if name != "word_vectors" or self.config.text == "vectors"]
         return names
@@ -129,6 +137,7 @@ class Baseline(Classifier):
         Raises:
             ValueError: A shape or a combination of arguments is invalid; the message says which.
         """
+        inputs = known_inputs(inputs, (*Inputs._fields, *WordInputs._fields, *FrameMaps._fields))
         of_words = WordInputs(**{name: inputs.pop(name) for name in WordInputs._fields if name in inputs})
         maps = FrameMaps(**{name: inputs.pop(name) for name in FrameMaps._fields if name in inputs})
         packed = self.pack(Inputs(**inputs))

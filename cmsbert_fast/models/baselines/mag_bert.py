@@ -93,7 +93,6 @@ class MagBertForSequenceClassification(Baseline):
         super().__init__(config)
         if not self.modalities:
             raise ValueError("MAG-BERT needs a second modality: give visual_size, acoustic_size or both.")
-        self.inputs = (*Inputs._fields, *(f"token_frames_{name}" for name in self.modalities))
         for name in self.modalities:
             setattr(self, f"{name}_gated", GatedFrame(config.frame_sizes[name], config.hidden_size))
         self.shift_norm = nn.LayerNorm(config.hidden_size)
@@ -108,11 +107,7 @@ class MagBertForSequenceClassification(Baseline):
         Classifier._init_weights(self, module)  # as BERT's, in the official code too
 
     def utterances(self, *, text_features: Tensor | None = None, **inputs: Any) -> Utterances:
-        """As :meth:`Baseline.utterances`; the text is BERT's output with the shift.
-
-        Takes ``token_frames_visual`` and ``token_frames_acoustic``, the frame of each piece, too
-        (:class:`~cmsbert_fast.models.frame_maps.FrameMaps`).
-        """
+        """As :meth:`Baseline.utterances`; the text is BERT's output with the shift."""
         maps = FrameMaps(**{name: inputs.pop(name) for name in FrameMaps._fields if name in inputs})
         given = Inputs(**inputs)
         packed = self.pack(given)
@@ -124,7 +119,7 @@ class MagBertForSequenceClassification(Baseline):
                 of_pieces[name] = frames_of_pieces(values, rows)
         assert self.bert is not None
         hidden = self.bert.read(packed, partial(self.shifted, of_pieces))
-        return Utterances(Text(hidden, packed.tokens.packing), frames, None, packed)
+        return Utterances(Text(hidden, packed.tokens.packing), frames, None, maps, packed)
 
     def shifted(self, frames: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """X' of each piece.

@@ -36,6 +36,7 @@ from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.recurrent import BidirectionalLSTM
 from cmsbert_fast.models.baselines.set_losses import central_moment_discrepancy, difference_loss
 from cmsbert_fast.models.gathering import gather_rows
+from cmsbert_fast.models.layers import FusionLayer
 from cmsbert_fast.models.losses import LossTerm
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 from cmsbert_fast.packing import Packing, segment_mean
@@ -134,8 +135,8 @@ class MISAForSequenceClassification(Baseline):
             setattr(self, f"{name}_private", nn.Linear(config.size, config.size))
             setattr(self, f"{name}_decoder", nn.Linear(config.size, config.size))
         self.shared = nn.Linear(config.size, config.size)
-        self.transformer = nn.TransformerEncoderLayer(
-            config.size, config.fusion_heads, config.feedforward_size, config.transformer_dropout, batch_first=True
+        self.transformer = FusionLayer(
+            config.size, config.fusion_heads, config.feedforward_size, config.transformer_dropout
         )
         width = len(self.sources) * config.size
         self.fusion_dense = nn.Linear(2 * width, width)

@@ -50,6 +50,8 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     dtype = autocast_dtype(x.device)
     if any(cast_dtype(y, dtype) != cast_dtype(x, dtype) for y in (weight, bias) if y is not None):
         return False
+    if hasattr(weight, "__tensor_flatten__"):  # quantised by torchao: its memory holds no numbers to multiply with
+        return False
     if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1] or weight.device != x.device:
         return False
     return torch.compiler.is_compiling() or x.numel() * weight.shape[0] >= LEAST_WORK

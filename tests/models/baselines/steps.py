@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from cmsbert_fast.training.distributed import Gradients, Ranks, join_shares, sum
 from tests.models.baselines.utterances import Utterance, labels, packed
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
+# One of each model: with several ranks its hooks stay on the parameters.
+_GRADIENTS: WeakKeyDictionary[Classifier, Gradients] = WeakKeyDictionary()
 OPTIONS = dict(seed=0, momentum=0.9)  # settings that a training state may read
 
 
@@ -44,7 +47,9 @@ def gradients_of(
 ) -> tuple[dict[str, torch.Tensor], StepLosses]:
     """The gradients of the whole batch's loss by parameter, and the losses."""
     model.train()
-    gradients = Gradients(model.parameters(), ranks)
+    if model not in _GRADIENTS:
+        _GRADIENTS[model] = Gradients(model.parameters(), ranks)
+    gradients = _GRADIENTS[model]
     gradients.zero()
     settings: Any = SimpleNamespace(accumulation=parts, precision="fp32")
     losses = backward(model, Loaded(batch, model), np.arange(len(batch)), gradients, ranks, settings, state)  # type: ignore[arg-type]
