@@ -12,6 +12,9 @@ from bench.names import BATCH
 
 ROOT = Path(__file__).resolve().parents[1]
 OTHERS = 2  # processes, each of one thread that never waits
+BUSY = (
+    "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with the benchmark, however that ends
+)
 LAUNCHES, STEPS = 3, 5
 CODE = f"""
 import os
@@ -38,7 +41,7 @@ def times(others: int, waiting: dict[str, str]) -> list[float]:
     """The seconds of some steps in a process of their own, beside others that keep a core each busy."""
     with ExitStack() as stack:
         for _ in range(others):
-            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
             stack.callback(busy.kill)  # before the wait that leaving the context is
         environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | waiting
         command = [sys.executable, "-c", CODE]
