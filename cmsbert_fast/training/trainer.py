@@ -27,12 +27,13 @@ from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
 from cmsbert_fast.training.build import BEST, CHECKSUMS, Loaded, build, state_options
 from cmsbert_fast.training.distributed import Gradients, Ranks
-from cmsbert_fast.training.errors import Interrupted, NotFinite
+from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.log import RunLog
 from cmsbert_fast.training.optimiser import parameter_groups, schedule
 from cmsbert_fast.training.precision import upcast
 from cmsbert_fast.training.preflight import Data
+from cmsbert_fast.training.pretrained import reason
 from cmsbert_fast.training.record import StepRecord
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest
@@ -126,15 +127,25 @@ class Trainer:
             self.log.write("start", {"step": 0, "parameters": self.model.num_parameters(), "nu": None, **self.reported})
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restores the state of a checkpoint."""
-        self.model.load_state_dict(saved["model"])
-        optimiser.restore(self.optimizer, saved["optimizer"])
-        self.progress = Progress(**saved["progress"])
-        if self.ranks.rank < len(saved["random"]):
-            checkpoint.set_random_state(saved["random"][self.ranks.rank], self.ranks.device)
-        if self.state is not None:
-            self.state.load_state_dict(saved["state"])
-            self.reported = saved["reported"]
+        """Restores the state of a checkpoint.
+
+        Raises:
+            UsageError: It is of another model, or its parts do not fit one another.
+        """
+        try:
+            self.model.load_state_dict(saved["model"])
+            optimiser.restore(self.optimizer, saved["optimizer"])
+            self.progress = Progress(**saved["progress"])
+            if self.ranks.rank < len(saved["random"]):
+                checkpoint.set_random_state(saved["random"][self.ranks.rank], self.ranks.device)
+            if self.state is not None:
+                self.state.load_state_dict(saved["state"])
+                self.reported = saved["reported"]
+        except Exception as error:  # a damaged file can make any of them fail in any way
+            raise UsageError(
+                f"{self.folder / checkpoint.FILE_NAME} does not fit this run ({reason(error)}); remove it to "
+                "start over."
+            ) from None
         self.earlier_seconds = self.progress.seconds
         if self.ranks.is_main:
             self.log = RunLog(self.folder, saved["log_length"], self.progress.step)
