@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cmsbert_fast
 from cmsbert_fast.data.example import DataError
 
 _MEMORY, _FACTOR = 96 << 20, 8  # bytes that looking at files may take, and for each byte of the largest,
@@ -34,6 +33,7 @@ spec.loader.exec_module(module)
 from cmsbert_fast.data.untrusted import child
 child.walk(*rest)
 """
+_PACKAGE = Path(__file__).parents[2] / "__init__.py"
 _examined: set[tuple[str, int, int]] = set()
 
 
@@ -51,7 +51,7 @@ def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
     paths = [path for path in paths if marks[path] not in _examined]
     if not paths:
         return
-    names = [json.dumps(_folders()), str(cmsbert_fast.__file__), check.__module__, check.__name__]
+    names = [json.dumps(_folders()), str(_PACKAGE), check.__module__, check.__name__]
     names += [str(path.absolute()) for path in paths]
     seconds = _SECONDS + sum(path.stat().st_size for path in paths) / 10e6
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
