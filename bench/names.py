@@ -20,7 +20,7 @@ OURS_CLR = "ours: cmsbert-clr"
 OURS_BFLOAT16 = "ours in bfloat16"
 OURS_FLOAT32 = "ours in float32"
 OURS_PROJECTIONS = "ours: projections, then the operator"
-CLR, CMS, BERT = "cmsbert-clr", "cmsbert", "bert"  # the variants, all of them ours
+CLR, CMS, BERT, MAG = "cmsbert-clr", "cmsbert", "bert", "mag-bert"  # the variants, all of them this project's code
 
 TORCH = "torch backend"
 TORCH_PADDED = "torch backend, padded"
@@ -48,6 +48,12 @@ VARIANTS = f"what the variants cost, all packed, MOSI lengths, batch {BATCH}"
 RANDOM_BATCHES = f"cmsbert-clr in bfloat16, random batches of MOSI lengths, batch {BATCH}"
 STEP_GROWTH = "cmsbert-clr, BERT-base shape, batch 16 to 128"
 ATTENTION_GROWTH = "forward + backward, MOSI lengths"
+
+
+def systems_case(trains_bert: bool, batch: int) -> str:
+    """The systems that train BERT, or those of frozen BERT or word vectors."""
+    kind = "train BERT" if trains_bert else "read frozen text"
+    return f"systems that {kind} against cmsbert-clr, all packed, MOSI lengths, batch {batch}"
 
 
 def attention_case(kind: str | int, batch: int, backward: bool) -> str:

@@ -6,6 +6,8 @@ import torch
 
 from bench.rivals.models import padded_clr
 from cmsbert_fast import CMSBertCLRForSequenceClassification
+from cmsbert_fast.models.baselines.mag_bert import MagBertConfig, MagBertForSequenceClassification
+from cmsbert_fast.models.configuration import BERT_FIELDS
 from cmsbert_fast.training.distributed import Gradients, Ranks
 
 
@@ -66,6 +68,20 @@ def without(step, owner, name, instead):
 def clr(config, device):
     torch.manual_seed(0)
     return CMSBertCLRForSequenceClassification(config).to(device).train()
+
+
+def mag(config, device):
+    """Variant mag-bert of the same sizes."""
+    torch.manual_seed(0)
+    taken = (*BERT_FIELDS, "vocab_size", "visual_size", "acoustic_size", "backend")
+    own = MagBertConfig(**{name: getattr(config, name) for name in taken})
+    return MagBertForSequenceClassification(own).to(device).train()
+
+
+def of_pieces(packed):
+    """The inputs with the frame of each piece: every one has its own."""
+    rows = torch.arange(packed["input_ids"].shape[1], device=packed["input_ids"].device)[None]
+    return packed | {"token_frames_visual": rows, "token_frames_acoustic": rows}
 
 
 def check_same(batch, *models):

@@ -5,6 +5,7 @@ import torch
 
 from bench import measure, names
 from bench.rivals.models import MagBert, TextBert, padded_clr
+from bench.steps import mag, of_pieces
 from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, make_config, step_flops
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
 from cmsbert_fast.ops.capability import has_fast_bfloat16
@@ -20,7 +21,8 @@ def logits_by_contender(config: CMSBertConfig, lengths: list[int], device: torch
     """Every way to infer: name -> call, which returns logits."""
     torch.manual_seed(0)
     model = CMSBertCLRForSequenceClassification(config).to(device).eval()
-    mag, text = MagBert(config).to(device).eval(), TextBert(config).to(device).eval()
+    packed_mag, text = mag(config, device).eval(), TextBert(config).to(device).eval()
+    padded_mag = MagBert(packed_mag).to(device).eval()
     plain, literal = (
         CMSBertCLRForSequenceClassification(make_config(backend=backend)).to(device).eval()
         for backend in ("torch", "reference")
@@ -53,7 +55,8 @@ def logits_by_contender(config: CMSBertConfig, lengths: list[int], device: torch
         TO_THE_LONGEST: of(lambda: padded_clr(model, to_the_longest)[0]),
         COMPILED: of(lambda: compiled(model, to_the_longest)[0]),
         LITERAL: of(lambda: literal(**packed).logits),
-        names.MAG_BERT: of(lambda: mag(to_50)[0]),
+        names.MAG: of(lambda: packed_mag(**of_pieces(packed)).logits),
+        names.MAG_BERT: of(lambda: padded_mag(to_50)[0]),
         names.TEXT_BERT: of(lambda: text(to_the_longest)[0]),
         names.OURS_BFLOAT16: of(in_bfloat16),
     }
@@ -73,6 +76,7 @@ def test_inference(race, device, batch_size):
     expected = runs[names.OURS_CLR]()
     for name in (name for name in runs if name in SAME_MODEL):
         torch.testing.assert_close(runs[name](), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(runs[names.MAG_BERT](), runs[names.MAG](), rtol=1e-3, atol=1e-3)
     if names.OURS_BFLOAT16 in runs:
         torch.testing.assert_close(runs[names.OURS_BFLOAT16]().float(), expected, rtol=5e-2, atol=5e-2)
     race(

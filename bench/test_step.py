@@ -13,10 +13,9 @@ from torch import nn
 from bench import measure, names
 from bench.names import BATCH
 from bench.rivals.models import MagBert, TextBert, padded_clr
-from bench.steps import Trainer, autocast, check_same, clr, plain_step, without
+from bench.steps import Trainer, autocast, check_same, clr, mag, of_pieces, plain_step, without
 from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, draw_random_lengths, make_config, step_flops
 from cmsbert_fast import (
-    CMSBertCLRForSequenceClassification,
     CMSBertForSequenceClassification,
     pairwise_contrastive_loss,
 )
@@ -39,12 +38,12 @@ def test_step(race, device):
     to_the_longest = ModelBatch.draw(config, lengths, device).padded
     model, plain = clr(config, device), clr(make_config(backend="torch"), device)
     check_same(batch, model, plain)
-    mag, text = MagBert(config).to(device).train(), TextBert(config).to(device).train()
+    rival, text = MagBert(mag(config, device)).to(device).train(), TextBert(config).to(device).train()
     trainer = Trainer(model, device)
     forwards = {
         names.OURS_CLR: (model, lambda: model(**batch.packed).loss),
         names.MODEL_PADDED: (plain, lambda: padded_clr(plain, batch.padded)[1]),
-        names.MAG_BERT: (mag, lambda: mag(batch.padded)[1]),
+        names.MAG_BERT: (rival, lambda: rival(batch.padded)[1]),
         names.TEXT_BERT: (text, lambda: text(to_the_longest)[1]),
         names.OURS_BFLOAT16: (model, autocast(lambda: model(**batch.packed).loss, device)),
     }
@@ -168,16 +167,17 @@ def test_step_compiled(race, device):
 def variants(device, batch):
     """A step of each variant, all packed, all on the fastest backend: float32 on a CPU, bfloat16 on a GPU."""
     steps = {}
-    for name, model_class, options in (
-        (names.CLR, CMSBertCLRForSequenceClassification, {}),
-        (names.CMS, CMSBertForSequenceClassification, {}),
-        (names.BERT, CMSBertForSequenceClassification, {"cms_layers": []}),
+    torch.manual_seed(0)
+    for name, model, inputs in (
+        (names.CLR, clr(make_config(), device), batch.packed),
+        (names.CMS, CMSBertForSequenceClassification(make_config()), batch.packed),
+        (names.BERT, CMSBertForSequenceClassification(make_config(cms_layers=[])), batch.packed),
+        (names.MAG, mag(make_config(), device), of_pieces(batch.packed)),
     ):
-        torch.manual_seed(0)
-        model = model_class(make_config(**options)).to(device).train()
+        model.to(device).train()
 
-        def forward(model=model):
-            return model(**batch.packed).loss
+        def forward(model=model, inputs=inputs):
+            return model(**inputs).loss
 
         steps[name] = Trainer(model, device).step(autocast(forward, device) if device.type == "cuda" else forward)
     return steps
@@ -208,7 +208,7 @@ def test_variants(race, device):
 def test_where_the_time_goes(race, device):
     """A profile by operator: what bounds the step, and what the variants add to it."""
     batch = ModelBatch.draw(make_config(), draw_lengths("mosi", BATCH), device)
-    steps = {name: step for name, step in variants(device, batch).items() if name != names.CMS}
+    steps = {name: step for name, step in variants(device, batch).items() if name in (names.CLR, names.BERT)}
     race.record(
         kind="profile",
         suite=names.STEP,

@@ -140,13 +140,22 @@ def segment_mean(packed: Tensor, packing: Packing) -> Tensor:
     return (total / lengths.clamp(min=1).to(wide.dtype)[:, None]).to(packed.dtype)
 
 
+def segment_first(packed: Tensor, packing: Packing) -> Tensor:
+    """The first row of each sequence, (T, d) -> (B, d); 0 for a sequence without rows."""
+    return _row_of_each(packed, packing, packing.cu_seqlens[:-1])
+
+
 def segment_last(packed: Tensor, packing: Packing) -> Tensor:
     """The last row of each sequence, (T, d) -> (B, d); 0 for a sequence without rows."""
+    return _row_of_each(packed, packing, packing.cu_seqlens[1:] - 1)
+
+
+def _row_of_each(packed: Tensor, packing: Packing, rows: Tensor) -> Tensor:
     lengths = packing.lengths
     if packed.shape[0] == 0:
         return packed.sum(dim=0).expand(len(lengths), *packed.shape[1:])  # zeros that keep the graph connected
-    rows = packed.index_select(0, (packing.cu_seqlens[1:] - 1).clamp(min=0))
-    return rows.masked_fill((lengths == 0).view(-1, *[1] * (packed.dim() - 1)), 0)
+    found = packed.index_select(0, rows.clamp(min=0, max=packed.shape[0] - 1))
+    return found.masked_fill((lengths == 0).view(-1, *[1] * (packed.dim() - 1)), 0)
 
 
 def reversed_rows(packing: Packing, total: int) -> Tensor:

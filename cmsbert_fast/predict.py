@@ -7,6 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cmsbert_fast.threads import wait_without_spinning
+
+if __name__ == "__main__":
+    wait_without_spinning()
+
 import torch
 import transformers
 from transformers import PreTrainedConfig

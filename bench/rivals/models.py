@@ -1,12 +1,16 @@
 """Whole models on padded batches: CMSBERT-CLR itself, text-only BERT, MAG-BERT."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig, ModalityShift, cms_attention
+from cmsbert_fast.models.baselines.mag_bert import MagBertForSequenceClassification
 from cmsbert_fast.models.cmsbert.contrastive_loss import contrastive_loss
+from cmsbert_fast.models.configuration import MultimodalConfig
 from cmsbert_fast.models.losses import LossTerm, task_loss, total_loss
 
 
@@ -93,31 +97,27 @@ class TextBert(nn.Module):
 
 
 class MagBert(nn.Module):
-    """MAG-BERT (Rahman et al., ACL 2020, Section 4): frames shift the embeddings of their own word piece, once.
+    """MAG-BERT as its authors run it: padded to 50 word pieces with a frame each, eager attention, float32.
 
-    Run as its authors do: padded to 50 word pieces with a frame each, eager attention, float32, [CLS] pooler.
+    Args:
+        model: Variant mag-bert with pooling "cls"; its weights are copied.
     """
 
-    beta = 1.0
-
-    def __init__(self, config: CMSBertConfig):
+    def __init__(self, model: MagBertForSequenceClassification):
         super().__init__()
-        hidden = config.hidden_size
-        self.bert = BertModel(_bert_config(config, "eager"))
-        self.visual_gate = nn.Linear(config.visual_size + hidden, hidden)
-        self.acoustic_gate = nn.Linear(config.acoustic_size + hidden, hidden)
-        self.visual = nn.Linear(config.visual_size, hidden)
-        self.acoustic = nn.Linear(config.acoustic_size, hidden)
-        self.norm = nn.LayerNorm(hidden)
-        self.dropout = nn.Dropout(0.5)
-        self.classifier = nn.Linear(hidden, 1)
+        self.beta = model.config.beta
+        self.bert = BertModel(_bert_config(model.config, "eager")).to(model.dtype)
+        self.bert.load_state_dict(model.bert.state_dict())
+        self.visual, self.acoustic = copy.deepcopy(model.visual_gated), copy.deepcopy(model.acoustic_gated)
+        self.norm, self.dropout = copy.deepcopy(model.shift_norm), nn.Dropout(model.config.shift_dropout)
+        self.classifier = copy.deepcopy(model.classifier)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Returns logits (B, 1) and the loss (None without labels)."""
         text = self.bert.embeddings(batch["input_ids"])
-        visual, acoustic = batch["visual"], batch["acoustic"]
-        shift = torch.relu(self.visual_gate(torch.cat([visual, text], dim=-1))) * self.visual(visual)
-        shift = shift + torch.relu(self.acoustic_gate(torch.cat([acoustic, text], dim=-1))) * self.acoustic(acoustic)
+        shift: Tensor | float = 0.0
+        for own, frames in ((self.visual, batch["visual"]), (self.acoustic, batch["acoustic"])):
+            shift = shift + torch.relu(own.gate(torch.cat([frames, text], dim=-1))) * own.shift(frames)
         norm = shift.norm(dim=-1, keepdim=True)
         factor = (text.norm(dim=-1, keepdim=True) / (norm + 1e-6) * self.beta).clamp(max=1.0)
         text = self.dropout(self.norm(text + factor * shift))
@@ -127,7 +127,7 @@ class MagBert(nn.Module):
         return logits, task_loss(logits, batch["labels"]) if "labels" in batch else None
 
 
-def _bert_config(config: CMSBertConfig, attention: str) -> BertConfig:
+def _bert_config(config: MultimodalConfig, attention: str) -> BertConfig:
     values = {name: value for name, value in config.to_dict().items() if hasattr(BertConfig(), name)}
     values |= {"model_type": "bert", "architectures": None}
     return BertConfig(**values, attn_implementation=attention)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
 
 from cmsbert_fast.data.example import MODALITIES, Alignment, Example
@@ -94,11 +94,22 @@ class CMSBertProcessor(ProcessorMixin):
         In float64, one example at a time. Constant features get standard deviation 1. Non-finite values count as 0, as
         in :meth:`__call__`.
 
+        Args:
+            examples: :class:`cmsbert_fast.data.example.Example`, as ``read_corpus(...).splits["train"]`` holds them.
+
         Returns:
             The processor itself.
+
+        Raises:
+            TypeError: They are something else.
         """
         moments = {name: Moments() for name in MODALITIES}
         for example in examples:
+            if not all(hasattr(example, name) for name in MODALITIES):
+                raise TypeError(
+                    f"fit takes cmsbert_fast.data.Example, as read_corpus(...).splits['train'] holds them, not "
+                    f"{type(example).__name__}; for arrays: Example(id, words, label, visual, acoustic)."
+                )
             for name in MODALITIES:
                 moments[name].see(_finite(getattr(example, name)))
         statistics = {name: (found.mean, found.std) for name, found in moments.items() if found.count}
@@ -129,6 +140,11 @@ class CMSBertProcessor(ProcessorMixin):
         special = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         pieces = tokenize(self.tokenizer, example.words, self.max_length)
         return encode(example, pieces, self._standardised, special, level, self.repeat_frames)
+
+    def input_ids(self, words: Sequence[str]) -> list[int]:
+        """The word pieces of an utterance as :meth:`encode` cuts them, [CLS] and [SEP] included."""
+        pieces = tokenize(self.tokenizer, words, self.max_length).ids
+        return [self.tokenizer.cls_token_id, *pieces, self.tokenizer.sep_token_id]
 
     def _standardised(self, name: str, frames: np.ndarray) -> np.ndarray:
         frames = _finite(frames)
@@ -172,12 +188,15 @@ class CMSBertProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        words: str | Sequence[str] | Sequence[Sequence[str]],
+        words: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         visual: np.ndarray | Sequence[np.ndarray] | None = None,
         acoustic: np.ndarray | Sequence[np.ndarray] | None = None,
         aligned: bool = False,
         packed: bool = False,
-    ) -> dict[str, Tensor | int]:
+        *,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
         """Model inputs for one utterance or a batch. Non-finite values become 0, as in training.
 
         Args:
@@ -186,10 +205,22 @@ class CMSBertProcessor(ProcessorMixin):
             visual, acoustic: (N_m, d_m) for one utterance, a list of them for a batch; None = absent.
             aligned: Whether frame k belongs to word k; if the text is cut, so are its frames.
             packed: Packed or padded.
+            text: The same as ``words``, under the name that Hugging Face's processors have.
+            return_tensors: "pt" or "np".
+
+        Returns:
+            Arguments of the models' forward, with Hugging Face's ``.to(device)``.
 
         Raises:
-            ValueError: The numbers of utterances differ, or frames are not of shape (N_m, d_m).
+            ValueError: The numbers of utterances differ, frames are not of shape (N_m, d_m), or not exactly one of
+                ``words`` and ``text`` is given.
         """
+        if (words is None) == (text is None):
+            raise ValueError("Give the utterances as words or as text, one of them.")
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f"return_tensors={return_tensors!r} is unknown; choose 'pt' or 'np'.")
+        words = text if words is None else words
+        assert words is not None
         batch = not isinstance(words, str) and (
             any(not isinstance(text, str) or len(text.split()) > 1 for text in words)
             or any(isinstance(frames, (list, tuple)) for frames in (visual, acoustic))
@@ -205,7 +236,10 @@ class CMSBertProcessor(ProcessorMixin):
             Example(str(k), text, None, v, a, alignment)
             for k, (text, v, a) in enumerate(zip(utterances, frames["visual"], frames["acoustic"], strict=True))
         ]
-        return self.collate([self.encode(example) for example in examples], packed=packed)
+        inputs: Mapping[str, Any] = self.collate([self.encode(example) for example in examples], packed=packed)
+        if return_tensors == "np":
+            inputs = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        return BatchFeature(dict(inputs))
 
     def _utterance_frames(
         self, name: str, values: np.ndarray | Sequence[np.ndarray] | None, batch: bool, count: int

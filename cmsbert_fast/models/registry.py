@@ -67,6 +67,8 @@ VARIANTS: Mapping[str, Variant] = {
     "cmsbert-clr-no-ema": Variant(_CLR, _FRAMES, state_options=_NO_EMA),
     "cmsbert-clr-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS),
     "cmsbert-clr-no-ema-no-ls": Variant(_CLR, _FRAMES, config=_NO_LS, state_options=_NO_EMA),
+    "mag-bert": Variant(f"{_BASELINES}.mag_bert:MagBertForSequenceClassification", _FRAMES | {"word_frames"}),
+    "self-mm": Variant(f"{_BASELINES}.self_mm:SelfMMForSequenceClassification", _FRAMES | {"regression"}),
     "misa": Variant(f"{_BASELINES}.misa:MISAForSequenceClassification", _FRAMES),
     "mult": Variant(f"{_BASELINES}.mult:MulTForSequenceClassification", _FRAMES),
     "tfn": Variant(f"{_BASELINES}.tfn:TFNForSequenceClassification", _FRAMES),

@@ -5,7 +5,9 @@ dtypes but no operators; :mod:`cmsbert_fast.ops.dispatch` calls them. torch.comp
 while it traces.
 """
 
+import functools
 import importlib.util
+from pathlib import Path
 
 import torch
 
@@ -67,6 +69,31 @@ def why_not_compiled(device: torch.device, dtype: torch.dtype, dtypes: tuple[tor
         known = " and ".join(str(x).removeprefix("torch.") for x in dtypes)
         return f"its code computes in {known}, not in {dtype}"
     return library.why_not()
+
+
+@torch.compiler.assume_constant_result
+def why_not_own_products(dtype: torch.dtype) -> str | None:
+    """Why large matrix products are better left to PyTorch on this CPU.
+
+    Its float32 products are MKL's, which has AVX-512 for Intel's CPUs only: on AMD's it runs at half of their rate.
+    bfloat16's are oneDNN's, which packs each weight anew and casts it first. Decided by what the CPU is, never by a
+    stopwatch: results must be the same bits in every process.
+    """
+    if _vendor() != "AuthenticAMD" or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "PyTorch's own products are as fast on this CPU"
+    if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device("cpu")):
+        return "this CPU has no bfloat16 instructions"
+    return None
+
+
+@functools.cache
+def _vendor() -> str:
+    """The CPU's vendor as the system names it; empty where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 @torch.compiler.assume_constant_result

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.ops import capability
-from cmsbert_fast.ops.autocast import autocast_dtype, cast
+from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
 BACKENDS = ("reference", "torch", "triton", "cpu", "auto")
 
@@ -70,6 +70,11 @@ def _lstm_cpu(frames: Tensor) -> str | None:
     return capability.why_not_compiled(frames.device, frames.dtype, (torch.float32,))
 
 
+def _linear_cpu(x: Tensor) -> str | None:
+    reason = capability.why_not_compiled(x.device, x.dtype, (torch.float32, torch.bfloat16))
+    return reason or capability.why_not_own_products(x.dtype)
+
+
 def _dropout_cpu(values: Tensor) -> str | None:
     if values.device.type != "cpu":
         return f"its masks are made on the CPU, not on {values.device.type}"
@@ -82,6 +87,7 @@ OPERATORS = {
     ),
     "contrastive": Operator({"triton": _contrastive_triton}, has_reference=True, required=True),
     "lstm": Operator({"cpu": _lstm_cpu}),
+    "linear": Operator({"cpu": _linear_cpu}, casts=True),
     "dropout": Operator({"cpu": _dropout_cpu}),
 }
 
@@ -96,7 +102,7 @@ def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str
     Args:
         operator: A key of :data:`OPERATORS`.
         example: The operand that decides: attention's query, the contrastive loss's embeddings in their common dtype,
-            the LSTM's frames, dropout's input.
+            the LSTM's frames, the input of linear layers and dropout.
         backend: A name of :data:`BACKENDS`; "auto" asks the environment's ``CMSBERT_BACKEND`` first.
 
     Returns:
@@ -129,7 +135,10 @@ def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str
 def why_not(operator: str, backend: str, example: Tensor) -> str | None:
     """Why a compiled backend that the operator has cannot run for operands like the example; None where it can."""
     table = OPERATORS[operator]
-    return table.compiled[backend](cast(example, autocast_dtype(example.device)) if table.casts else example)
+    dtype = cast_dtype(example, autocast_dtype(example.device)) if table.casts else example.dtype
+    if dtype != example.dtype:
+        example = example.new_empty(example.shape[-1:], dtype=dtype)
+    return table.compiled[backend](example)
 
 
 def report(operator: str, example: Tensor, backend: str = "auto") -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,13 @@ from transformers import PreTrainedConfig
 
 from cmsbert_fast.data.example import MODALITIES, Example, outlines, with_frames
 from cmsbert_fast.models.base import Classifier
+from cmsbert_fast.models.baselines.base import Baseline
 from cmsbert_fast.models.encoding import Encoded
 from cmsbert_fast.models.processing import CMSBertProcessor
+from cmsbert_fast.training import text_features
+from cmsbert_fast.training.distributed import Ranks
+from cmsbert_fast.training.signals import StopRequest
+from cmsbert_fast.training.text_features import TextFeatures
 
 CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay memory-mapped
 
@@ -20,7 +26,8 @@ CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay memory-
 class Batches:
     """Turns the examples of one split into model inputs.
 
-    Encoded examples are cached, up to ``CACHE_BYTES`` of frames, so each is tokenised and standardised once.
+    Encoded examples are cached, up to ``CACHE_BYTES`` of frames, so each is tokenised and standardised once. The inputs
+    of a model with frozen text hold the features of its text, computed once too.
 
     Args:
         examples: The split.
@@ -40,6 +47,10 @@ class Batches:
         self._device = device
         self._encoded: dict[int, Encoded] = {}
         self._cached_bytes = 0
+        self._features: TextFeatures | None = None
+        if text_features.NAME in self._names:
+            assert isinstance(model, Baseline)
+            self._features = TextFeatures(model, self._pieces, CACHE_BYTES)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -62,12 +73,27 @@ class Batches:
         The offsets of frames stay on the CPU, where the models read them.
         """
         inputs = self._processor.collate([self._encode(int(i)) for i in indices], packed=True, names=self._names)
+        if self._features is not None:
+            inputs[text_features.NAME] = self._features.of([int(i) for i in indices])
         names = self._names | {"labels"} if labels else self._names
         return {name: self._place(name, value) for name, value in inputs.items() if name in names}
 
     def in_order(self, size: int) -> Iterator[dict[str, Any]]:
         """The whole split without labels, ``size`` examples at a time."""
         return (self.load(range(len(self))[i : i + size], labels=False) for i in range(0, len(self), size))
+
+    def keep_text_features(self, folder: Path, ranks: Ranks, stop: StopRequest) -> None:
+        """For a split that is read again and again: features of text that exceed ``CACHE_BYTES`` go to a file.
+
+        Arguments and errors as in :meth:`TextFeatures.keep`. All ranks must call.
+        """
+        if self._features is not None:
+            self._features.keep(len(self), self._processor.max_length, folder, ranks, stop)
+
+    def _pieces(self, index: int) -> list[int]:
+        if index in self._encoded:
+            return self._encoded[index].input_ids
+        return self._processor.input_ids(self._examples[index].words)  # without reading frames
 
     def _encode(self, index: int) -> Encoded:
         if index in self._encoded:

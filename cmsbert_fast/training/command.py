@@ -13,6 +13,7 @@ from typing import Any
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.conversion import MAPPINGS, assignments, converted, layered, read_yaml
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.saved_runs import saved_runs
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
 
 _RUNS = 1000  # of a command
@@ -53,7 +54,13 @@ def _parser() -> Parser:
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="folder for the runs (default: a new one in runs/)"
     )
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in the output folder")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="continue the runs of a folder with their own settings; without FOLDER: those of the same command",
+    )
     hints = typing.get_type_hints(TrainingSettings)
     for f in dataclasses.fields(TrainingSettings):
         flags, text = [f"--{f.name.replace('_', '-')}"], f.metadata["help"].replace("%", "%%")
@@ -89,6 +96,8 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
             given[name] = assignments(name.replace("_", "-"), given[name])
 
     values = layered(read_yaml(config) if config else {}, given)
+    if isinstance(resume, str):
+        return _resumed(Path(resume), output, values)
     if values.get("data", "embedded") == "embedded":
         base = read_yaml(embedded_config)
         if converted("model", values.get("model"), str | None) is not None:
@@ -101,6 +110,20 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
     if any(run in runs[:i] for i, run in enumerate(runs)):
         raise UsageError("The same run is requested twice; name each variant, seed and fold once.")
     return Command(runs=tuple(runs), output=output, resume=resume)
+
+
+def _resumed(folder: Path, output: Path | None, values: dict[str, Any]) -> Command:
+    """The command that continues the runs of a folder."""
+    for name in RUN_AXES:
+        if name in values:
+            raise UsageError(
+                f"Leave out --{name}: --resume {folder} continues the runs that are there; for others give --output "
+                f"{folder} and --resume without a folder."
+            )
+    if output is not None and output.resolve() != folder.resolve():
+        raise UsageError(f"Leave out --output: --resume {folder} names the folder.")
+    root, runs = saved_runs(folder, values)
+    return Command(runs=runs, output=root, resume=True)
 
 
 def _listed(value: Any) -> list:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
 
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.files import read_text, unpacked_size
 from cmsbert_fast.models.configuration import harmless_fields
 from cmsbert_fast.training import distributed
 from cmsbert_fast.training.errors import UsageError, os_reason
+from cmsbert_fast.training.hub import config_file
 
 _CONFIG = 4 << 20  # bytes of config.json
 _TEXT = 64 << 20  # bytes of a vocabulary; the largest in use have 17 MB
@@ -48,19 +48,8 @@ def saved_config(name: str, config_class: type[PreTrainedConfig] | None = None) 
     Raises:
         UsageError: There is no such checkpoint, it is damaged or quantised, or its folder holds what no checkpoint has.
     """
-    missing = UsageError(
-        f"There is no checkpoint {name!r:.300}: give a folder with config.json and weights, or the name of a model on "
-        "the Hugging Face hub, which must be reachable."
-    )
-    if Path(name).exists() and not Path(name).is_dir():
-        raise UsageError(f"{name} is a file; give the checkpoint's folder, with config.json and weights.")
     check_folder(name)
-    try:
-        path = cached_file(name, "config.json")
-    except Exception:  # offline, unknown, forbidden, not a name: the hub's errors have no common class
-        raise missing from None
-    if path is None:
-        raise missing
+    path = config_file(name)
     damaged = f"The config.json of {name} cannot be read; give an undamaged checkpoint"
     try:
         saved = json.loads(read_text(path, _CONFIG))

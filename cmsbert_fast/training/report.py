@@ -32,6 +32,8 @@ _DIGITS = {"mae": 3, "corr": 3}
 def read_results(folder: Path) -> dict[str, Any] | None:
     """The contents of a run's ``results.json``; None if the run is not finished.
 
+    A run that was not to be tested has no "test" in it.
+
     Raises:
         UsageError: The file is damaged.
     """
@@ -40,9 +42,10 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(read_text(path, _LONGEST))
-        whole = all(isinstance(found[part], dict) for part in ("settings", "data", "test"))
+        whole = all(isinstance(found[part], dict) for part in ("settings", "data", "valid"))
         whole = whole and {"variant", "seed", "fold"} <= found["settings"].keys()
-        numbers = all(value is None or type(value) in (int, float) for value in found["test"].values())
+        values = [*found["valid"].values(), *(found.get("test") or {}).values()]
+        numbers = all(value is None or type(value) in (int, float) for value in values)
         if whole and numbers and isinstance(found["data"]["fingerprint"], str) and found["data"]["fingerprint"]:
             return found
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

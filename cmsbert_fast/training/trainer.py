@@ -6,9 +6,11 @@ added in a fixed order (:class:`~cmsbert_fast.training.distributed.Gradients`); 
 
 import dataclasses
 import math
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,17 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from cmsbert_fast import atomic
 from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.training import checkpoint, checksums, distributed, evaluate, figures, optimiser, report, strict_json
+from cmsbert_fast.training import (
+    checkpoint,
+    checksums,
+    distributed,
+    evaluate,
+    figures,
+    optimiser,
+    report,
+    strict_json,
+    text_features,
+)
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
@@ -37,7 +49,7 @@ from cmsbert_fast.training.pretrained import reason
 from cmsbert_fast.training.record import StepRecord
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest
-from cmsbert_fast.training.tested import load_and_test
+from cmsbert_fast.training.tested import Tested, load_and_test, load_best
 
 
 @dataclass(slots=True)
@@ -98,8 +110,11 @@ class Trainer:
         self.progress = Progress()
         self.log: RunLog | None = None  # rank 0 only
 
-    def run(self) -> dict[str, Any]:
+    def run(self, testing: bool = True) -> dict[str, Any]:
         """The whole run after :meth:`begin`, or the rest of it after :meth:`restore`.
+
+        Args:
+            testing: False: the test set is not even predicted.
 
         Returns:
             The contents of ``results.json``, on every rank.
@@ -109,10 +124,11 @@ class Trainer:
             Interrupted: A stop was requested; the checkpoint has been written.
         """
         self.fit()
-        return self.test()
+        return self.finish(testing)
 
     def begin(self) -> None:
         """Prepares the first step."""
+        self.keep_text_features()
         self.model.prepare(self.splits["train"].in_order(self.settings.batch_size))
         if self.state is not None:
             labels = self.splits["train"].labels()
@@ -132,8 +148,10 @@ class Trainer:
         Raises:
             UsageError: It is of another model, or its parts do not fit one another.
         """
-        try:
+        with self._blaming_checkpoint():
             self.model.load_state_dict(saved["model"])
+        self.keep_text_features()
+        with self._blaming_checkpoint():
             optimiser.restore(self.optimizer, saved["optimizer"])
             self.progress = Progress(**saved["progress"])
             if self.ranks.rank < len(saved["random"]):
@@ -141,14 +159,24 @@ class Trainer:
             if self.state is not None:
                 self.state.load_state_dict(saved["state"])
                 self.reported = saved["reported"]
-        except Exception as error:  # a damaged file can make any of them fail in any way
-            raise UsageError(
-                f"{self.folder / checkpoint.FILE_NAME} does not fit this run ({reason(error)}); remove it to "
-                "start over."
-            ) from None
         self.earlier_seconds = self.progress.seconds
         if self.ranks.is_main:
             self.log = RunLog(self.folder, saved["log_length"], self.progress.step)
+
+    @contextmanager
+    def _blaming_checkpoint(self) -> Iterator[None]:
+        """Turns what a damaged checkpoint makes fail, in any way, into a sentence about it."""
+        try:
+            yield
+        except Exception as error:
+            raise UsageError(
+                f"{self.folder / checkpoint.FILE_NAME} does not fit this run ({reason(error)}); remove it to start over."
+            ) from None
+
+    def keep_text_features(self) -> None:
+        """Computes features of frozen text that do not fit into memory, or finds those of the run before."""
+        for batches in self.splits.values():
+            batches.keep_text_features(self.folder / text_features.FOLDER, self.ranks, self.stop)
 
     def save(self) -> None:
         """Writes the checkpoint."""
@@ -290,13 +318,15 @@ class Trainer:
         if self.ranks.is_main:
             atomic.replace_folder(self.folder / BEST, write)
 
-    def test(self) -> dict[str, Any]:
-        """Tests the best model and writes results, predictions and figures."""
+    def finish(self, testing: bool = True) -> dict[str, Any]:
+        """Tests the best model and writes results, predictions and figures; without ``testing``, results only."""
         distributed.wait_for_all(self.ranks)
-        tested = load_and_test(self.settings, self.data, self.ranks, self.folder)
-        best = tested.model
+        tested: Tested | None = None
+        if testing:
+            tested = load_and_test(self.settings, self.data, self.ranks, self.folder)
+        best = tested.model if tested else load_best(self.settings, self.ranks, self.folder)[0]
         outcome = {
-            "test": evaluate.measure(tested.predictions, self.labels),
+            **({"test": evaluate.measure(tested.predictions, self.labels)} if tested else {}),
             "valid": evaluate.measure(self.predict("valid", best), self.labels),
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
@@ -314,13 +344,20 @@ class Trainer:
         }
         outcome = distributed.from_main(lambda: outcome, self.ranks)
         if self.log is not None:
+            self._leave(outcome, tested)
+        return outcome
+
+    def _leave(self, outcome: dict[str, Any], tested: Tested | None) -> None:
+        assert self.log is not None
+        shutil.rmtree(self.folder / text_features.FOLDER, ignore_errors=True)
+        if tested:
             report.write_predictions(self.folder / "predictions.csv", tested.predictions, self.labels)
             self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})
-            self.log.close()
-            strict_json.write_json(self.folder / report.RESULTS, outcome)
+        self.log.close()
+        strict_json.write_json(self.folder / report.RESULTS, outcome)
+        if tested:
             # Last: a failure here must not lose the results.
             figures.draw(self.folder, tested)
-        return outcome
 
     def predict(self, split: str, model: Classifier | None = None) -> Predictions:
         """Predictions for a split, from the model in training or another.

@@ -133,11 +133,12 @@ inline Vec load_elements(const BFloat16* x) {
 }
 
 // n numbers, at most LANES; the rest 0.
-inline Vec load_some(const float* x, int64_t n) {
-    if (n >= LANES) return load(x);
-    float lanes[LANES] = {};
-    std::memcpy(lanes, x, static_cast<size_t>(n) * sizeof(float));
-    return load(lanes);
+template <class T>
+inline Vec load_some(const T* x, int64_t n) {
+    if (n >= LANES) return load_elements(x);
+    T lanes[LANES] = {};
+    std::memcpy(lanes, x, static_cast<size_t>(n) * sizeof(T));
+    return load_elements(lanes);
 }
 
 template <class T>
@@ -152,7 +153,7 @@ inline int64_t multiple(int64_t n, int64_t of) { return (n + of - 1) / of * of; 
 inline int64_t padded(int64_t n) { return multiple(n, LANES); }
 
 // (rows, columns) -> (columns, rows padded), the rest 0.
-void transpose(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t rows, int64_t columns) {
+inline void transpose(float* to, int64_t to_row, const float* from, int64_t from_row, int64_t rows, int64_t columns) {
     typedef float Four __attribute__((vector_size(16)));
     typedef float UnalignedFour __attribute__((vector_size(16), aligned(4), may_alias));
     const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;

@@ -9,12 +9,7 @@
 // sequences left a step costs one reading of W_hh.
 // A task sums in a fixed order: results do not depend on the number of threads.
 
-#include "common.h"
-
-#include <type_traits>
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
+#include "product.h"
 
 extern "C" {
 
@@ -41,38 +36,6 @@ namespace {
 constexpr int GATES = 4;                             // a panel of W_hh is as many vectors wide
 constexpr int ROWS = MAX_VECTORS == 4 ? MAX_ROWS : 3;  // accumulators: ROWS x 4 vectors
 constexpr int64_t PANEL = GATES * LANES;
-
-// T: what the operands of a product are, float or BFloat16. The terms of a sum go by words of 4 bytes: one float, or two
-// bfloat16 that follow each other, which CPUs with an instruction for them multiply and add together.
-template <class T>
-constexpr int64_t TERMS = 4 / sizeof(T);
-
-template <class T>
-inline Vec splat_word(const T* x) {
-    int32_t word;
-    std::memcpy(&word, x, sizeof word);
-    return reinterpret_cast<Vec>(IntVec{} + word);
-}
-
-template <class T>
-inline Vec add_products(Vec total, Vec x, Vec y) {
-    if constexpr (TERMS<T> == 1) {
-        return total + x * y;
-    } else {
-#if defined(__AVX512BF16__)
-        return reinterpret_cast<Vec>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(total), reinterpret_cast<__m512bh>(x),
-                                                      reinterpret_cast<__m512bh>(y)));
-#else
-        const Bits a = reinterpret_cast<Bits>(x), b = reinterpret_cast<Bits>(y);
-        total += reinterpret_cast<Vec>(a << 16) * reinterpret_cast<Vec>(b << 16);
-        return total + reinterpret_cast<Vec>(a & 0xffff0000u) * reinterpret_cast<Vec>(b & 0xffff0000u);
-#endif
-    }
-}
-
-inline Vec words(Vec first, Vec second) {
-    return reinterpret_cast<Vec>(rounded(first) >> 16 | (rounded(second) & 0xffff0000u));
-}
 
 // total (rows, 4 vectors) = A (rows, depth words) times a panel (depth words, PANEL).
 template <class T, int R>

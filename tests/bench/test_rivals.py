@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.rivals.attention import bucketed_attention, lean_attention, make_buckets, text_attention
 from bench.rivals.losses import inf_cl_loss, open_clip_loss
 from bench.rivals.models import MagBert, TextBert, padded_clr
+from bench.steps import mag, of_pieces
 from bench.workload import AttentionBatch, ModelBatch, attention_flops, make_config, step_flops
 from cmsbert_fast import (
     CMSBertCLRForSequenceClassification,
@@ -49,14 +50,28 @@ def test_text_bert_is_our_variant_without_shifting(batch):
     torch.testing.assert_close(ours(**batch.packed).logits, text(batch.padded)[0], rtol=0, atol=1e-10)
 
 
-def test_mag_bert_ignores_padding_but_not_frames(batch):
-    torch.manual_seed(0)
-    model = MagBert(make_config("tiny")).double().eval()
-    expected, _ = model(batch.padded)
+def test_mag_bert_is_our_variant(batch):
+    """Logits and gradients, whatever the padding."""
+    model = mag(make_config("tiny"), torch.device("cpu")).double().eval()
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.1)
+    rival = MagBert(model).double().eval()
+    output = model(**of_pieces(batch.packed))
     alone = ModelBatch.draw(make_config("tiny"), LENGTHS, torch.device("cpu"))  # padded to the longest only
-    torch.testing.assert_close(model(double(alone.padded))[0], expected, rtol=0, atol=1e-10)
+    for padded in (batch.padded, double(alone.padded)):
+        logits, loss = rival(padded)
+        torch.testing.assert_close(logits, output.logits, rtol=0, atol=1e-10)
+        torch.testing.assert_close(loss, output.loss, rtol=0, atol=1e-10)
+    output.loss.backward()
+    loss.backward()
+    same = {"visual": "visual_gated", "acoustic": "acoustic_gated", "norm": "shift_norm"}
+    for name, parameter in rival.named_parameters():
+        first, _, rest = name.partition(".")
+        ours = model.get_parameter(f"{same.get(first, first)}.{rest}")
+        torch.testing.assert_close(parameter.grad, ours.grad, rtol=0, atol=1e-10, msg=name)
     changed = dict(batch.padded, acoustic=batch.padded["acoustic"] + 1)
-    assert (model(changed)[0] - expected).abs().min() > 1e-6
+    assert (rival(changed)[0] - output.logits).abs().min() > 1e-6
 
 
 @pytest.mark.parametrize("loss", [open_clip_loss, lambda z, t: inf_cl_loss(z, t, tile=4)], ids=["open_clip", "Inf-CL"])

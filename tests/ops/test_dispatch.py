@@ -12,11 +12,12 @@ from cmsbert_fast.ops.dispatch import OPERATORS, choose_backend, report, why_not
 MISSING = "there is no compiler"
 EXAMPLE = torch.zeros(2, 2, 8)
 # Compiled C++ where the library is there, PyTorch's form elsewhere.
-COMPILED = {"attention": "cpu", "contrastive": "torch", "lstm": "cpu", "dropout": "cpu"}
+COMPILED = {"attention": "cpu", "contrastive": "torch", "lstm": "cpu", "linear": "cpu", "dropout": "cpu"}
 NAMED = {
     "attention": {"reference": "reference", "torch": "torch", "cpu": "cpu"},
     "contrastive": {"reference": "reference", "torch": "torch", "cpu": "torch"},
     "lstm": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
+    "linear": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
     "dropout": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
 }
 
@@ -26,6 +27,9 @@ def a_cpu_with_a_compiler(monkeypatch):
     monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
     monkeypatch.setattr(library, "why_not", lambda: None)
     monkeypatch.setattr(capability, "INTERPRETED", False)
+    monkeypatch.setattr(capability, "_vendor", lambda: "AuthenticAMD")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(capability, "has_fast_bfloat16", lambda device: True)
 
 
 @pytest.fixture
@@ -95,6 +99,7 @@ def test_without_a_compiler(operator, no_compiler, monkeypatch):
     [
         ("attention", {torch.float32, torch.bfloat16}),
         ("lstm", {torch.float32}),
+        ("linear", {torch.float32, torch.bfloat16}),
         ("dropout", {torch.float64, torch.float32, torch.bfloat16, torch.float16}),
     ],
 )
@@ -106,9 +111,9 @@ def test_dtypes_of_compiled_code(operator, compiled):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_autocast_counts_for_what_it_casts(operator):
-    """Autocast casts attention's operands. Those of the others keep their dtype; the LSTM rounds within."""
+    """Autocast casts operands of attention and linear layers. Others keep their dtype; the LSTM rounds within."""
     with torch.autocast("cpu", torch.float16):
-        expected = "torch" if operator == "attention" else COMPILED[operator]
+        expected = "torch" if operator in ("attention", "linear") else COMPILED[operator]
         assert choose_backend(operator, EXAMPLE) == expected
         assert choose_backend(operator, EXAMPLE.to("meta")) == "torch"
     with torch.autocast("cpu", torch.bfloat16):
@@ -133,7 +138,27 @@ def test_triton_on_a_gpu(operator, gpu, monkeypatch):
         choose_backend(operator, gpu(), "triton")
 
 
-@pytest.mark.parametrize("operator", ["lstm", "dropout"])
+@pytest.mark.parametrize(
+    ("vendor", "level", "fast_bfloat16", "expected"),
+    [
+        ("GenuineIntel", "AVX512", True, {}),
+        ("AuthenticAMD", "AVX2", True, {}),
+        ("", "AVX512", True, {}),
+        ("AuthenticAMD", "AVX512", False, {torch.float32}),
+        ("AuthenticAMD", "AVX512", True, {torch.float32, torch.bfloat16}),
+    ],
+)
+def test_products_go_by_what_the_cpu_is(monkeypatch, vendor, level, fast_bfloat16, expected):
+    monkeypatch.setattr(capability, "_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+    monkeypatch.setattr(capability, "has_fast_bfloat16", lambda device: fast_bfloat16)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert (choose_backend("linear", EXAMPLE.to(dtype)) == "cpu") == (dtype in expected)
+    if not expected:
+        assert report("linear", EXAMPLE) == "torch (not cpu: PyTorch's own products are as fast on this CPU)"
+
+
+@pytest.mark.parametrize("operator", ["lstm", "linear", "dropout"])
 def test_pytorch_on_a_gpu(operator, gpu):
     for backend in ("auto", "triton", "cpu", "torch", "reference"):
         assert choose_backend(operator, gpu(), backend) == "torch"

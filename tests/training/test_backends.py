@@ -53,7 +53,9 @@ def test_operators_that_no_run_uses_are_not_asked(monkeypatch):
     assert backend_report([of("recurrent"), of("recurrent", backend="torch")], CPU.device) == [lstm]
     assert backend_report([of("plain")], CPU.device) == []
     attention = "CMS attention: torch (not cpu: there is no C++ compiler)"
-    assert backend_report([of("plain"), of("bert"), of("both")], CPU.device) == [attention, lstm]
+    linear = "linear layers: torch (not cpu: there is no C++ compiler)"
+    assert backend_report([of("plain"), of("bert"), of("both")], CPU.device) == [attention, linear, lstm]
+    assert chosen_backend(of("bert", backend="reference"), CPU.device) == "reference"  # linear layers are everywhere
     assert chosen_backend(of("plain", backend="cpu"), CPU.device) is None
     assert chosen_backend(of("recurrent", backend="cpu"), CPU.device) == "torch"
     assert chosen_backend(of("both", backend="reference"), CPU.device) == "reference, torch"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.predict import main as predict
@@ -78,6 +79,10 @@ def test_resumed_to_the_bit(train, arguments_of, name, tmp_path, monkeypatch, ba
     for file in ("log.jsonl", "predictions.csv"):
         ours, theirs = (next((tmp_path / out).glob(f"*/*/{file}")).read_text() for out in ("again", "whole"))
         assert ours == theirs
+    ours, theirs = (
+        torch.load(next((tmp_path / out).glob("*/*/checkpoint.pt")), weights_only=True) for out in ("again", "whole")
+    )
+    torch.testing.assert_close(ours["state"], theirs["state"], rtol=0, atol=0)  # what the system remembers
 
 
 @every_system
@@ -110,12 +115,15 @@ def refused(train, *arguments) -> str:
 
 
 @every_system
-def test_what_the_data_lack_is_said_before_training(train, arguments_of, corpus_folder, name, tmp_path):
+def test_what_the_data_lack_is_said_before_training(train, arguments_of, corpus_folder, make_corpus, name, tmp_path):
     needs, arguments = VARIANTS[name].needs, [*arguments_of(name), "--output", tmp_path / "out"]
     if needs & {"frames", "word_frames", "frames_of_words"}:
         assert name in refused(train, *arguments, "--visual", "none", "--acoustic", "none")
     if needs & {"word_frames", "frames_of_words"}:
         assert f"which {name} needs" in refused(train, *arguments, "--data", corpus_folder)
+    if "regression" in needs:
+        classes = make_corpus(tmp_path / "classes", label=lambda i: ("sad", "glad")[i % 2])
+        assert f"has no scores, which {name} needs" in refused(train, *arguments, "--data", classes)
     config_class = VARIANTS[name].model_class.config_class
     if "vectors" in config_class.texts:
         message = f"has no word vectors, which {name} needs"

@@ -165,10 +165,10 @@ def test_log_and_lock_say_so_themselves(tmp_path, kind):
             use(tmp_path)
 
 
-RESULTS = ["[" * 100_000, "null", "5", '{"settings": [], "data": {}, "test": {}}']
-RESULTS += ['{"settings": {"variant": "bert"}, "data": {"fingerprint": "x"}, "test": {}}']
-RESULTS += ['{"settings": {"variant": 1, "seed": 1, "fold": 1}, "data": {"fingerprint": "x"}, "test": {"mae": [1]}}']
-RESULTS += ['{"settings": {"variant": 1, "seed": 1, "fold": 1}, "data": {"fingerprint": 5}, "test": {}}']
+RESULTS = ["[" * 100_000, "null", "5", '{"settings": [], "data": {}, "valid": {}}']
+RESULTS += ['{"settings": {"variant": "bert"}, "data": {"fingerprint": "x"}, "valid": {}}']
+RESULTS += ['{"settings": {"variant": 1, "seed": 1, "fold": 1}, "data": {"fingerprint": "x"}, "valid": {"mae": [1]}}']
+RESULTS += ['{"settings": {"variant": 1, "seed": 1, "fold": 1}, "data": {"fingerprint": 5}, "valid": {}}']
 
 
 @pytest.mark.parametrize("text", RESULTS)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.models.bert.modeling_bert import BertPooler
 
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
@@ -31,14 +32,15 @@ class Text(NamedTuple):
 
 
 class TextBert(CMSBertModel):
-    """BERT without pooler, as part of a baseline: CMSBERT without CMS.
+    """BERT as part of a baseline: CMSBERT without CMS. Its pooler it has with ``config.pooling`` "cls" only.
 
-    Frozen (``config.text`` "bert-frozen"), it stays in eval mode, and its output has no gradient.
+    Frozen (``config.text`` "bert-frozen"), it stays in eval mode, and its own weights have no gradient.
     """
 
     def __init__(self, config: BaselineConfig):
         taken = (*BERT_FIELDS, "vocab_size", "pad_token_id", "backend")
         super().__init__(CMSBertConfig(**{name: getattr(config, name) for name in taken}, cms_layers=[]))
+        self.pooler = BertPooler(config) if config.pooling == "cls" else None
         self.frozen = config.text == "bert-frozen"
         self.frozen_layers = config.frozen_layers
         self.freeze()
@@ -47,6 +49,8 @@ class TextBert(CMSBertModel):
         """Marks what is not trained. Hugging Face's loading unmarks it."""
         for module in [self] if self.frozen else self.encoder.layer[: self.frozen_layers]:
             module.requires_grad_(False)
+        if self.frozen:
+            self.eval()
 
     def train(self, mode: bool = True) -> "TextBert":
         return super().train(mode and not self.frozen)
@@ -58,7 +62,9 @@ class TextBert(CMSBertModel):
             inputs: The batch.
             shift: Applied to the output (T, D) of the embedding layer (MAG).
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        # An adapter on a frozen BERT is trained.
+        trained = not self.frozen or any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             hidden = self.embeddings(**inputs.tokens.embeddings)
             if shift is not None:
                 hidden = shift(hidden[0])[None]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.kernels.cpu import library
-from cmsbert_fast.ops.capability import has_fast_bfloat16
+from cmsbert_fast.kernels.cpu.product import matrix_product
+from cmsbert_fast.ops.capability import has_fast_bfloat16, why_not_own_products
+from cmsbert_fast.ops.lstm import torch as plain
 
 
 def product_dtype() -> torch.dtype:
@@ -54,6 +56,21 @@ def backward(
     tensors = (gates, None, cells, d_hidden.contiguous(), d_gates, None, rounded_d_gates)
     _run("lstm_backward", batch_sizes, weight_hh, *tensors)
     return d_gates, d_gates if rounded_d_gates is None else rounded_d_gates
+
+
+def product(x: Tensor, weight: Tensor, out: Tensor, bias: Tensor) -> None:
+    """Fills ``out`` with x W^T + b, float32."""
+    if why_not_own_products(x.dtype) is None:
+        matrix_product(x, weight, x.dtype, out, bias)
+    else:
+        torch.addmm(bias, x, weight.T, out=out)
+
+
+def transposed_product(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """x^T y, a weight's gradient: a product in the dtype of x and y, and a result in another."""
+    if why_not_own_products(x.dtype) is None:
+        return matrix_product(x.T, y.T, x.dtype, x.new_empty(x.shape[1], y.shape[1], dtype=dtype))
+    return plain.transposed_product(x, y, dtype)
 
 
 def _run(name: str, batch_sizes: Tensor, weight_hh: Tensor, *tensors: Tensor | None) -> None:

@@ -40,7 +40,11 @@ def _forward(
     rows, batch_sizes = time_steps(cu_seqlens, frames.device)
     size = weight_hh.shape[1]
     gates, hidden, cells = (frames.new_zeros(frames.shape[0], columns) for columns in (4 * size, size, size))
-    torch.addmm(bias_ih + bias_hh, frames[rows], weight_ih.T, out=gates[: len(rows)])
+    bias, before = bias_ih + bias_hh, gates[: len(rows)]
+    if products is None:
+        torch.addmm(bias, frames[rows], weight_ih.T, out=before)
+    else:
+        cpu.product(frames[rows], weight_ih, before, bias)
     operand = hidden
     if products is None:
         plain.forward(batch_sizes, weight_hh, gates, hidden, cells)
@@ -92,12 +96,12 @@ def _backward(
         grad_gates, operand = cpu.backward(batch_sizes, weight_hh, gates, cells, grad[rows], products)
     steps = slices(batch_sizes)
     before = [torch.arange(step.start, step.stop) for step in previous(steps) if step is not None]
+    transposed = plain.transposed_product if products is None else cpu.transposed_product
     if before:
-        product = operand[steps[0].stop :].T @ hidden[torch.cat(before)]
-        grad_hh = product[:, : weight_hh.shape[1]].to(weight_hh.dtype)
+        grad_hh = transposed(operand[steps[0].stop :], hidden[torch.cat(before), : weight_hh.shape[1]], weight_hh.dtype)
     else:
         grad_hh = torch.zeros_like(weight_hh)
-    grad_ih = grad_gates.T @ frames[rows]  # rows of no sequence may hold NaN
+    grad_ih = transposed(grad_gates, frames[rows], frames.dtype)  # rows of no sequence may hold NaN
     return torch.zeros_like(gates).index_copy_(0, rows, grad_gates), grad_ih, grad_hh
 
 

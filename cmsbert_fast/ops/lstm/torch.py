@@ -76,3 +76,8 @@ def backward(batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, cells: Tenso
             torch.mul(d_c * cells[before], f - f * f, out=d_f)
             grad_h, grad_c = grad_gates[step] @ weight_hh, d_c * f
     return grad_gates
+
+
+def transposed_product(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    """x^T y."""
+    return (x.T @ y).to(dtype)

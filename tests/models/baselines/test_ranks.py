@@ -1,4 +1,4 @@
-"""Ranks change rounding only, micro-batches on them too: every system's gradients, losses and rows."""
+"""Ranks change rounding only, micro-batches on them too: every system's gradients, losses and memory."""
 
 import datetime
 import multiprocessing
@@ -17,16 +17,12 @@ from tests.models.baselines.systems import BASELINES, needs, system
 from tests.models.baselines.utterances import utterances
 
 RANKS = 4
-SPLITS = {"2 ranks": (2, 1), "2 ranks, 2 micro-batches": (2, 2), "4 ranks": (4, 1)}
+SPLITS = {"2 ranks": (2, 1), "2 ranks, 3 micro-batches": (2, 3), "4 ranks": (4, 1)}
 
 
 def one_step(name: str, ranks: Ranks, parts: int) -> dict[str, Any]:
-    model, batch = system(name), utterances("word_frames" in needs(name), "frames_of_words" in needs(name))
-    gradients, losses = steps.gradients_of(model, batch, parts, ranks, steps.new_state(model, batch))
-    values = torch.stack(list(losses.values.values()))
-    if ranks.group is not None:
-        dist.all_reduce(values)
-    return {"gradients": gradients, "values": dict(zip(losses.values, values / ranks.world_size, strict=True))}
+    batch = utterances("word_frames" in needs(name), "frames_of_words" in needs(name))
+    return steps.one_step(system(name), batch, parts, ranks)._asdict()
 
 
 def rank_main(rank: int, folder: str, world: int) -> None:

@@ -28,6 +28,12 @@ def test_bert_is_hugging_faces(text):
         torch.testing.assert_close(rows, theirs(utterance.ids[None]).last_hidden_state[0], rtol=0, atol=1e-12)
 
 
+def test_frozen_bert_has_no_dropout_from_the_start():
+    model = type(system("tfn"))(config("tfn", text="bert-frozen", hidden_dropout_prob=0.5))
+    assert model.training
+    assert not any(module.training for module in model.bert.modules())
+
+
 def test_frozen_bert_has_no_gradient_and_no_dropout():
     model, batch = system("tfn", text="bert-frozen", dropout=True), utterances(False)
     expected = text_of(model, batch).values

@@ -87,6 +87,12 @@ def packed(batch: Sequence[Utterance], model: Any) -> dict[str, Any]:
     shifted = [torch.where(u.words < 0, -1, u.words + start) for u, start in zip(batch, starts, strict=False)]
     inputs["token_words"] = torch.cat(shifted)[None]
     inputs["word_vectors"] = torch.cat([u.vectors for u in batch])
+    for name in SIZES:
+        name = name.removesuffix("_size")
+        starts = np.cumsum([0, *(len(getattr(u, name)) for u in batch)])
+        frames = [_frames_of_pieces(u, name) for u in batch]
+        shifted = [torch.where(own < 0, -1, own + start) for own, start in zip(frames, starts, strict=False)]
+        inputs[f"token_frames_{name}"] = torch.cat(shifted)[None]
     for name, rows in (("q", "ids"), ("k", "ids"), ("words", "vectors"), ("visual",) * 2, ("acoustic",) * 2):
         lengths = torch.tensor([len(getattr(u, rows)) for u in batch])
         inputs[f"cu_seq_lens_{name}"] = cumulative(lengths)
@@ -108,10 +114,16 @@ def padded(batch: Sequence[Utterance], model: Any, extra: int = 2) -> dict[str, 
     inputs["word_vectors"] = torch.cat([u.vectors for u in batch])
     for name in ("visual", "acoustic"):
         inputs[name], inputs[f"{name}_mask"] = _pad([getattr(u, name) for u in batch], extra, 1e3)
+        inputs[f"token_frames_{name}"], _ = _pad([_frames_of_pieces(u, name) for u in batch], extra, -1)
     for name in batch[0].counts:
         words = [torch.arange(len(u.vectors)).repeat_interleave(u.counts[name]) for u in batch]
         inputs[f"{name}_words"], _ = _pad(words, extra, -1)
     return _read_by(model, inputs)
+
+
+def _frames_of_pieces(utterance: Utterance, name: str) -> Tensor:
+    """The frame of each piece, where frames are aligned: that of its word."""
+    return utterance.words if len(getattr(utterance, name)) else torch.full_like(utterance.words, -1)
 
 
 def _pad(rows: list[Tensor], extra: int, value: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,85 @@
+"""The linear layer, y = x W^T + b, and its gradients on the fastest product that the machine has.
+
+PyTorch's float32 products go to MKL, which on AMD's CPUs uses half of the vector units; the "cpu" backend does not.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
+from cmsbert_fast.ops.dispatch import choose_backend
+from cmsbert_fast.ops.linear import cpu
+
+LEAST_WORK = 2**20  # multiply-adds below which PyTorch's shorter way to its product is faster
+
+
+class Options(Protocol):
+    """What the layer reads of a model's configuration, at every call."""
+
+    backend: str
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """torch.nn.functional.linear on the backend's products: y = x W^T + b.
+
+    The floating tensors share a dtype, and autocast casts them, as for PyTorch's own; where it casts to bfloat16, the
+    "cpu" backend rounds operands within the product, and the weight's gradient has the weight's own dtype at once.
+
+    Args:
+        x: (..., d_in).
+        weight: (d_out, d_in).
+        bias: (d_out,), or None.
+        backend: See :mod:`cmsbert_fast.ops.dispatch`; only "auto" and "cpu" run compiled C++.
+
+    Returns:
+        (..., d_out).
+    """
+    if choose_backend("linear", x, backend) != "cpu" or not _fits(x, weight, bias):
+        return F.linear(x, weight, bias)
+    return cpu.linear(x, weight, bias, autocast_dtype(x.device) or x.dtype)
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the "cpu" backend takes these operands; for others PyTorch's layer answers, or says what is wrong.
+
+    torch.compile, for which sizes may be symbols, takes the product whatever they are.
+    """
+    dtype = autocast_dtype(x.device)
+    if any(cast_dtype(y, dtype) != cast_dtype(x, dtype) for y in (weight, bias) if y is not None):
+        return False
+    if hasattr(weight, "__tensor_flatten__"):  # quantised by torchao: its memory holds no numbers to multiply with
+        return False
+    if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1] or weight.device != x.device:
+        return False
+    return torch.compiler.is_compiling() or x.numel() * weight.shape[0] >= LEAST_WORK
+
+
+class Linear(nn.Linear):
+    """torch.nn.Linear on :func:`linear`'s products; arguments, parameters and initialisation are its own.
+
+    Attributes:
+        options: Holds the backend's name; None = "auto". :func:`use_fast_linear` sets it.
+    """
+
+    options: Options | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias, "auto" if self.options is None else self.options.backend)
+
+
+def use_fast_linear(module: nn.Module, options: Options) -> None:
+    """Replaces every torch.nn.Linear below ``module`` by :class:`Linear`, keeping its parameters, so that no checkpoint
+    changes; layers of this class get the options."""
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear:
+                with torch.device("meta"):
+                    layer = Linear(child.in_features, child.out_features, child.bias is not None)
+                layer.weight, layer.bias = child.weight, child.bias
+                setattr(parent, name, layer.train(child.training))
+    for child in module.modules():
+        if isinstance(child, Linear):
+            child.options = options

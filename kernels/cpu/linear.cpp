@@ -1,0 +1,257 @@
+// A matrix product of PyTorch's linear layer and of its gradients (y = x W^T + b, dx = dy W, dW = dy^T x), from operands
+// as they lie: either dimension may have the unit stride, and each operand is float32 or bfloat16.
+//
+// A task owns some columns of C and packs their panel of B piece by piece, which costs a few percent of the product;
+// rows of A are read in place unless they have to be rounded or transposed first. With few rows the sides change: A's
+// transpose is one panel, and B, the weight, is read in place once, as fast as memory gives it.
+// An element of C is added up in the same order either way: results depend neither on the number of rows nor on threads.
+
+#include "product.h"
+
+extern "C" {
+
+struct Operand {  // (rows, depth) with unit stride along one of them
+    const void* data;
+    int64_t row, column, bfloat16;
+};
+
+struct Product {  // C (m, n) = A (m, depth) B (n, depth)^T + bias (n,)
+    Operand a, b;
+    const float* bias;  // null = none
+    void* out;          // unit stride along n
+    int64_t out_row, out_bfloat16;
+    int64_t m, n, depth;
+    int64_t rounds;  // the operands are rounded to bfloat16
+    int64_t threads;
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
+};
+static_assert(sizeof(Product) == 18 * 8, "product.py lays it out");
+}
+
+namespace {
+
+constexpr int64_t WIDTH = MAX_VECTORS * LANES;  // of a panel
+constexpr int64_t FEW = WIDTH;                  // rows up to which A is the panel
+constexpr int64_t STREAMS = 8;                  // rows of B read in turn then: more would fall on the same cache lines
+constexpr int64_t CHUNK = 48;                   // rows of B of a task then
+constexpr int64_t LEAST_ROWS = 96, MOST_ROWS = 1024;  // of a task; fewer and packing costs too much
+constexpr int64_t MOST_COPIED = 4 << 20;              // words of A that are copied at a time
+constexpr int64_t LEAST_WORK = 1 << 18;               // multiply-adds that are worth waking a thread up for
+
+template <class T>
+class Run {
+  public:
+    explicit Run(const Product& call)
+        : call_(call),
+          words_((call.depth + TERMS<T> - 1) / TERMS<T>),
+          pieces_(std::max<int64_t>(1, (words_ + DEPTH - 1) / DEPTH)),
+          status_(DONE) {
+        const int64_t worth = call.m * call.n * call.depth / LEAST_WORK;
+        call_.threads = std::max<int64_t>(1, std::min(call.threads, worth));
+    }
+
+    int run() {
+        if (call_.m <= FEW && call_.b.column == 1) {
+            few_rows();
+            return status_;
+        }
+        if (!copied(call_.a)) {
+            columns(static_cast<const T*>(call_.a.data), call_.a.row, 0, call_.m);
+            return status_;
+        }
+        const int64_t most = std::max<int64_t>(LEAST_ROWS, MOST_COPIED / std::max<int64_t>(words_, 1));
+        for (int64_t begin = 0; begin < call_.m && status_ == DONE; begin += most) {
+            const int64_t end = std::min(begin + most, call_.m);
+            float* rows = call_scratch.take((end - begin) * words_ + 1, status_);
+            if (rows == nullptr) break;
+            for_each(call_, (end - begin + LANES - 1) / LANES, 1, [&](int64_t block) {
+                const int64_t first = block * LANES;
+                copy_rows(call_.a, begin + first, std::min<int64_t>(LANES, end - begin - first), rows + first * words_);
+            });
+            columns(reinterpret_cast<const T*>(rows), words_ * TERMS<T>, begin, end);
+        }
+        return status_;
+    }
+
+  private:
+    static constexpr bool ROUNDS = std::is_same_v<T, BFloat16>;
+
+    int64_t piece(int64_t index) const { return words_ * index / pieces_; }
+
+    // Whether an operand's rows are not rows of whole words as they lie.
+    bool copied(const Operand& x) const {
+        return x.column != 1 || (x.bfloat16 != 0) != ROUNDS || call_.depth % TERMS<T>;
+    }
+
+    template <class Body>
+    static void with_data(const Operand& x, const Body& body) {
+        if (x.bfloat16)
+            body(static_cast<const BFloat16*>(x.data));
+        else
+            body(static_cast<const float*>(x.data));
+    }
+
+    // n rows of an operand, at most LANES, from `first` on, as rows of words.
+    void copy_rows(const Operand& x, int64_t first, int64_t n, float* to) const {
+        with_data(x, [&](auto* data) {
+            for (int64_t k = 0; k < words_; k += LANES) {
+                Vec v[LANES];
+                if (x.column == 1) {
+                    const int64_t term = k * TERMS<T>;
+                    for (int64_t i = 0; i < n; ++i)
+                        v[i] = load_words<T>(data + (first + i) * x.row + term, call_.depth - term);
+                } else {
+                    for (int64_t w = 0; w < LANES; ++w) v[w] = across(x, data, first, n, k + w);
+                    transpose(v);
+                }
+                for (int64_t i = 0; i < n; ++i) store_some(to + i * words_ + k, v[i], words_ - k);
+            }
+        });
+    }
+
+    // Word k of n rows, at most LANES.
+    template <class S>
+    Vec across(const Operand& x, const S* data, int64_t first, int64_t n, int64_t k) const {
+        const int64_t term = k * TERMS<T>;
+        if (term >= call_.depth || n <= 0) return Vec{};
+        return load_across<T>(data + first + term * x.column, x.column, call_.depth - term, n);
+    }
+
+    // Words begin, ..., end - 1 of n rows of an operand from `first` on, transposed: (words, width), the rest 0.
+    void pack(const Operand& x, int64_t first, int64_t n, int64_t begin, int64_t end, int64_t width, float* to) const {
+        with_data(x, [&](auto* data) {
+            for (int64_t j = 0; j < width; j += LANES) {
+                if (x.column != 1) {
+                    for (int64_t k = begin; k < end; ++k)
+                        store(to + (k - begin) * width + j, across(x, data, first + j, std::min<int64_t>(n - j, LANES), k));
+                    continue;
+                }
+                const int64_t rows = std::min<int64_t>(n - j, LANES), last = std::min(call_.depth, end * TERMS<T>);
+                for (int64_t k = begin; k < end; k += LANES) {
+                    Vec v[LANES] = {};
+                    for (int64_t i = 0; i < rows; ++i)
+                        v[i] = load_words<T>(data + (first + j + i) * x.row + k * TERMS<T>, last - k * TERMS<T>);
+                    transpose(v);
+                    for (int64_t w = 0; w < LANES && k + w < end; ++w) store(to + (k + w - begin) * width + j, v[w]);
+                }
+            }
+        });
+    }
+
+    // Rows begin, ..., end - 1 of C; `a` is the first of as many rows of words.
+    void columns(const T* a, int64_t a_row, int64_t begin, int64_t end) {
+        const int64_t panels = (call_.n + WIDTH - 1) / WIDTH, rows = end - begin;
+        int64_t parts = (rows + MOST_ROWS - 1) / MOST_ROWS;
+        while (call_.threads > 1 && parts * panels < 2 * call_.threads && rows / (parts + 1) >= LEAST_ROWS) ++parts;
+        for_each(call_, panels * parts, 1, [&](int64_t task) {
+            const int64_t part = task % parts, first = rows * part / parts;
+            panel(task / parts * WIDTH, a + first * a_row, a_row, begin + first, begin + rows * (part + 1) / parts);
+        });
+    }
+
+    // A panel's columns of C, some rows.
+    void panel(int64_t column, const T* a, int64_t a_row, int64_t begin, int64_t end) {
+        const int64_t n = std::min(WIDTH, call_.n - column), vectors = (n + LANES - 1) / LANES, width = vectors * LANES;
+        const int64_t most = most_rows(static_cast<int>(vectors)), blocks = (end - begin + most - 1) / most;
+        const int64_t longest = (words_ + pieces_ - 1) / pieces_;
+        const bool direct = !call_.out_bfloat16 && n == width;  // sums of pieces lie in C itself
+        float* packed = thread_scratch.take((longest + 1 + (direct ? 0 : end - begin)) * width, status_);
+        if (packed == nullptr) return;
+        float* bias = packed + longest * width;
+        for (int64_t j = 0; j < width; ++j) bias[j] = call_.bias && j < n ? call_.bias[column + j] : 0;
+        float* c = direct ? static_cast<float*>(call_.out) + begin * call_.out_row + column : bias + width;
+        const int64_t c_row = direct ? call_.out_row : width;
+        for (int64_t p = 0; p < pieces_; ++p) {
+            const int64_t k = piece(p), depth = piece(p + 1) - k;
+            pack(call_.b, column, n, k, k + depth, width, packed);
+            for (int64_t block = 0; block < blocks; ++block) {
+                const int64_t i = (end - begin) * block / blocks, rows = (end - begin) * (block + 1) / blocks - i;
+                float* to = c + i * c_row;
+                tile_of<T>(rows, vectors)(depth, a + i * a_row + k * TERMS<T>, a_row, packed, p ? to : bias,
+                                          p ? c_row : 0, to, c_row);
+            }
+        }
+        if (!direct)
+            for (int64_t i = begin; i < end; ++i) put(i, column, c + (i - begin) * width, n);
+    }
+
+    // n floats of a row of C, in memory whole vectors.
+    void put(int64_t row, int64_t column, const float* from, int64_t n) const {
+        const int64_t at = row * call_.out_row + column;
+        for (int64_t j = 0; j < n; j += LANES) {
+            if (call_.out_bfloat16)
+                store_some(static_cast<BFloat16*>(call_.out) + at + j, load(from + j), n - j);
+            else
+                store_some(static_cast<float*>(call_.out) + at + j, load(from + j), n - j);
+        }
+    }
+
+    void few_rows() {
+        const int64_t vectors = (call_.m + LANES - 1) / LANES, width = vectors * LANES;
+        float* packed = call_scratch.take(words_ * width + 1, status_);  // 1: a depth of 0 is no lack of memory
+        if (packed == nullptr) return;
+        pack(call_.a, 0, call_.m, 0, words_, width, packed);
+        for_each(call_, (call_.n + CHUNK - 1) / CHUNK, 1, [&](int64_t task) {
+            const int64_t first = task * CHUNK, n = std::min(CHUNK, call_.n - first);
+            float* c = thread_scratch.take(CHUNK * width + (copied(call_.b) ? STREAMS * words_ : 0), status_);
+            if (c == nullptr) return;
+            transposed_chunk(first, n, packed, vectors, c);
+            put_transposed(first, n, c, width);
+        });
+    }
+
+    // C^T of n rows of B, (n, width), from A's transpose; behind it lies memory for copies of STREAMS rows.
+    void transposed_chunk(int64_t first, int64_t n, const float* packed, int64_t vectors, float* c) const {
+        const int64_t width = vectors * LANES, most = std::min<int64_t>(STREAMS, most_rows(static_cast<int>(vectors)));
+        for (int64_t i = 0, rows; i < n; i += rows) {
+            rows = std::min(most, n - i);
+            const T* b = static_cast<const T*>(call_.b.data) + (first + i) * call_.b.row;
+            int64_t b_row = call_.b.row;
+            if (copied(call_.b)) {
+                float* own = c + CHUNK * width;
+                for (int64_t r = 0; r < rows; r += LANES)
+                    copy_rows(call_.b, first + i + r, std::min<int64_t>(LANES, rows - r), own + r * words_);
+                b = reinterpret_cast<const T*>(own);
+                b_row = words_ * TERMS<T>;
+            }
+            float bias[STREAMS][WIDTH];
+            for (int64_t r = 0; r < rows; ++r)
+                for (int64_t j = 0; j < width; j += LANES)
+                    store(bias[r] + j, splat(call_.bias ? call_.bias[first + i + r] : 0.0f));
+            float* to = c + i * width;
+            for (int64_t p = 0; p < pieces_; ++p) {
+                const int64_t k = piece(p);
+                tile_of<T>(rows, vectors)(piece(p + 1) - k, b + k * TERMS<T>, b_row, packed + k * width,
+                                          p ? to : bias[0], p ? width : WIDTH, to, width);
+            }
+        }
+    }
+
+    // C's columns first, ..., first + n - 1 from their transpose (n, width).
+    void put_transposed(int64_t first, int64_t n, const float* from, int64_t width) const {
+        for (int64_t j = 0; j < n; j += LANES)
+            for (int64_t i = 0; i < call_.m; i += LANES) {
+                Vec v[LANES] = {};
+                for (int64_t r = 0; r < LANES && j + r < n; ++r) v[r] = load(from + (j + r) * width + i);
+                transpose(v);
+                for (int64_t r = 0; r < LANES && i + r < call_.m; ++r) {
+                    float row[LANES];
+                    store(row, v[r]);
+                    put(i + r, first + j, row, std::min<int64_t>(LANES, n - j));
+                }
+            }
+    }
+
+    Product call_;
+    int64_t words_, pieces_;
+    std::atomic<int> status_;
+};
+
+}  // namespace
+
+extern "C" int matrix_product(const Product* call) {
+    if (!call->m || !call->n) return DONE;
+    const int status = call->rounds ? Run<BFloat16>(*call).run() : Run<float>(*call).run();
+    call_scratch.release_above(MOST_KEPT);
+    return status;
+}
