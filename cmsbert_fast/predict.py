@@ -55,10 +55,10 @@ def _run(given: argparse.Namespace) -> None:
         file=sys.stderr,
     )
     for warning in absent_streams(model.config, corpus, request):
-        print(f"warning: {warning}", file=sys.stderr)
+        print(printable(f"warning: {warning}"), file=sys.stderr)
     wanted = [given.split] if given.split in corpus.splits else None
     for sentence in check_texts(corpus, processor.tokenizer, processor.max_length, wanted):
-        print(f"  {sentence}", file=sys.stderr)
+        print(printable(f"  {sentence}"), file=sys.stderr)
     predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
     several = model.config.problem_type == "multi_label_classification"
     _write(prediction_rows(predictions, classes or (), several), given.output)
@@ -84,7 +84,9 @@ def _parser() -> Parser:
 def _write(rows: Sequence[Sequence[str]], output: Path | None) -> None:
     """Writes rows as CSV, to standard output without a file."""
     if output is None:
-        csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+        # Ids are a file's, and a terminal would obey them; a file or another program gets them as they are.
+        shown = [[printable(cell) for cell in row] for row in rows] if sys.stdout.isatty() else rows
+        csv.writer(sys.stdout, lineterminator="\n").writerows(shown)
         sys.stdout.flush()
         return
     try:

@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "data.report": {"data.text"},
     "data.text": set(),
     "data.statistics": set(),
+    "data.untrusted.files": set(),
     "data.word_vectors": {"atomic", "data.example", "data.mapped", "data.untrusted.files"},
     "data": {"atomic"},
     "extract": {"atomic", "data"},

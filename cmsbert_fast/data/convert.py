@@ -26,6 +26,7 @@ from cmsbert_fast.data.formats.converted import EXAMPLES, MANIFEST, VERSION, wor
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.source import Counter, Source
 from cmsbert_fast.data.statistics import Moments
+from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.files import open_regular, read_text
 
 _JOURNAL = "journal.json"
@@ -293,7 +294,7 @@ def _convert(source: Source, target: Path) -> ReadReport:
             source.groups[writer.done :],
             initial=writer.done,
             total=len(source.groups),
-            desc=f"converting {source.name}",
+            desc=printable(f"converting {source.name:.60}"),
             unit="group",
             disable=None,
         )

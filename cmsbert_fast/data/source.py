@@ -10,6 +10,7 @@ from cmsbert_fast.data.example import MODALITIES, SPLITS, Corpus, DataError, Exa
 from cmsbert_fast.data.folds import Rotation
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.limits import Budget
 
 
@@ -107,7 +108,7 @@ def collect(source: Source) -> Corpus:
     report = source.new_report()
     counter = Counter(report)
     splits: dict[str, list[Example]] = {}
-    for group in tqdm(source.groups, desc=f"reading {source.name}", unit="group", delay=5, disable=None):
+    for group in tqdm(source.groups, desc=printable(f"reading {source.name:.60}"), unit="group", delay=5, disable=None):
         for split, example in source.read(group, report):
             counter.see(split, example)
             splits.setdefault(split, []).append(example)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from cmsbert_fast import atomic
-from cmsbert_fast.training import checksums
+from cmsbert_fast.data.untrusted.files import open_regular, unpacked_size
+from cmsbert_fast.training import checksums, entries
 from cmsbert_fast.training.errors import UsageError
 
 FILE_NAME = "checkpoint.pt"
@@ -74,6 +75,19 @@ def load(folder: Path) -> dict[str, Any] | None:
         ) from None
 
 
+def load_whole(folder: Path) -> dict[str, Any] | None:
+    """:func:`load`, with every entry that training writes.
+
+    Raises:
+        UsageError: As there, or an entry is missing or of another type.
+    """
+    state = load(folder)
+    fault = None if state is None else entries.fault_of(state)
+    if fault is not None:
+        raise UsageError(f"{folder / FILE_NAME} is not a readable checkpoint ({fault}); remove it to start over.")
+    return state
+
+
 class _Damaged(Exception):
     """A file is no checkpoint, or not the one that was written."""
 
@@ -85,28 +99,33 @@ def _read(path: Path) -> dict[str, Any]:
         _Damaged: It cannot be read, or its checksum is another.
         UsageError: It is from another version.
     """
-    size = path.stat().st_size - len(_MARK) - 64
-    with open(path, "rb") as file:
-        file.seek(max(0, size))
-        end = file.read()
-    if end.startswith(_MARK) and end != _MARK + checksums.digest(path, size).encode():
-        raise _Damaged("its checksum is another")
     try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size - len(_MARK) - 64
+            file.seek(max(0, size))
+            end = file.read()
+        if end.startswith(_MARK) and end != _MARK + checksums.digest(path, size).encode():
+            raise _Damaged("its checksum is another")
+        if unpacked_size(path) > path.stat().st_size:
+            raise _Damaged("it holds more than its size")
         state = torch.load(path, map_location="cpu", weights_only=True)
         version = state["format"]
+    except _Damaged:
+        raise
     except Exception as error:  # torch has no common class for damaged files
         raise _Damaged(type(error).__name__) from None
-    if version == _STATELESS_FORMAT:
-        return _with_state(state)
-    if version != FORMAT:
+    if not isinstance(state, dict) or type(version) is not int:
+        raise _Damaged("it has no format")
+    if version not in (FORMAT, _STATELESS_FORMAT):
         raise UsageError(f"{path} was written by another version of this program; continue with that, or start over.")
-    return state
+    return _with_state(state) if version == _STATELESS_FORMAT else state
 
 
 def _with_state(old: dict[str, Any]) -> dict[str, Any]:
     """A state of format 1 in the present one."""
-    nu = old["model"].get("nu")
-    if nu is None:
+    model = old.get("model")
+    nu = model.get("nu") if isinstance(model, dict) else None
+    if not isinstance(nu, torch.Tensor) or nu.numel() != 1:
         return {**old, "state": None, "reported": {}}
     return {**old, "state": {"initial": False}, "reported": {"nu": float(nu)}}
 

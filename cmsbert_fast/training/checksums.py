@@ -8,6 +8,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from cmsbert_fast.data.untrusted.files import open_regular, read_text
+
+_LONGEST = 1 << 20  # bytes of a file of checksums
 _KEPT = 3  # digests: of the next file, the present one and the one before
 
 
@@ -15,7 +18,7 @@ def digest(path: Path, size: int | None = None) -> str:
     """SHA-256 of a file, or of its first ``size`` bytes, in hexadecimal."""
     found = hashlib.sha256()
     left = path.stat().st_size if size is None else size
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while left > 0 and (block := file.read(min(left, 1 << 20))):
             found.update(block)
             left -= len(block)
@@ -25,9 +28,9 @@ def digest(path: Path, size: int | None = None) -> str:
 def known(path: Path) -> list[str]:
     """The digests in a file of checksums; none where there is no such file or it is damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path, _LONGEST))
         return [one for one in found["sha256"] if isinstance(one, str)]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 

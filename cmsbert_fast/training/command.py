@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import itertools
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.saved_runs import saved_runs
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
 
+_RUNS = 1000  # of a command
 RUN_AXES = ("fold", "variant", "seed")  # each value of these is a run of its own
 
 
@@ -147,6 +149,8 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
             base.pop("architecture", None)
         values = layered(base, values)
     axes = [_listed(values.pop(axis, TrainingSettings.__dataclass_fields__[axis].default)) for axis in RUN_AXES]
+    if math.prod(map(len, axes)) > _RUNS:
+        raise UsageError(f"{' x '.join(RUN_AXES)} are {math.prod(map(len, axes)):,} runs; ask for {_RUNS:,} at most.")
     runs = [settings_from({**values, **dict(zip(RUN_AXES, run, strict=True))}) for run in itertools.product(*axes)]
     if any(run in runs[:i] for i, run in enumerate(runs)):
         raise UsageError("The same run is requested twice; name each variant, seed and fold once.")

@@ -1,5 +1,6 @@
 """Converts values from YAML and the command line to those of the settings."""
 
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -8,8 +9,12 @@ from typing import Any
 
 import yaml
 
+from cmsbert_fast.data.untrusted.files import read_text
+from cmsbert_fast.training import plain_yaml
 from cmsbert_fast.training.errors import UsageError, os_reason
 
+_LONGEST = 1 << 17  # bytes of a file of settings
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d{1,4}")
 MAPPINGS = ("architecture", "learning_rates", "weight_decays")  # settings that take FIELD=VALUE pairs
 
 
@@ -20,8 +25,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UsageError: The file does not exist or is not a YAML mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        values = plain_yaml.loads(read_text(path, _LONGEST))
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name, or no plain values
         reason = "it is not text" if isinstance(error, UnicodeDecodeError) else os_reason(error)
         name = str(path) if str(path).isprintable() else repr(str(path))
         raise UsageError(
@@ -61,7 +66,7 @@ def converted(name: str, value: Any, hint: Any) -> Any:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise UsageError(f"{name} must be a mapping of field names to values.")
         entry = typing.get_args(kind)[1]
-        return {key: v if entry is Any else converted(f"{name} {key}", v, entry) for key, v in value.items()}
+        return {key: _numbers(v) if entry is Any else converted(f"{name} {key}", v, entry) for key, v in value.items()}
     if kind == tuple[str, ...]:
         names = [value] if isinstance(value, str) else value
         if isinstance(names, (list, tuple)) and all(isinstance(item, str) for item in names):
@@ -81,6 +86,11 @@ def converted(name: str, value: Any, hint: Any) -> Any:
         raise UsageError(f"{name} is {value!r} but must be {word}.") from None
 
 
+def _numbers(value: Any) -> Any:
+    """1e-12 as a number: YAML 1.1 reads numbers without a point as text."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
 def assignments(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Parses the FIELD=VALUE pairs of option ``name``; values are YAML.
 
@@ -93,8 +103,8 @@ def assignments(name: str, pairs: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--{name} takes FIELD=VALUE, not {pair!r}.")
         try:
-            values[key] = yaml.safe_load(text)
-        except yaml.YAMLError:
+            values[key] = plain_yaml.loads(text)
+        except (yaml.YAMLError, ValueError):
             raise UsageError(
                 f"--{name} takes FIELD=VALUE, and {text!r} is not a value; write a number or a name."
             ) from None

@@ -26,7 +26,7 @@ def output_folder(given: Path | None, name: str, *, resume: bool, restarted: boo
     Raises:
         UsageError: It already holds a run, there is none to resume, or it cannot be created.
     """
-    name = re.sub(r"[^\w.-]+", "-", name)
+    name = re.sub(r"[^\w.-]+", "-", name).lstrip(".")[:100] or "data"  # ".." would lie beside runs
     if given is None:
         numbers = [1]
         for path in Path("runs").glob(f"{name}*"):
@@ -79,6 +79,8 @@ def take_folder(folder: Path, locks: ExitStack, fresh: bool) -> None:
     """
     make_folder(folder)
     locks.enter_context(locked(folder))
+    if (folder / LOG).exists() and not (folder / LOG).is_file():
+        raise UsageError(f"{folder / LOG} is no file; remove it, or choose another --output.")
     if fresh and (folder / LOG).exists():
         raise UsageError(f"{folder} already holds a run; continue it with --resume, or choose another --output.")
 

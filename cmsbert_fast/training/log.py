@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from cmsbert_fast.training.errors import UsageError, os_reason
 from cmsbert_fast.training.strict_json import finite
 
 LOG = "log.jsonl"
@@ -22,11 +23,17 @@ class RunLog:
         length: Bytes of ``log.jsonl`` to keep (from :meth:`length` at the checkpoint).
         step: The step to continue from; TensorBoard hides what was logged after it. If nothing is kept, earlier
             TensorBoard files are removed.
+
+    Raises:
+        UsageError: ``log.jsonl`` cannot be written.
     """
 
     def __init__(self, folder: Path, length: int = 0, step: int = 0):
-        self._file = open(folder / LOG, "a+b")  # noqa: SIM115 - lives as long as the run
-        self._file.truncate(_whole_lines(self._file, length))
+        try:
+            self._file = open(folder / LOG, "a+b")  # noqa: SIM115 - lives as long as the run
+            self._file.truncate(_whole_lines(self._file, length))
+        except OSError as error:
+            raise UsageError(f"{folder / LOG} cannot be written ({os_reason(error)}); remove it.") from None
         self._file.seek(0, os.SEEK_END)
         if self._file.tell() == 0:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)

@@ -40,11 +40,40 @@ def parameter_groups(model: Classifier, settings: TrainingSettings) -> list[dict
 
 
 def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Takes over the state of an optimiser, but for "base_lr", which checkpoints of earlier versions lack."""
+    """Takes over the state of an optimiser, but for "base_lr", which checkpoints of earlier versions lack.
+
+    Raises:
+        ValueError, KeyError: It is the state of another optimiser.
+    """
     rates = [group["base_lr"] for group in optimizer.param_groups]
+    kinds = [{name: type(value) for name, value in group.items()} for group in optimizer.param_groups]
+    _check_moments(optimizer, saved)
     optimizer.load_state_dict(saved)
+    for group, known in zip(optimizer.param_groups, kinds, strict=True):
+        for name, kind in known.items():
+            if name != "base_lr" and type(group[name]) is not kind and not (kind is float and type(group[name]) is int):
+                raise ValueError(f"its optimizer has a {name} that is a {type(group[name]).__name__}")
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["base_lr"] = rate
+
+
+def _check_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Checks that the moments of a saved state have the shapes of the parameters they are of.
+
+    Raises:
+        ValueError: They have others.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    if len(numbers) != len(parameters):
+        raise ValueError(f"its optimizer has {len(numbers)} parameters, not {len(parameters)}")
+    for number, parameter in zip(numbers, parameters, strict=True):
+        moments = saved["state"].get(number)
+        if moments is None:  # before the first step
+            continue
+        shapes = [moments[name].shape for name in ("exp_avg", "exp_avg_sq")]
+        if shapes != [parameter.shape] * 2 or moments["step"].numel() != 1:
+            raise ValueError("its optimizer has moments of other shapes")
 
 
 def schedule(step: int, total_steps: int, warmup: float, kind: str = "linear") -> float:

@@ -4,7 +4,6 @@ import functools
 import json
 import stat
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from cmsbert_fast.data.text import printable
-from cmsbert_fast.data.untrusted.files import read_text
+from cmsbert_fast.data.untrusted.files import read_text, unpacked_size
 from cmsbert_fast.models.configuration import harmless_fields
 from cmsbert_fast.training import distributed
 from cmsbert_fast.training.errors import UsageError, os_reason
@@ -106,21 +105,12 @@ def check_folder(name: str | Path) -> None:
                 raise UsageError(f"{path} is no regular file; remove it, or give an undamaged checkpoint.")
             if path.suffix in (".json", ".txt", ".jinja") and found.st_size > _TEXT:
                 raise UsageError(f"{path} is longer than any vocabulary; give an undamaged checkpoint.")
-            if path.suffix == ".bin" and _unpacked(path) > found.st_size:
+            if path.suffix == ".bin" and unpacked_size(path) > found.st_size:
                 raise UsageError(f"{path} holds more than its size; give an undamaged checkpoint.")
             if path.name == "adapter_config.json":
                 raise UsageError(f"{folder} holds an adapter; merge it into its model, and give that one's folder.")
     except (OSError, ValueError) as error:
         raise UsageError(f"The folder {str(name)!r:.300} cannot be read ({os_reason(error)}).") from None
-
-
-def _unpacked(path: Path) -> int:
-    """Bytes of all that an archive holds; 0 where it is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError):
-        return 0
 
 
 def check_sizes(fields: dict[str, Any]) -> None:

@@ -16,12 +16,14 @@ import torch
 
 from cmsbert_fast import __version__, atomic
 from cmsbert_fast.data.task import LabelKind, Labels
+from cmsbert_fast.data.untrusted.files import read_text
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.settings import TrainingSettings
 
 RESULTS = "results.json"
+_LONGEST = 64 << 20  # bytes of it
 _PACKAGES = ("torch", "triton", "transformers", "numpy", "scikit-learn")
 # Decimals in tables; percentages have 1.
 _DIGITS = {"mae": 3, "corr": 3}
@@ -39,13 +41,14 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if (
-            all(isinstance(found[part], dict) for part in ("settings", "data", "valid"))
-            and found["data"]["fingerprint"]
-        ):
+        found = json.loads(read_text(path, _LONGEST))
+        whole = all(isinstance(found[part], dict) for part in ("settings", "data", "valid"))
+        whole = whole and {"variant", "seed", "fold"} <= found["settings"].keys()
+        values = [*found["valid"].values(), *(found.get("test") or {}).values()]
+        numbers = all(value is None or type(value) in (int, float) for value in values)
+        if whole and numbers and isinstance(found["data"]["fingerprint"], str) and found["data"]["fingerprint"]:
             return found
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise UsageError(f"{path} is damaged; remove it to test the run again from its checkpoint.")
 

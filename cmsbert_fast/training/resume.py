@@ -74,7 +74,7 @@ def finished_results(
 
 def last_checkpoint(settings: TrainingSettings, examples: str, folder: Path) -> dict[str, Any] | None:
     """The checkpoint in ``folder``, if there is one. Arguments and errors as in :func:`finished_results`."""
-    found = checkpoint.load(folder)
+    found = checkpoint.load_whole(folder)
     if found is not None:
         _check_unchanged(found["settings"], found["fingerprint"], settings, examples, folder)
     return found

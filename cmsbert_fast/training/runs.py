@@ -13,6 +13,7 @@ import transformers
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.text import printable
 from cmsbert_fast.training import distributed, figures, folders, preflight, report, resume, strict_json
 from cmsbert_fast.training.backends import backend_report, precision_warning
 from cmsbert_fast.training.build import Loaded
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
 
 def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     """Checks all runs of a command, does them, and prints the table of their test metrics."""
-    say = print if ranks.is_main else _silent
+    say = _say if ranks.is_main else _silent
     warning = precision_warning(command.runs[0], ranks.device)
     if warning:
         say(warning, file=sys.stderr, flush=True)
@@ -164,6 +165,11 @@ def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, 
     tested = load_and_test(settings, data, ranks, folder)
     if ranks.is_main:
         figures.draw(folder, tested)
+
+
+def _say(*values: object, **options: Any) -> None:
+    """Prints; names and sentences may be those of untrusted data."""
+    print(*(printable(str(value)) for value in values), **options)
 
 
 def _silent(*values: object, **options: object) -> None:

@@ -9,7 +9,8 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,13 @@ from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
 from cmsbert_fast.training.build import BEST, CHECKSUMS, Loaded, build, state_options
 from cmsbert_fast.training.distributed import Gradients, Ranks
-from cmsbert_fast.training.errors import Interrupted, NotFinite
+from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.log import RunLog
 from cmsbert_fast.training.optimiser import parameter_groups, schedule
 from cmsbert_fast.training.precision import upcast
 from cmsbert_fast.training.preflight import Data
+from cmsbert_fast.training.pretrained import reason
 from cmsbert_fast.training.record import StepRecord
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest
@@ -142,19 +144,36 @@ class Trainer:
             self.log.write("start", {"step": 0, "parameters": self.model.num_parameters(), "nu": None, **self.reported})
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Restores the state of a checkpoint."""
-        self.model.load_state_dict(saved["model"])
+        """Restores the state of a checkpoint.
+
+        Raises:
+            UsageError: It is of another model, or its parts do not fit one another.
+        """
+        with self._blaming_checkpoint():
+            self.model.load_state_dict(saved["model"])
         self.keep_text_features()
-        optimiser.restore(self.optimizer, saved["optimizer"])
-        self.progress = Progress(**saved["progress"])
-        if self.ranks.rank < len(saved["random"]):
-            checkpoint.set_random_state(saved["random"][self.ranks.rank], self.ranks.device)
-        if self.state is not None:
-            self.state.load_state_dict(saved["state"])
-            self.reported = saved["reported"]
+        with self._blaming_checkpoint():
+            optimiser.restore(self.optimizer, saved["optimizer"])
+            self.progress = Progress(**saved["progress"])
+            if self.ranks.rank < len(saved["random"]):
+                checkpoint.set_random_state(saved["random"][self.ranks.rank], self.ranks.device)
+            if self.state is not None:
+                self.state.load_state_dict(saved["state"])
+                self.reported = saved["reported"]
         self.earlier_seconds = self.progress.seconds
         if self.ranks.is_main:
             self.log = RunLog(self.folder, saved["log_length"], self.progress.step)
+
+    @contextmanager
+    def _blaming_checkpoint(self) -> Iterator[None]:
+        """Turns what a damaged checkpoint makes fail, in any way, into a sentence about it."""
+        try:
+            yield
+        except Exception as error:
+            raise UsageError(
+                f"{self.folder / checkpoint.FILE_NAME} does not fit this run ({reason(error)}); remove it to start "
+                "over."
+            ) from None
 
     def keep_text_features(self) -> None:
         """Computes features of frozen text that do not fit into memory, or finds those of the run before."""

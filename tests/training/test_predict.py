@@ -13,7 +13,7 @@ import pytest
 from transformers import BertConfig
 
 from cmsbert_fast.data import SPLITS, convert, open_source, read_corpus
-from cmsbert_fast.predict import main
+from cmsbert_fast.predict import _write, main
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +196,11 @@ def test_absent_streams_are_told_unless_meant(predict, run_folder, corpus_folder
     assert meant[:2] == (0, out)
     assert "warning" not in meant[2]
     assert "warning" not in predict(run_folder, corpus_folder)[2]
+
+
+def test_ids_do_not_reach_a_terminal_as_they_are(capsys, monkeypatch):
+    rows = [["id", "prediction"], ["\x1b[2Jv", "0.5"]]
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda t=terminal: t)
+        _write(rows, None)
+        assert ("\x1b" in capsys.readouterr().out) is not terminal

@@ -34,6 +34,7 @@ spec.loader.exec_module(module)
 from cmsbert_fast.data.untrusted import child
 child.walk(*rest)
 """
+_PACKAGE = Path(__file__).parents[2] / "__init__.py"
 _examined: set[tuple[str, int, int]] = set()
 
 

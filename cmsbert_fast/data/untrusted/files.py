@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -58,3 +59,16 @@ def read_text(path: str | Path, most: int) -> str:
         UnicodeDecodeError: It is no UTF-8.
     """
     return read_bytes(path, most).decode("utf-8")
+
+
+def unpacked_size(path: str | Path) -> int:
+    """Bytes of all entries of a zip archive, as PyTorch's files are; 0 for what is none.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+    """
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):
+        return 0

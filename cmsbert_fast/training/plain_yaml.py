@@ -1,0 +1,63 @@
+"""YAML of settings: plain values only, and no more of them than were written down."""
+
+from typing import Any
+
+import yaml
+
+_VALUES = 10_000  # in all, with each alias counted as what it stands for
+_NUMBER = 64  # characters
+_KINDS = {"set": "a set", "date": "a date", "datetime": "a date", "bytes": "bytes", "tuple": "pairs"}
+
+
+def loads(text: str) -> Any:
+    """What a YAML text holds: None, truth values, numbers, text, and lists and mappings of these.
+
+    Raises:
+        yaml.YAMLError: It is not YAML.
+        ValueError: It holds something else, or aliases make it grow; the message says what.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > _VALUES:
+            raise ValueError(f"it holds more than {_VALUES:,} values")
+        value = loader.construct_document(node)
+    except (RecursionError, OverflowError) as error:
+        raise ValueError("it is nested too deeply, or holds a number that is too large") from error
+    finally:
+        loader.dispose()
+    _check(value)
+    return value
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values of a node, aliases expanded; what contains itself has no size.
+
+    Raises:
+        ValueError: It contains itself, or a number in it is far too long.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag != "tag:yaml.org,2002:str" and len(node.value) > _NUMBER:
+            raise ValueError(f"it holds a number of {len(node.value):,} characters")
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _VALUES + 1  # found again while it is counted: it contains itself
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
+
+
+def _check(value: Any) -> None:
+    """Raises ValueError where a value is not plain."""
+    if isinstance(value, list | dict):
+        for part in value:
+            _check(part)
+            if isinstance(value, dict):
+                _check(value[part])
+    elif isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError("it holds a number of more than 64 bits")
+    elif value is not None and not isinstance(value, str | int | float):
+        kind = type(value).__name__
+        raise ValueError(f"it holds {_KINDS.get(kind, kind)}; write text in quotation marks")
