@@ -36,7 +36,7 @@ def draw(table: Table, value: Mapping[str, Any]) -> Figure | None:
         axis.set_title(f"{data}: {name}", fontsize=8)
     labels = [row["label"] for row in panels[0][1]["rows"]]
     axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=8)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)  # from top to bottom
     figure.suptitle(table.title + (f"\ndifference from {table.reference}" if table.reference else ""), fontsize=9)
     return figure
 
