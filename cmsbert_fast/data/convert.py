@@ -26,12 +26,14 @@ from cmsbert_fast.data.formats.converted import EXAMPLES, MANIFEST, VERSION, wor
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.source import Counter, Source
 from cmsbert_fast.data.statistics import Moments
+from cmsbert_fast.data.untrusted.files import open_regular, read_text
 
 _JOURNAL = "journal.json"
 _DRAFTS = [atomic.draft_of(Path(name)).name for name in (_JOURNAL, MANIFEST)]
 _FRAMES = {modality: f"{modality}.safetensors" for modality in MODALITIES}
 _WORDS = {modality: words_file(modality) for modality in MODALITIES}
 _OURS = {MANIFEST, EXAMPLES, _JOURNAL, *_DRAFTS, *_FRAMES.values(), *_WORDS.values()}
+_LONGEST = 64 << 20  # bytes of a journal
 _HEADER = 512  # bytes of a safetensors header; JSON may be padded with spaces
 _EVERY = 5.0  # seconds between two marks from which a conversion can continue
 
@@ -41,7 +43,7 @@ def source_hash(files: Sequence[Path]) -> str:
     total = hashlib.sha256()
     for file in sorted(files):
         digest = hashlib.sha256()
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             size = file.stat().st_size
             with tqdm(total=size, unit="B", unit_scale=True, desc=f"hashing {file.name}", delay=5, disable=None) as bar:
                 while block := stream.read(1 << 22):
@@ -242,8 +244,8 @@ def _lock(folder: Path) -> int:
 def _read_journal(folder: Path) -> dict[str, Any] | None:
     """The journal of a conversion that was broken off; None where there is none of ours."""
     try:
-        journal = json.loads((folder / _JOURNAL).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        journal = json.loads(read_text(folder / _JOURNAL, _LONGEST))
+    except (OSError, ValueError, RecursionError):
         return None
     needed = {"version", "source", "done", "sizes", "report", "moments", "left"}
     return journal if isinstance(journal, dict) and needed <= journal.keys() else None

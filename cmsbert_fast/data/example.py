@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cmsbert_fast.data.report import ReadReport
-from cmsbert_fast.data.text import printable
+from cmsbert_fast.data.text import sentence
 
 Label = float | int | tuple[int, ...]  # a score, the index of a class, or of several labels which are present
 SPLITS = ("train", "valid", "test")
@@ -19,7 +19,7 @@ class DataError(Exception):
     """The data cannot be used as given. The message is one sentence that says what to do."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())  # names in it are untrusted
+        return sentence(super().__str__())  # names in it are untrusted
 
 
 class Alignment(enum.Enum):

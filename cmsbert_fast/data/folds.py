@@ -10,6 +10,7 @@ from typing import Any
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.text import whole
+from cmsbert_fast.data.untrusted.files import read_text
 
 ALL = "all"  # the split of a source without splits: enough for prediction
 NO_FOLD = "the folds name neither it nor its video"
@@ -20,6 +21,7 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_LARGEST = 8 << 20  # bytes of a file of folds: hundreds of thousands of ids
 _NUMBERED = re.compile(r"(.+?)(?:\$_\$|_|\[|-)\d+\]?", re.DOTALL)
 
 
@@ -78,7 +80,7 @@ def read_folds(path: str | Path, fold: int | None = None) -> Folds:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, _LARGEST))
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DataError(f"Give --folds a JSON file of ids by split: {path} cannot be read ({error}).") from error
     if isinstance(content, list):

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from cmsbert_fast.data.untrusted.files import open_regular
+
 
 class Resident:
     """Keeps the resident part of a memory map small.
@@ -36,10 +38,12 @@ class MappedRows:
     """The rows of the one tensor of a safetensors file, as a read-only map.
 
     Raises:
+        OSError: It cannot be read, or is no regular file.
         ValueError: The file holds another tensor.
     """
 
     def __init__(self, path: Path, name: str, kind: str, shape: tuple[int, ...]) -> None:
+        open_regular(path).close()
         with safe_open(path, framework="np") as tensors:
             if list(tensors.keys()) != [name]:
                 raise ValueError(f"{path.name} does not hold {name} alone")
@@ -50,7 +54,7 @@ class MappedRows:
         rows = np.zeros(0, _KINDS[kind])
         self._resident: Resident | None = None
         if size := math.prod(shape):
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 begin = 8 + int.from_bytes(file.read(8), "little")
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self._resident = Resident(data)

@@ -2,12 +2,15 @@
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.folds import ALL, split_name, video_of
 from cmsbert_fast.data.tables import START, STOP, number_of, read_table
+from cmsbert_fast.data.untrusted.files import read_text
+from cmsbert_fast.data.untrusted.limits import TEXT
 
 _ALIASES = {
     "id": ("id", "segment_id", "utterance_id", "name"),
@@ -89,7 +92,7 @@ class _Columns:
     """Where the columns of a table are, and how a row becomes a segment."""
 
     def __init__(self, table: Path, header: list[str], label: str | None, labels: bool) -> None:
-        twice = next((name for k, name in enumerate(header) if name and name in header[:k]), None)
+        twice = next((name for name, count in Counter(header).items() if name and count > 1), None)
         if twice is not None:
             raise DataError(f"Give every column of {table.name} its own name: {twice!r} occurs twice.")
         self._table, self._header, self._labels = table, header, labels
@@ -188,9 +191,15 @@ def _transcript(folder: Path, name: str) -> tuple[str, Path]:
     try:
         if file.parent != folder:
             raise OSError("an id must not name a folder")
-        return file.read_text(encoding="utf-8"), file
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Add the transcript {folder.name}/{file.name} as UTF-8 text.") from error
+        text = read_text(file, 4 * TEXT)
+        if len(text) > TEXT:
+            raise OSError(f"it has more than {TEXT:,} characters")
+        return text, file
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the id
+        raise DataError(
+            f"Add the transcript {folder.name}/{file.name} as UTF-8 text of at most {TEXT:,} characters: it cannot be "
+            f"read ({getattr(error, 'strerror', None) or error})."
+        ) from error
 
 
 def _time(value: str, table: Path, line: int) -> float:

@@ -1,12 +1,17 @@
 """Tables with a header, as csv or tsv, with any delimiter."""
 
 import csv
+import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.untrusted.files import open_regular
 
+_HEADER = 1 << 20  # characters of a header
+_COLUMNS = 20_000
+_CELLS = 200_000  # of a row: those of its text, which may have commas, are counted too
 START = ("start", "start_time", "begin")
 STOP = ("stop", "end", "end_time", "stop_time")
 
@@ -18,13 +23,17 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
         DataError: The file is empty or not text, or a quotation mark is not closed.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head = file.readline()
-    except (OSError, UnicodeDecodeError) as error:
+        with _open(path) as file:
+            head = file.readline(_HEADER + 1)
+    except (OSError, ValueError) as error:
         raise DataError(f"Save {path.name} as a UTF-8 text table: it cannot be read ({error}).") from error
+    if len(head) > _HEADER:
+        raise DataError(f"Give {path.name} a header line: its first line has more than {_HEADER:,} characters.")
     if not head.strip():
         raise DataError(f"Give {path.name} a header line: it is empty.")
     delimiter = "\t" if path.suffix == ".tsv" else max(",;\t", key=head.count)
+    if head.count(delimiter) >= _COLUMNS:
+        raise DataError(f"Do not use {path.name}: it has {head.count(delimiter) + 1:,} columns, at most {_COLUMNS:,}.")
     # A quotation mark in a tab-separated transcript is text, unless the header itself is quoted.
     plain = delimiter == "\t" and '"' not in head
 
@@ -40,11 +49,13 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
         raise DataError(f"Repair the header of {path.name}: it cannot be read ({error}).") from error
 
     def rows() -> Iterator[list[str]]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = parse(file)
+        with _open(path) as file:
+            lines = _Lines(file, delimiter)
+            reader = parse(lines)
             try:
                 next(reader)
                 for row in reader:
+                    lines.cells = 0
                     if row:
                         yield row
             except (csv.Error, UnicodeDecodeError) as error:
@@ -53,6 +64,32 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
                 ) from error
 
     return [name.strip().lower() for name in header], rows()
+
+
+def _open(path: Path) -> TextIO:
+    return io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="")
+
+
+class _Lines:
+    """The lines of a table. A row has a limited number of cells: each takes far more memory than its comma.
+
+    Attributes:
+        cells: Delimiters since this was set to 0.
+    """
+
+    def __init__(self, file: TextIO, delimiter: str) -> None:
+        self._file, self._delimiter = file, delimiter
+        self.cells = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._file)
+        self.cells += line.count(self._delimiter)
+        if self.cells > _CELLS:
+            raise csv.Error(f"a row has more than {_CELLS:,} cells")
+        return line
 
 
 def number_of(cell: str) -> float:

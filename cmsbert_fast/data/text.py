@@ -2,6 +2,7 @@
 
 import re
 
+_LONGEST = 1200  # characters of a message
 _HALVES = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _CHINESE = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
@@ -15,6 +16,13 @@ def whole(text: str) -> str:
 def printable(text: str) -> str:
     """Text without control characters and lone surrogates; tabs and line ends stay."""
     return _CONTROLS.sub("?", text)
+
+
+def sentence(text: str) -> str:
+    """What is told to a user: printable, and without the middle of what is far longer than any sentence."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 3 :]}"
+    return printable(text)
 
 
 def words_of(text: str) -> tuple[str, ...]:

@@ -19,8 +19,9 @@ from safetensors.numpy import save
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.mapped import Resident
+from cmsbert_fast.data.untrusted.files import open_regular
 
-_LONGEST_LINE = 1 << 16  # bytes: of a file of 2,000 numbers of 20 digits it has half
+_LONGEST_LINE = 1 << 16  # bytes; enough for 3,000 numbers of 20 digits
 _PUNCTUATION = str.maketrans("", "", string.punctuation + "\N{RIGHT SINGLE QUOTATION MARK}\N{HORIZONTAL ELLIPSIS}")
 
 
@@ -74,6 +75,7 @@ class WordVectors:
         Raises:
             ValueError: The file holds something else.
         """
+        open_regular(path).close()
         with safe_open(path, framework="np") as tensors:
             if list(tensors.keys()) != ["vectors"]:
                 raise ValueError(f"{path.name} does not hold word vectors alone")
@@ -127,7 +129,7 @@ def read_vectors(path: Path, words: Iterable[str]) -> WordVectors:
     known = set(words)
     needed = {form.encode(): form for word in known for form in spellings(word) if form}
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             first = file.readline(_LONGEST_LINE)
             size = _size_of(first, path)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -160,6 +160,8 @@ class Classifier(PreTrainedModel):
         self, rows: Mapping[str, Tensor], labels: Tensor | None, return_dict: bool | None = None, **more: Any
     ) -> Any:
         """Rows, with ``labels`` "loss" and each term as "NAME_loss", and ``more``, as :attr:`output_class`."""
+        if labels is not None and labels.dim() == 2 and labels.shape == rows["logits"].shape and labels.shape[1] == 1:
+            labels = labels[:, 0]  # a score an utterance, as Hugging Face takes it too
         terms = {} if labels is None else self.losses(rows, labels, group=self.batch_group())
         values = {**rows, **{f"{name}_loss": term.value for name, term in terms.items()}, **more}
         known = self.output_class.__dataclass_fields__  # type: ignore[attr-defined]  # ModelOutputs are dataclasses

@@ -4,7 +4,8 @@ import dataclasses
 import os
 from typing import Any, ClassVar
 
-from transformers import BertConfig
+from transformers import BertConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.ops.dispatch import BACKENDS
@@ -24,6 +25,42 @@ BERT_FIELDS = (
     "initializer_range",
     "layer_norm_eps",
 )
+
+# Fields of a checkpoint's config.json that would decide which code runs, or what is read beside its folder.
+_POWERFUL = frozenset(
+    {
+        *("attn_implementation", "experts_implementation", "use_kernels", "auto_map", "custom_pipelines"),
+        *("transformers_weights", "per_layer_config", "distributed_config", "name_or_path"),
+    }
+)
+_KEPT = frozenset({"model_type", "quantization_config", "output_attentions"})  # attributes of every class
+_LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})  # every configuration takes them
+_logger = logging.get_logger(__name__)
+
+
+def declared_fields(config_class: type[PreTrainedConfig]) -> frozenset[str]:
+    """The names of the fields that a class of configurations has."""
+    return frozenset(field.name for field in dataclasses.fields(config_class)) | _LABELS
+
+
+def harmless_fields(fields: dict[str, Any], config_class: type[PreTrainedConfig]) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a stranger's config.json that cannot do more than describe the model.
+
+    Left out are those in ``_POWERFUL``, private ones, and those that would replace a method.
+
+    Returns:
+        The others, and the names of those left out that ask for something.
+    """
+    declared = declared_fields(config_class)
+
+    def has_power(name: str) -> bool:
+        if name in _POWERFUL or name.startswith("_"):
+            return True
+        return name not in declared | _KEPT and hasattr(config_class, name)
+
+    left_out = [name for name in fields if has_power(name)]
+    asking = [name for name in left_out if name != "_name_or_path" and fields[name] not in (None, "eager", "sdpa")]
+    return {name: value for name, value in fields.items() if name not in left_out}, asking
 
 
 class MultimodalConfig(BertConfig):
@@ -88,6 +125,11 @@ class MultimodalConfig(BertConfig):
             raise ValueError(
                 f"{pretrained_model_name_or_path} is a {model_type} checkpoint; {cls.model_type.upper()} starts from "
                 "a bert checkpoint."
+            )
+        fields, ignored = harmless_fields(fields, cls)
+        if ignored:
+            _logger.warning(
+                f"{pretrained_model_name_or_path}: its config.json sets {', '.join(ignored):.200}, which is ignored."
             )
         return fields | {"model_type": cls.model_type}, rest
 

@@ -4,12 +4,23 @@ Packed inputs follow Hugging Face's padding-free convention: all utterances in o
 ``cu_seq_lens``. Frames are packed the same way, (F, d_m).
 """
 
-from typing import NamedTuple
+import difflib
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from cmsbert_fast.packing import Packing, pack_mask, positions, take_rows, uniform_packing, without_rest
+
+# Arguments of BERT that Hugging Face's tools pass to every model, and why there is nothing to pass here.
+_ABSENT = {
+    "output_attentions": "a fused kernel never holds the probabilities; output_shift_maps=True returns the gates of "
+    "Eq. 1 and 2",
+    "output_hidden_states": "this returns a row an utterance; the forward of CMSBERT and CMSBERT-CLR has them",
+    "past_key_values": "an encoder keeps nothing from call to call",
+    "use_cache": "an encoder keeps nothing from call to call",
+}
 
 
 class FrameInputs(NamedTuple):
@@ -123,6 +134,27 @@ class PackedInputs(NamedTuple):
         values = without_rest(packed[0], packing)
         flat = values.new_zeros(padded_shape.numel(), values.shape[-1])
         return flat.index_copy(0, rows, values).unflatten(0, padded_shape)
+
+
+def known_inputs(given: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The inputs of a model among what a caller gave; arguments of BERT's that ask for nothing are left out.
+
+    Args:
+        given: Arguments by name.
+        known: The names that the model reads.
+
+    Raises:
+        TypeError: A name is unknown.
+        ValueError: One asks for what no model here has.
+    """
+    for name, value in given.items():
+        if name in _ABSENT and value:
+            raise ValueError(f"{name} is not available: {_ABSENT[name]}.")
+        if name not in known and name not in _ABSENT:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}."
+            raise TypeError(f"The model has no argument {name!r}; {advice}")
+    return {name: value for name, value in given.items() if name in known}
 
 
 def pack(

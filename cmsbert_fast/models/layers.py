@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
+from cmsbert_fast.models.adapters import is_plain
 from cmsbert_fast.ops.linear.api import Linear
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 
@@ -30,6 +32,32 @@ class Projector(nn.Module):
         return middle, self.out_proj(middle)
 
 
+class FusionLayer(nn.TransformerEncoderLayer):
+    """One post-norm layer of a Transformer over a few tokens, (B, M, d) -> (B, M, d); PyTorch's, batch first.
+
+    PyTorch's reads the weights of its linear layers. Where an adapter wrapped one of them, they are called instead.
+    """
+
+    def __init__(self, size: int, heads: int, inner_size: int, dropout: float):
+        super().__init__(size, heads, inner_size, dropout, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        attention = type(self.self_attn) is nn.MultiheadAttention
+        if attention and all(map(is_plain, (self.self_attn.out_proj, self.linear1, self.linear2))):
+            return super().forward(tokens)
+        attended = self._attend(tokens) if attention else self.self_attn(tokens, tokens, tokens, need_weights=False)[0]
+        tokens = self.norm1(tokens + self.dropout1(attended))
+        return self.norm2(tokens + self._ff_block(tokens))
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        """The self-attention, with its last layer called."""
+        layer = self.self_attn
+        heads = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias).unflatten(-1, (3, layer.num_heads, -1))
+        query, key, value = heads.transpose(1, 3).unbind(2)
+        z = F.scaled_dot_product_attention(query, key, value, dropout_p=layer.dropout if self.training else 0.0)
+        return layer.out_proj(z.transpose(1, 2).flatten(2))
+
+
 class Fusion(nn.Module):
     """The modalities' z_m^(1) as tokens of one Transformer layer, flattened, then the predictor (Eq. 14-16).
 
@@ -43,9 +71,7 @@ class Fusion(nn.Module):
 
     def __init__(self, num_modalities: int, size: int, num_labels: int, heads: int, dropout: float):
         super().__init__()
-        self.transformer = nn.TransformerEncoderLayer(
-            size, heads, dim_feedforward=4 * size, dropout=dropout, batch_first=True
-        )
+        self.transformer = FusionLayer(size, heads, 4 * size, dropout)
         self.dense = HeadLinear(num_modalities * size, size)
         self.out_proj = HeadLinear(size, num_labels)
 

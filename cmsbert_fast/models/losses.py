@@ -60,6 +60,11 @@ def task_loss(logits: Tensor, labels: Tensor, kind: str = "mse") -> Tensor:
     if kind not in TASK_LOSSES:
         raise ValueError(f"kind={kind!r} is unknown; choose one of {', '.join(TASK_LOSSES)}.")
     several = logits.shape[-1] > 1 and labels.shape == logits.shape
+    if labels.dim() == 2 and len(labels) == 1 and not several:
+        raise ValueError(
+            f"labels has shape {tuple(labels.shape)}, one a token, as DataCollatorWithFlattening makes them; give one "
+            f"an utterance, ({len(logits)},), as CMSBertProcessor does."
+        )
     if labels.shape != logits.shape[:1] and not several:
         raise ValueError(f"labels has shape {tuple(labels.shape)}; it must be {tuple(logits.shape[:1])}.")
     if several and not labels.is_floating_point():

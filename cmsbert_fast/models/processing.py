@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
 
 from cmsbert_fast.data.example import MODALITIES, Alignment, Example
@@ -48,10 +48,16 @@ class CMSBertProcessor(ProcessorMixin):
         repeat_frames: bool = False,
         **kwargs: object,
     ):
+        if isinstance(max_length, bool) or not isinstance(max_length, int):
+            raise TypeError(f"max_length={max_length!r:.100} is no whole number.")
         if max_length < 3:
             raise ValueError(
                 f"max_length={max_length} leaves no room for a word between [CLS] and [SEP]; give 3 or more."
             )
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(f"tokenizer is a {type(tokenizer).__name__}; give BERT's tokenizer.")
+        _check_statistics("visual", visual_mean, visual_std)
+        _check_statistics("acoustic", acoustic_mean, acoustic_std)
         self.visual_mean, self.visual_std = visual_mean, visual_std
         self.acoustic_mean, self.acoustic_std = acoustic_mean, acoustic_std
         self.max_length = max_length
@@ -69,6 +75,7 @@ class CMSBertProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:  # type: ignore[override]
         """As Hugging Face's, with the word vectors if there are any."""
+        kwargs.setdefault("trust_remote_code", False)  # else a tokenizer with code of its own asks whether to run it
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         missing = dict(_raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
@@ -87,11 +94,22 @@ class CMSBertProcessor(ProcessorMixin):
         In float64, one example at a time. Constant features get standard deviation 1. Non-finite values count as 0, as
         in :meth:`__call__`.
 
+        Args:
+            examples: :class:`cmsbert_fast.data.example.Example`, as ``read_corpus(...).splits["train"]`` holds them.
+
         Returns:
             The processor itself.
+
+        Raises:
+            TypeError: They are something else.
         """
         moments = {name: Moments() for name in MODALITIES}
         for example in examples:
+            if not all(hasattr(example, name) for name in MODALITIES):
+                raise TypeError(
+                    f"fit takes cmsbert_fast.data.Example, as read_corpus(...).splits['train'] holds them, not "
+                    f"{type(example).__name__}; for arrays: Example(id, words, label, visual, acoustic)."
+                )
             for name in MODALITIES:
                 moments[name].see(_finite(getattr(example, name)))
         statistics = {name: (found.mean, found.std) for name, found in moments.items() if found.count}
@@ -170,12 +188,15 @@ class CMSBertProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        words: str | Sequence[str] | Sequence[Sequence[str]],
+        words: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         visual: np.ndarray | Sequence[np.ndarray] | None = None,
         acoustic: np.ndarray | Sequence[np.ndarray] | None = None,
         aligned: bool = False,
         packed: bool = False,
-    ) -> dict[str, Tensor | int]:
+        *,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
         """Model inputs for one utterance or a batch. Non-finite values become 0, as in training.
 
         Args:
@@ -184,10 +205,22 @@ class CMSBertProcessor(ProcessorMixin):
             visual, acoustic: (N_m, d_m) for one utterance, a list of them for a batch; None = absent.
             aligned: Whether frame k belongs to word k; if the text is cut, so are its frames.
             packed: Packed or padded.
+            text: The same as ``words``, under the name that Hugging Face's processors have.
+            return_tensors: "pt" or "np".
+
+        Returns:
+            Arguments of the models' forward, with Hugging Face's ``.to(device)``.
 
         Raises:
-            ValueError: The numbers of utterances differ, or frames are not of shape (N_m, d_m).
+            ValueError: The numbers of utterances differ, frames are not of shape (N_m, d_m), or not exactly one of
+                ``words`` and ``text`` is given.
         """
+        if (words is None) == (text is None):
+            raise ValueError("Give the utterances as words or as text, one of them.")
+        if return_tensors not in ("pt", "np"):
+            raise ValueError(f"return_tensors={return_tensors!r} is unknown; choose 'pt' or 'np'.")
+        words = text if words is None else words
+        assert words is not None
         batch = not isinstance(words, str) and (
             any(not isinstance(text, str) or len(text.split()) > 1 for text in words)
             or any(isinstance(frames, (list, tuple)) for frames in (visual, acoustic))
@@ -203,7 +236,10 @@ class CMSBertProcessor(ProcessorMixin):
             Example(str(k), text, None, v, a, alignment)
             for k, (text, v, a) in enumerate(zip(utterances, frames["visual"], frames["acoustic"], strict=True))
         ]
-        return self.collate([self.encode(example) for example in examples], packed=packed)
+        inputs: Mapping[str, Any] = self.collate([self.encode(example) for example in examples], packed=packed)
+        if return_tensors == "np":
+            inputs = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        return BatchFeature(dict(inputs))
 
     def _utterance_frames(
         self, name: str, values: np.ndarray | Sequence[np.ndarray] | None, batch: bool, count: int
@@ -221,6 +257,23 @@ class CMSBertProcessor(ProcessorMixin):
                     f"{name} has an utterance of shape {frames.shape}; give (frames, features), a list for a batch."
                 )
         return [_finite(frames) for frames in arrays]
+
+
+def _check_statistics(name: str, mean: object, std: object) -> None:
+    """Checks means and standard deviations, which may come from a file.
+
+    Raises:
+        ValueError: They are not lists of as many finite numbers, or a standard deviation is not above 0.
+    """
+    if mean is None and std is None:
+        return
+    for values in (mean, std):
+        if not isinstance(values, list | tuple) or not all(type(value) in (int, float) for value in values):
+            raise ValueError(f"{name}_mean and {name}_std must be lists of numbers.")
+        if not np.isfinite(np.array(values, dtype=np.float64)).all():
+            raise ValueError(f"{name}_mean and {name}_std must be finite.")
+    if len(mean) != len(std) or not all(value > 0 for value in std):  # type: ignore[arg-type,attr-defined]
+        raise ValueError(f"{name}_std must have as many numbers as {name}_mean, all above 0.")
 
 
 def _finite(frames: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.ops import capability
-from cmsbert_fast.ops.autocast import autocast_dtype, cast
+from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
 BACKENDS = ("reference", "torch", "triton", "cpu", "auto")
 
@@ -135,7 +135,10 @@ def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str
 def why_not(operator: str, backend: str, example: Tensor) -> str | None:
     """Why a compiled backend that the operator has cannot run for operands like the example; None where it can."""
     table = OPERATORS[operator]
-    return table.compiled[backend](cast(example, autocast_dtype(example.device)) if table.casts else example)
+    dtype = cast_dtype(example, autocast_dtype(example.device)) if table.casts else example.dtype
+    if dtype != example.dtype:
+        example = example.new_empty(example.shape[-1:], dtype=dtype)
+    return table.compiled[backend](example)
 
 
 def report(operator: str, example: Tensor, backend: str = "auto") -> str:

@@ -5,23 +5,23 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
-from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.example import MODALITIES, Corpus
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.base import Classifier
+from cmsbert_fast.models.configuration import declared_fields
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.models.registry import VARIANTS, class_of_architecture
 from cmsbert_fast.training import checksums
 from cmsbert_fast.training.batches import fitting
-from cmsbert_fast.training.config import build_config, declared_fields, reads_vectors, saved_config
+from cmsbert_fast.training.config import build_config, check_architecture, reads_vectors
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.pretrained import check_folder, check_tokenizer, check_weights, reason, saved_config
 from cmsbert_fast.training.settings import TrainingSettings
 
-LOADING_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError)
 BEST = "best"  # the folder of a run's best model
 CHECKSUMS = "CHECKSUMS.json"  # of its weights; in capitals, so that it is replaced before them
 Loaded: TypeAlias = tuple[Classifier, Any]  # a model and its tokenizer
@@ -70,12 +70,9 @@ def load(settings: TrainingSettings, config: PreTrainedConfig) -> Loaded:
             raise UsageError(f"The architecture is not possible: {error}") from None
     else:
         tokenizer = load_tokenizer(settings.model)
+        check_weights(settings.model, model_class, config)
         model = _load_weights(model_class, settings.model, config)
-        if len(tokenizer) > config.vocab_size:
-            raise UsageError(
-                f"The tokenizer of {settings.model} has {len(tokenizer)} pieces, its model {config.vocab_size}; give "
-                "a checkpoint whose files belong together."
-            )
+        check_tokenizer(settings.model, tokenizer, config)
     return model, tokenizer
 
 
@@ -91,6 +88,7 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
     """
     if (Path(name) / BEST).is_dir():
         name = Path(name) / BEST
+    check_folder(name)
     weights, sums = Path(name) / SAFE_WEIGHTS_NAME, Path(name) / CHECKSUMS
     if weights.is_file() and checksums.is_damaged(weights, sums):
         raise UsageError(
@@ -101,15 +99,54 @@ def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, C
     model_class = class_of_architecture(kind)
     if model_class is None:
         raise UsageError(f"{name} is a checkpoint of {kind or 'unknown kind'}; give one trained by train.py.")
-    assert model_class.config_class is not None
-    machine: dict[str, Any] = {"backend": backend} if "backend" in declared_fields(model_class.config_class) else {}
+    config = _trained_config(str(name), model_class, backend)
+    check_weights(name, model_class, config)
     try:
-        model = model_class.from_pretrained(name, dtype=torch.float32, **machine)
+        model = model_class.from_pretrained(name, config=config, dtype=torch.float32, trust_remote_code=False)
         processor = CMSBertProcessor.from_pretrained(name)
-    except LOADING_ERRORS as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise UsageError(f"{name} cannot be loaded; give an undamaged checkpoint: {first_line}") from None
+    except Exception as error:  # what a stranger's files make fail has no common class
+        raise UsageError(f"{name} cannot be loaded; give an undamaged checkpoint: {reason(error)}") from None
+    check_tokenizer(name, processor.tokenizer, config)
+    _check_processor(name, processor, config)
     return model.eval(), processor
+
+
+def _trained_config(name: str, model_class: type[Classifier], backend: str) -> PreTrainedConfig:
+    """The configuration of a trained model.
+
+    Raises:
+        UsageError: It is not possible.
+    """
+    config_class = model_class.config_class
+    assert config_class is not None
+    fields = saved_config(name, config_class)
+    check_architecture(fields, config_class)
+    machine: dict[str, Any] = {"backend": backend} if "backend" in declared_fields(config_class) else {}
+    try:
+        return config_class.from_dict(fields, name_or_path=name, **machine)
+    except Exception as error:  # as in from_pretrained
+        raise UsageError(f"The config.json of {name} is not possible: {reason(error)}") from None
+
+
+def _check_processor(name: str | Path, processor: CMSBertProcessor, config: PreTrainedConfig) -> None:
+    """Finds a processor of another model.
+
+    Raises:
+        UsageError: Its statistics or its longest text do not fit the model.
+    """
+    for modality in MODALITIES:
+        size, mean = getattr(config, f"{modality}_size", 0), getattr(processor, f"{modality}_mean")
+        if mean is not None and len(mean) != size:
+            raise UsageError(
+                f"The processor of {name} standardises {len(mean)} {modality} features, its model reads {size}; give a "
+                "checkpoint whose files belong together."
+            )
+    positions = getattr(config, "max_position_embeddings", processor.max_length)
+    if processor.max_length > positions:
+        raise UsageError(
+            f"The processor of {name} makes up to {processor.max_length} word pieces, its model has {positions} "
+            "positions; give a checkpoint whose files belong together."
+        )
 
 
 def state_options(settings: TrainingSettings) -> dict[str, Any]:
@@ -122,17 +159,24 @@ def load_tokenizer(name: str) -> Any:
     """The tokenizer of a checkpoint.
 
     Raises:
-        UsageError: It has none.
+        UsageError: It has none, or one without BERT's special tokens.
     """
     try:
-        return AutoTokenizer.from_pretrained(name)
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise UsageError(f"{name} has no tokenizer ({type(error).__name__}); add its vocabulary.") from None
+    check_tokenizer(name, found, None)
+    return found
 
 
 def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Classifier:
+    # The head of a BertForSequenceClassification is called "classifier", as a system's own may be.
+    other_head = not model_class.takes_bert_head and saved_config(name).get("model_type") == "bert"
+    options = dict(dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     try:
-        model, report = model_class.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+        model, report = model_class.from_pretrained(name, config=config, ignore_mismatched_sizes=other_head, **options)
+        if any(model.from_bert(key) for key, *_ in report["mismatched_keys"]):
+            raise RuntimeError
     except KeyError as error:  # hidden_act
         raise UsageError(f"The architecture is not possible: {error} is unknown.") from None
     except RuntimeError:
@@ -140,14 +184,16 @@ def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Clas
             f"The weights of {name} do not have the sizes of the requested model; use the architecture and the streams "
             "it was trained with, or give another checkpoint."
         ) from None
-    except LOADING_ERRORS as error:
-        first_line = str(error).strip().splitlines()[0]
+    except Exception as error:  # what a stranger's files make fail has no common class
         raise UsageError(
-            f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {first_line}"
+            f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {reason(error)}"
         ) from None
     lacking = sorted(key for key in report["missing_keys"] if model.from_bert(key))
     if lacking:
         raise UsageError(
             f"{name} lacks {len(lacking)} weights of BERT, such as {lacking[0]}; give a BertModel checkpoint."
         )
+    new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if other_head and any(key.startswith("classifier.") and key not in new for key in model.state_dict()):
+        model.classifier.apply(model._init_weights)  # it was taken for the system's own, since the sizes agree
     return model

@@ -2,21 +2,19 @@
 
 import copy
 import dataclasses
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
-from transformers.utils import cached_file
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import MODALITIES, Corpus
 from cmsbert_fast.data.word_vectors import WordVectors
+from cmsbert_fast.models.configuration import declared_fields
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.pretrained import check_sizes, saved_config
 from cmsbert_fast.training.settings import FIELDS, TrainingSettings
 
 # Fields that are not taken from a checkpoint: its identity, dtype, task and CMS layers.
@@ -31,7 +29,6 @@ _NOT_TAKEN_OVER = (
     "problem_type",
     "cms_layers",
 )
-_LABELS = frozenset({"num_labels", "id2label", "label2id", "problem_type"})  # every configuration takes them
 _SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -64,7 +61,7 @@ def build_config(settings: TrainingSettings, corpus: Corpus, vectors: WordVector
     fields = _asked_fields(settings, corpus)
     saved: dict[str, Any] = {}
     if settings.model is not None:
-        saved = saved_config(settings.model)
+        saved = saved_config(settings.model, config_class)
         _check_fit(settings, saved, fields, corpus)
         for name in _NOT_TAKEN_OVER:
             saved.pop(name, None)
@@ -80,23 +77,18 @@ def build_config(settings: TrainingSettings, corpus: Corpus, vectors: WordVector
     known = declared_fields(config_class)
     fields = {name: value for name, value in fields.items() if name in known}
     fields = {**saved, **fields, **settings.architecture, **copy.deepcopy(dict(variant.config))}
-    _check_architecture(fields, config_class)
+    check_architecture(fields, config_class)
     try:
         config = config_class(**fields)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"The architecture is not possible: {reason}") from None
+    except Exception as error:  # fields of a stranger's file can be of any type, and fail anywhere
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"The architecture is not possible: {reason:.300}") from None
     positions = getattr(config, "max_position_embeddings", math.inf)
     if settings.max_length > positions:
         raise UsageError(
             f"max_length is {settings.max_length} but the model has {positions} positions; choose at most that."
         )
     return config
-
-
-def declared_fields(config_class: type[PreTrainedConfig]) -> frozenset[str]:
-    """The names of the fields that a class of configurations has."""
-    return frozenset(field.name for field in dataclasses.fields(config_class)) | _LABELS
 
 
 def _config_class(settings: TrainingSettings) -> type[PreTrainedConfig]:
@@ -128,37 +120,14 @@ def _asked_fields(settings: TrainingSettings, corpus: Corpus) -> dict[str, Any]:
     return fields
 
 
-def saved_config(name: str) -> dict[str, Any]:
-    """The ``config.json`` of a checkpoint: a folder, or a name on the Hugging Face hub.
-
-    Raises:
-        UsageError: There is no such checkpoint, or it is damaged.
-    """
-    missing = UsageError(
-        f"There is no checkpoint {name!r}: give a folder with config.json and weights, or the name of a model on the "
-        "Hugging Face hub, which must be reachable."
-    )
-    if Path(name).exists() and not Path(name).is_dir():
-        raise UsageError(f"{name} is a file; give the checkpoint's folder, with config.json and weights.")
-    try:
-        path = cached_file(name, "config.json")
-    except Exception:  # offline, unknown, forbidden, not a name: the hub's errors have no common class
-        raise missing from None
-    if path is None:
-        raise missing
-    try:
-        saved = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UsageError(f"The config.json of {name} cannot be read; give an undamaged checkpoint.") from None
-    return saved
-
-
-def _check_architecture(fields: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
+def check_architecture(fields: dict[str, Any], config_class: type[PreTrainedConfig]) -> None:
     """Finds values that the configuration accepts but a layer or the first step fails on.
 
     Raises:
         UsageError: A size or a probability is out of range.
     """
+    known = declared_fields(config_class)
+    check_sizes({name: value for name, value in fields.items() if name in known})
     rules: dict[str, tuple[type | tuple[type, ...], Callable[[Any], bool], str]] = {
         **dict.fromkeys(_SIZES, (int, lambda v: v >= 1, "a whole number of at least 1")),
         **dict.fromkeys(_PROBABILITIES, ((int, float), lambda v: 0 <= v < 1, "at least 0 and less than 1")),
@@ -170,7 +139,7 @@ def _check_architecture(fields: dict[str, Any], config_class: type[PreTrainedCon
         if name not in fields or (name == "classifier_dropout" and value is None):
             continue
         if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
-            raise UsageError(f"The architecture is not possible: {name} is {value!r} but must be {rule}.")
+            raise UsageError(f"The architecture is not possible: {name} is {value!r:.100} but must be {rule}.")
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config_class)}
     hidden, heads = ((defaults | fields).get(name) for name in ("hidden_size", "num_attention_heads"))
     if hidden and heads and hidden % heads:
@@ -184,7 +153,7 @@ def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[s
     kind = saved.get("model_type")
     own = _config_class(settings).model_type
     if kind not in ("bert", own):
-        raise UsageError(f"{settings.model} is a {kind!r} checkpoint; give one of BERT or {own.upper()}.")
+        raise UsageError(f"{settings.model} is a {kind!r:.100} checkpoint; give one of BERT or {own.upper()}.")
     for modality in MODALITIES:
         trained, given = saved.get(f"{modality}_size") or 0, fields[f"{modality}_size"]
         if trained and given and trained != given:

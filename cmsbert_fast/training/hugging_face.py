@@ -46,6 +46,11 @@ class ContrastiveWeightCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if args.label_smoothing_factor:
+            raise ValueError(
+                "Leave out label_smoothing_factor: with it the Trainer makes a loss of its own from the logits, and "
+                "there is no contrastive loss. The configuration's smoothing is that of Eq. 23."
+            )
         if state.global_step:  # resumed: nu came with the weights
             self.weight.load_state_dict({"initial": False})
             return

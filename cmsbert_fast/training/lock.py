@@ -12,6 +12,10 @@ from cmsbert_fast.training.errors import UsageError, os_reason
 FILE_NAME = ".lock"
 
 
+class Locked(UsageError):
+    """Another process trains in the folder."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a run's folder. The system releases it when the process ends, however that happens.
@@ -19,7 +23,8 @@ def locked(folder: Path) -> Iterator[None]:
     A file system without locks has none: then nothing is checked.
 
     Raises:
-        UsageError: Another process holds it, or the folder cannot be written.
+        Locked: Another process holds it.
+        UsageError: The folder cannot be written.
     """
     path = folder / FILE_NAME
     try:
@@ -31,7 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(handle, 200).decode(errors="replace").strip()
-            raise UsageError(
+            raise Locked(
                 f"Another process{f' ({holder})' if holder.isprintable() and holder else ''} trains in {folder}; wait "
                 "for it or stop it, or choose another --output."
             ) from None

@@ -15,7 +15,7 @@ from cmsbert_fast.data.task import warnings_of
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.encoding import fits, tokenize
 from cmsbert_fast.models.registry import NEEDS, VARIANTS
-from cmsbert_fast.training import checkpoint, distributed, folders, resume
+from cmsbert_fast.training import checkpoint, distributed, folders, resume, saved_runs
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.build import Loaded, load
 from cmsbert_fast.training.command import Command
@@ -139,8 +139,9 @@ def check_command(command: Command, ranks: Ranks, say: Callable[..., None], lock
             distributed.from_main(partial(resume.check_resumable, settings, examples, folder), ranks)
     # All of them now: a folder that cannot be created must not waste the runs before it.
     for settings in command.runs:
-        take = partial(folders.take_folder, root / folders.run_name(settings), locks, fresh=not resuming)
-        distributed.from_main(take, ranks)
+        folder = root / folders.run_name(settings)
+        distributed.from_main(partial(folders.take_folder, folder, locks, fresh=not resuming), ranks)
+        distributed.from_main(partial(saved_runs.save_settings, settings, folder, fresh=not resuming), ranks)
     return Checked(data, loaded, root, resuming)
 
 
@@ -154,7 +155,7 @@ def _check_runs(
     vectors_are_read = False
     for settings in runs:
         if settings.fold not in data:
-            data[settings.fold] = _read(settings, say)
+            data[settings.fold] = read_data(settings, say)
         # Runs that share both would load the same model.
         if (settings.variant, settings.fold) not in checked:
             corpus, _, vectors = data[settings.fold]
@@ -173,8 +174,12 @@ def _check_runs(
     return data, loaded
 
 
-def _read(settings: TrainingSettings, say: Callable[..., None]) -> Data:
-    """Reads and checks the data of a run, and prints their report."""
+def read_data(settings: TrainingSettings, say: Callable[..., None]) -> Data:
+    """Reads and checks the data of a run, and prints their report.
+
+    Raises:
+        UsageError, DataError: They cannot be read, or training on them would fail.
+    """
     corpus = read_corpus(settings.request())
     if settings.repeat_frames:
         _check_repeat(corpus)

@@ -30,6 +30,8 @@ _DIGITS = {"mae": 3, "corr": 3}
 def read_results(folder: Path) -> dict[str, Any] | None:
     """The contents of a run's ``results.json``; None if the run is not finished.
 
+    A run that was not to be tested has no "test" in it.
+
     Raises:
         UsageError: The file is damaged.
     """
@@ -38,7 +40,10 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(found[part], dict) for part in ("settings", "data", "test")) and found["data"]["fingerprint"]:
+        if (
+            all(isinstance(found[part], dict) for part in ("settings", "data", "valid"))
+            and found["data"]["fingerprint"]
+        ):
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass

@@ -50,13 +50,16 @@ def fingerprint(corpus: Corpus) -> str:
     return digest.hexdigest()[:16]
 
 
-def finished_results(settings: TrainingSettings, examples: str, folder: Path) -> dict[str, Any] | None:
+def finished_results(
+    settings: TrainingSettings, examples: str, folder: Path, testing: bool = True
+) -> dict[str, Any] | None:
     """The contents of ``results.json`` in ``folder``, if a run with these settings has finished there.
 
     Args:
         settings: Settings of the run to resume.
         examples: The :func:`fingerprint` of its data.
         folder: Folder of the run.
+        testing: Whether a run that was not tested is unfinished.
 
     Raises:
         UsageError: The file is damaged or belongs to another run.
@@ -64,6 +67,8 @@ def finished_results(settings: TrainingSettings, examples: str, folder: Path) ->
     found = report.read_results(folder)
     if found is not None:
         _check_unchanged(found["settings"], found["data"]["fingerprint"], settings, examples, folder)
+        if testing and "test" not in found:
+            return None
     return found
 
 
@@ -81,6 +86,15 @@ def check_resumable(settings: TrainingSettings, examples: str, folder: Path) -> 
         last_checkpoint(settings, examples, folder)
 
 
+def identity(settings: TrainingSettings) -> dict[str, Any]:
+    """What a resumed run may not change, as plain values; settings at their defaults are left out."""
+    values, defaults = (
+        json.loads(json.dumps(dataclasses.asdict(s))) for s in (settings, TrainingSettings(variant=settings.variant))
+    )
+    found = {name: value for name, value in values.items() if name not in _FREE and value != defaults[name]}
+    return {**found, "variant": settings.variant}
+
+
 def _check_unchanged(saved: dict, saved_examples: str, settings: TrainingSettings, examples: str, folder: Path) -> None:
     saved, now, defaults = (
         json.loads(json.dumps(values))  # lists, not tuples
@@ -88,10 +102,17 @@ def _check_unchanged(saved: dict, saved_examples: str, settings: TrainingSetting
     )
     saved = {**defaults, **saved}  # settings added since the run have their defaults
     changed = [name for name in now if name not in _FREE and saved[name] != now[name]]
+    if changed == ["epochs"]:
+        raise UsageError(
+            f"The run in {folder} has epochs = {saved['epochs']}, over which its learning rate rises and falls, and "
+            f"cannot be extended to {now['epochs']}; train on from its best model, with a new schedule, by --model "
+            f"{folder / 'best'} and another --output."
+        )
     if changed:
         name = changed[0]
         raise UsageError(
-            f"The run in {folder} has {name} = {saved[name]!r}, not {now[name]!r}; resume it with its own settings."
+            f"The run in {folder} has {name} = {saved[name]!r}, not {now[name]!r}; resume it with its own settings, by "
+            "--resume FOLDER alone."
         )
     if saved_examples != examples:
         raise UsageError(

@@ -17,6 +17,7 @@ from cmsbert_fast.training import distributed, figures, folders, preflight, repo
 from cmsbert_fast.training.backends import backend_report, precision_warning
 from cmsbert_fast.training.build import Loaded
 from cmsbert_fast.training.command import Command, parse_command
+from cmsbert_fast.training.disk import explained
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.preflight import Checked, Data
@@ -79,7 +80,8 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
         say(warning, file=sys.stderr, flush=True)
     with ExitStack() as locks:
         checked = preflight.check_command(command, ranks, say, locks)
-        _run_checked(command, checked, ranks, stop, say)
+        with explained(checked.root):
+            _run_checked(command, checked, ranks, stop, say)
 
 
 def _run_checked(command: Command, checked: Checked, ranks: Ranks, stop: StopRequest, say: Callable[..., None]) -> None:
@@ -110,6 +112,7 @@ def run(
     *,
     loaded: Loaded | None = None,
     resuming: bool = False,
+    testing: bool = True,
 ) -> dict[str, Any]:
     """One run: trains, selects on validation, tests, and leaves everything in ``folder``.
 
@@ -122,6 +125,7 @@ def run(
         loaded: Model and tokenizer from :func:`cmsbert_fast.training.preflight.check`; None = load them now.
         resuming: Continue from the checkpoint in ``folder``, if any. A finished run is not repeated, but missing
             figures are drawn.
+        testing: False: the test set is not even predicted, and there is no "test" in the results.
 
     Returns:
         The contents of ``results.json``, on every rank.
@@ -134,9 +138,12 @@ def run(
     folders.make_shared_folder(folder, ranks)
     saved = None
     if resuming:
-        finished = distributed.from_main(lambda: resume.finished_results(settings, data.fingerprint, folder), ranks)
+        finished = distributed.from_main(
+            lambda: resume.finished_results(settings, data.fingerprint, folder, testing), ranks
+        )
         if finished is not None:
-            _draw_missing_figures(settings, data, ranks, folder)
+            if testing:
+                _draw_missing_figures(settings, data, ranks, folder)
             return finished
         saved = resume.last_checkpoint(settings, data.fingerprint, folder)
         if saved is not None and "damaged" in saved and ranks.is_main:
@@ -147,7 +154,7 @@ def run(
     else:
         trainer.restore(saved)
         del saved  # as large as model and optimiser
-    return trainer.run()
+    return trainer.run(testing)
 
 
 def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> None:

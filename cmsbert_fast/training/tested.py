@@ -38,8 +38,14 @@ def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: 
     Raises:
         NotFinite: Some predictions are not finite.
     """
-    model, processor = load_trained(folder, settings.backend)
-    model.to(ranks.device)  # type: ignore[arg-type]
+    model, processor = load_best(settings, ranks, folder)
     batches = Batches(data.corpus.splits["test"], processor, model, ranks.device)
     predictions = evaluate.predict(model, batches, ranks, settings.batch_size, settings.precision)
     return Tested(model, processor, data.corpus, evaluate.check_finite(predictions), settings.embedded)
+
+
+def load_best(settings: TrainingSettings, ranks: Ranks, folder: Path) -> tuple[Classifier, CMSBertProcessor]:
+    """The best model of the run in ``folder``, on this process's device, and its processor."""
+    model, processor = load_trained(folder, settings.backend)
+    model.to(ranks.device)  # type: ignore[arg-type]
+    return model, processor

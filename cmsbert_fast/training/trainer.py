@@ -47,7 +47,7 @@ from cmsbert_fast.training.preflight import Data
 from cmsbert_fast.training.record import StepRecord
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest
-from cmsbert_fast.training.tested import load_and_test
+from cmsbert_fast.training.tested import Tested, load_and_test, load_best
 
 
 @dataclass(slots=True)
@@ -106,10 +106,14 @@ class Trainer:
         # From the state, at the start and after validation: asking after each step would wait for the device.
         self.reported: dict[str, float] = {}
         self.progress = Progress()
+        self.loss = math.nan  # of the last step
         self.log: RunLog | None = None  # rank 0 only
 
-    def run(self) -> dict[str, Any]:
+    def run(self, testing: bool = True) -> dict[str, Any]:
         """The whole run after :meth:`begin`, or the rest of it after :meth:`restore`.
+
+        Args:
+            testing: False: the test set is not even predicted.
 
         Returns:
             The contents of ``results.json``, on every rank.
@@ -119,7 +123,7 @@ class Trainer:
             Interrupted: A stop was requested; the checkpoint has been written.
         """
         self.fit()
-        return self.test()
+        return self.finish(testing)
 
     def begin(self) -> None:
         """Prepares the first step."""
@@ -193,6 +197,15 @@ class Trainer:
                     break
                 self.train_epoch(bar)
                 self.validate()
+                self.show(bar)
+
+    def show(self, bar: tqdm) -> None:
+        """Shows the last loss and the best validation so far."""
+        progress, shown = self.progress, f"loss {self.loss:.3f}"
+        if progress.best is not None:
+            metric = evaluate.selected_metric(self.labels)
+            shown += f", best valid {metric} {abs(progress.best):.3f} in epoch {progress.best_epoch}"
+        bar.set_postfix_str(shown, refresh=False)
 
     def train_epoch(self, bar: tqdm) -> None:
         """The remaining steps of an epoch."""
@@ -259,8 +272,8 @@ class Trainer:
             values = {"loss": numbers.loss, **_named(numbers.losses), **self.reported}
             values |= {"gradient_norm": numbers.gradient_norm, "learning_rate": record.learning_rate}
             self.log.write("train", {"step": record.step, "epoch": progress.epoch + 1, **values})
-        best = f", best epoch {progress.best_epoch}: {abs(progress.best):.3f}" if progress.best is not None else ""
-        bar.set_postfix_str(f"loss {numbers.loss:.3f}{best}", refresh=False)
+        self.loss = numbers.loss
+        self.show(bar)
         bar.update()
         return numbers.stop
 
@@ -297,13 +310,15 @@ class Trainer:
         if self.ranks.is_main:
             atomic.replace_folder(self.folder / BEST, write)
 
-    def test(self) -> dict[str, Any]:
-        """Tests the best model and writes results, predictions and figures."""
+    def finish(self, testing: bool = True) -> dict[str, Any]:
+        """Tests the best model and writes results, predictions and figures; without ``testing``, results only."""
         distributed.wait_for_all(self.ranks)
-        tested = load_and_test(self.settings, self.data, self.ranks, self.folder)
-        best = tested.model
+        tested: Tested | None = None
+        if testing:
+            tested = load_and_test(self.settings, self.data, self.ranks, self.folder)
+        best = tested.model if tested else load_best(self.settings, self.ranks, self.folder)[0]
         outcome = {
-            "test": evaluate.measure(tested.predictions, self.labels),
+            **({"test": evaluate.measure(tested.predictions, self.labels)} if tested else {}),
             "valid": evaluate.measure(self.predict("valid", best), self.labels),
             "best_epoch": self.progress.best_epoch,
             "epochs": self.progress.epoch,
@@ -321,14 +336,20 @@ class Trainer:
         }
         outcome = distributed.from_main(lambda: outcome, self.ranks)
         if self.log is not None:
-            shutil.rmtree(self.folder / text_features.FOLDER, ignore_errors=True)
+            self._leave(outcome, tested)
+        return outcome
+
+    def _leave(self, outcome: dict[str, Any], tested: Tested | None) -> None:
+        assert self.log is not None
+        shutil.rmtree(self.folder / text_features.FOLDER, ignore_errors=True)
+        if tested:
             report.write_predictions(self.folder / "predictions.csv", tested.predictions, self.labels)
             self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})
-            self.log.close()
-            strict_json.write_json(self.folder / report.RESULTS, outcome)
+        self.log.close()
+        strict_json.write_json(self.folder / report.RESULTS, outcome)
+        if tested:
             # Last: a failure here must not lose the results.
             figures.draw(self.folder, tested)
-        return outcome
 
     def predict(self, split: str, model: Classifier | None = None) -> Predictions:
         """Predictions for a split, from the model in training or another.

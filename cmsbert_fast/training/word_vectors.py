@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BertModel
+from transformers import BertConfig, BertModel
 
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.data.example import SPLITS, Corpus, outlines
 from cmsbert_fast.data.word_vectors import WordVectors, read_vectors, select
-from cmsbert_fast.training.build import LOADING_ERRORS, load_tokenizer
-from cmsbert_fast.training.config import build_config
+from cmsbert_fast.training.build import load_tokenizer
+from cmsbert_fast.training.config import build_config, check_architecture
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.pretrained import check_weights, reason, saved_config
 from cmsbert_fast.training.settings import TrainingSettings
 
 OF_BERT = "bert"  # instead of a file
@@ -60,11 +61,18 @@ def _of_bert(settings: TrainingSettings, corpus: Corpus, words: Collection[str])
 
 def _input_embeddings(name: str) -> torch.Tensor:
     """The embeddings of word pieces of a checkpoint, (pieces, D) float32."""
+    fields = saved_config(name, BertConfig)
+    check_architecture(fields, BertConfig)
     try:
-        model = BertModel.from_pretrained(name, add_pooling_layer=False, dtype=torch.float32)
-    except LOADING_ERRORS as error:
-        first_line = str(error).strip().splitlines()[0]
+        config = BertConfig.from_dict(fields)
+        check_weights(name, BertModel, config)
+        model = BertModel.from_pretrained(
+            name, config=config, add_pooling_layer=False, dtype=torch.float32, trust_remote_code=False
+        )
+    except UsageError:
+        raise
+    except Exception as error:  # what a stranger's files make fail has no common class
         raise UsageError(
-            f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {first_line}"
+            f"The weights of {name} cannot be loaded; give an undamaged checkpoint: {reason(error)}"
         ) from None
     return model.get_input_embeddings().weight.detach()

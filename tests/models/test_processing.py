@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, BertTokenizer
+from transformers import AutoProcessor, BatchFeature, BertTokenizer
 
 from cmsbert_fast import CMSBertConfig, CMSBertModel, CMSBertProcessor
 from cmsbert_fast.data.example import Alignment, Example
@@ -164,3 +164,30 @@ def test_errors(tokenizer):
         processor.encode(other)
     with pytest.raises(ValueError, match="max_length=2 leaves no room"):
         CMSBertProcessor(tokenizer, max_length=2)
+
+
+def test_hugging_faces_way_to_call_it(tokenizer):
+    processor = CMSBertProcessor(tokenizer)
+    frames = np.ones((3, 2), np.float32)
+    expected = processor("the film", visual=frames)
+    found = processor(text="the film", visual=frames, return_tensors="pt")
+    assert isinstance(found, BatchFeature)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    half = processor(text=["the film", "good"], visual=[frames, frames], packed=True).to("cpu", torch.float16)
+    assert half["visual"].dtype == torch.float16
+    assert half["input_ids"].dtype == torch.int64
+    assert half["max_length_visual"] == 3
+    assert half.to("meta")["input_ids"].device.type == "meta"
+    arrays = processor(text="the film", visual=frames, return_tensors="np")
+    assert isinstance(arrays["visual"], np.ndarray)
+    for arguments in ({}, {"words": "a", "text": "b"}):
+        with pytest.raises(ValueError, match="as words or as text"):
+            processor(**arguments)
+    with pytest.raises(ValueError, match="choose 'pt' or 'np'"):
+        processor("good", return_tensors="tf")
+
+
+def test_fit_says_what_it_takes(tokenizer):
+    with pytest.raises(TypeError, match=r"fit takes cmsbert_fast.data.Example, .* not ndarray"):
+        CMSBertProcessor(tokenizer).fit([np.ones((3, 2))])

@@ -8,6 +8,7 @@ from transformers import AutoProcessor
 
 from cmsbert_fast.data.example import Corpus, FrameWords
 from cmsbert_fast.training import figures, resume
+from cmsbert_fast.training.trainer import Trainer
 from tests.training.helpers import tiny_corpus
 
 
@@ -67,6 +68,60 @@ def test_resuming_with_other_settings_or_data(train, short, tmp_path, make_corpu
     status, errors = train(*arguments)
     assert status == 2
     assert not (tmp_path / "out" / "cmsbert-clr" / "seed-1").exists()
+
+
+def test_a_folder_alone_brings_its_settings(train, short, tmp_path, monkeypatch):
+    """That of the command or of one run, of this version or of one without settings.json."""
+    out = tmp_path / "out"
+    arguments = [*short, "--learning-rate", "3e-4", "--variant", "bert", "cmsbert/1", "--visual", "visual"]
+    assert train(*arguments, "--output", tmp_path / "whole")[0] == 0
+
+    def stopped(trainer):
+        trainer.save()
+        raise KeyboardInterrupt
+
+    validate = Trainer.validate
+    monkeypatch.setattr(Trainer, "validate", stopped)
+    assert train(*arguments, "--output", out)[0] == 130  # in the first run
+    monkeypatch.setattr(Trainer, "validate", validate)
+    assert train("--resume", out / "bert" / "seed-0")[0] == 0
+    assert not (out / "cmsbert-1" / "seed-0" / "results.json").exists()
+    assert train("--resume", out)[0] == 0
+    for run in ("bert/seed-0", "cmsbert-1/seed-0"):
+        ours, theirs = ((folder / run / "predictions.csv").read_text() for folder in (out, tmp_path / "whole"))
+        assert ours == theirs
+    for kept in ("results.json", "checkpoint.pt"):
+        (out / "bert" / "seed-0" / "settings.json").unlink(missing_ok=True)
+        assert train("--resume", out)[0] == 0
+        (out / "bert" / "seed-0" / kept).unlink()
+
+
+def test_what_a_resumed_folder_refuses(train, short, tmp_path):
+    out = tmp_path / "out"
+    assert train(*short, "--epochs", 1, "--output", out)[0] == 0
+    run = out / "cmsbert-clr" / "seed-0"
+    for arguments, message in [
+        (["--resume", tmp_path / "none"], "There is no folder"),
+        (["--resume", tmp_path], "There is no run in"),
+        (["--resume", out, "--seed", 1], "Leave out --seed"),
+        (["--resume", out, "--output", tmp_path / "other"], "Leave out --output"),
+        (["--resume", out, "--learning-rate", 1], "resume it with its own settings, by --resume FOLDER alone"),
+        (
+            ["--resume", out, "--epochs", 2],
+            f"train on from its best model, with a new schedule, by --model {run}",
+        ),
+    ]:
+        status, errors = train(*arguments)
+        assert status == 2
+        assert message in errors
+    (status, _) = train(*short, "--epochs", 2, "--output", tmp_path / "on", "--model", run / "best")
+    assert status == 0
+    (run / "settings.json").write_text("[")
+    assert "settings.json is damaged" in train("--resume", out)[1]
+    (run / "settings.json").unlink()
+    moved = tmp_path / "moved"
+    run.rename(moved)
+    assert "was moved" in train("--resume", moved)[1]
 
 
 def changed(corpus: Corpus, split: str, **fields) -> Corpus:

@@ -45,9 +45,11 @@ from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import ordered
 from cmsbert_fast.data.text import whole
+from cmsbert_fast.data.untrusted.files import read_text, text_lines
 
 VERSION = 3
 READABLE = (2, VERSION)
+_LARGEST = 4 << 20  # bytes of a manifest and of a line of examples: of JSON, 20 times as much can be made
 MANIFEST, EXAMPLES = "manifest.json", "examples.jsonl"
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a character, or of a pair that is one
 
@@ -323,7 +325,7 @@ class _Stored:
     """
 
     def __init__(self, path: Path, labels: bool) -> None:
-        manifest = _parse((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _parse(read_text(path / MANIFEST, _LARGEST))
         if manifest["version"] not in READABLE:
             raise DataError(f"Convert {path} again: it has version {manifest['version']}, this is version {VERSION}.")
         self.name, self.standardise = _typed(manifest["name"], str), _typed(manifest["standardise"], bool)
@@ -357,21 +359,20 @@ class _Stored:
         """Reads the examples; returns how many frames of each modality they have."""
         ids: set[str] = set()
         begins = dict.fromkeys(MODALITIES, 0)
-        with (path / EXAMPLES).open(encoding="utf-8") as lines:
-            for text in lines:
-                entry = _parse(text)
-                line = _Line(entry, begins, None if self.classes is None else len(self.classes), self.several)
-                if line.timed and not self.timed:
-                    raise ValueError("a line has the words of frames, the folder has not")
-                if not labels:
-                    line.label = None
-                if line.id in ids:
-                    raise ValueError(f"two examples are {line.id!r:.80}")
-                ids.add(line.id)
-                self.splits[entry["split"]].append(line)
-                self.lines.append(line)
-                for modality in MODALITIES:
-                    begins[modality] += entry[modality]
+        for text in text_lines(path / EXAMPLES, _LARGEST):
+            entry = _parse(text)
+            line = _Line(entry, begins, None if self.classes is None else len(self.classes), self.several)
+            if line.timed and not self.timed:
+                raise ValueError("a line has the words of frames, the folder has not")
+            if not labels:
+                line.label = None
+            if line.id in ids:
+                raise ValueError(f"two examples are {line.id!r:.80}")
+            ids.add(line.id)
+            self.splits[entry["split"]].append(line)
+            self.lines.append(line)
+            for modality in MODALITIES:
+                begins[modality] += entry[modality]
         return begins
 
 

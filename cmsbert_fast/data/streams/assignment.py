@@ -46,7 +46,7 @@ def unread(folder: Path) -> dict[Path, str]:
     found, streams = {}, find_streams(folder)
     for path in sorted(folder.iterdir()):
         named = kind_of(path.stem) in MODALITIES and not path.name.startswith(".")
-        if path.is_file():
+        if not path.is_dir():
             if named and path.suffix.lower() in _HOLD_FRAMES:
                 found[path] = f"a single {path.suffix.lower()} file"
             continue

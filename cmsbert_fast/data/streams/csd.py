@@ -14,14 +14,14 @@ import numpy as np
 
 from cmsbert_fast.data.align import Track
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.streams.chunks import check_layout, check_packed, filters_of
 from cmsbert_fast.data.untrusted import child
+from cmsbert_fast.data.untrusted.files import open_regular
 from cmsbert_fast.data.untrusted.limits import FLOOR, RATIO
 
 _DEFLATE_RATIO = 1100  # zlib cannot expand by more than 1032
 _STRING_CHUNK = 1 << 20  # bytes: what HDF5 keeps of a data set that is read piece by piece
 _POINTER, _STRING = 16, 56  # bytes of a string: in a data set, which points to its text; empty in memory
-_COMPRESSING = {1, 4, 32000}  # gzip, szip, lzf
-_HARMLESS = {2, 3}  # shuffle, fletcher32
 _ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py raises on damaged files
 _LONGEST_WORD = 1000  # bytes; variable-length strings are read a few at a time because their size is not declared
 
@@ -41,6 +41,7 @@ class CsdStream:
         self._most = RATIO * self._size + FLOOR
         self._file: h5py.File | None = None
         try:
+            open_regular(path).close()
             file = self._file = h5py.File(path, "r")
             roots = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
             roots = [name for name in roots if isinstance(file[name], h5py.Group) and "data" in file[name]]
@@ -80,7 +81,10 @@ class CsdStream:
     def _child(self, group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise self._damaged(f"{group.name}/{name} is missing or a link to elsewhere")
-        return group[name]
+        found = group[name]
+        if h5py.h5o.get_info(found.id).rc > 1:  # else a file of any size is read a hundred thousand times
+            raise self._damaged(f"{group.name}/{name} has several names")
+        return found
 
     def _data_set(self, group: h5py.Group, name: str) -> h5py.Dataset:
         """A data set of numbers or strings, stored in the file itself, of a size that the file can hold."""
@@ -90,10 +94,10 @@ class CsdStream:
             raise self._damaged(f"{where} must be a data set")
         if data.is_virtual or data.external:
             raise self._damaged(f"{where} points to other files")
-        properties = data.id.get_create_plist()
-        filters = [properties.get_filter(k)[0] for k in range(properties.get_nfilters())]
-        if set(filters) - _COMPRESSING - _HARMLESS or sum(f in _COMPRESSING for f in filters) > 1:
-            raise self._damaged(f"{where} is stored with unknown filters {filters}")
+        try:
+            filters = filters_of(data)
+        except DataError as error:
+            raise self._damaged(f"{where}: {error}") from error
         stored, declared = data.id.get_storage_size(), data.size * data.dtype.itemsize
         ratio = _DEFLATE_RATIO if filters else 1
         if stored > self._size or declared > stored * ratio:
@@ -102,13 +106,24 @@ class CsdStream:
         # Small integers become float32.
         itemsize = _POINTER if strings else max(data.dtype.itemsize, 1 if data.dtype.kind == "S" else 4)
         declared, chunk = data.size * itemsize, math.prod(data.chunks or ()) * itemsize
-        if declared > self._most or chunk > (_STRING_CHUNK if strings else self._most):
-            raise self._damaged(f"{where} declares {declared} bytes in chunks of {chunk}, too many for its file")
+        if declared > self._most or (strings and chunk > _STRING_CHUNK):
+            raise self._damaged(
+                f"{where} declares {declared} bytes in chunks of {chunk}, too many for its file (if you trust it, save "
+                "it without compression)"
+            )
+        try:
+            check_layout(data, itemsize)
+        except DataError as error:
+            raise self._damaged(f"{where}: {error}") from error
         if data.dtype.kind not in "fiubS" and h5py.check_string_dtype(data.dtype) is None:
             raise self._damaged(f"{where} has the type {data.dtype}, expected numbers or strings")
         return data
 
     def _array(self, data: h5py.Dataset) -> np.ndarray:
+        try:
+            check_packed(data, self._most)
+        except DataError as error:
+            raise self._damaged(f"{data.name}: {error}") from error
         return self._strings(data) if data.dtype.kind == "O" else data[...]
 
     def _strings(self, data: h5py.Dataset) -> np.ndarray:

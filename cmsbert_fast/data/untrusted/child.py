@@ -2,6 +2,9 @@
 
 Altered files can lead the HDF5 library itself to exhaust memory, to hang or to crash. `examine` lets that happen in a
 process with little memory and time; what passes there is safe to open here.
+
+That process is isolated: Python's ``-I`` keeps the current folder, which may be the one of the data, and the
+environment out of its path. A ``json.py`` beside the data would otherwise be imported.
 """
 
 import importlib
@@ -14,13 +17,23 @@ from pathlib import Path
 
 from cmsbert_fast.data.example import DataError
 
-_MEMORY = 512 << 20  # bytes that looking at a file may take
+_PACKAGE = Path(__file__).absolute().parents[2] / "__init__.py"
+_MEMORY, _FACTOR = 96 << 20, 8  # bytes that looking at files may take, and for each byte of the largest,
+_MOST = 512 << 20  # up to this
 _SECONDS = 60.0
 _REFUSED = 3  # exit status of the other process for a file that it refuses
-_SCRIPT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from cmsbert_fast.data.untrusted import child; child.walk(*sys.argv[2:])"
-)
+# Python's own path comes first: nothing that lies in another folder can take the name of a standard module. The package
+# is the one of this process, wherever it lies.
+_SCRIPT = """
+import importlib.util, json, sys
+folders, package, *rest = sys.argv[1:]
+sys.path += json.loads(folders)
+spec = importlib.util.spec_from_file_location("cmsbert_fast", package)
+sys.modules["cmsbert_fast"] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+from cmsbert_fast.data.untrusted import child
+child.walk(*rest)
+"""
 _examined: set[tuple[str, int, int]] = set()
 
 
@@ -38,10 +51,11 @@ def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
     paths = [path for path in paths if marks[path] not in _examined]
     if not paths:
         return
-    names = [json.dumps(sys.path), check.__module__, check.__name__, *(str(path.absolute()) for path in paths)]
+    names = [json.dumps(_folders()), str(_PACKAGE), check.__module__, check.__name__]
+    names += [str(path.absolute()) for path in paths]
     seconds = _SECONDS + sum(path.stat().st_size for path in paths) / 10e6
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _SCRIPT, *names]
+    command = [sys.executable, "-I", "-c", _SCRIPT, *names]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
         status, said = result.returncode, result.stdout
@@ -55,10 +69,16 @@ def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
     _examined.update(marks.values())
 
 
+def _folders() -> list[str]:
+    """Where this process finds modules, without the current folder, whatever it is called."""
+    here = os.path.realpath(os.curdir)
+    return [folder for folder in sys.path if os.path.isabs(folder) and os.path.realpath(folder) != here]
+
+
 def walk(module: str, function: str, *paths: str) -> None:
     """The other process: names each file, checks it, and exits with `_REFUSED` where it is refused."""
     check = getattr(importlib.import_module(module), function)
-    _limit_memory()
+    _limit_memory(max(Path(path).stat().st_size for path in paths))
     for path in paths:
         print(Path(path).name, flush=True)
         try:
@@ -68,13 +88,13 @@ def walk(module: str, function: str, *paths: str) -> None:
             sys.exit(_REFUSED)
 
 
-def _limit_memory() -> None:
-    """Allows this process `_MEMORY` bytes more than it has; where the system knows no such limit, time alone is."""
+def _limit_memory(size: int) -> None:
+    """Limits the memory that this process may take beside what it has, where the system can; time is limited anyway."""
     try:
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + _MEMORY
+        limit = pages * resource.getpagesize() + min(_MOST, _MEMORY + _FACTOR * size)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     except (ImportError, OSError):
         pass

@@ -10,10 +10,10 @@ import numpy as np
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.text import whole
 from cmsbert_fast.data.untrusted import limits
+from cmsbert_fast.data.untrusted.limits import TEXT
 from cmsbert_fast.data.untrusted.records import Array, LongText
 
 _BLOCK = 1024  # elements of an array that are objects at a time
-_TEXT = 100_000  # characters of one text, at most: a transcript of hours has fewer
 
 
 def text_of(value: Any) -> str:
@@ -24,11 +24,11 @@ def text_of(value: Any) -> str:
     """
     if not isinstance(value, str | bytes | memoryview | LongText):
         raise DataError(f"Expected text, found {type(value).__name__}.")
-    if isinstance(value, str) or len(value) <= 4 * _TEXT:  # bytes of a character in UTF-8
+    if isinstance(value, str) or len(value) <= 4 * TEXT:  # bytes of a character in UTF-8
         text = whole(_decoded(value))
-        if len(text) <= _TEXT:
+        if len(text) <= TEXT:
             return text
-    raise DataError(f"Shorten the texts: one of them is longer than {_TEXT:,} characters.")
+    raise DataError(f"Shorten the texts: one of them is longer than {TEXT:,} characters.")
 
 
 def _decoded(value: str | bytes | memoryview | LongText) -> str:

@@ -7,7 +7,8 @@ from cmsbert_fast.data.example import DataError, Example
 
 MEMORY_FACTOR = 16  # bytes that parsing a pickle may take for each byte of the file,
 MEMORY_FLOOR = 64 << 20  # and for the smallest of files
-RATIO, FLOOR = 64, 64 << 20  # the same for streams and tables: streams of zeros compress well
+RATIO, FLOOR = 10, 64 << 20  # the same for streams and tables
+TEXT = 100_000  # characters of one text: a transcript of hours has fewer
 ROW = 200  # bytes of a word or a label while its video is read
 TEXT_SIZE = 150  # bytes of a short text, its places in lists and dictionaries included
 _EXAMPLE = 600  # bytes of an example, its two arrays and its places, whatever it holds
@@ -45,7 +46,10 @@ class Budget:
             DataError: They are not.
         """
         if size > self.left:
-            raise DataError("Do not use this file: its examples together are many times larger than it is.")
+            raise DataError(
+                "Do not use this file: its examples together are many times larger than it is (if you trust it, save "
+                "it without compression)."
+            )
 
     def spend(self, size: int) -> None:
         """Charge bytes. Raises as `reserve` does."""

@@ -21,7 +21,7 @@ _INTEGER = re.compile(rb"-?\d{1,40}L?")
 _LONG = 1 << 16  # bytes; longer text stays in the file until it is asked for
 _LINE = 512  # bytes of a text argument that is a number or a name
 _KEY_LENGTH = 1000  # characters: one key can be decoded, hashed and compared a million times
-_KEY = 1 << 60  # whole numbers up to here are their own hash: larger ones can be made to collide
+_KEY = 1 << 20  # whole numbers are their own hash: of a wider range, thousands can be made to collide
 
 _UNSET = object()
 
@@ -108,7 +108,8 @@ class Machine:
             return key.decode("latin-1")
         if type(key) is bool or (type(key) is int and -_KEY < key < _KEY):
             return key
-        raise UnsafePickleError(f"a dictionary has a key of type {type(key).__name__}")
+        what = "a large number" if type(key) is int else f"of type {type(key).__name__}"
+        raise UnsafePickleError(f"a dictionary has a key that is {what}")
 
     def set_items(self, target: Any, items: list[Any]) -> None:
         if type(target) is not dict or len(items) % 2:

@@ -134,6 +134,7 @@ def _scalar(arguments: tuple[Any, ...], maker: Maker) -> Any:
     if len(arguments) != 2 or type(arguments[0]) is not NumpyType or arguments[0].code[0] == "O":
         return _MISUSED
     kind, data = arguments
+    maker.spend(kind.dtype.itemsize)  # of a text in the file, which can be named again and again, that much is decoded
     scalar = Array()
     scalar.fill((), kind, False, data)
     value = scalar.load().item()

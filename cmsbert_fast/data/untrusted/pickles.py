@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.untrusted.files import open_regular
 from cmsbert_fast.data.untrusted.machine import Machine
 from cmsbert_fast.data.untrusted.records import UnsafePickleError
 
@@ -36,7 +37,7 @@ def load_mapped(path: str | Path) -> tuple[Any, mmap.mmap]:
     """`load`, and the map that the arrays are views of."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise DataError(f"Check {path.name}: it is empty or cannot be read ({error}).") from error
@@ -48,6 +49,6 @@ def load_mapped(path: str | Path) -> tuple[Any, mmap.mmap]:
 
 def is_pickle(path: Path) -> bool:
     """Whether a file may be a pickle: by its first bytes (protocol 2 and later) or its suffix."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(2)
     return (len(head) == 2 and head[0] == 0x80 and head[1] <= 5) or path.suffix.lower() in (".pkl", ".pickle", ".p")

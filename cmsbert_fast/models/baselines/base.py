@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoProcessor
 
 from cmsbert_fast.data.example import MODALITIES
+from cmsbert_fast.models.adapters import require_input_gradients
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.text import Text, TextBert
 from cmsbert_fast.models.baselines.words import WordInputs, Words, pack_words
 from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.frame_maps import FrameMaps
-from cmsbert_fast.models.inputs import Frames, Inputs, PackedInputs, pack
+from cmsbert_fast.models.inputs import Frames, Inputs, PackedInputs, known_inputs, pack
 from cmsbert_fast.models.layers import init_as_torch
 from cmsbert_fast.models.losses import LossTerm, task_loss
 from cmsbert_fast.models.processing import CMSBertProcessor
@@ -78,6 +79,21 @@ class Baseline(Classifier):
         if self.bert is not None:
             self.bert.freeze()
 
+    def require_frames(self, system: str) -> None:
+        """For systems that cannot do without frames.
+
+        Raises:
+            ValueError: The model has no modality of :data:`MODALITIES`.
+        """
+        if not self.modalities:
+            raise ValueError(
+                f"{system} needs a second modality; give its configuration a visual_size or an acoustic_size."
+            )
+
+    def enable_input_require_grads(self) -> None:
+        if self.bert is not None:
+            require_input_gradients(self)
+
     @property
     def _reads_words(self) -> bool:
         return self.of_words or self.config.text == "vectors"
@@ -85,7 +101,9 @@ class Baseline(Classifier):
     def _more_inputs(self) -> list[str]:
         """The features of frozen text, and the inputs that tell of words, and of their frames or of those of pieces."""
         names = ["text_features"] if self.config.text == "bert-frozen" else []
-        names += [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
+        part = _MAPS.get(self.frame_level)
+        if part is not None:
+            names += [name for name in FrameMaps._fields if part in name]
         if self._reads_words:
             names += [name for name in WordInputs._fields if name != "word_vectors" or self.config.text == "vectors"]
         return names
@@ -119,7 +137,12 @@ class Baseline(Classifier):
                 those of :class:`~cmsbert_fast.models.baselines.words.WordInputs`, and for one of pieces' or words'
                 frames those of :class:`~cmsbert_fast.models.frame_maps.FrameMaps`; and ``text_features``, the result of
                 :meth:`text_features` if it is known.
+
+        Raises:
+            ValueError: As :meth:`utterances`; or ``text_features`` are given and BERT is trained, or there is none.
         """
+        if inputs.get("text_features") is not None and self.config.text != "bert-frozen":
+            raise ValueError(f"text_features are for text 'bert-frozen', not {self.config.text!r}; leave them out.")
         return self.read(self.utterances(**inputs))
 
     def read(self, batch: Utterances) -> dict[str, Tensor]:
@@ -132,6 +155,7 @@ class Baseline(Classifier):
         Raises:
             ValueError: A shape or a combination of arguments is invalid; the message says which.
         """
+        inputs = known_inputs(inputs, (*Inputs._fields, *WordInputs._fields, *FrameMaps._fields))
         of_words = WordInputs(**{name: inputs.pop(name) for name in WordInputs._fields if name in inputs})
         maps = FrameMaps(**{name: inputs.pop(name) for name in FrameMaps._fields if name in inputs})
         packed = self.pack(Inputs(**inputs))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmsbert_fast.models.adapters import weight_and_bias
 from cmsbert_fast.models.baselines.base import Baseline, Utterances, register
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.recurrent import CellLSTM, CellStates, in_order, order_of_time
@@ -121,16 +122,16 @@ class Memory(nn.Module):
 
     def _scan(self, attended: Tensor, proposals: Tensor, batch_sizes: list[int]) -> list[Tensor]:
         """u_t of every step, from Chat and U, in the order of time."""
-        layers = [self.retain.dense, self.update.dense]
-        weight = torch.cat([layer.weight for layer in layers])
+        layers = [weight_and_bias(gate.dense, attended) for gate in (self.retain, self.update)]
+        weight = torch.cat([weight for weight, _ in layers])
         of_cells, of_memory = weight.split([attended.shape[1], self.size], dim=1)
         with torch.autocast(attended.device.type, enabled=False):
-            bias = torch.cat([layer.bias for layer in layers])
+            bias = torch.cat([bias for _, bias in layers if bias is not None])
             products = F.linear(attended.to(weight.dtype), of_cells, bias).split(batch_sizes)
             states: list[Tensor] = []
             for of_chat, proposal in zip(products, proposals.to(weight.dtype).split(batch_sizes), strict=True):
                 u = states[-1][: len(of_chat)] if states else proposal.new_zeros(proposal.shape)
-                retain, update = torch.addmm(of_chat, u, of_memory.T).split([layer.out_features for layer in layers], 1)
+                retain, update = torch.addmm(of_chat, u, of_memory.T).split([len(weight) for weight, _ in layers], 1)
                 g1, g2 = self.retain.top(retain).sigmoid(), self.update.top(update).sigmoid()
                 states.append(g1 * u + g2 * proposal)
         return states

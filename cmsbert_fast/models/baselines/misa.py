@@ -36,6 +36,7 @@ from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.recurrent import BidirectionalLSTM
 from cmsbert_fast.models.baselines.set_losses import central_moment_discrepancy, difference_loss
 from cmsbert_fast.models.gathering import gather_rows
+from cmsbert_fast.models.layers import FusionLayer
 from cmsbert_fast.models.losses import LossTerm
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 from cmsbert_fast.packing import Packing, segment_mean
@@ -50,7 +51,7 @@ class MISAConfig(BaselineConfig):
         feedforward_size: Of the Transformer layer.
         transformer_dropout: In the Transformer layer.
         fusion_dropout: Before the last layer.
-        similarity_weight, difference_weight, reconstruction_weight: w_s, w_d, w_r, at least 0.
+        similarity_weight, difference_weight, reconstruction_weight: w_s, w_d, w_r.
         **kwargs: Fields of :class:`BaselineConfig`.
     """
 
@@ -70,9 +71,6 @@ class MISAConfig(BaselineConfig):
         super()._check()
         if self.size % self.fusion_heads:
             raise ValueError(f"size is {self.size} but must be a multiple of fusion_heads, {self.fusion_heads}.")
-        for name in ("similarity_weight", "difference_weight", "reconstruction_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 0.")
 
 
 class SequenceNet(nn.Module):
@@ -119,8 +117,7 @@ class MISAForSequenceClassification(Baseline):
 
     def __init__(self, config: MISAConfig):
         super().__init__(config)
-        if not self.modalities:
-            raise ValueError("MISA compares modalities; give its configuration a visual_size or an acoustic_size.")
+        self.require_frames("MISA")
         self.sources = ("text", *self.modalities)
         sequences = {name: config.frame_sizes[name] for name in self.modalities}
         if config.text == "vectors":
@@ -134,8 +131,8 @@ class MISAForSequenceClassification(Baseline):
             setattr(self, f"{name}_private", nn.Linear(config.size, config.size))
             setattr(self, f"{name}_decoder", nn.Linear(config.size, config.size))
         self.shared = nn.Linear(config.size, config.size)
-        self.transformer = nn.TransformerEncoderLayer(
-            config.size, config.fusion_heads, config.feedforward_size, config.transformer_dropout, batch_first=True
+        self.transformer = FusionLayer(
+            config.size, config.fusion_heads, config.feedforward_size, config.transformer_dropout
         )
         width = len(self.sources) * config.size
         self.fusion_dense = nn.Linear(2 * width, width)

@@ -34,7 +34,7 @@ class Text(NamedTuple):
 class TextBert(CMSBertModel):
     """BERT as part of a baseline: CMSBERT without CMS. Its pooler it has with ``config.pooling`` "cls" only.
 
-    Frozen (``config.text`` "bert-frozen"), it stays in eval mode, and its output has no gradient.
+    Frozen (``config.text`` "bert-frozen"), it stays in eval mode, and its own weights have no gradient.
     """
 
     def __init__(self, config: BaselineConfig):
@@ -62,7 +62,9 @@ class TextBert(CMSBertModel):
             inputs: The batch.
             shift: Applied to the output (T, D) of the embedding layer (MAG).
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        # An adapter on a frozen BERT is trained.
+        trained = not self.frozen or any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             hidden = self.embeddings(**inputs.tokens.embeddings)
             if shift is not None:
                 hidden = shift(hidden[0])[None]

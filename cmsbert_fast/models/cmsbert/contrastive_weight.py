@@ -6,6 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+NO_LABELS = (
+    "CMSBERT-CLR is called in training without labels, so there is no contrastive loss (Eq. 19): a loss made from the "
+    "logits alone trains another objective. Hugging Face's Trainer takes the labels away with label_smoothing_factor "
+    "and compute_loss_func; leave these out."
+)
+
 
 class ContrastiveWeight:
     """The :class:`~cmsbert_fast.models.base.TrainingState` of CMSBERT-CLR: an exponential moving average.

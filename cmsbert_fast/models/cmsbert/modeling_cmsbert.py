@@ -5,6 +5,7 @@ on input and padded again on output, so nothing is computed on padding. Exceptio
 backend, and on "torch" on a GPU; padded batches under torch.compile, whose shapes may not depend on data.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,94 +16,20 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from transformers import initialization as init
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertEncoder, BertPreTrainedModel
 
-from cmsbert_fast.data.example import MODALITIES
+from cmsbert_fast.models.adapters import require_input_gradients
 from cmsbert_fast.models.base import Classifier
+from cmsbert_fast.models.cmsbert.attention import CMSBertSelfAttention
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
 from cmsbert_fast.models.cmsbert.contrastive_loss import contrastive_loss
-from cmsbert_fast.models.cmsbert.contrastive_weight import ContrastiveWeight, warn_that_nu_stays
+from cmsbert_fast.models.cmsbert.contrastive_weight import NO_LABELS, ContrastiveWeight, warn_that_nu_stays
 from cmsbert_fast.models.cmsbert.outputs import CMSBertClassifierOutput, CMSBertOutput, Encoding
-from cmsbert_fast.models.inputs import Batch, Frames, Inputs, PackedInputs, pack
+from cmsbert_fast.models.inputs import Batch, Inputs, PackedInputs, known_inputs, pack
 from cmsbert_fast.models.layers import Fusion, Projector, init_as_torch
 from cmsbert_fast.models.losses import LossTerm, task_loss
-from cmsbert_fast.ops.attention.api import cms_attention
-from cmsbert_fast.ops.attention.torch import ACTIVATIONS
-from cmsbert_fast.ops.attention.types import ModalityShift
 from cmsbert_fast.ops.dropout.api import Dropout, use_cheap_dropout
 from cmsbert_fast.ops.linear.api import use_fast_linear
 from cmsbert_fast.ops.lstm.api import PackedLSTM
-from cmsbert_fast.packing import pad, segment_mean, valid_positions
-
-
-class CMSBertSelfAttention(nn.Module):
-    """BERT's self-attention with q, k and v shifted by the face and voice of the whole utterance (Eq. 1-7).
-
-    A modality of size 0, or a layer outside ``config.cms_layers``, has no gate and no shift.
-    """
-
-    def __init__(self, config: CMSBertConfig, layer_index: int):
-        super().__init__()
-        hidden = config.hidden_size
-        self.config = config
-        self.heads = (config.num_attention_heads, hidden // config.num_attention_heads)
-        self.query = nn.Linear(hidden, hidden)
-        self.key = nn.Linear(hidden, hidden)
-        self.value = nn.Linear(hidden, hidden)
-        sizes = config.frame_sizes if layer_index in config.cms_layers else {}
-        self.modalities = [name for name, size in sizes.items() if size]
-        for name in self.modalities:
-            setattr(self, f"gate_{name}", nn.Linear(hidden + sizes[name], 1))  # W_g, b of Eq. 1, 2
-            setattr(self, f"shift_{name}", nn.Linear(sizes[name], hidden, bias=False))  # W_v, W_a of Eq. 3
-
-    def forward(
-        self, hidden_states: Tensor, attention_mask: None = None, *, batch: Batch, **kwargs: object
-    ) -> tuple[Tensor, None]:
-        """hidden_states (1, T, D) -> (1, T, D)."""
-        hidden = hidden_states[0]
-        query, key, value = (layer(hidden).unflatten(-1, self.heads) for layer in (self.query, self.key, self.value))
-        shifts: dict[str, ModalityShift | None] = dict.fromkeys(MODALITIES)
-        for name, (token_gate, frame_gate, frames) in self._gate_halves(hidden, batch).items():
-            weight = getattr(self, f"shift_{name}").weight
-            if batch.full:
-                gates = batch.by_utterance(token_gate), batch.by_utterance(frame_gate)
-                shifts[name] = ModalityShift(*gates, batch.by_utterance(frames.values), weight)
-            else:
-                lengths = frames.packing.cu_seqlens, frames.packing.max_length
-                shifts[name] = ModalityShift(token_gate, frame_gate, frames.values, weight, *lengths)
-        arguments: dict[str, Any] = dict(
-            activation=self.config.gate_activation,
-            dropout_p=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            backend=self.config.backend,
-        )
-        if batch.full:  # the padded form: no gathering, and no mask
-            query, key, value = (batch.by_utterance(rows) for rows in (query, key, value))
-            z = cms_attention(query, key, value, shifts["visual"], shifts["acoustic"], **arguments).flatten(0, 1)
-        else:
-            arguments |= dict(cu_seqlens=batch.packing.cu_seqlens, max_seqlen=batch.packing.max_length)
-            z = cms_attention(query, key, value, shifts["visual"], shifts["acoustic"], **arguments)
-        return z.flatten(-2)[None], None
-
-    def _gate_halves(self, hidden: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Frames]]:
-        """W_g [X_i; V_j] + b = p_i + r_j: p (T,), r (F,) and the frames of each modality present."""
-        present = [(name, frames) for name in self.modalities if (frames := getattr(batch, name)) is not None]
-        if not present:
-            return {}
-        gates = [getattr(self, f"gate_{name}") for name, _ in present]
-        token_gates = nn.functional.linear(hidden, torch.cat([gate.weight[:, : hidden.shape[-1]] for gate in gates]))
-        halves = {}
-        for gate, token_gate, (name, frames) in zip(gates, token_gates.unbind(-1), present, strict=True):
-            frame_gate = nn.functional.linear(frames.values, gate.weight[:, hidden.shape[-1] :], gate.bias)[..., 0]
-            halves[name] = (token_gate, frame_gate, frames)
-        return halves
-
-    def shift_maps(self, hidden: Tensor, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The gates g^v (B, N, N_v) and g^a (B, N, N_a) of Eq. 1 and 2, 0 at padding; hidden is X, (T, D)."""
-        maps: dict[str, Tensor | None] = dict.fromkeys(MODALITIES)
-        tokens = valid_positions(batch.packing)
-        for name, (token_gate, frame_gate, frames) in self._gate_halves(hidden, batch).items():
-            logits = pad(token_gate, batch.packing)[:, :, None] + pad(frame_gate, frames.packing)[:, None]
-            valid = tokens[:, :, None] & valid_positions(frames.packing)[:, None]
-            maps[name] = ACTIVATIONS[self.config.gate_activation](logits).masked_fill(~valid, 0)
-        return maps["visual"], maps["acoustic"]
+from cmsbert_fast.packing import segment_mean
 
 
 class CMSBertPreTrainedModel(BertPreTrainedModel):
@@ -119,6 +46,9 @@ class CMSBertPreTrainedModel(BertPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_as_torch(module)
+
+    def enable_input_require_grads(self) -> None:
+        require_input_gradients(self)
 
 
 class CMSBertModel(CMSBertPreTrainedModel):
@@ -215,11 +145,14 @@ class CMSBertModel(CMSBertPreTrainedModel):
             **packed: ``position_ids`` (None = 0, 1, ... in every sequence), ``inputs_embeds`` instead of ``input_ids``,
                 ``cu_seq_lens_q``, ``max_length_q``, ``cu_seq_lens_visual``, ``max_length_visual``,
                 ``cu_seq_lens_acoustic``, ``max_length_acoustic``; also ``cu_seq_lens_k``, which must equal that of q,
-                and ``max_length_k`` and ``seq_idx``, which are ignored.
+                and ``max_length_k`` and ``seq_idx``, which are ignored; ``output_attentions`` and what else Hugging
+                Face's tools pass to BERT, if it asks for nothing.
 
         Raises:
+            TypeError: An argument is unknown.
             ValueError: A shape or a combination of arguments is invalid; the message says which.
         """
+        packed = known_inputs(packed, Inputs._fields)
         inputs = self.pack(
             Inputs(input_ids, attention_mask, token_type_ids, visual, acoustic, visual_mask, acoustic_mask, **packed)
         )
@@ -256,7 +189,7 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
 
         Takes the inputs of :meth:`CMSBertModel.forward`.
         """
-        packed = self.bert.pack(Inputs(**inputs))
+        packed = self.bert.pack(Inputs(**known_inputs(inputs, Inputs._fields)))
         return self.head(self.bert.encode(packed).hidden, packed.batch)
 
     def row_losses(
@@ -287,6 +220,7 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
             labels: (B,); scores for ``num_labels=1``, class indices otherwise. (B, num_labels) for several labels at
                 once: 1 and 0, floating point.
         """
+        packed = known_inputs(packed, Inputs._fields)
         inputs = self.bert.pack(
             Inputs(input_ids, attention_mask, token_type_ids, visual, acoustic, visual_mask, acoustic_mask, **packed)
         )
@@ -366,6 +300,13 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
             middle, rows[f"{name}_embeds"] = projector(segment_mean(encoded, frames.packing))
             middles.append(middle)
         return {"logits": self.fusion(middles), **rows}
+
+    def output(
+        self, rows: Mapping[str, Tensor], labels: Tensor | None, return_dict: bool | None = None, **more: Any
+    ) -> Any:
+        if labels is None and self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            warnings.warn(NO_LABELS, stacklevel=2)
+        return super().output(rows, labels, return_dict, **more)
 
     def global_losses(
         self, rows: Mapping[str, Tensor], labels: Tensor, group: "dist.ProcessGroup | None" = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmsbert_fast.ops.autocast import autocast_dtype, cast
+from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.linear import cpu
 
@@ -48,7 +48,9 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     torch.compile, for which sizes may be symbols, takes the product whatever they are.
     """
     dtype = autocast_dtype(x.device)
-    if any(cast(y, dtype).dtype != cast(x, dtype).dtype for y in (weight, bias) if y is not None):
+    if any(cast_dtype(y, dtype) != cast_dtype(x, dtype) for y in (weight, bias) if y is not None):
+        return False
+    if hasattr(weight, "__tensor_flatten__"):  # quantised by torchao: its memory holds no numbers to multiply with
         return False
     if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1] or weight.device != x.device:
         return False

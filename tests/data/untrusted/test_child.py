@@ -33,6 +33,21 @@ def test_a_file_that_exhausts_the_librarys_memory_is_met_by_another_process_firs
         read_corpus(tmp_path)
 
 
+def test_modules_beside_the_data_are_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream(tmp_path / "COVAREP.csd", GOOD, TIMES).close()
+    trap = tmp_path / "trapped"
+    for name in ("json", "importlib", "subprocess", "numpy", "h5py", "cmsbert_fast", "sitecustomize", "usercustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(trap)!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for first in ("", ".", str(tmp_path)):  # as Python's -c, -m and scripts put it there
+        monkeypatch.setattr(child, "_examined", set())
+        monkeypatch.syspath_prepend(first)
+        verify([tmp_path / "COVAREP.csd"])
+        assert not trap.exists(), first
+    assert child._examined
+
+
 def test_files_that_crash_or_hang_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "COVAREP.csd"
     stream(path, GOOD, TIMES).close()

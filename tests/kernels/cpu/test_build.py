@@ -110,11 +110,123 @@ def test_a_build_that_hangs_is_not_waited_for_for_ever(quick, tmp_path, monkeypa
         process.wait()
 
 
+def plant(folder):
+    """A foreign library with the key of ours: its own content gives the rest of its name."""
+    own, key = build.SOURCES[0].read_text(), build._native_flag_and_key()[1]
+    folder.mkdir(exist_ok=True, mode=0o700)
+    build.SOURCES[0].write_text('extern "C" int answer() { return 666; }')
+    try:
+        return build._build(folder, key, [])
+    finally:
+        build.SOURCES[0].write_text(own)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder, file: file.chmod(0o722),
+        lambda folder, file: folder.chmod(0o770),
+        lambda folder, file: folder.chmod(0o777),
+        lambda folder, file: folder.parent.chmod(0o777),
+        lambda folder, file: file.symlink_to(file.rename(folder.parent / "elsewhere.so")),
+        lambda folder, file: folder.symlink_to(folder.rename(folder.parent / "elsewhere")),
+    ],
+    ids=["file of all", "folder of the group", "folder of all", "parent of all", "link", "linked folder"],
+)
+@pytest.mark.filterwarnings("ignore:The compiled C.. cannot be kept")
+def test_what_others_can_have_planted_is_not_loaded(quick, tmp_path, spoil):
+    folder = tmp_path / "home" / "cache"
+    folder.parent.mkdir()
+    file = plant(folder)
+    spoil(folder, file)
+    try:
+        assert build.build_and_load(folder).answer() == 42
+    finally:
+        folder.parent.chmod(0o700)
+
+
+def test_a_folder_of_another_user_is_not_used(quick, tmp_path, monkeypatch):
+    plant(tmp_path / "cache")
+    monkeypatch.setattr(build.os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.warns(UserWarning, match="cannot be kept in .*another user.*XDG_CACHE_HOME"):
+        assert build.build_and_load(tmp_path / "cache").answer() == 42
+
+
+def test_the_cache_is_an_absolute_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    for base in ("", "cache", "./cache", "~/cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", base)
+        assert str(build.cache_folder()) == "/home/of/mine/.cache/cmsbert_fast"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert str(build.cache_folder()) == "/cache/cmsbert_fast"
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    monkeypatch.setattr(build.os.path, "expanduser", lambda path: path)  # neither HOME nor an entry in passwd
+    assert build.cache_folder() is None
+
+
+@pytest.mark.filterwarnings("ignore:The compiled C.. cannot be kept")
+def test_a_lock_that_is_a_link_or_a_pipe_is_not_opened(quick, tmp_path):
+    folder, precious = tmp_path / "cache", tmp_path / "precious"
+    folder.mkdir(mode=0o700)
+    precious.write_text("of value")
+    lock = folder / f"{build._native_flag_and_key()[1]}.lock"
+    lock.symlink_to(precious)
+    assert build.build_and_load(folder).answer() == 42
+    assert precious.read_text() == "of value"
+    lock.unlink()
+    lock.write_text("stays")
+    assert build.build_and_load(folder).answer() == 42
+    assert lock.read_text() == "stays"
+    lock.unlink()
+    for path in folder.glob("*.so"):
+        path.unlink()
+    os.mkfifo(lock)
+    assert build.build_and_load(folder).answer() == 42
+
+
+@pytest.mark.filterwarnings("ignore:The compiled C.. cannot be kept")
+@pytest.mark.parametrize("kind", ["folder", "huge", "pipe"])
+def test_what_is_no_binary_but_has_its_name(quick, tmp_path, kind):
+    folder = tmp_path / "cache"
+    path = plant(folder)
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    assert build.build_and_load(folder).answer() == 42
+
+
+def test_a_cache_from_which_nothing_may_run_compiles_once(quick, tmp_path, monkeypatch):
+    load = build.ctypes.CDLL
+
+    def noexec(name):
+        if "cache" in name:
+            raise OSError("failed to map segment from shared object")
+        return load(name)
+
+    monkeypatch.setattr(build.ctypes, "CDLL", noexec)
+    for _ in range(2):
+        assert build.build_and_load(tmp_path / "cache").answer() == 42
+    assert calls(quick) == 1
+
+
+def test_a_compiler_command_with_an_open_quotation_mark_is_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "g++ '-O2")
+    with pytest.raises(build.BuildError, match="CXX cannot be read"):
+        build.build_and_load(tmp_path / "cache")
+
+
+@pytest.mark.filterwarnings("ignore:The compiled C.. cannot be kept")
 def test_a_folder_that_cannot_be_written(quick, tmp_path):
     (tmp_path / "file").touch()
     assert build.build_and_load(tmp_path / "file" / "cache").answer() == 42
 
 
+@pytest.mark.filterwarnings("ignore:The compiled C.. cannot be kept")
 def test_a_full_disk(quick, tmp_path):
     real = (tmp_path / "compiler").read_text()
     full = real.replace("exec", 'case "$*" in */cache/*) echo "error: no space left" >&2; exit 1;; esac\nexec')

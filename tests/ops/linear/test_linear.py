@@ -1,15 +1,20 @@
 """The linear layer: against float64 and PyTorch's own, in both dtypes, and what carries it through PyTorch."""
 
 import copy
+import ctypes
+import functools
+import platform
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from cmsbert_fast import CMSBertConfig
-from cmsbert_fast.kernels.cpu import library
+from cmsbert_fast.kernels.cpu import build, library
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.linear import api, cpu
 from cmsbert_fast.ops.linear.api import Linear, linear, use_fast_linear
@@ -33,6 +38,27 @@ def runs(monkeypatch):
     real = cpu.matrix_product
     monkeypatch.setattr(cpu, "matrix_product", lambda *a: (shapes.append(tuple(a[3].shape)), real(*a))[1])
     return shapes
+
+
+@pytest.fixture(scope="module")
+def other_library(tmp_path_factory):
+    """The library for a CPU with other vectors, built once for each."""
+    folder = tmp_path_factory.mktemp("other")
+
+    @functools.cache
+    def built(architecture):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "FLAGS", [*build.FLAGS, "-O1"])
+            return ctypes.CDLL(str(build._build(folder, architecture.strip("-"), [architecture])))
+
+    def library_of(flags):
+        (architecture,) = flags
+        known = Path("/proc/cpuinfo")
+        if platform.machine() != "x86_64" or ("haswell" in architecture and "avx2" not in known.read_text()):
+            pytest.skip("this CPU has other instructions")
+        return built(architecture)
+
+    return library_of
 
 
 def operands(rows, size, out, dtype=torch.float32, seed=0):
@@ -71,6 +97,16 @@ def test_error_is_that_of_pytorch(runs, rows, size, out, dtype, autocast):
         assert a.dtype == t.dtype
         limit = (3 if i else 2) * (t - e).abs().max() + torch.finfo(low).eps * e.abs().max()
         assert (a - e).abs().max() <= limit, i
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("flags", [["-march=x86-64"], ["-march=haswell"]], ids=str)
+def test_other_vector_lengths(runs, monkeypatch, other_library, flags, autocast):
+    monkeypatch.setattr(build, "load", lambda: other_library(flags))
+    for rows, size, out in ((1, 70, 33), (20, 600, 40), (130, 75, 50)):
+        test_error_is_that_of_pytorch(runs, rows, size, out, torch.float32, autocast)
+        runs.clear()
+    test_numbers_that_are_not_finite_stay_where_they_are(torch.bfloat16)
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -127,6 +163,27 @@ def test_numbers_that_are_not_finite_stay_where_they_are(dtype):
         assert not actual[-1].isfinite().any()
         whole = [i for i in range(rows) if i not in (3, rows - 1)]
         assert torch.equal(actual[whole], expected[whole])
+
+
+class Operators(TorchDispatchMode):
+    """The names of PyTorch's operators that run, and of ours."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def test_autocast_copies_no_operand():
+    tensors = operands(20, 30, 40)
+    with torch.autocast("cpu", torch.bfloat16), Operators() as ran:
+        y = linear(*tensors)
+    y.backward(torch.ones_like(y))
+    assert "cmsbert_fast::linear" in ran.names
+    assert not {"aten::_to_copy", "aten::copy_", "aten::clone"} & set(ran.names)
 
 
 def test_what_is_left_to_pytorch(runs, monkeypatch):

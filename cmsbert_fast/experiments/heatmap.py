@@ -1,0 +1,67 @@
+"""The figure of a search: validation score by pairs of settings, and the best to expect by budget."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+_MOST_VALUES = 8  # of a setting with a row or column of its own
+
+
+def draw(name: str, points: Sequence[Mapping[str, Any]], scores: Sequence[float], budget: Sequence[float]) -> Figure:
+    """A heat map for each pair of settings with few values, the mean over all others; else a point a trial.
+
+    Args:
+        name: The title.
+        points: Of each trial.
+        scores: Of each trial, lower is better.
+        budget: The expected best score of 1, 2, ... trials.
+    """
+    settings = list(points[0])
+    pairs = list(itertools.combinations(settings, 2)) or [(setting, setting) for setting in settings]
+    figure = Figure(figsize=(3.4 * (len(pairs) + 1), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(pairs) + 1, squeeze=False)[0]
+    for axis, (x, y) in zip(axes, pairs, strict=False):
+        values = [sorted({point[s] for point in points}) for s in (x, y)]
+        if x != y and max(map(len, values)) <= _MOST_VALUES:
+            _map(figure, axis, points, scores, (x, y), values)
+        else:
+            drawn = [point[y] for point in points] if x != y else list(scores)
+            dots = axis.scatter([point[x] for point in points], drawn, c=scores, cmap="viridis_r")
+            figure.colorbar(dots, ax=axis)
+            axis.set_xscale("log" if _spans(values[0]) else "linear")
+            axis.set_yscale("log" if x != y and _spans(values[1]) else "linear")
+        axis.set_xlabel(x)
+        axis.set_ylabel(y if x != y else "validation score")
+    axes[-1].plot(range(1, len(budget) + 1), budget)
+    axes[-1].set_xlabel("random trials")
+    axes[-1].set_ylabel("expected best validation score")
+    figure.suptitle(name, fontsize=9)
+    return figure
+
+
+def _map(
+    figure: Figure,
+    axis: Any,
+    points: Sequence[Mapping[str, Any]],
+    scores: Sequence[float],
+    names: tuple[str, str],
+    values: Sequence[list[Any]],
+) -> None:
+    means = np.full((len(values[1]), len(values[0])), np.nan)
+    for (j, a), (i, b) in itertools.product(enumerate(values[0]), enumerate(values[1])):
+        found = [s for p, s in zip(points, scores, strict=True) if (p[names[0]], p[names[1]]) == (a, b)]
+        if found:
+            means[i, j] = np.mean(found)
+            axis.text(j, i, f"{means[i, j]:.3f}", ha="center", va="center", fontsize=7)
+    figure.colorbar(axis.imshow(means, cmap="viridis_r", aspect="auto"), ax=axis)
+    axis.set_xticks(range(len(values[0])), [f"{v:g}" if isinstance(v, float) else str(v) for v in values[0]])
+    axis.set_yticks(range(len(values[1])), [f"{v:g}" if isinstance(v, float) else str(v) for v in values[1]])
+
+
+def _spans(values: Sequence[Any]) -> bool:
+    """Whether numbers are better seen on a logarithmic axis."""
+    numbers = [v for v in values if isinstance(v, (int, float))]
+    return len(numbers) == len(values) and min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
