@@ -69,9 +69,12 @@ def _check_content(path: Path) -> None:
     """
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     for file in files:
+        is_table = file.suffix.lower() in (".tsv", ".csv")
         with open_regular(file) as opened:
-            check_first_bytes(file.name, opened.read(LENGTH))
-        if path.is_dir() and file.suffix.lower() in (".tsv", ".csv"):
+            head = opened.read(LENGTH)
+        if head or not is_table:  # an empty table lacks a header, as its reader says
+            check_first_bytes(file.name, head)
+        if path.is_dir() and is_table:
             read_table(file)
 
 
