@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "data.report": {"data.text"},
     "data.text": set(),
     "data.statistics": set(),
-    "data.word_vectors": {"atomic", "data.example", "data.mapped"},
+    "data.word_vectors": {"atomic", "data.example", "data.mapped", "data.untrusted.files"},
     "data": {"atomic"},
     "extract": {"atomic", "data"},
     "models": {"ops", "packing", "atomic", "data.example", "data.statistics", "data.word_vectors"},

@@ -21,7 +21,7 @@ from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.mapped import Resident
 from cmsbert_fast.data.untrusted.files import open_regular
 
-_LONGEST_LINE = 1 << 16  # bytes: of a file of 2,000 numbers of 20 digits it has half
+_LONGEST_LINE = 1 << 16  # bytes; enough for 3,000 numbers of 20 digits
 _PUNCTUATION = str.maketrans("", "", string.punctuation + "\N{RIGHT SINGLE QUOTATION MARK}\N{HORIZONTAL ELLIPSIS}")
 
 

@@ -34,7 +34,7 @@ def draw(table: Table, value: Mapping[str, Any]) -> Figure | None:
     for axis, (data, section, metric, name) in zip(axes.flat, panels, strict=True):
         _panel(axis, section, metric, name)
         axis.set_title(f"{data}: {name}", fontsize=8)
-    labels = [row.label for row in table.rows]
+    labels = [row["label"] for row in panels[0][1]["rows"]]
     axes[0, 0].set_yticks(range(len(labels)), labels, fontsize=8)
     axes[0, 0].invert_yaxis()
     figure.suptitle(table.title + (f"\ndifference from {table.reference}" if table.reference else ""), fontsize=9)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cmsbert_fast.data import read_corpus
+from cmsbert_fast.data.example import SPLITS
 from cmsbert_fast.data.request import CHOICES, DataRequest
 from cmsbert_fast.experiments.tables import Row, Table
 from cmsbert_fast.models.registry import VARIANTS
@@ -17,6 +17,7 @@ from cmsbert_fast.training.conversion import layered, read_yaml
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
+from cmsbert_fast.training.texts import check_texts
 
 _OF_DATA = ("model", *(name for name in CHOICES if name != "fold"), "task")  # a data set's settings hold for all rows
 _AXES = ("data", "variant", "seed", "fold")
@@ -67,6 +68,17 @@ class Run:
         return f"{self.settings.variant} on {self.data}{fold} seed {self.settings.seed}"
 
 
+_Source = tuple[DataRequest, str | None, bool]  # what is read of data and word vectors
+
+
+def _source(settings: TrainingSettings) -> _Source:
+    return settings.request(), settings.word_vectors, settings.repeat_frames
+
+
+def _silent(*values: object, **options: object) -> None:
+    pass
+
+
 class Corpora:
     """What is known of the data of all runs, each read and checked once.
 
@@ -77,7 +89,7 @@ class Corpora:
 
     def __init__(self, ranks: Ranks, say: Callable[..., None]) -> None:
         self._ranks, self._say = ranks, say
-        self._known: dict[DataRequest, tuple[str, int]] = {}
+        self._known: dict[_Source, tuple[str, int]] = {}
         self._checked: set[str] = set()
 
     def check(self, wanted: Iterable[TrainingSettings]) -> None:
@@ -86,25 +98,29 @@ class Corpora:
         Raises:
             UsageError, DataError: A run would fail. The message says what to do.
         """
-        by_request: dict[DataRequest, list[TrainingSettings]] = {}
+        by_source: dict[_Source, list[TrainingSettings]] = {}
         for settings in wanted:
             if content_key(settings, "") not in self._checked:
-                by_request.setdefault(settings.request(), []).append(settings)
-        for request, group in by_request.items():
-            corpus = read_corpus(request)
-            if request not in self._known:
-                self._say(corpus.report)
-                preflight.check_data(corpus)
-                self._known[request] = resume.fingerprint(corpus), len(corpus.splits["train"])
+                by_source.setdefault(_source(settings), []).append(settings)
+        for source, group in by_source.items():
+            new = source not in self._known
+            say = self._say if new else _silent
+            data = preflight.read_data(group[0], say)
+            self._known[source] = data.fingerprint, len(data.corpus.splits["train"])
             for settings in group:
                 key = content_key(settings, "")
-                if key not in self._checked:
-                    preflight.check(settings, corpus, self._ranks)
-                    self._checked.add(key)
+                if key in self._checked:
+                    continue
+                _, tokenizer = preflight.check(settings, data.corpus, self._ranks, data.vectors)
+                preflight.check_pieces(settings, data.corpus, tokenizer, say)
+                if new and settings is group[0]:
+                    for sentence in check_texts(data.corpus, tokenizer, settings.max_length, SPLITS):
+                        say(f"  {sentence}")
+                self._checked.add(key)
 
     def run(self, data: str, settings: TrainingSettings, testing: bool = True) -> Run:
         """The run of settings whose data have been checked."""
-        fingerprint, examples = self._known[settings.request()]
+        fingerprint, examples = self._known[_source(settings)]
         fold = "" if settings.fold is None else f"fold-{settings.fold}-"
         key = content_key(settings, fingerprint)
         folder = Path("runs") / data / settings.variant.replace("/", "-") / key / f"{fold}seed-{settings.seed}"

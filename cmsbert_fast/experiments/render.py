@@ -110,7 +110,7 @@ def latex(table: Table, value: Mapping[str, Any]) -> str:
     for i, row in enumerate(table.rows):
         shown = [section["rows"][i] for section in sections.values()]
         if row.variant is not None:
-            lines.append(_tex_line(_tex(row.label), [_tex_cells(table, r) for r in shown]))
+            lines.append(_tex_line(_tex(shown[0]["label"]), [_tex_cells(table, r) for r in shown]))
         for source, name in SOURCES.items():
             if any(source in r["figures"] for r in shown):
                 label = _tex(row.label) + r"\textsuperscript{c}" if row.variant is None else rf"\quad\textit{{{name}}}"

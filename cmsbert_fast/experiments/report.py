@@ -39,6 +39,7 @@ def write_plan(
         data: [
             {
                 "label": row.label,
+                "printed": _printed_label(row, cell),
                 "reason": cell.reason,
                 "notes": list(cell.notes),
                 "runs": {str(seed): [str(folder) for folder in folders] for seed, folders in runs.items()},
@@ -48,6 +49,12 @@ def write_plan(
         for data, rows in cells.items()
     }
     write_json(path, plan)
+
+
+def _printed_label(row: Row, cell: Cell) -> str:
+    """GloVe is (G), a checkpoint's own word embeddings are (E)."""
+    own = cell.settings is not None and cell.settings.word_vectors == "bert"
+    return row.label.replace("(G)", "(E)") if own else row.label
 
 
 def planned_tables(root: Path) -> dict[str, Any]:
@@ -103,7 +110,7 @@ def _section(root: Path, table: Table, data: str, planned: Sequence[Any], resamp
         asked = len(entry["runs"])
         shown.append(
             {
-                "label": row.label,
+                "label": entry["printed"],
                 "variant": row.variant,
                 "status": entry["reason"] or _status(runs, asked),
                 "seeds": runs.seeds,

@@ -17,13 +17,11 @@ from typing import NamedTuple
 import torch
 import transformers
 
-from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.experiments.plan import Run
-from cmsbert_fast.training import checkpoint, distributed, folders, lock, preflight, resume, runs
+from cmsbert_fast.training import checkpoint, distributed, folders, lock, preflight, runs
 from cmsbert_fast.training.build import BEST
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
-from cmsbert_fast.training.preflight import Data
 from cmsbert_fast.training.signals import StopRequest
 
 EXIT_BUSY = 75  # EX_TEMPFAIL: another process trains in the folder
@@ -91,9 +89,7 @@ def _run(job: Job, folder: Path, stop: StopRequest) -> None:
         distributed.compute_deterministically()
     else:
         distributed.keep_freed_memory()
-    corpus = read_corpus(settings.request())
-    preflight.check_data(corpus)
-    data = Data(corpus, resume.fingerprint(corpus))
+    data = preflight.read_data(settings, print)
     if data.fingerprint != run.fingerprint:
         raise UsageError(f"The data in {settings.data} have changed since the plan was made; start the command again.")
     runs.run(settings, data, ranks, folder, stop, resuming=True, testing=run.testing)

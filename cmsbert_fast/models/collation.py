@@ -8,18 +8,12 @@ from torch import Tensor
 
 from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.models.encoding import Encoded
+from cmsbert_fast.models.frame_maps import FrameMaps
 from cmsbert_fast.packing import cumulative
 
 Inputs = dict[str, Tensor | int]
 # All that word_inputs makes.
-WORD_INPUTS = frozenset(
-    {"token_words", "cu_seq_lens_words", "max_length_words", "word_vectors"}.union(
-        *(
-            (f"token_frames_{m}", f"cu_seq_lens_{m}_of_words", f"max_length_{m}_of_words", f"{m}_words")
-            for m in MODALITIES
-        )
-    )
-)
+WORD_INPUTS = frozenset({"token_words", "cu_seq_lens_words", "max_length_words", "word_vectors", *FrameMaps._fields})
 
 
 def packed_batch(batch: Sequence[Encoded]) -> Inputs:

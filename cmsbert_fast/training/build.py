@@ -170,10 +170,13 @@ def load_tokenizer(name: str) -> Any:
 
 
 def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Classifier:
+    # The head of a BertForSequenceClassification is called "classifier", as a system's own may be.
+    other_head = not model_class.takes_bert_head and saved_config(name).get("model_type") == "bert"
+    options = dict(dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
     try:
-        model, report = model_class.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
+        model, report = model_class.from_pretrained(name, config=config, ignore_mismatched_sizes=other_head, **options)
+        if any(model.from_bert(key) for key, *_ in report["mismatched_keys"]):
+            raise RuntimeError
     except KeyError as error:  # hidden_act
         raise UsageError(f"The architecture is not possible: {error} is unknown.") from None
     except RuntimeError:
@@ -190,4 +193,7 @@ def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Clas
         raise UsageError(
             f"{name} lacks {len(lacking)} weights of BERT, such as {lacking[0]}; give a BertModel checkpoint."
         )
+    new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if other_head and any(key.startswith("classifier.") and key not in new for key in model.state_dict()):
+        model.classifier.apply(model._init_weights)  # it was taken for the system's own, since the sizes agree
     return model

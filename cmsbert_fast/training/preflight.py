@@ -155,7 +155,7 @@ def _check_runs(
     vectors_are_read = False
     for settings in runs:
         if settings.fold not in data:
-            data[settings.fold] = _read(settings, say)
+            data[settings.fold] = read_data(settings, say)
         # Runs that share both would load the same model.
         if (settings.variant, settings.fold) not in checked:
             corpus, _, vectors = data[settings.fold]
@@ -174,8 +174,12 @@ def _check_runs(
     return data, loaded
 
 
-def _read(settings: TrainingSettings, say: Callable[..., None]) -> Data:
-    """Reads and checks the data of a run, and prints their report."""
+def read_data(settings: TrainingSettings, say: Callable[..., None]) -> Data:
+    """Reads and checks the data of a run, and prints their report.
+
+    Raises:
+        UsageError, DataError: They cannot be read, or training on them would fail.
+    """
     corpus = read_corpus(settings.request())
     if settings.repeat_frames:
         _check_repeat(corpus)

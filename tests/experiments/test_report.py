@@ -13,6 +13,7 @@ from cmsbert_fast.experiments import report, results
 from cmsbert_fast.experiments.plan import Cell
 from cmsbert_fast.experiments.tables import read_table
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.settings import TrainingSettings
 from tests.experiments.conftest import CONFIGS, write_run
 
 ROWS = [
@@ -133,6 +134,21 @@ def test_a_seed_counts_once_all_folds_have_finished(tmp_path, scores):
     write_run(tmp_path / folders[1], ids, labels, None)  # not tested
     found = results.find(tmp_path, {0: folders})
     assert (found.seeds, found.missing, found.failed) == ([], 1, 0)
+
+
+def test_embeddings_of_the_checkpoint_are_not_called_glove(tmp_path):
+    def label(vectors):
+        path = tmp_path / "vectors.yaml"
+        path.write_text(
+            yaml.safe_dump({"title": "T", "data": ["x"], "metrics": ["mae"], "rows": [{"label": "MFN (G)"}]})
+        )
+        (row,) = read_table(str(path), CONFIGS).rows
+        cell = Cell(TrainingSettings(data="d", word_vectors=vectors))
+        report.write_plan(tmp_path, str(path), {"x": [(row, cell, {0: [Path("a")]})]})
+        return report.write_report(tmp_path, str(path), CONFIGS)["data"]["x"]["rows"][0]["label"]
+
+    assert label("bert") == "MFN (E)"
+    assert label("glove.txt") == "MFN (G)"
 
 
 def test_no_run_yet(tmp_path):

@@ -1,14 +1,16 @@
 """The configuration of the model to train."""
 
 import pytest
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedConfig
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, PreTrainedConfig
 
 from cmsbert_fast import CMSBertConfig
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.registry import VARIANTS, Variant
+from cmsbert_fast.training.build import load
 from cmsbert_fast.training.config import build_config
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
+from tests.models.baselines.systems import BASELINES
 from tests.training.helpers import tiny_corpus
 
 
@@ -16,6 +18,19 @@ def test_another_sequence_classifiers_head_is_no_hindrance(bert, tmp_path):
     BertForSequenceClassification(BertConfig.from_pretrained(bert, num_labels=5)).save_pretrained(tmp_path)
     settings = TrainingSettings(data="tiny", model=str(tmp_path))  # cmsbert-clr has another head
     assert build_config(settings, tiny_corpus(2)).num_labels == 1
+
+
+@pytest.mark.parametrize("labels", [1, 5])
+@pytest.mark.parametrize("variant", sorted({"cmsbert-clr", *BASELINES} - {"mag-bert"}))  # MAG-BERT takes it
+def test_its_head_is_not_mistaken_for_the_systems_own(bert, tmp_path, variant, labels):
+    classifier = BertForSequenceClassification(BertConfig.from_pretrained(bert, num_labels=labels))
+    classifier.classifier.bias.data.fill_(7)
+    classifier.save_pretrained(tmp_path)
+    fields = {"fusion_size": 16} if variant == "tfn" else {}  # a head of BERT's size
+    settings = TrainingSettings(data="tiny", model=str(tmp_path), variant=variant, architecture=fields)
+    BertTokenizerFast.from_pretrained(bert).save_pretrained(tmp_path)
+    model, _ = load(settings, build_config(settings, tiny_corpus(2)))
+    assert not any((values == 7).any() for values in model.state_dict().values())
 
 
 def test_gates_are_the_checkpoints_unless_chosen(tmp_path, bert):

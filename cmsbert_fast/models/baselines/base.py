@@ -79,6 +79,17 @@ class Baseline(Classifier):
         if self.bert is not None:
             self.bert.freeze()
 
+    def require_frames(self, system: str) -> None:
+        """For systems that cannot do without frames.
+
+        Raises:
+            ValueError: The model has no modality of :data:`MODALITIES`.
+        """
+        if not self.modalities:
+            raise ValueError(
+                f"{system} needs a second modality; give its configuration a visual_size or an acoustic_size."
+            )
+
     def enable_input_require_grads(self) -> None:
         if self.bert is not None:
             require_input_gradients(self)
@@ -90,7 +101,9 @@ class Baseline(Classifier):
     def _more_inputs(self) -> list[str]:
         """The features of frozen text, and the inputs that tell of words, and of their frames or of those of pieces."""
         names = ["text_features"] if self.config.text == "bert-frozen" else []
-        names += [name for name in FrameMaps._fields if _MAPS.get(self.frame_level, "-") in name]
+        part = _MAPS.get(self.frame_level)
+        if part is not None:
+            names += [name for name in FrameMaps._fields if part in name]
         if self._reads_words:
             names += [name for name in WordInputs._fields if name != "word_vectors" or self.config.text == "vectors"]
         return names
@@ -124,7 +137,12 @@ class Baseline(Classifier):
                 those of :class:`~cmsbert_fast.models.baselines.words.WordInputs`, and for one of pieces' or words'
                 frames those of :class:`~cmsbert_fast.models.frame_maps.FrameMaps`; and ``text_features``, the result of
                 :meth:`text_features` if it is known.
+
+        Raises:
+            ValueError: As :meth:`utterances`; or ``text_features`` are given and BERT is trained, or there is none.
         """
+        if inputs.get("text_features") is not None and self.config.text != "bert-frozen":
+            raise ValueError(f"text_features are for text 'bert-frozen', not {self.config.text!r}; leave them out.")
         return self.read(self.utterances(**inputs))
 
     def read(self, batch: Utterances) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ class BaselineConfig(MultimodalConfig):
     """The fields of every baseline. A subclass adds its own and sets ``model_type``, ``text`` and ``loss``.
 
     A subclass's fields are free to choose (setting ``architecture``) and are checked by their names and types: whole
-    numbers are at least 1, numbers named ``*_dropout`` lie in [0, 1). For more, it extends :meth:`_check`.
+    numbers are at least 1, numbers named ``*_dropout`` lie in [0, 1), and those named ``*_weight`` are at least 0. For
+    more, it extends :meth:`_check`.
 
     Args:
         text: Where the rows of text come from (:mod:`cmsbert_fast.models.baselines.text`): "bert", fine-tuned;
@@ -87,3 +88,5 @@ def _check_number(name: str, value: Any, kind: Any) -> None:
         raise ValueError(f"{name} is {value!r} but must be a number.")
     if name.endswith("_dropout") and not 0 <= value < 1:
         raise ValueError(f"{name} is {value!r} but must be at least 0 and less than 1.")
+    if name.endswith("_weight") and not value >= 0:
+        raise ValueError(f"{name} is {value!r} but must be at least 0.")

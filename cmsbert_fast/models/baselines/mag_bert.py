@@ -80,7 +80,7 @@ class MagBertForSequenceClassification(Baseline):
     """MAG-BERT. An absent modality's summand of h is left out.
 
     Raises:
-        ValueError: Neither visual_size nor acoustic_size is given.
+        ValueError: The configuration has no frames.
     """
 
     config_class = MagBertConfig
@@ -91,8 +91,7 @@ class MagBertForSequenceClassification(Baseline):
 
     def __init__(self, config: MagBertConfig):
         super().__init__(config)
-        if not self.modalities:
-            raise ValueError("MAG-BERT needs a second modality: give visual_size, acoustic_size or both.")
+        self.require_frames("MAG-BERT")
         for name in self.modalities:
             setattr(self, f"{name}_gated", GatedFrame(config.frame_sizes[name], config.hidden_size))
         self.shift_norm = nn.LayerNorm(config.hidden_size)

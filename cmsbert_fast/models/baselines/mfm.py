@@ -10,8 +10,7 @@ Differences from published code, on purpose:
   pads to 20 words and reconstructs the padding too.
 - MMD is that of the global batch, whatever the ranks and micro-batches, and has no part in evaluation.
 - The learning rate is the setting's. The original and MMSA ignore theirs and use Adam's 1e-3.
-- BERT's features are means over a word's pieces. They must be frozen: as a trained target they would
-  collapse.
+- BERT's features are means over a word's pieces. They must be frozen: as a trained target they would collapse.
 """
 
 from collections.abc import Mapping
@@ -74,12 +73,6 @@ class MFMConfig(MemoryConfig):
     acoustic_weight: float = 0.01
     visual_weight: float = 0.5
     mmd_weight: float = 1.0
-
-    def _check(self) -> None:
-        super()._check()
-        for name in ("text_weight", "acoustic_weight", "visual_weight", "mmd_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 0.")
 
 
 class SampleSeed:

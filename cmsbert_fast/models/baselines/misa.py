@@ -51,7 +51,7 @@ class MISAConfig(BaselineConfig):
         feedforward_size: Of the Transformer layer.
         transformer_dropout: In the Transformer layer.
         fusion_dropout: Before the last layer.
-        similarity_weight, difference_weight, reconstruction_weight: w_s, w_d, w_r, at least 0.
+        similarity_weight, difference_weight, reconstruction_weight: w_s, w_d, w_r.
         **kwargs: Fields of :class:`BaselineConfig`.
     """
 
@@ -71,9 +71,6 @@ class MISAConfig(BaselineConfig):
         super()._check()
         if self.size % self.fusion_heads:
             raise ValueError(f"size is {self.size} but must be a multiple of fusion_heads, {self.fusion_heads}.")
-        for name in ("similarity_weight", "difference_weight", "reconstruction_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)} but must be at least 0.")
 
 
 class SequenceNet(nn.Module):
@@ -120,8 +117,7 @@ class MISAForSequenceClassification(Baseline):
 
     def __init__(self, config: MISAConfig):
         super().__init__(config)
-        if not self.modalities:
-            raise ValueError("MISA compares modalities; give its configuration a visual_size or an acoustic_size.")
+        self.require_frames("MISA")
         self.sources = ("text", *self.modalities)
         sequences = {name: config.frame_sizes[name] for name in self.modalities}
         if config.text == "vectors":

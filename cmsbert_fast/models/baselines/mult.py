@@ -74,8 +74,8 @@ class MulTConfig(BaselineConfig):
         if self.size % self.heads or self.size % 2 or self.size < 4:
             raise ValueError(f"size is {self.size} but must be even, at least 4 and a multiple of heads, {self.heads}.")
         for name in ORDER:
-            if getattr(self, f"{name}_kernel_size") % 2 == 0:
-                value = getattr(self, f"{name}_kernel_size")
+            value = getattr(self, f"{name}_kernel_size")
+            if value % 2 == 0:
                 raise ValueError(f"{name}_kernel_size is {value} but must be odd.")
 
 
@@ -115,8 +115,7 @@ class MulTForSequenceClassification(Baseline):
 
     def __init__(self, config: MulTConfig):
         super().__init__(config)
-        if not self.modalities:
-            raise ValueError("MulT crosses modalities; give its configuration a visual_size or an acoustic_size.")
+        self.require_frames("MulT")
         self.sources = tuple(name for name in ORDER if name in ("text", *self.modalities))
         sizes = {**config.frame_sizes, "text": config.text_size}
         attention = {

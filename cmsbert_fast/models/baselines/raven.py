@@ -50,7 +50,7 @@ class RAVENConfig(BaselineConfig):
 
     def _check(self) -> None:
         super()._check()
-        if self.largest_shift < 0:
+        if not self.largest_shift >= 0:
             raise ValueError(f"largest_shift is {self.largest_shift} but must be at least 0.")
 
 
@@ -78,7 +78,11 @@ class WordFrames(nn.Module):
 
 
 class RAVENForSequenceClassification(Baseline):
-    """RAVEN. An absent modality's summand is left out of the shift."""
+    """RAVEN. An absent modality's summand is left out of the shift.
+
+    Raises:
+        ValueError: The configuration has no frames.
+    """
 
     config_class = RAVENConfig
     config: RAVENConfig
@@ -87,6 +91,7 @@ class RAVENForSequenceClassification(Baseline):
 
     def __init__(self, config: RAVENConfig):
         super().__init__(config)
+        self.require_frames("RAVEN")
         hidden = {name: getattr(config, f"{name}_hidden_size") for name in self.modalities}
         for name, size in hidden.items():
             own = WordFrames(config.frame_sizes[name], size, config.text_size, config.frame_dropout)

@@ -11,6 +11,8 @@ Differences from published code, on purpose:
   LSTM through padding.
 - The range of scores is +-3 as in MMSA and Justin1904/TensorFusionNetworks; the original has +-4.
 - The text dropout acts, as the original's does; MMSA's does not.
+- All pieces are read, as frozen BERT features by default. The original reads the 20 last words, as GloVe vectors that
+  it trains.
 """
 
 from collections.abc import Iterable, Mapping
@@ -144,7 +146,11 @@ class TFNForSequenceClassification(Baseline):
             z = outer(with_one(getattr(self, f"{name}_net")(segment_mean(frames.values, frames.packing))), z)
         fused = torch.relu(self.fusion_dense(self.fusion_dropout(z)))
         scores = self.classifier(torch.relu(self.fusion_dense2(fused)))
-        return {"logits": scores if self.num_labels > 1 else SCALE * torch.sigmoid(scores) + SHIFT}
+        if self.num_labels == 1:
+            # In float32 at least: near 0, half precision would have steps of 0.01.
+            wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+            scores = SCALE * torch.sigmoid(wide) + SHIFT
+        return {"logits": scores}
 
 
 def with_one(rows: Tensor) -> Tensor:

@@ -145,10 +145,8 @@ def test_few_frames_few_words_and_absent_modalities(name, absent, one):
     assert not any(absent in n for n, _ in model.named_parameters()) if absent else gradients
 
 
-@every_system
+@pytest.mark.parametrize("name", [name for name in BASELINES if "regression" not in needs(name)])
 def test_classes(name):
-    if "regression" in needs(name):
-        return
     model, batch = system(name, num_labels=3), batch_for(name)
     rows = model.rows(**packed(batch, model))
     assert rows["logits"].shape == (len(batch), 3)
@@ -202,7 +200,7 @@ def test_overfits_eight_utterances(name):
     other = [dataclasses.replace(u, ids=u.ids.flip(0), vectors=u.vectors.flip(0)) for u in (batch[0], batch[4])]
     batch = [*batch, *(dataclasses.replace(u, label=-u.label) for u in other)]
     model.prepare([packed(batch, model)])
-    first, *_, end = steps.train(model, batch, getattr(case(name), "STEPS", 200), getattr(case(name), "RATE", 1e-2))
+    first, *_, end = steps.train(model, batch, 200, getattr(case(name), "RATE", 1e-2))
     assert end < 0.1 * first
 
 
@@ -228,10 +226,8 @@ def test_loss_and_architecture_are_fields(name):
         config(name, text="glove")
 
 
-@every_system
+@pytest.mark.parametrize("name", [name for name in BASELINES if "bert-frozen" in texts(name)])
 def test_features_of_frozen_text_may_be_known(name):
-    if "bert-frozen" not in texts(name):
-        return
     model, batch = system(name, text="bert-frozen"), batch_for(name)
     for form in (packed, padded):
         inputs = form(batch, model)
@@ -243,3 +239,28 @@ def test_features_of_frozen_text_may_be_known(name):
         assert_same(model.rows(**inputs, text_features=features), rows, atol=0)
         changed = model.rows(**inputs, text_features=features + 1)
         assert not torch.equal(changed["logits"], rows["logits"])  # BERT did not run again
+
+
+@every_system
+def test_features_are_for_frozen_text_only(name):
+    for text in set(texts(name)) - {"bert-frozen"}:
+        model, batch = system(name, text=text), batch_for(name)
+        with pytest.raises(ValueError, match=f"text_features are for text 'bert-frozen', not '{text}'; leave them out"):
+            model.rows(**packed(batch, model), text_features=torch.zeros(1, 30, 8))
+
+
+@every_system
+def test_numbers_out_of_range(name):
+    config_class = VARIANTS[name].model_class.config_class
+    wrong = {"_size": 0, "_dropout": 1.0, "_weight": -1.0}
+    for field in config_class.own_fields():
+        value = next((value for end, value in wrong.items() if field.endswith(end)), None)
+        if value is not None:
+            with pytest.raises(ValueError, match=f"{field} is {value} but must be"):
+                config(name, **{field: value})
+
+
+@pytest.mark.parametrize("name", ["mag-bert", "misa", "mult", "raven"])
+def test_systems_that_cannot_do_without_frames(name):
+    with pytest.raises(ValueError, match="needs a second modality; give its configuration a visual_size or an acousti"):
+        system(name, visual_size=0, acoustic_size=0)

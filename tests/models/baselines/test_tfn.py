@@ -40,6 +40,16 @@ def test_scores_are_within_3():
     assert (model.rows(**packed(utterances(False), model))["logits"] == 0).all()
 
 
+def test_scores_in_half_precision_are_not_rounded():
+    model, batch = system("tfn", text="bert").float(), utterances(False)
+    inputs = {n: x.float() if x.is_floating_point() else x for n, x in packed(batch, model).items() if "max" not in n}
+    inputs |= {n: x for n, x in packed(batch, model).items() if "max" in n}
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model.rows(**inputs)["logits"]
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_order_and_number_of_frames_do_not_matter():
     model, batch = system("tfn"), utterances(False)
     rows = model.rows(**packed(batch, model))["logits"]
