@@ -11,8 +11,11 @@ from cmsbert_fast.data.mapped import Resident
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.segment_table import find_table, read_segments
 from cmsbert_fast.data.source import Source, collect
+from cmsbert_fast.data.tables import read_table
 from cmsbert_fast.data.task import with_task
 from cmsbert_fast.data.untrusted import pickles
+from cmsbert_fast.data.untrusted.files import open_regular
+from cmsbert_fast.data.untrusted.first_bytes import LENGTH, check_first_bytes
 from cmsbert_fast.data.untrusted.limits import Budget, limit_of
 from cmsbert_fast.data.wrappers import blaming, guarded, unlabelled, with_folds, without
 
@@ -42,8 +45,11 @@ def open_source(source: str | Path | DataRequest, **options: Any) -> Source:
             raise DataError(
                 f"Give the folder of {path.name}: a set of .csd files has words, labels and frames in several."
             )
+        if path.is_file():
+            _check_content(path)
         found = _open_streams(path, request) or _open_pickle(path, request)
         if found is None:
+            _check_content(path)
             known = "; ".join(KNOWN_FORMATS)
             raise DataError(f"Give data in a form that can be read; {path} is none of: {known}.")
     except OSError as error:
@@ -53,6 +59,23 @@ def open_source(source: str | Path | DataRequest, **options: Any) -> Source:
         found.files = [*found.files, Path(request.folds)]
     found.request = request
     return found
+
+
+def _check_content(path: Path) -> None:
+    """Finds files, the path or those in its folder, that are packed, incomplete, or tables of another encoding.
+
+    Raises:
+        DataError: There is one; the message names it.
+    """
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    for file in files:
+        is_table = file.suffix.lower() in (".tsv", ".csv")
+        with open_regular(file) as opened:
+            head = opened.read(LENGTH)
+        if head or not is_table:  # an empty table lacks a header, as its reader says
+            check_first_bytes(file.name, head)
+        if path.is_dir() and is_table:
+            read_table(file)
 
 
 def _open_streams(path: Path, request: DataRequest) -> Source | None:

@@ -1,5 +1,6 @@
 """Opening data of any format."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,46 @@ def test_one_csd_file_and_converted_data_are_told_what_to_do(files: Any) -> None
     convert.convert(open_source(files.pickle("mag.pkl", files.mag())), files.folder / "c")
     with pytest.raises(DataError, match="already converted"):
         open_source(files.folder / "c")
+
+
+def _torch(path: Path, legacy: bool) -> bytes:
+    import torch
+
+    torch.save({"a": torch.ones(3)}, path, _use_new_zipfile_serialization=not legacy)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["data.pkl", "train.pkl", "data.bin", "label.csv"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"x" * 100), "compressed with gzip"),
+        (b"PK\x03\x04" + b"x" * 60, "it is a zip archive"),
+        ("new", "written by torch.save"),
+        ("legacy", "written by torch.save"),
+        (b"\n<!DOCTYPE html>\n<html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
+        (bytes(10_000), "begins with zero bytes only"),
+        (b"", "it is empty"),
+    ],
+    ids=["gzip", "zip", "torch", "old-torch", "page", "lfs", "zeros", "empty"],
+)
+def test_first_bytes_tell_what_a_file_is(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    """Alone, and as the only file of its folder."""
+    if isinstance(content, str):
+        content = _torch(tmp_path / "saved", content == "legacy")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_bytes(content)
+    for path in (tmp_path / "data" / name, tmp_path / "data"):
+        with pytest.raises(DataError) as error:
+            read_corpus(path)
+        assert message in str(error.value)
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "utf-16"])
+def test_a_table_of_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "label.csv").write_bytes("video_id,clip_id,text,label,标注\nv,1,你好,0.5,x\n".encode(encoding))
+    for path in (tmp_path, tmp_path / "label.csv"):
+        with pytest.raises(DataError, match=r"Save label.csv as a UTF-8 text table"):
+            read_corpus(path)

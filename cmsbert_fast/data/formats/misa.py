@@ -1,7 +1,8 @@
 """MISA's pickles: ``train.pkl``, ``dev.pkl`` and ``test.pkl``.
 
 Each is a list of ``((word ids, visual, acoustic, words), label, segment)``. The variant of MMIM adds the lengths of
-both sequences to the inner tuple; frames beyond them are padding.
+both sequences to the inner tuple; frames beyond them are padding. MISA's cache of UR-FUNNY has no segments: the ids of
+its pairs are their split and position.
 """
 
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def find(path: Path) -> dict[str, Path]:
 
 def recognise(root: Any) -> bool:
     """Whether a pickle's content is a split of MISA's."""
-    if not isinstance(root, list) or not root or not isinstance(root[0], tuple | list) or len(root[0]) != 3:
+    if not isinstance(root, list) or not root or not isinstance(root[0], tuple | list) or len(root[0]) not in (2, 3):
         return False
     return isinstance(root[0][0], tuple | list) and len(root[0][0]) in (4, 6)
 
@@ -63,6 +64,8 @@ def misa_source(path: Path, files: dict[str, Path], request: DataRequest) -> Sou
         reading = content.Reading(files[split])
         for number, item in enumerate(root):
             where = f"{files[split].name}[{number}]"
+            if isinstance(item, tuple | list) and len(item) == 2:
+                item = (*item, f"{split}[{number}]")
             features, value, segment = unpack(item, (4, 6), where)
             _, visual, acoustic, words = features[:4]
             label = label_of(value, where, choice) if labels else None

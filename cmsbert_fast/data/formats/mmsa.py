@@ -24,17 +24,22 @@ from cmsbert_fast.data.untrusted.records import Array
 
 _MODALITY = {"visual": "vision", "acoustic": "audio"}
 _CLASSES = 1000  # at most
+SPLIT_NAMES = frozenset({"train", "valid", "val", "dev", "test"})
 _SENTIMENTS = ("negative", "zero", "positive")  # classification_labels 0, 1, 2
 
 
 def recognise(root: Any) -> bool:
-    """Whether a pickle's content is MMSA's."""
-    return (
-        isinstance(root, dict)
-        and bool(root)
-        and all(isinstance(split, str) for split in root)
-        and all(isinstance(part, dict) and "raw_text" in part and "id" in part for part in root.values())
-    )
+    """Whether a pickle's content is MMSA's. Its later versions have more entries than splits ("config")."""
+    return isinstance(root, dict) and bool(_splits(root)) and not SPLIT_NAMES & (root.keys() - _splits(root).keys())
+
+
+def _splits(root: Mapping[Any, Any]) -> dict[str, Any]:
+    """The entries that are splits."""
+    return {
+        name: part
+        for name, part in root.items()
+        if isinstance(name, str) and isinstance(part, dict) and "raw_text" in part and "id" in part
+    }
 
 
 def mmsa_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
@@ -43,6 +48,8 @@ def mmsa_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> So
     Raises:
         DataError: Its arrays do not fit one another, or there is no such label.
     """
+    others = sorted(map(str, root.keys() - _splits(root).keys()))
+    root = _splits(root)
     splits = splits_of(root, path)
     name = request.label or "regression_labels"
     labels = _Labels(path, root, name) if request.labels else None
@@ -77,7 +84,10 @@ def mmsa_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> So
         files=[path],
         groups=splits,
         read=read,
-        notes=[] if labels is None else [f"labels from {name}"],
+        notes=[
+            *([] if labels is None else [f"labels from {name}"]),
+            *([f"entries that are no split, not read: {', '.join(others):.200}"] if others else []),
+        ],
         classes=None if labels is None else labels.classes,
     )
 

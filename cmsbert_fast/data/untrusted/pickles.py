@@ -10,6 +10,7 @@ from typing import Any
 
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.untrusted.files import open_regular
+from cmsbert_fast.data.untrusted.first_bytes import LENGTH, check_first_bytes
 from cmsbert_fast.data.untrusted.machine import Machine
 from cmsbert_fast.data.untrusted.records import UnsafePickleError
 
@@ -38,6 +39,7 @@ def load_mapped(path: str | Path) -> tuple[Any, mmap.mmap]:
     path = Path(path)
     try:
         with open_regular(path) as file:
+            check_first_bytes(path.name, file.read(LENGTH))
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise DataError(f"Check {path.name}: it is empty or cannot be read ({error}).") from error

@@ -32,7 +32,7 @@ from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.text import Text
 from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.frame_maps import FrameMaps
-from cmsbert_fast.models.inputs import Inputs
+from cmsbert_fast.models.inputs import Inputs, known_inputs
 from cmsbert_fast.packing import segment_first, segment_mean
 
 EPSILON = 1e-6  # of alpha
@@ -107,6 +107,7 @@ class MagBertForSequenceClassification(Baseline):
 
     def utterances(self, *, text_features: Tensor | None = None, **inputs: Any) -> Utterances:
         """As :meth:`Baseline.utterances`; the text is BERT's output with the shift."""
+        inputs = known_inputs(inputs, (*Inputs._fields, *FrameMaps._fields))
         maps = FrameMaps(**{name: inputs.pop(name) for name in FrameMaps._fields if name in inputs})
         given = Inputs(**inputs)
         packed = self.pack(given)

@@ -132,3 +132,15 @@ def test_mmsa_words_of_a_text_that_its_tokenizer_cut_are_not_called_aligned(file
     examples = read_corpus(files.pickle("data.pkl", root)).splits["train"]
     assert [e.alignment for e in examples] == [Alignment.PIECES, *[Alignment.WORDS] * 3]
     assert [len(e.visual) for e in examples] == [8, 7, 1, 1]
+
+
+def test_entries_that_are_no_split_are_not_read(files: Any) -> None:
+    """As later versions write them."""
+    root = files.mmsa(True)
+    expected = read_corpus(files.pickle("data.pkl", root))
+    found = read_corpus(files.pickle("data.pkl", {**root, "config": {"audio": {"tool": "x"}}, "note": "y"}))
+    assert found.report.counts == expected.report.counts
+    assert [e.id for e in found.splits["test"]] == [e.id for e in expected.splits["test"]]
+    assert "not read: config, note" in str(found.report)
+    with pytest.raises(DataError, match="none of"):  # a split that is damaged is not left out
+        read_corpus(files.pickle("data.pkl", {**root, "test": {"config": 1}}))

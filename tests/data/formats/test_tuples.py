@@ -139,3 +139,20 @@ def test_any_file_of_misa_is_the_split_of_its_name(files: Any, whole: bool) -> N
     if not whole:
         files.pickle("train.pkl", root["train"])
     assert read_corpus(files.folder if whole else path).report.counts == {"test": 3}
+
+
+def test_misa_pairs_without_segments(files: Any) -> None:
+    """MISA's cache of UR-FUNNY."""
+    root = files.misa()
+    for split, content in root.items():
+        files.pickle(f"{split}.pkl", [(inner, np.array([[k % 2]])) for k, (inner, _, _) in enumerate(content)])
+    corpus = read_corpus(files.folder)
+    assert [(e.id, e.label) for e in corpus.splits["valid"]] == [
+        ("valid[0]", 0.0),
+        ("valid[1]", 1.0),
+        ("valid[2]", 0.0),
+    ]
+    for example, (inner, _, _) in zip(corpus.splits["test"], root["test"], strict=True):
+        assert example.words == tuple(inner[3])
+        np.testing.assert_array_equal(example.visual, clean(inner[1]))
+    assert read_corpus(files.folder / "test.pkl", task="classification").classes == ("0", "1")
