@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.files import read_text, unpacked_size
-from cmsbert_fast.models.configuration import harmless_fields
+from cmsbert_fast.models.configuration import declared_fields, harmless_fields
 from cmsbert_fast.training import distributed
 from cmsbert_fast.training.errors import UsageError, os_reason
 from cmsbert_fast.training.hub import config_file
@@ -66,6 +66,9 @@ def saved_config(name: str, config_class: type[PreTrainedConfig] | None = None) 
     if saved.get("quantization_config") is not None:
         raise UsageError(f"The weights of {name} are quantised; give the checkpoint that they were made of.")
     saved.pop("quantization_config", None)
+    # Now: Hugging Face's tokenizers read the file too, and make what it asks for.
+    known = declared_fields(config_class or PreTrainedConfig)
+    check_sizes({field: value for field, value in saved.items() if field in known})
     fields, ignored = harmless_fields(saved, config_class or PreTrainedConfig)
     for field in _OUTPUTS:
         if fields.pop(field, None) and field not in ("return_dict", "use_return_dict"):

@@ -171,8 +171,8 @@ class Trainer:
             yield
         except Exception as error:
             raise UsageError(
-                f"{self.folder / checkpoint.FILE_NAME} does not fit this run ({reason(error)}); remove it to start "
-                "over."
+                f"{self.folder / checkpoint.FILE_NAME} does not fit this run ({reason(error)}); remove it to "
+                "start over."
             ) from None
 
     def keep_text_features(self) -> None:
