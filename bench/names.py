@@ -19,6 +19,7 @@ OURS = "ours"
 OURS_CLR = "ours: cmsbert-clr"
 OURS_BFLOAT16 = "ours in bfloat16"
 OURS_FLOAT32 = "ours in float32"
+F_LINEAR = "with F.linear's products"
 OURS_PROJECTIONS = "ours: projections, then the operator"
 CLR, CMS, BERT, MAG = "cmsbert-clr", "cmsbert", "bert", "mag-bert"  # the variants, all of them this project's code
 

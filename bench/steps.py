@@ -8,6 +8,8 @@ from bench.rivals.models import padded_clr
 from cmsbert_fast import CMSBertCLRForSequenceClassification
 from cmsbert_fast.models.baselines.mag_bert import MagBertConfig, MagBertForSequenceClassification
 from cmsbert_fast.models.configuration import BERT_FIELDS
+from cmsbert_fast.ops import capability
+from cmsbert_fast.ops.lstm import cpu as lstm_cpu
 from cmsbert_fast.training.distributed import Gradients, Ranks
 
 
@@ -63,6 +65,13 @@ def without(step, owner, name, instead):
             return step()
 
     return run
+
+
+def with_pytorch_products(step):
+    """The step with linear layers' and LSTMs' products by PyTorch, where ours run."""
+    for owner in (capability, lstm_cpu):
+        step = without(step, owner, "why_not_own_products", lambda dtype: "PyTorch's are raced")
+    return step
 
 
 def clr(config, device):

@@ -13,7 +13,7 @@ from torch import nn
 from bench import measure, names
 from bench.names import BATCH
 from bench.rivals.models import MagBert, TextBert, padded_clr
-from bench.steps import Trainer, autocast, check_same, clr, mag, of_pieces, plain_step, without
+from bench.steps import Trainer, autocast, check_same, clr, mag, of_pieces, plain_step, with_pytorch_products, without
 from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, draw_random_lengths, make_config, step_flops
 from cmsbert_fast import (
     CMSBertForSequenceClassification,
@@ -103,6 +103,7 @@ def test_bfloat16(race, device):
         return trainer.step(autocast(forward, device) if bfloat16 else forward)
 
     contenders = {names.OURS_BFLOAT16: step(), names.OURS_FLOAT32: step(bfloat16=False)}
+    contenders[names.F_LINEAR] = with_pytorch_products(step())
     if device.type == "cpu" and library.why_not() is None:
         contenders["with the LSTM's products in float32"] = without(
             step(), lstm_cpu, "product_dtype", lambda *arguments: torch.float32
@@ -249,6 +250,7 @@ def test_engineering(race, device):
         f"what each thing gains, cmsbert-clr, MOSI lengths, batch {BATCH}",
         {
             names.OURS_CLR: step,
+            names.F_LINEAR: with_pytorch_products(step),
             "without the compiled LSTM": without(step, lstm_cpu, "product_dtype", lambda *arguments: None),
             "with PyTorch's dropout": without(step, Dropout, "forward", nn.Dropout.forward),
             "with AdamW not fused": unfused,

@@ -1,8 +1,8 @@
 """Scores for every example of a source: ``python -m cmsbert_fast.predict CHECKPOINT DATA``."""
 
+import argparse
 import csv
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,10 @@ if __name__ == "__main__":
     wait_without_spinning()
 
 import torch
-import transformers
 from transformers import PreTrainedConfig
 
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import MODALITIES, Corpus, DataError
+from cmsbert_fast.data.example import MODALITIES, Corpus
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.base import Classifier
@@ -29,58 +28,55 @@ from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions, predict
+from cmsbert_fast.training.exits import exit_status
 from cmsbert_fast.training.preflight import frames_have_words
 from cmsbert_fast.training.report import prediction_rows, write_csv
 from cmsbert_fast.training.texts import check_texts
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command line.
+    """Runs the command line; the exit status is that of :func:`~cmsbert_fast.training.exits.exit_status`."""
+    return exit_status(lambda: _run(_parser().parse_args(arguments)))
 
-    Returns:
-        The exit status: 0; 2 for a user's error, with one sentence on stderr; as in shells, 130 after Ctrl-C and 141
-        if standard output is closed.
-    """
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        given = _parser().parse_args(arguments)
-        if given.batch_size < 1:
-            raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
-        # Before the data, which can take long to read.
-        model, processor = load_trained(given.checkpoint)
-        device = find_device(given.device)
-        request = DataRequest.of(given.data, **options_in(given), labels=False)
-        corpus = read_corpus(request)
-        print(corpus.report, file=sys.stderr)
-        for warning in absent_streams(model.config, corpus, request):
-            print(printable(f"warning: {warning}"), file=sys.stderr)
-        wanted = [given.split] if given.split in corpus.splits else None
-        for sentence in check_texts(corpus, processor.tokenizer, processor.max_length, wanted):
-            print(printable(f"  {sentence}"), file=sys.stderr)
-        predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
-        several = model.config.problem_type == "multi_label_classification"
-        _write(prediction_rows(predictions, classes or (), several), given.output)
-    except (UsageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # Python flushes standard output again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    return 0
+
+def _run(given: argparse.Namespace) -> None:
+    if given.batch_size < 1:
+        raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
+    if given.output is not None and given.output.exists():
+        raise UsageError(f"{given.output} exists; remove it or choose another --output.")
+    # Before the data, which can take long to read.
+    model, processor = load_trained(given.checkpoint)
+    device = find_device(given.device)
+    request = DataRequest.of(given.data, **options_in(given), labels=False)
+    corpus = read_corpus(request)
+    print(corpus.report, file=sys.stderr)
+    print(
+        f"  labels are not read; metrics: python -m cmsbert_fast.evaluate {given.checkpoint} --data {given.data}",
+        file=sys.stderr,
+    )
+    for warning in absent_streams(model.config, corpus, request):
+        print(printable(f"warning: {warning}"), file=sys.stderr)
+    wanted = [given.split] if given.split in corpus.splits else None
+    for sentence in check_texts(corpus, processor.tokenizer, processor.max_length, wanted):
+        print(printable(f"  {sentence}"), file=sys.stderr)
+    predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
+    several = model.config.problem_type == "multi_label_classification"
+    _write(prediction_rows(predictions, classes or (), several), given.output)
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m cmsbert_fast.predict", description="Writes a score for every example as CSV.")
+    parser = Parser(
+        prog="python -m cmsbert_fast.predict",
+        description="Writes a score for every example as CSV. Labels are not read; cmsbert_fast.evaluate does.",
+    )
     parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
     parser.add_argument("data", help="a file or folder in a known format, or 'embedded'")
     parser.add_argument("--split", help="only this split of the data (default: all)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="CSV file to write (default: standard output)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="new CSV file (default: standard output)")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
+    )
     add_options(parser)
     return parser
 
@@ -97,6 +93,7 @@ def _write(rows: Sequence[Sequence[str]], output: Path | None) -> None:
         write_csv(output, rows)
     except OSError as error:
         raise UsageError(f"{output} cannot be written ({error.strerror}); choose another --output.") from None
+    print(f"{len(rows) - 1} predictions are in {output}", file=sys.stderr)
 
 
 def predict_corpus(

@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "models": {"ops", "packing", "atomic", "data.example", "data.statistics", "data.word_vectors"},
     "training": {"models", "ops", "packing", "data", "atomic"},
     "predict": {"training", "models", "packing", "data", "atomic", "threads"},
+    "evaluate": {"predict", "training", "models", "packing", "data", "atomic", "threads"},
     "experiments": {"training", "models", "packing", "data", "atomic"},
     "train": {"training", "threads"},
 }

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _inspect(request, options.picture, options.id, options.max_length)
         sys.stdout.flush()
     except DataError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; the same command continues a conversion from here.", file=sys.stderr)

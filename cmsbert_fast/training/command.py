@@ -2,14 +2,16 @@
 
 import argparse
 import dataclasses
+import difflib
 import itertools
 import math
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmsbert_fast.data.request import DataOptions
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.conversion import MAPPINGS, assignments, converted, layered, read_yaml
 from cmsbert_fast.training.errors import UsageError
@@ -35,16 +37,38 @@ class Command:
     resume: bool = False
 
 
+# The settings as --help lists them; those of the data come first.
+GROUPS = {
+    "model": (
+        "model variant architecture max_length standardise repeat_frames word_vectors gate_activation projection_size "
+        "text loss pooling frozen_layers"
+    ),
+    "training": (
+        "seed epochs batch_size accumulation learning_rate learning_rates schedule warmup weight_decay "
+        "bert_weight_decay weight_decays max_grad_norm max_grad_value early_stopping"
+    ),
+    "loss of CMSBERT-CLR": "temperature smoothing threshold momentum",
+    "machine and checkpoints": ("device threads precision backend checkpoint_every_epochs checkpoint_every_steps"),
+}
+_PLACEHOLDERS = {int: "N", float: "X", bool: "BOOL", str: "NAME"}
+
+
 class Parser(argparse.ArgumentParser):
     """Raises UsageError instead of printing and exiting, so all errors reach the user the same way."""
 
     def error(self, message: str) -> typing.NoReturn:
-        raise UsageError(f"{message[0].upper()}{message[1:]}; see --help.")
+        known = [flag for action in self._actions for flag in action.option_strings]
+        wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        near = [match for word in wrong for match in difflib.get_close_matches(word, known, n=1)]
+        advice = f"did you mean {near[0]}?" if "unrecognized" in message and near else "see --help."
+        raise UsageError(f"{message[0].upper()}{message[1:]}; {advice}")
 
 
-def _parser() -> Parser:
+def _parser(embedded: Mapping[str, Any]) -> Parser:
+    """The parser; ``embedded`` are the settings of the embedded corpus, which --help tells too."""
     parser = Parser(
         prog="train.py",
+        usage="train.py [OPTION ...]",
         description="Trains CMSBERT-CLR and its variants. Without arguments: text-only BERT and CMSBERT-CLR on the "
         "embedded corpus. Under torchrun: on several CPUs or GPUs.",
         argument_default=argparse.SUPPRESS,
@@ -61,22 +85,42 @@ def _parser() -> Parser:
         metavar="FOLDER",
         help="continue the runs of a folder with their own settings; without FOLDER: those of the same command",
     )
-    hints = typing.get_type_hints(TrainingSettings)
-    for f in dataclasses.fields(TrainingSettings):
-        flags, text = [f"--{f.name.replace('_', '-')}"], f.metadata["help"].replace("%", "%%")
-        if f.name == "seed":
-            flags.append("--seeds")
-        if f.name == "variant":
-            text += f": {', '.join(VARIANTS)}"
-        several = f.name in (*RUN_AXES, *MAPPINGS) or hints[f.name] == tuple[str, ...]
-        if f.name in RUN_AXES:
-            text += "; several: one run each"
-        elif not several:
-            text += f" (default: {'none' if f.default is None else f.default})"
-        parser.add_argument(
-            *flags, dest=f.name, nargs="+" if several else None, metavar=f.metadata["metavar"], help=text
-        )
+    fields = {f.name: f for f in dataclasses.fields(TrainingSettings)}
+    groups = {"data": [f.name for f in dataclasses.fields(DataOptions)]}
+    groups |= {title: names.split() for title, names in GROUPS.items()}
+    for title, names in groups.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            _add_setting(group, fields[name], embedded)
     return parser
+
+
+def _add_setting(group: Any, f: "dataclasses.Field[Any]", embedded: Mapping[str, Any]) -> None:
+    """Adds the option of a setting, with what it does and its default."""
+    hint = typing.get_type_hints(TrainingSettings)[f.name]
+    flags, text = [f"--{f.name.replace('_', '-')}"], f.metadata["help"].replace("%", "%%")
+    if f.name == "seed":
+        flags.append("--seeds")
+    if f.name == "variant":
+        text += f": {', '.join(VARIANTS)}"
+    several = f.name in (*RUN_AXES, *MAPPINGS) or hint == tuple[str, ...]
+    if f.name in RUN_AXES:
+        text += "; several: one run each"
+    if f.default not in (dataclasses.MISSING, ()):
+        default = f"default: {_shown(f.default)}"
+        if f.name in embedded and embedded[f.name] != f.default:
+            default += f"; for the embedded corpus {_shown(embedded[f.name])}"
+        text += f" ({default})"
+    kind = next((k for k in typing.get_args(hint) or (hint,) if k in _PLACEHOLDERS), str)
+    metavar = f.metadata["metavar"] if f.metadata["metavar"] != "VALUE" else _PLACEHOLDERS[kind]
+    group.add_argument(*flags, dest=f.name, nargs="+" if several else None, metavar=metavar, help=text)
+
+
+def _shown(value: Any) -> str:
+    """A default as it is given on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
@@ -89,7 +133,8 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
     Raises:
         UsageError: A name is unknown, a value has the wrong type or is out of range, or a file cannot be read.
     """
-    given = vars(_parser().parse_args(arguments))
+    asked = bool({"-h", "--help"} & set(arguments)) and Path(embedded_config).is_file()
+    given = vars(_parser(read_yaml(embedded_config) if asked else {}).parse_args(arguments))
     config, output, resume = given.pop("config", None), given.pop("output", None), given.pop("resume", False)
     for name in MAPPINGS:
         if name in given:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cmsbert_fast.data.task import Labels
+from cmsbert_fast.data.task import LabelKind, Labels
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.cmsbert.outputs import SUBNETWORKS
 from cmsbert_fast.training.batches import Batches
@@ -107,6 +107,11 @@ def measure(predictions: Predictions, labels: Labels) -> dict[str, float]:
 def selection(values: dict[str, float]) -> float:
     """The validation score, lower is better: MAE; for classes negative accuracy, or F1 where several are possible."""
     return values["mae"] if "mae" in values else -values["wa" if "wa" in values else "f1"]
+
+
+def selected_metric(labels: Labels) -> str:
+    """The name of the metric behind :func:`selection`."""
+    return {LabelKind.CLASSES: "wa", LabelKind.SEVERAL: "f1"}.get(labels.kind, "mae")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor
 from cmsbert_fast import atomic
 from cmsbert_fast.data.embedded import embedded_utterances
 from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.tested import Tested
@@ -27,17 +28,23 @@ def write_figures(folder: Path, tested: Tested) -> None:
     Where classes are predicted, also ``confusion.png``, the confusion matrix of the test set; of several labels at
     once, a matrix of absent and present for each.
 
+    A model without maps and embeddings has ``scatter.png``, predicted against true scores.
+
     The maps show the best-predicted test example among the clearly positive and negative ones; if it is from the
     embedded corpus, its events are marked.
     """
     folder.mkdir(exist_ok=True)
     config = tested.model.config
     if tested.corpus.classes and tested.predictions.labels is not None:
-        _draw_confusion(folder / "confusion.png", tested.corpus, tested.predictions)
+        title = f"{tested.corpus.name}, test set"
+        _draw_confusion(folder / "confusion.png", labels_of(tested.corpus), tested.predictions, title)
     if tested.predictions.embeddings:
         _draw_embeddings(folder / "embeddings.png", tested.corpus, tested.predictions)
     if getattr(config, "cms_layers", ()) and (config.visual_size or config.acoustic_size):
         _draw_shift_maps(folder / "shift_maps.png", tested)
+    if not any(folder.iterdir()) and tested.predictions.labels is not None:
+        title = f"{tested.corpus.name}, test set"
+        draw_predictions(folder, tested.predictions, labels_of(tested.corpus), title)
 
 
 def _draw_embeddings(path: Path, corpus: Corpus, predictions: Predictions) -> None:
@@ -61,18 +68,29 @@ def _one_of_several(labels: Tensor) -> Tensor:
     return torch.where(count == 1, labels.argmax(dim=1), torch.where(count > 1, width, width + 1))
 
 
-def _draw_confusion(path: Path, corpus: Corpus, predictions: Predictions) -> None:
+def draw_predictions(folder: Path, predictions: Predictions, labels: Labels, title: str) -> None:
+    """Writes ``confusion.png`` of classes, or ``scatter.png`` of scores."""
+    from cmsbert_fast.training.scatter import plot_scores
+
+    assert predictions.labels is not None
+    if labels.classes:
+        _draw_confusion(folder / "confusion.png", labels, predictions, title)
+    else:
+        figure = plot_scores(predictions.logits[:, 0].numpy(), predictions.labels.numpy(), title)
+        figure.savefig(folder / "scatter.png", dpi=150)
+
+
+def _draw_confusion(path: Path, labels: Labels, predictions: Predictions, title: str) -> None:
     from cmsbert_fast.training.plots import plot_confusion
 
     assert predictions.labels is not None
-    classes, labels, logits = corpus.classes or (), predictions.labels, predictions.logits
-    title = f"{corpus.name}, test set"
-    if corpus.several:
-        pairs = zip(labels.long().unbind(1), (logits > 0).long().unbind(1), strict=True)
+    classes, true, logits = labels.classes, predictions.labels, predictions.logits
+    if labels.kind is LabelKind.SEVERAL:
+        pairs = zip(true.long().unbind(1), (logits > 0).long().unbind(1), strict=True)
         counts = {name: _confusion(*pair, 2) for name, pair in zip(classes, pairs, strict=True)}
         figure = plot_confusion(counts, ("absent", "present"), title)
     else:
-        figure = plot_confusion({"": _confusion(labels, logits.argmax(dim=1), len(classes))}, classes, title)
+        figure = plot_confusion({"": _confusion(true, logits.argmax(dim=1), len(classes))}, classes, title)
     figure.savefig(path, dpi=150)
 
 

@@ -28,7 +28,7 @@ def config_file(name: str) -> Path:
         return folder / "config.json"
     if folder.exists():
         raise UsageError(f"{name} is a file; give the checkpoint's folder, with config.json and weights.")
-    missing = f"There is no checkpoint {name!r}: there is no such folder{_similar(folder)}"
+    missing = f"There is no checkpoint {name!r:.300}: there is no such folder{_similar(folder)}"
     if not _may_be_on_hub(name):
         raise UsageError(f"{missing}; give a folder with config.json and weights.")
     if not _hub_answers():

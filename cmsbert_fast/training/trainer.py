@@ -108,6 +108,7 @@ class Trainer:
         # From the state, at the start and after validation: asking after each step would wait for the device.
         self.reported: dict[str, float] = {}
         self.progress = Progress()
+        self.loss = math.nan  # of the last step
         self.log: RunLog | None = None  # rank 0 only
 
     def run(self, testing: bool = True) -> dict[str, Any]:
@@ -170,8 +171,8 @@ class Trainer:
             yield
         except Exception as error:
             raise UsageError(
-                f"{self.folder / checkpoint.FILE_NAME} does not fit this run ({reason(error)}); remove it to "
-                "start over."
+                f"{self.folder / checkpoint.FILE_NAME} does not fit this run ({reason(error)}); remove it to start "
+                "over."
             ) from None
 
     def keep_text_features(self) -> None:
@@ -215,6 +216,15 @@ class Trainer:
                     break
                 self.train_epoch(bar)
                 self.validate()
+                self.show(bar)
+
+    def show(self, bar: tqdm) -> None:
+        """Shows the last loss and the best validation so far."""
+        progress, shown = self.progress, f"loss {self.loss:.3f}"
+        if progress.best is not None:
+            metric = evaluate.selected_metric(self.labels)
+            shown += f", best valid {metric} {abs(progress.best):.3f} in epoch {progress.best_epoch}"
+        bar.set_postfix_str(shown, refresh=False)
 
     def train_epoch(self, bar: tqdm) -> None:
         """The remaining steps of an epoch."""
@@ -281,8 +291,8 @@ class Trainer:
             values = {"loss": numbers.loss, **_named(numbers.losses), **self.reported}
             values |= {"gradient_norm": numbers.gradient_norm, "learning_rate": record.learning_rate}
             self.log.write("train", {"step": record.step, "epoch": progress.epoch + 1, **values})
-        best = f", best epoch {progress.best_epoch}: {abs(progress.best):.3f}" if progress.best is not None else ""
-        bar.set_postfix_str(f"loss {numbers.loss:.3f}{best}", refresh=False)
+        self.loss = numbers.loss
+        self.show(bar)
         bar.update()
         return numbers.stop
 

@@ -49,8 +49,11 @@ def test_scores_are_those_of_the_run(predict, run_folder, corpus_folder, tmp_pat
     assert rows(out) == pytest.approx(expected, abs=1e-5)
     assert "9 test" in err
     file = tmp_path / "scores.csv"
-    status, out, _ = predict(run_folder / "best", corpus_folder, "--output", file)
+    status, out, err = predict(run_folder / "best", corpus_folder, "--output", file)
     assert (status, out) == (0, "")
+    assert f"41 predictions are in {file}" in err
+    assert f"metrics: python -m cmsbert_fast.evaluate {run_folder / 'best'} --data {corpus_folder}" in err
+    assert predict(run_folder, corpus_folder, "--output", file)[0] == 2  # what is there is kept
     every = rows(file.read_text())
     assert len(every) == 25 + 7 + 9
     assert {k: every[k] for k in expected} == pytest.approx(expected, abs=1e-5)

@@ -1,10 +1,12 @@
 """Settings: from YAML and the command line, checked before anything runs."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from cmsbert_fast.training.command import parse_command
+from cmsbert_fast.data.request import DataOptions
+from cmsbert_fast.training.command import GROUPS, parse_command
 from cmsbert_fast.training.conversion import read_yaml
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
@@ -131,7 +133,8 @@ def test_paper_configs(name):
         (["--backend", "cuda"], "backend"),
         (["--seeds", "0", "0"], "twice"),
         (["--seeds", "x"], "seed is 'x'"),
-        (["--lerning-rate", "1"], "nrecognized arguments: --lerning-rate"),
+        (["--lerning-rate", "1"], "nrecognized arguments: --lerning-rate 1; did you mean --learning-rate?"),
+        (["--zzz"], "nrecognized arguments: --zzz; see --help."),
         (["--architecture", "hidden_size"], "FIELD=VALUE"),
         (["--architecture", "hidden_act=[1"], "'[1' is not a value"),
         *(
@@ -169,3 +172,19 @@ def test_users_errors_in_yaml(tmp_path, text, message):
     with pytest.raises(UsageError) as error:
         parse_command(["--config", str(config)], EMBEDDED)
     assert message in str(error.value)
+
+
+def test_help_has_every_setting_in_one_group_with_its_default(capsys):
+    names = [name for group in GROUPS.values() for name in group.split()]
+    names += [field.name for field in dataclasses.fields(DataOptions)]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(TrainingSettings))
+    with pytest.raises(SystemExit):
+        parse_command(["--help"], EMBEDDED)
+    text = " ".join(capsys.readouterr().out.split())
+    for title in ("data:", "model:", "training:", "machine and checkpoints:"):
+        assert f" {title} --" in text
+    epochs = read_yaml(EMBEDDED)["epochs"]
+    assert f"--epochs N passes over the training set (default: 500; for the embedded corpus {epochs})" in text
+    assert "several: one run each (default: 0)" in text
+    assert "(default: true)" in text
+    assert "VALUE true" not in text

@@ -110,6 +110,7 @@ def test_every_variant(train, short, tmp_path, capsys):
         figures = {path.name for path in (run / "seed-0" / "figures").iterdir()}
         assert ("shift_maps.png" in figures) == (variant != "bert")
         assert ("embeddings.png" in figures) == ("clr" in variant)
+        assert ("scatter.png" in figures) == (variant == "bert")
 
 
 def test_what_a_run_leaves_behind(train, short, tmp_path, corpus_folder):
@@ -222,3 +223,12 @@ def test_on_a_gpu(train, short, tmp_path, precision):
     assert cuda == again
     losses = [[record["loss"] for record in log] for log in (cpu, cuda)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3 if precision == "fp32" else 3e-2)
+
+
+def test_the_last_progress_line_names_the_metric_and_its_best_epoch(train, short, tmp_path):
+    status, errors = train(*short, "--output", tmp_path)
+    assert status == 0
+    best = min(records(tmp_path, "valid"), key=lambda record: record["mae"])
+    loss = records(tmp_path, "train")[-1]["loss"]
+    last = errors.replace("\r", "\n").strip().splitlines()[-1]
+    assert f"loss {loss:.3f}, best valid mae {best['mae']:.3f} in epoch {best['epoch']}" in last

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cmsbert_fast.data.example import DataError
 
+_PACKAGE = Path(__file__).absolute().parents[2] / "__init__.py"
 _MEMORY, _FACTOR = 96 << 20, 8  # bytes that looking at files may take, and for each byte of the largest,
 _MOST = 512 << 20  # up to this
 _SECONDS = 60.0

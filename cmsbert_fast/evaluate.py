@@ -1,0 +1,163 @@
+"""Metrics of a trained model on labelled data: ``python -m cmsbert_fast.evaluate CHECKPOINT --data DATA``."""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cmsbert_fast.threads import wait_without_spinning
+
+if __name__ == "__main__":
+    wait_without_spinning()
+
+import torch
+
+from cmsbert_fast import atomic
+from cmsbert_fast.data import read_corpus
+from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.request import DataRequest, add_options, options_in
+from cmsbert_fast.data.task import LabelKind, Labels, labels_of
+from cmsbert_fast.models.base import Classifier
+from cmsbert_fast.predict import absent_streams, predict_corpus
+from cmsbert_fast.training import figures, strict_json
+from cmsbert_fast.training.build import load_trained
+from cmsbert_fast.training.command import Parser
+from cmsbert_fast.training.distributed import find_device
+from cmsbert_fast.training.errors import UsageError, os_reason
+from cmsbert_fast.training.evaluate import Predictions, measure
+from cmsbert_fast.training.exits import exit_status
+from cmsbert_fast.training.report import write_predictions
+
+_TASKS = {"regression": "regression", "single_label_classification": "classification"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line; the exit status is that of :func:`~cmsbert_fast.training.exits.exit_status`."""
+    return exit_status(lambda: _run(_parser().parse_args(arguments)))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m cmsbert_fast.evaluate",
+        description="Prints the metrics of a trained model on labelled data.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
+    parser.add_argument("--data", required=True, metavar="PATH", help="file or folder in a known format, or 'embedded'")
+    parser.add_argument("--split", help="a split of the data, or 'all' (default: test; all where there is none)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="new folder for metrics.json, predictions.csv and a figure: confusion.png of classes, scatter.png of "
+        "scores (default: none)",
+    )
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
+    )
+    add_options(parser)
+    return parser
+
+
+def _run(given: argparse.Namespace) -> None:
+    if given.batch_size < 1:
+        raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
+    if given.output is not None and given.output.exists():
+        raise UsageError(f"{given.output} exists; remove it or choose another --output.")
+    model, processor = load_trained(given.checkpoint)
+    device = find_device(given.device)
+    task = _TASKS.get(model.config.problem_type or "")
+    request = DataRequest.of(given.data, **options_in(given), task=task)
+    corpus = read_corpus(request)
+    print(corpus.report, file=sys.stderr)
+    for warning in absent_streams(model.config, corpus, request):
+        print(f"warning: {warning}", file=sys.stderr)
+    split = given.split or ("test" if "test" in corpus.splits else "all")
+    one = None if split == "all" and split not in corpus.splits else split
+    predictions, classes = predict_corpus(model, processor, corpus, device, one, given.batch_size)
+    predictions = dataclasses.replace(predictions, labels=true_labels(model, corpus, one, classes))
+    labels = _labels(corpus, classes, model)
+    metrics = measure(predictions, labels)
+    where = "all splits" if one is None else f"the {one} split"
+    title = f"{corpus.name}, {where}, {len(predictions.ids)} examples"
+    print(f"{title}: {labels.kind.value}")
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        print(f"  {name:{width}}  {value:.{3 if name in ('mae', 'corr') else 1}f}")
+    if given.output is not None:
+        _write(given.output, predictions, labels, metrics, title)
+
+
+def _labels(corpus: Corpus, classes: Sequence[str] | None, model: Classifier) -> Labels:
+    """What is measured: the model's classes, which may be more than those of the data."""
+    if classes is None:
+        return labels_of(corpus)
+    several = model.config.problem_type == "multi_label_classification"
+    return Labels(LabelKind.SEVERAL if several else LabelKind.CLASSES, tuple(classes))
+
+
+def true_labels(model: Classifier, corpus: Corpus, split: str | None, classes: Sequence[str] | None) -> torch.Tensor:
+    """The labels of a split, in the order of its examples, as the model numbers them.
+
+    Args:
+        model: Says what is predicted.
+        corpus: Read with labels.
+        split: One split; None = all, one after another.
+        classes: The model's classes; None for scores.
+
+    Raises:
+        UsageError: An example has none, or the data have labels of another kind or class than the model.
+    """
+    splits = list(corpus.splits) if split is None else [split]
+    examples = [example for name in splits for example in corpus.splits[name]]
+    bare = next((example.id for example in examples if example.label is None), None)
+    if bare is not None:
+        raise UsageError(f"Example {bare!r} has no label; give it one, or use python -m cmsbert_fast.predict.")
+    found = [example.label for example in examples]
+    several = model.config.problem_type == "multi_label_classification"
+    known = corpus.classes or ()
+    if (classes is None) != (not known) or (known and several != corpus.several):
+        kinds = {None: "scores", False: "classes", True: "several labels at once"}
+        ours, theirs = kinds[several if classes else None], kinds[corpus.several if known else None]
+        raise UsageError(f"The model predicts {ours}, but the labels of {corpus.name} are {theirs}; choose a --label.")
+    if classes is None:
+        return torch.tensor(found, dtype=torch.float32)
+    unknown = sorted(set(known) - set(classes))
+    if unknown:
+        raise UsageError(
+            f"The data have the class {unknown[0]!r}, which the model does not know: its classes are "
+            f"{', '.join(classes)}; choose another --label."
+        )
+    places = [list(classes).index(name) for name in known]
+    if not several:
+        return torch.tensor([places[int(label)] for label in found])  # type: ignore[arg-type]
+    if set(known) != set(classes):
+        raise UsageError(
+            f"The model tells of {', '.join(classes)}, the data of {', '.join(known)}; give all by --label."
+        )
+    values = torch.zeros(len(found), len(classes))
+    values[:, places] = torch.tensor(found, dtype=torch.float32)
+    return values
+
+
+def _write(folder: Path, predictions: Predictions, labels: Labels, metrics: dict[str, float], title: str) -> None:
+    """Writes the folder of results, whole or not at all."""
+
+    def write(draft: Path) -> None:
+        draft.mkdir(exist_ok=True)
+        strict_json.write_json(draft / "metrics.json", {"data": title, "metrics": metrics})
+        write_predictions(draft / "predictions.csv", predictions, labels)
+        figures.draw_predictions(draft, predictions, labels, title)
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        atomic.replace_folder(folder, write)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written ({os_reason(error)}); choose another --output.") from None
+    print(f"metrics, predictions and a figure are in {folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
