@@ -18,28 +18,26 @@ is a slice of a memory map, without a decoder (Arrow and HDF5 bring one) and wit
 """
 
 import json
-import math
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 
+from cmsbert_fast.data.converted_entries import Line, Range, checked_report, checked_statistics, count, typed
 from cmsbert_fast.data.example import (
     MODALITIES,
-    Alignment,
     Corpus,
     DataError,
     Example,
     FrameWords,
-    Label,
     Outline,
     no_frames,
 )
-from cmsbert_fast.data.folds import NAMED, NO_FOLD, choose, read_folds, split_by_part, video_of
+from cmsbert_fast.data.folds import NAMED, NO_FOLD, choose, read_folds, split_by_part
 from cmsbert_fast.data.mapped import MappedRows
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
@@ -78,17 +76,17 @@ class _Frames:
     def __len__(self) -> int:
         return 0 if self._frames is None else len(self._frames)
 
-    def rows(self, place: "_Range") -> np.ndarray:
+    def rows(self, place: Range) -> np.ndarray:
         return no_frames(self.width) if self._frames is None else self._frames.rows(*place)
 
-    def words(self, place: "_Range") -> np.ndarray:
+    def words(self, place: Range) -> np.ndarray:
         return np.zeros(0, dtype=np.int32) if self._words is None else self._words.rows(*place)
 
 
 class Mapped(Sequence[Example]):
     """The examples of a split; frames are read from the memory map on access."""
 
-    def __init__(self, lines: list["_Line"], frames: dict[str, _Frames]) -> None:
+    def __init__(self, lines: list[Line], frames: dict[str, _Frames]) -> None:
         self._lines = lines
         self._frames = frames
 
@@ -132,146 +130,9 @@ def _may_be_words(words: np.ndarray, count: int) -> bool:
     return bool((words >= -1).all() and (known < count).all() and (np.diff(known) >= 0).all())
 
 
-class _Range(NamedTuple):
-    """Rows of a file of frames."""
-
-    begin: int
-    length: int
-
-
-class _Ranges(NamedTuple):
-    """The rows of an example."""
-
-    visual: _Range
-    acoustic: _Range
-
-
-class _Line:
-    """One line of ``examples.jsonl``.
-
-    Raises:
-        ValueError: It is not of the form that `convert` writes.
-    """
-
-    __slots__ = (
-        "alignment",
-        "checksums",
-        "frames",
-        "id",
-        "label",
-        "non_finite",
-        "parts",
-        "tallies",
-        "timed",
-        "video",
-        "words",
-    )
-
-    def __init__(self, entry: dict[str, Any], begins: dict[str, int], classes: int | None, several: bool) -> None:
-        self.id: str = _typed(entry["id"], str)
-        self.words: tuple[str, ...] = tuple(_typed(entry["words"], list))
-        if not set(map(type, self.words)) <= {str}:  # at once: a call for every word is slow
-            raise ValueError("a word is not text")
-        if not self.words:
-            raise ValueError("an example has no words")
-        self.label: Label | None = None if entry["label"] is None else _label(entry["label"], classes, several)
-        self.alignment = _alignment(entry)
-        self.frames = _Ranges(*(_Range(begins[modality], _count(entry[modality])) for modality in MODALITIES))
-        self.timed = _typed(entry.get("timed", False), bool)
-        lengths = {rows.length for rows in self.frames} - {0}
-        if self.alignment is Alignment.WORDS and not lengths <= {len(self.words)}:
-            raise ValueError("an aligned example has a different number of frames than words")
-        if self.alignment is Alignment.PIECES and len(lengths) > 1:
-            raise ValueError("an aligned example has more frames of one modality than of the other")
-        self.video: str = _typed(entry["video"], str) if "video" in entry else video_of(self.id)
-        self.non_finite: dict[str, int] | None = _counts(entry["non_finite"]) if "non_finite" in entry else None
-        self.tallies: dict[str, int] | None = _counts(entry["tallies"]) if "tallies" in entry else None
-        self.checksums: dict[str, int] = _counts(entry.get("crc32", {}))  # of the frames' bytes, by modality
-        self.parts: dict[str, int] | None = _counts(entry["parts"]) if "parts" in entry else None
-
-
-def _label(value: Any, classes: int | None, several: bool) -> Label:
-    """A label as `convert` writes it.
-
-    Raises:
-        ValueError: It is of another type or out of range.
-    """
-    if several:
-        present = tuple(_count(one) for one in _typed(value, list))
-        if len(present) != classes or not set(present) <= {0, 1}:
-            raise ValueError(f"a label is not {classes} of 0 and 1")
-        return present
-    if classes is None:
-        if not math.isfinite(_typed(value, int, float)):
-            raise ValueError(f"a label is {value}")
-    elif not 0 <= _typed(value, int) < classes:
-        raise ValueError(f"a label is {value}, but there are {classes} classes")
-    return value
-
-
-def _alignment(entry: dict[str, Any]) -> Alignment:
-    """What frames belong to; until version 3 a word, or nothing."""
-    if "aligned" in entry:
-        return Alignment.WORDS if _typed(entry["aligned"], bool) else Alignment.NONE
-    return Alignment(entry["alignment"])
-
-
 def _parse(text: str) -> Any:
     value = json.loads(text)
     return json.loads(whole(json.dumps(value, ensure_ascii=False))) if _HALF.search(text) else value
-
-
-def _typed(value: Any, *types: type) -> Any:
-    if type(value) not in types:
-        raise ValueError(f"expected {types[0].__name__}, found {type(value).__name__}")
-    return value
-
-
-def _count(value: Any) -> int:
-    if _typed(value, int) < 0:
-        raise ValueError(f"a number is {value}, less than 0")
-    return value
-
-
-def _counts(value: Any) -> dict[str, int]:
-    return {key: _count(number) for key, number in _typed(value, dict).items()}
-
-
-def _report(entry: dict[str, Any]) -> ReadReport:
-    """The report of a manifest, checked: a manifest is untrusted.
-
-    Raises:
-        ValueError: Its parts are of another type.
-    """
-    report = ReadReport(**_typed(entry, dict))
-    _typed(report.source, str)
-    for note in _typed(report.notes, list):
-        _typed(note, str)
-    for counts in (report.counts, report.non_finite, report.dropped, report.widths, report.frames, report.tallies):
-        _counts(counts)
-    if not set(MODALITIES) >= report.widths.keys() >= report.frames.keys():
-        raise ValueError("it has the width of an unknown modality")
-    return report
-
-
-def _statistics(entry: Any, widths: dict[str, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation by modality, where the training split has frames."""
-    found = {}
-    for modality, values in _typed(entry, dict).items():
-        if not _count(values["frames"]):
-            continue
-        rows = []
-        for name in ("mean", "std"):
-            for value in _typed(values[name], list):
-                _typed(value, float, int)
-            row = np.array(values[name], dtype=np.float64)
-            if row.shape != (widths[modality],) or not np.isfinite(row).all():
-                raise ValueError(f"the {name} of {modality} is not {widths[modality]} numbers")
-            rows.append(row)
-        if (rows[1] < 0).any():
-            raise ValueError(f"a standard deviation of {modality} is negative")
-        found[modality] = (rows[0], rows[1])
-    return found
 
 
 def open_converted(request: DataRequest) -> Corpus:
@@ -328,26 +189,26 @@ class _Stored:
         manifest = _parse(read_text(path / MANIFEST, _LARGEST))
         if manifest["version"] not in READABLE:
             raise DataError(f"Convert {path} again: it has version {manifest['version']}, this is version {VERSION}.")
-        self.name, self.standardise = _typed(manifest["name"], str), _typed(manifest["standardise"], bool)
+        self.name, self.standardise = typed(manifest["name"], str), typed(manifest["standardise"], bool)
         classes = manifest["classes"]
-        self.classes = None if classes is None else tuple(_typed(one, str) for one in _typed(classes, list))
-        self.several = _typed(manifest.get("several", False), bool)
-        self.report = _report(manifest["report"])
+        self.classes = None if classes is None else tuple(typed(one, str) for one in typed(classes, list))
+        self.several = typed(manifest.get("several", False), bool)
+        self.report = checked_report(manifest["report"])
         self.widths = {modality: int(self.report.widths.get(modality, 0)) for modality in MODALITIES}
-        self.timed = _typed(manifest.get("timed", False), bool)
+        self.timed = typed(manifest.get("timed", False), bool)
         self.frames = {
             modality: _Frames(path, modality, width, self.report.frames.get(modality, 0), self.timed)
             for modality, width in self.widths.items()
         }
         self.report.counts = {split: count for split, count in self.report.counts.items() if count}
-        self.splits: dict[str, list[_Line]] = {split: [] for split in self.report.counts}
-        self.lines: list[_Line] = []  # of all splits, in the order of the source
+        self.splits: dict[str, list[Line]] = {split: [] for split in self.report.counts}
+        self.lines: list[Line] = []  # of all splits, in the order of the source
         ends = self._read_lines(path, labels)
         self.rotations = {
-            found: [_count(part) for part in _typed(valid, list)]
-            for found, valid in _typed(manifest.get("folds", {}), dict).items()
+            found: [count(part) for part in typed(valid, list)]
+            for found, valid in typed(manifest.get("folds", {}), dict).items()
         }
-        self.statistics = _statistics(manifest["statistics"], self.widths)
+        self.statistics = checked_statistics(manifest["statistics"], self.widths)
         counted = {split: len(lines) for split, lines in self.splits.items()}
         frames = self.report.frames
         if counted != self.report.counts or any(ends[m] != frames.get(m, 0) for m in MODALITIES if self.widths[m]):
@@ -361,7 +222,7 @@ class _Stored:
         begins = dict.fromkeys(MODALITIES, 0)
         for text in text_lines(path / EXAMPLES, _LARGEST):
             entry = _parse(text)
-            line = _Line(entry, begins, None if self.classes is None else len(self.classes), self.several)
+            line = Line(entry, begins, None if self.classes is None else len(self.classes), self.several)
             if line.timed and not self.timed:
                 raise ValueError("a line has the words of frames, the folder has not")
             if not labels:
@@ -376,7 +237,7 @@ class _Stored:
         return begins
 
 
-def _splitter(request: DataRequest, rotations: Mapping[str, Sequence[int]]) -> Callable[[_Line], str | None] | None:
+def _splitter(request: DataRequest, rotations: Mapping[str, Sequence[int]]) -> Callable[[Line], str | None] | None:
     """How lines are split, as on the source: by its own folds or by a file; None where their own splits hold."""
     folds, fold = request.folds, request.fold
     if folds is None and fold is None:
@@ -402,9 +263,9 @@ def _sum(counts: Iterable[dict[str, int] | None]) -> dict[str, int]:
 
 
 def _resplit(
-    path: Path, everything: list[_Line], split_of: Callable[[_Line], str | None], report: ReadReport
-) -> dict[str, list[_Line]]:
-    again: dict[str, list[_Line]] = {}
+    path: Path, everything: list[Line], split_of: Callable[[Line], str | None], report: ReadReport
+) -> dict[str, list[Line]]:
+    again: dict[str, list[Line]] = {}
     for line in everything:  # in the order of the source, whatever its own splits are
         split = split_of(line)
         if split is None:
