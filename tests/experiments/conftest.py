@@ -18,7 +18,8 @@ def write_run(folder, ids, labels, predictions, classes=(), seconds=10.0, **fact
     """A finished run; ``predictions`` None: one that was not tested."""
     folder.mkdir(parents=True)
     metrics = {"mae": 1.0, **facts.pop("valid", {})}
-    content = {"settings": {}, "data": {"fingerprint": "f"}, "valid": metrics, "seconds": seconds, **facts}
+    settings = {"variant": "bert", "seed": 0, "fold": None}
+    content = {"settings": settings, "data": {"fingerprint": "f"}, "valid": metrics, "seconds": seconds, **facts}
     if predictions is not None:
         content["test"] = (emotion_metrics if classes else sentiment_metrics)(predictions, labels)
         with open(folder / "predictions.csv", "w", newline="") as file:

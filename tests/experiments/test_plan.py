@@ -96,7 +96,8 @@ def run(variant="bert", seed=0, epochs=10, data="mosi", key="k"):
 
 
 def finish(root, run, seconds, test=True):
-    content = {"settings": {}, "data": {"fingerprint": "f"}, "valid": {}, "seconds": seconds}
+    settings = {"variant": run.settings.variant, "seed": run.settings.seed, "fold": run.settings.fold}
+    content = {"settings": settings, "data": {"fingerprint": "f"}, "valid": {}, "seconds": seconds}
     (root / run.folder).mkdir(parents=True)
     (root / run.folder / "results.json").write_text(json.dumps({**content, **({"test": {}} if test else {})}))
 
