@@ -14,6 +14,7 @@ from cmsbert_fast.experiments.plan import Cell
 from cmsbert_fast.experiments.results import Found
 from cmsbert_fast.experiments.tables import Row, Table, read_table
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.lock import turn
 from cmsbert_fast.training.report import write_csv
 from cmsbert_fast.training.strict_json import finite, write_json
 
@@ -30,12 +31,7 @@ def write_plan(
         name: The table, as for :func:`~cmsbert_fast.experiments.tables.read_table`.
         cells: For each data set the rows, and the folders of their runs by seed.
     """
-    path = root / PLAN
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        plan = {}
-    plan[name] = {
+    rows_of = {
         data: [
             {
                 "label": row.label,
@@ -48,7 +44,13 @@ def write_plan(
         ]
         for data, rows in cells.items()
     }
-    write_json(path, plan)
+    path = root / PLAN
+    with turn(root):  # another runner keeps its tables
+        try:
+            plan = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            plan = {}
+        write_json(path, {**plan, name: rows_of})
 
 
 def _printed_label(row: Row, cell: Cell) -> str:
@@ -77,8 +79,11 @@ def write_report(root: Path, name: str, configs: Path, resamples: int = signific
     Returns:
         The contents of the JSON file.
     """
-    table = read_table(name, configs)
-    plan = planned_tables(root)[name]
+    with turn(root):  # files of two runners must not get into each other's way
+        return _write_report(root, read_table(name, configs), planned_tables(root)[name], resamples)
+
+
+def _write_report(root: Path, table: Table, plan: Mapping[str, Any], resamples: int) -> dict[str, Any]:
     sections = {data: _section(root, table, data, rows, resamples) for data, rows in plan.items()}
     value = finite({"table": table.name, "title": table.title, "resamples": resamples, "data": sections})
     folder = root / "tables"

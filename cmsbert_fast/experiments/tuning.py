@@ -16,6 +16,7 @@ from cmsbert_fast import atomic
 from cmsbert_fast.experiments.plan import Corpora, Run, expanded, finished
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import selection
+from cmsbert_fast.training.lock import turn
 from cmsbert_fast.training.settings import TrainingSettings, settings_from
 from cmsbert_fast.training.strict_json import write_json
 
@@ -161,9 +162,11 @@ def record(root: Path, units: Mapping[str, tuple[Unit, str, Sequence[Trial]]], s
             "chosen": best(trials, name).settings if means else None,
             "expected_best": expected_best(means),
         }
-        if means:
-            _draw(root / "tune" / f"{name}.png", name, trials)
-    write_json(root / FILE, value)
+    with turn(root):
+        for name, (_, _, trials) in units.items():
+            if value[name]["chosen"] is not None:
+                _draw(root / "tune" / f"{name}.png", name, trials)
+        write_json(root / FILE, value)
 
 
 def _draw(path: Path, name: str, trials: Sequence[Trial]) -> None:

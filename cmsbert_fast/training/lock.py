@@ -5,12 +5,13 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cmsbert_fast.training.errors import UsageError, os_reason
 
 FILE_NAME = ".lock"
+TURN = ".turn"
 
 
 class Locked(UsageError):
@@ -50,3 +51,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def turn(folder: Path) -> Iterator[None]:
+    """Waits until no other process has its turn in a folder that several write to; not where the disk has no locks."""
+    with open(folder / TURN, "ab") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import threading
 
 import pytest
 
 from cmsbert_fast.training import folders
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.lock import locked
+from cmsbert_fast.training.lock import locked, turn
 
 
 def test_a_second_process_is_refused_until_the_first_ends(train, short, tmp_path):
@@ -75,3 +76,21 @@ def test_default_folders_are_nobody_elses(tmp_path, monkeypatch):
     (tmp_path / "blocked" / "runs").touch()
     with pytest.raises(UsageError, match="cannot be created"):
         folders.output_folder(None, "mosi", resume=False)
+
+
+def test_one_turn_at_a_time(tmp_path):
+    count = tmp_path / "count"
+    count.write_text("0")
+
+    def add():
+        for _ in range(200):
+            with turn(tmp_path):
+                value = int(count.read_text())
+                count.write_text(str(value + 1))
+
+    threads = [threading.Thread(target=add) for _ in range(4)]  # each has a file of its own open, as processes have
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count.read_text() == "800"
