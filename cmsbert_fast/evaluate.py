@@ -14,12 +14,11 @@ if __name__ == "__main__":
 import torch
 
 from cmsbert_fast import atomic
-from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.predict import absent_streams, predict_corpus
+from cmsbert_fast.predict import check_options, predict_corpus, read_for
 from cmsbert_fast.training import figures, strict_json
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.command import Parser
@@ -62,18 +61,11 @@ def _parser() -> Parser:
 
 
 def _run(given: argparse.Namespace) -> None:
-    if given.batch_size < 1:
-        raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
-    if given.output is not None and given.output.exists():
-        raise UsageError(f"{given.output} exists; remove it or choose another --output.")
+    check_options(given)
     model, processor = load_trained(given.checkpoint)
     device = find_device(given.device)
     task = _TASKS.get(model.config.problem_type or "")
-    request = DataRequest.of(given.data, **options_in(given), task=task)
-    corpus = read_corpus(request)
-    print(corpus.report, file=sys.stderr)
-    for warning in absent_streams(model.config, corpus, request):
-        print(f"warning: {warning}", file=sys.stderr)
+    corpus = read_for(model, DataRequest.of(given.data, **options_in(given), task=task))
     split = given.split or ("test" if "test" in corpus.splits else "all")
     one = None if split == "all" and split not in corpus.splits else split
     predictions, classes = predict_corpus(model, processor, corpus, device, one, given.batch_size)

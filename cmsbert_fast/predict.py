@@ -40,28 +40,40 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
-    if given.batch_size < 1:
-        raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
-    if given.output is not None and given.output.exists():
-        raise UsageError(f"{given.output} exists; remove it or choose another --output.")
+    check_options(given)
     # Before the data, which can take long to read.
     model, processor = load_trained(given.checkpoint)
     device = find_device(given.device)
-    request = DataRequest.of(given.data, **options_in(given), labels=False)
-    corpus = read_corpus(request)
-    print(corpus.report, file=sys.stderr)
-    print(
-        f"  labels are not read; metrics: python -m cmsbert_fast.evaluate {given.checkpoint} --data {given.data}",
-        file=sys.stderr,
-    )
-    for warning in absent_streams(model.config, corpus, request):
-        print(printable(f"warning: {warning}"), file=sys.stderr)
+    note = f"  labels are not read; metrics: python -m cmsbert_fast.evaluate {given.checkpoint} --data {given.data}\n"
+    corpus = read_for(model, DataRequest.of(given.data, **options_in(given), labels=False), note)
     wanted = [given.split] if given.split in corpus.splits else None
     for sentence in check_texts(corpus, processor.tokenizer, processor.max_length, wanted):
         print(printable(f"  {sentence}"), file=sys.stderr)
     predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
     several = model.config.problem_type == "multi_label_classification"
     _write(prediction_rows(predictions, classes or (), several), given.output)
+
+
+def check_options(given: argparse.Namespace) -> None:
+    """Finds a ``--batch-size`` or an ``--output`` that cannot be.
+
+    Raises:
+        UsageError: One of them.
+    """
+    if given.batch_size < 1:
+        raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
+    if given.output is not None and given.output.exists():
+        raise UsageError(f"{given.output} exists; remove it or choose another --output.")
+
+
+def read_for(model: Classifier, request: DataRequest, note: str = "") -> Corpus:
+    """Reads data for a trained model; prints their report, ``note`` and the warnings of :func:`absent_streams`."""
+    corpus = read_corpus(request)
+    print(corpus.report, file=sys.stderr)
+    sys.stderr.write(note)
+    for warning in absent_streams(model.config, corpus, request):
+        print(printable(f"warning: {warning}"), file=sys.stderr)
+    return corpus
 
 
 def _parser() -> Parser:
