@@ -16,6 +16,7 @@ from cmsbert_fast.experiments import worker
 from cmsbert_fast.experiments.plan import Estimates, Run, duration, finished
 from cmsbert_fast.experiments.worker import EXIT_BUSY, Job
 from cmsbert_fast.training.errors import Interrupted
+from cmsbert_fast.training.lock import turn
 from cmsbert_fast.training.signals import StopRequest
 from cmsbert_fast.training.strict_json import write_json
 
@@ -162,7 +163,8 @@ class Pool:
             waiting.attempt += 1
             self._waiting.insert(0, waiting)
             return
-        write_json(self._root / waiting.run.folder / FAILURE, {"status": status, "sentence": sentence})
+        with turn(self._root):
+            write_json(self._root / waiting.run.folder / FAILURE, {"status": status, "sentence": sentence})
         self.failed.append(waiting.run)
         self._done += 1
         self._report(waiting.run, f"failed: {sentence} (see {log})")
