@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cmsbert_fast.reference.layers import linear
 from cmsbert_fast.reference.mfn import fused, two_layers
 from cmsbert_fast.reference.recurrent import cell, last, part
 
@@ -17,18 +18,18 @@ def rows(weights: Mapping[str, Tensor], text: Tensor, frames: Mapping[str, Tenso
         text: (W, D), a row a word.
         frames: "visual" and "acoustic", or one of them, (W, d_m), one frame a word.
     """
-    found = {"shared_code": _linear(part(weights, "shared_code"), fused(weights, text, frames))}
+    found = {"shared_code": linear(fused(weights, text, frames), part(weights, "shared_code"))}
     shared = torch.relu(two_layers(part(weights, "shared_factor"), found["shared_code"]))
     for name, x in {"text": text, **frames}.items():
         own = part(weights, f"{name}_autoencoder")
-        code = _linear(part(own, "code"), last(x, part(own, "encoder")))
+        code = linear(last(x, part(own, "encoder")), part(own, "code"))
         given = torch.cat([shared, torch.relu(two_layers(part(own, "factor"), code))])
         h = c = torch.zeros_like(given)
         error = x.new_zeros(())
         for row in x:
             h, c = cell(given, h, c, part(own, "decoder"), suffix="")
             given = h
-            error = error + (_linear(part(own, "output"), h) - row).square().mean() / len(x)
+            error = error + (linear(h, part(own, "output")) - row).square().mean() / len(x)
         found |= {f"{name}_code": code, f"{name}_error": error}
     return {"logits": two_layers(part(weights, "classifier"), shared), **found}
 
@@ -41,7 +42,3 @@ def mmd(z: Tensor, g: Tensor) -> Tensor:
         return torch.stack(kernels).mean()
 
     return mean(g, g) + mean(z, z) - 2 * mean(g, z)
-
-
-def _linear(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    return weights["weight"] @ x + weights["bias"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cmsbert_fast.reference.layers import layer_norm, linear
 from cmsbert_fast.reference.recurrent import part, states
 
 
@@ -25,25 +26,25 @@ def rows(
     for name, sequence in (("text", text), *((m, frames[m]) for m in ("visual", "acoustic") if m in frames)):
         net = part(weights, f"{name}_net")
         u = _final_states(sequence, net) if net else sequence.sum(dim=0) / max(1, len(sequence))
-        x = torch.relu(_linear(u, part(weights, f"{name}_projection.dense")))
-        x = _layer_norm(x, part(weights, f"{name}_projection.norm"))
-        p = torch.sigmoid(_linear(x, part(weights, f"{name}_private")))
-        c = torch.sigmoid(_linear(x, part(weights, "shared")))
-        xhat = _linear(p + c, part(weights, f"{name}_decoder"))
+        x = torch.relu(linear(u, part(weights, f"{name}_projection.dense")))
+        x = layer_norm(x, part(weights, f"{name}_projection.norm"))
+        p = torch.sigmoid(linear(x, part(weights, f"{name}_private")))
+        c = torch.sigmoid(linear(x, part(weights, "shared")))
+        xhat = linear(p + c, part(weights, f"{name}_decoder"))
         errors.append(((xhat - x) ** 2).mean())
         private.append(p)
         shared.append(c)
         found |= {f"{name}_private": p, f"{name}_shared": c}
     tokens = _transformer_layer([*private, *shared], part(weights, "transformer"), heads)
-    y = torch.relu(_linear(torch.cat(tokens), part(weights, "fusion_dense")))
-    return {"logits": _linear(y, part(weights, "classifier")), **found, "reconstruction": sum(errors) / len(errors)}
+    y = torch.relu(linear(torch.cat(tokens), part(weights, "fusion_dense")))
+    return {"logits": linear(y, part(weights, "classifier")), **found, "reconstruction": sum(errors) / len(errors)}
 
 
 def _final_states(sequence: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
     """u_m = [h1 fwd; h2 fwd; h1 bwd; h2 bwd], (4 d_m,)."""
     ahead, behind = _both_directions(list(sequence), part(weights, "lstm1"))
     normed = [
-        _layer_norm(torch.cat([f, b]), part(weights, "norm")) for f, b in zip(ahead, reversed(behind), strict=True)
+        layer_norm(torch.cat([f, b]), part(weights, "norm")) for f, b in zip(ahead, reversed(behind), strict=True)
     ]
     ahead2, behind2 = _both_directions(normed, part(weights, "lstm2"))
     nothing = sequence.new_zeros(sequence.shape[1])
@@ -75,16 +76,7 @@ def _transformer_layer(tokens: list[Tensor], weights: Mapping[str, Tensor], head
             attended = torch.softmax(scores, dim=0)
             for j in range(len(tokens)):
                 z[own] = z[own] + attended[j] * v[j][own]
-        z = _layer_norm(x + _linear(z, part(weights, "self_attn.out_proj")), part(weights, "norm1"))
-        wide = torch.relu(_linear(z, part(weights, "linear1")))
-        out.append(_layer_norm(z + _linear(wide, part(weights, "linear2")), part(weights, "norm2")))
+        z = layer_norm(x + linear(z, part(weights, "self_attn.out_proj")), part(weights, "norm1"))
+        wide = torch.relu(linear(z, part(weights, "linear1")))
+        out.append(layer_norm(z + linear(wide, part(weights, "linear2")), part(weights, "norm2")))
     return out
-
-
-def _linear(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    return weights["weight"] @ x + weights["bias"]
-
-
-def _layer_norm(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    centred = x - x.mean()
-    return centred / torch.sqrt((centred**2).mean() + 1e-5) * weights["weight"] + weights["bias"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from cmsbert_fast.reference.layers import layer_norm, linear
 from cmsbert_fast.reference.recurrent import part
 
 
@@ -29,8 +30,8 @@ def logits(weights: Mapping[str, Tensor], text: Tensor, frames: Mapping[str, Ten
         states = _encoder(joint, None, memory, heads)
         last.append(states[-1] if states else torch.zeros_like(memory["norm.bias"]))
     r = torch.cat(last)
-    z = _linear(torch.relu(_linear(r, part(weights, "dense"))), part(weights, "dense2"))
-    return _linear(r + z, part(weights, "classifier"))
+    z = linear(torch.relu(linear(r, part(weights, "dense"))), part(weights, "dense2"))
+    return linear(r + z, part(weights, "classifier"))
 
 
 def _convolution(rows: Tensor, weight: Tensor) -> list[Tensor]:
@@ -62,7 +63,7 @@ def _encoder(
     while own := part(weights, f"layers.{layer}"):
         q = _layer(q, q if k is None else k, own, heads)
         layer += 1
-    return [_layer_norm(x, part(weights, "norm")) for x in q]
+    return [layer_norm(x, part(weights, "norm")) for x in q]
 
 
 def _embedded(rows: list[Tensor]) -> list[Tensor]:
@@ -72,10 +73,10 @@ def _embedded(rows: list[Tensor]) -> list[Tensor]:
 def _layer(target: list[Tensor], source: list[Tensor], weights: Mapping[str, Tensor], heads: int) -> list[Tensor]:
     attention, norm1 = part(weights, "attention"), part(weights, "norm1")
     w, b = attention["in_proj_weight"].chunk(3), attention["in_proj_bias"].chunk(3)
-    keys = [_layer_norm(x, norm1) for x in source]
+    keys = [layer_norm(x, norm1) for x in source]
     out = []
     for i, x in enumerate(target):
-        query = w[0] @ _layer_norm(x, norm1) + b[0]
+        query = w[0] @ layer_norm(x, norm1) + b[0]
         seen = [y for j, y in enumerate(keys) if j <= i + abs(len(source) - len(target))]
         z = torch.zeros_like(x)
         size = len(x) // heads
@@ -84,16 +85,7 @@ def _layer(target: list[Tensor], source: list[Tensor], weights: Mapping[str, Ten
             scores = [query[own] @ (w[1] @ y + b[1])[own] / math.sqrt(size) for y in seen]
             for p, y in zip(torch.softmax(torch.stack(scores), dim=0), seen, strict=True):
                 z[own] = z[own] + p * (w[2] @ y + b[2])[own]
-        z = x + _linear(z, part(attention, "out_proj"))
-        wide = torch.relu(_linear(_layer_norm(z, part(weights, "norm2")), part(weights, "dense")))
-        out.append(z + _linear(wide, part(weights, "out")))
+        z = x + linear(z, part(attention, "out_proj"))
+        wide = torch.relu(linear(layer_norm(z, part(weights, "norm2")), part(weights, "dense")))
+        out.append(z + linear(wide, part(weights, "out")))
     return out
-
-
-def _linear(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    return weights["weight"] @ x + weights["bias"]
-
-
-def _layer_norm(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    centred = x - x.mean()
-    return centred / torch.sqrt((centred**2).mean() + 1e-5) * weights["weight"] + weights["bias"]
