@@ -26,6 +26,7 @@ from cmsbert_fast.models.baselines.base import Baseline, Utterances, register
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.recurrent import CellLSTM, CellStates, in_order, order_of_time
 from cmsbert_fast.models.encoding import FrameLevel
+from cmsbert_fast.ops.lstm.steps import TimeSteps
 from cmsbert_fast.packing import Packing, positions, segment_last
 
 VIEWS = ("text", "acoustic", "visual")  # l, a, v: in the order of the published code
@@ -109,11 +110,11 @@ class Memory(nn.Module):
         self.retain = TwoLayers(both + size, config.retain_size, size, config.retain_dropout)
         self.update = TwoLayers(both + size, config.update_size, size, config.update_dropout)
 
-    def forward(self, cells: Tensor, packing: Packing) -> Tensor:
-        """(P, H) -> (B, M); 0 for an utterance without words."""
+    def forward(self, cells: Tensor, packing: Packing, steps: TimeSteps) -> Tensor:
+        """(P, H) -> (B, M); 0 for an utterance without words. ``steps`` are the packing's."""
         first = positions(packing, len(cells)) == 0
         before = cells.roll(1, dims=0).masked_fill(first[:, None], 0)
-        rows, batch_sizes = order_of_time(packing, cells.device)
+        rows, batch_sizes = steps
         both = torch.cat([before, cells], dim=1).index_select(0, rows)
         attended = torch.softmax(self.attention(both), dim=1) * both
         states = self._scan(attended, torch.tanh(self.proposal(attended)), batch_sizes.tolist())
@@ -167,8 +168,9 @@ class MFN(Baseline):
 
     def fuse(self, views: Mapping[str, Tensor], packing: Packing) -> Tensor:
         """[h^l; h^a; h^v; u]_W, (B, H + M)."""
-        states: list[CellStates] = [getattr(self, f"{name}_lstm")(rows, packing) for name, rows in views.items()]
-        memory = self.memory(torch.cat([state.cells for state in states], dim=1), packing)
+        steps = order_of_time(packing, views["text"].device)
+        states: list[CellStates] = [getattr(self, f"{name}_lstm")(rows, steps) for name, rows in views.items()]
+        memory = self.memory(torch.cat([state.cells for state in states], dim=1), packing, steps)
         return torch.cat([*(segment_last(state.hidden, packing) for state in states), memory], dim=1)
 
 

@@ -71,10 +71,10 @@ class CellStates(NamedTuple):
 class CellLSTM(PackedLSTM):
     """A PackedLSTM whose cells are an output too, with gradient: for MFN's memory."""
 
-    def forward(self, frames: Tensor, packing: Packing, backend: str = "auto") -> CellStates:  # type: ignore[override]
-        """(F, d_m) -> hidden states and cells; always PyTorch's own loop, whatever the backend."""
+    def forward(self, frames: Tensor, steps: TimeSteps) -> CellStates:  # type: ignore[override]
+        """(F, d_m) -> hidden states and cells, by PyTorch's own loop; ``steps`` from :func:`order_of_time`."""
         frames = frames.to(self.weight_ih_l0.dtype)
-        rows, batch_sizes = order_of_time(packing, frames.device)
+        rows, batch_sizes = steps
         with torch.autocast(frames.device.type, enabled=False):
             bias = self.bias_ih_l0 + self.bias_hh_l0
             inputs = F.linear(frames.index_select(0, rows), self.weight_ih_l0, bias).split(batch_sizes.tolist())

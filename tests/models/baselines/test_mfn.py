@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cmsbert_fast.models.baselines.mfn import Memory, MFNConfig, MFNForSequenceClassification
+from cmsbert_fast.models.baselines.recurrent import order_of_time
 from cmsbert_fast.packing import Packing, cumulative
 from cmsbert_fast.reference import mfn
 from tests.models.baselines.systems import config, system
@@ -17,6 +18,10 @@ def test_size_of_the_published_model():
     with torch.device("meta"):
         model = MFNForSequenceClassification(config)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 469_169
+
+
+def run(memory, cells, packing):
+    return memory(cells, packing, order_of_time(packing, cells.device))
 
 
 def small_memory():
@@ -31,7 +36,7 @@ def test_the_memory_by_hand():
         parameter.data.zero_()
     memory.proposal.out_proj.bias.data.copy_(b)
     lengths = torch.tensor([1, 2, 0, 3])
-    u = memory(torch.ones(6, 9, dtype=torch.float64), Packing(cumulative(lengths), 3))
+    u = run(memory, torch.ones(6, 9, dtype=torch.float64), Packing(cumulative(lengths), 3))
     for found, share in zip(u, (1 / 2, 3 / 4, 0, 7 / 8), strict=True):
         torch.testing.assert_close(found, share * b.tanh(), rtol=0, atol=1e-15)
     # The proposal sees Chat: the cells of two steps, each divided by 2H.
@@ -41,7 +46,7 @@ def test_the_memory_by_hand():
     for n, total in ((1, 45.0), (2, 171.0)):  # W = 1 has c_0 = 0
         packing = Packing(cumulative(torch.tensor([n])), n)
         last = torch.tanh(b[0] + total / 18) / 2 + (torch.tanh(b[0] + 45 / 18) / 4 if n == 2 else 0)
-        torch.testing.assert_close(memory(cells[:n], packing)[0, 0], last, rtol=0, atol=1e-14)
+        torch.testing.assert_close(run(memory, cells[:n], packing)[0, 0], last, rtol=0, atol=1e-14)
 
 
 def test_memory_is_the_literal_loop():
@@ -50,7 +55,7 @@ def test_memory_is_the_literal_loop():
     for parameter in memory.parameters():
         parameter.data.mul_(3)
     cells = torch.randn(sum(lengths), 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found = memory(cells, Packing(cumulative(torch.tensor(lengths)), 7))
+    found = run(memory, cells, Packing(cumulative(torch.tensor(lengths)), 7))
     weights = memory.state_dict()
     for u, rows in zip(found, cells.split(lengths), strict=True):
         expected, before = torch.zeros(5, dtype=torch.float64), torch.zeros(9, dtype=torch.float64)
