@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from bench.steps import Trainer, autocast
-from bench.test_batches import make_processor
-from bench.workload import ACOUSTIC_SIZE, VISUAL_SIZE, make_config
-from cmsbert_fast.data.example import Alignment, Example
+from bench.test_batches import make_examples, make_processor
+from bench.workload import make_config
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
@@ -22,8 +21,6 @@ from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training import text_features
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.text_features import TextFeatures
-
-BASELINES = [name for name, variant in VARIANTS.items() if ".models.baselines." in variant.model]
 
 
 def text_of(name: str) -> str:
@@ -51,20 +48,9 @@ class Utterances:
     """
 
     def __init__(self, lengths: Sequence[int], device: torch.device):
-        random = np.random.default_rng(0)
         self.tokens = sum(lengths)
         self._device, self._indices = device, range(len(lengths))
-        self._examples = [
-            Example(
-                str(k),
-                tuple(f"w{i}" for i in random.integers(0, 5000, length)),
-                float(random.uniform(-3, 3)),
-                random.normal(size=(length, VISUAL_SIZE)).astype(np.float32),
-                random.normal(size=(length, ACOUSTIC_SIZE)).astype(np.float32),
-                Alignment.WORDS,
-            )
-            for k, length in enumerate(np.array(lengths) - 2)
-        ]
+        self._examples = make_examples(lengths)
         self._processor = make_processor(self._examples)
 
     def batches(self, model: Classifier) -> Batches:

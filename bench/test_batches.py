@@ -1,5 +1,7 @@
 """From examples to a batch on the device: tokenising, standardising, collating."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from tokenizers import Tokenizer
@@ -18,7 +20,8 @@ from cmsbert_fast.training.batches import Batches
 EXAMPLES, BATCH = 512, 32
 
 
-def make_examples() -> list[Example]:
+def make_examples(lengths: Sequence[int]) -> list[Example]:
+    """Random utterances of ``lengths`` pieces, [CLS] and [SEP] included: one word a piece, one frame a word."""
     random = np.random.default_rng(0)
     return [
         Example(
@@ -29,7 +32,7 @@ def make_examples() -> list[Example]:
             random.normal(size=(length, ACOUSTIC_SIZE)).astype(np.float32),
             Alignment.WORDS,
         )
-        for k, length in enumerate(np.array(draw_lengths("mosi", EXAMPLES)) - 2)  # [CLS] and [SEP] come on top
+        for k, length in enumerate(np.array(lengths) - 2)
     ]
 
 
@@ -59,7 +62,7 @@ def padded_by_hand(examples: list[Example], processor: CMSBertProcessor):
 
 
 def prepared():
-    examples = make_examples()
+    examples = make_examples(draw_lengths("mosi", EXAMPLES))
     processor = make_processor(examples)
     with torch.device("meta"):  # batches only ask what it reads
         model = CMSBertForSequenceClassification(make_config())

@@ -6,13 +6,14 @@ import torch
 from bench import names, systems
 from bench.names import BATCH
 from bench.workload import draw_lengths
+from cmsbert_fast.models.registry import BASELINES
 
 INFERRED = 64
 
 
 def chosen(trains_bert: bool) -> list[str]:
     """Ours, and the systems that train BERT or those that do not: all at once would fill the memory."""
-    return [names.CLR, *(name for name in systems.BASELINES if (systems.text_of(name) == "bert") == trains_bert)]
+    return [names.CLR, *(name for name in BASELINES if (systems.text_of(name) == "bert") == trains_bert)]
 
 
 @pytest.mark.parametrize("trains_bert", [True, False])
@@ -49,7 +50,7 @@ def test_inference(race, device, trains_bert):
 def test_known_text_is_that_of_prediction(device):
     """Else the two races would be of different models."""
     utterances = systems.Utterances([9, 3, 14], device)
-    for name in systems.BASELINES:
+    for name in BASELINES:
         if systems.text_of(name) == "bert-frozen":
             model = systems.make_model(name, device).eval()
             inputs = utterances.inputs(model)

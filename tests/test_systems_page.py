@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cmsbert_fast.models.registry import VARIANTS
+from cmsbert_fast.models.registry import BASELINES, VARIANTS
 from cmsbert_fast.training.command import parse_command
 
 ROOT = Path(__file__).resolve().parents[1]
-BASELINES = [name for name, variant in VARIANTS.items() if ".models.baselines." in variant.model]
 VISUAL = {"mosi": 47, "mosei": 35}
 TEXTS = {"bert": "BERT", "bert-frozen": "frozen BERT", "vectors": "word vectors"}
 

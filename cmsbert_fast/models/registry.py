@@ -77,6 +77,9 @@ VARIANTS: Mapping[str, Variant] = {
     "mfm": Variant(f"{_BASELINES}.mfm:MFMForSequenceClassification", _WORD_FRAMES),
 }
 
+# The published systems that the paper compares with.
+BASELINES = tuple(name for name, variant in VARIANTS.items() if ".models.baselines." in variant.model)
+
 
 def class_of_architecture(architecture: str | None) -> "type[Classifier] | None":
     """The class for a name from ``architectures`` in a checkpoint's ``config.json``; None if no variant has it."""

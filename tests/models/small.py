@@ -3,7 +3,7 @@
 import torch
 
 from cmsbert_fast import CMSBertConfig
-from cmsbert_fast.models.registry import VARIANTS
+from cmsbert_fast.models.registry import BASELINES, VARIANTS
 
 SMALL = dict(
     vocab_size=50,
@@ -14,7 +14,7 @@ SMALL = dict(
     max_position_embeddings=40,
 )
 # The variants of the paper; what each baseline does is in tests/models/baselines.
-OURS = [name for name, variant in VARIANTS.items() if ".models.cmsbert." in variant.model]
+OURS = [name for name in VARIANTS if name not in BASELINES]
 SIZES = dict(visual_size=5, acoustic_size=3)
 NO_DROPOUT = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 

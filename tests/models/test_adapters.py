@@ -10,7 +10,8 @@ from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertForSequence
 from cmsbert_fast.models.adapters import is_plain, weight_and_bias
 from cmsbert_fast.models.layers import FusionLayer
 from cmsbert_fast.models.losses import total_loss
-from tests.models.baselines.systems import BASELINES, needs, system
+from cmsbert_fast.models.registry import BASELINES
+from tests.models.baselines.systems import needs, system
 from tests.models.baselines.utterances import labels, packed, utterances
 from tests.models.small import config, lively
 

@@ -9,6 +9,7 @@ import torch
 from cmsbert_fast.data.example import Corpus, Example
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.training.distributed import Ranks
+from cmsbert_fast.training.trainer import Trainer
 
 CPU = Ranks(0, 1, torch.device("cpu"))
 
@@ -25,3 +26,23 @@ def tiny_corpus(count: int) -> Corpus:
         for split in ("train", "valid", "test")
     }
     return Corpus("tiny", splits, 3, 3, ReadReport("tiny"))
+
+
+def stop_and_resume(train, arguments, tmp_path, monkeypatch, batch):
+    """A run without interruption in "whole", and one stopped after ``batch`` steps and resumed in "again": the same."""
+    assert train(*arguments, "--output", tmp_path / "whole")[0] == 0
+    step, count = Trainer.step, []
+
+    def stopped(self, indices):
+        count.append(1)
+        if len(count) == batch + 1:
+            raise KeyboardInterrupt
+        return step(self, indices)
+
+    monkeypatch.setattr(Trainer, "step", stopped)
+    assert train(*arguments, "--output", tmp_path / "again")[0] == 130
+    monkeypatch.setattr(Trainer, "step", step)
+    assert train(*arguments, "--output", tmp_path / "again", "--resume")[0] == 0
+    for name in ("log.jsonl", "predictions.csv"):
+        ours, theirs = (next((tmp_path / out).glob(f"*/*/{name}")).read_text() for out in ("again", "whole"))
+        assert ours == theirs

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from cmsbert_fast.models.registry import VARIANTS
+from cmsbert_fast.models.registry import BASELINES, VARIANTS
 from cmsbert_fast.predict import main as predict
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.command import parse_command
-from cmsbert_fast.training.trainer import Trainer
-from tests.models.baselines.systems import BASELINES, case
+from tests.models.baselines.systems import case
 from tests.training.conftest import CONFIGS, SIZES, WORDS
-from tests.training.helpers import records
+from tests.training.helpers import records, stop_and_resume
 
 every_system = pytest.mark.parametrize("name", BASELINES)
 
@@ -63,22 +62,7 @@ def arguments_of(corpus_folder, words_file, bert):
 @pytest.mark.parametrize("batch", [2, 4])
 def test_resumed_to_the_bit(train, arguments_of, name, tmp_path, monkeypatch, batch):
     arguments = [*arguments_of(name), "--checkpoint-every-steps", 1, "--accumulation", 2]
-    assert train(*arguments, "--output", tmp_path / "whole")[0] == 0
-    step, count = Trainer.step, []
-
-    def stopped(self, indices):
-        count.append(1)
-        if len(count) == batch + 1:
-            raise KeyboardInterrupt
-        return step(self, indices)
-
-    monkeypatch.setattr(Trainer, "step", stopped)
-    assert train(*arguments, "--output", tmp_path / "again")[0] == 130
-    monkeypatch.setattr(Trainer, "step", step)
-    assert train(*arguments, "--output", tmp_path / "again", "--resume")[0] == 0
-    for file in ("log.jsonl", "predictions.csv"):
-        ours, theirs = (next((tmp_path / out).glob(f"*/*/{file}")).read_text() for out in ("again", "whole"))
-        assert ours == theirs
+    stop_and_resume(train, arguments, tmp_path, monkeypatch, batch)
     ours, theirs = (
         torch.load(next((tmp_path / out).glob("*/*/checkpoint.pt")), weights_only=True) for out in ("again", "whole")
     )

@@ -5,12 +5,11 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from cmsbert_fast import CMSBertConfig
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.models.registry import VARIANTS, Variant
+from cmsbert_fast.models.registry import BASELINES, VARIANTS, Variant
 from cmsbert_fast.training.build import load
 from cmsbert_fast.training.config import build_config
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
-from tests.models.baselines.systems import BASELINES
 from tests.training.helpers import tiny_corpus
 
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from cmsbert_fast.training.batches import epoch_batches
 from cmsbert_fast.training.trainer import Trainer
 from tests.training import remembering
-from tests.training.helpers import records
+from tests.training.helpers import records, stop_and_resume
 
 REGISTER = "from tests.training import remembering\nremembering.register()\n"
 
@@ -93,22 +93,7 @@ def test_resumed_to_the_bit_on_two_ranks(start_run, arguments, tmp_path):
 @pytest.mark.parametrize("batch", [1, 4])
 def test_resumed_to_the_bit(train, arguments, tmp_path, monkeypatch, batch):
     arguments = [*arguments, "--checkpoint-every-steps", 1]
-    assert train(*arguments, "--output", tmp_path / "whole")[0] == 0
-    step, count = Trainer.step, []
-
-    def stopped(self, indices):
-        count.append(1)
-        if len(count) == batch + 1:
-            raise KeyboardInterrupt
-        return step(self, indices)
-
-    monkeypatch.setattr(Trainer, "step", stopped)
-    assert train(*arguments, "--output", tmp_path / "again")[0] == 130
-    monkeypatch.setattr(Trainer, "step", step)
-    assert train(*arguments, "--output", tmp_path / "again", "--resume")[0] == 0
-    for name in ("log.jsonl", "predictions.csv"):
-        ours, theirs = (next((tmp_path / out).glob(f"*/*/{name}")).read_text() for out in ("again", "whole"))
-        assert ours == theirs
+    stop_and_resume(train, arguments, tmp_path, monkeypatch, batch)
 
 
 @comparing

@@ -18,7 +18,6 @@ from cmsbert_fast.models.baselines.base import Baseline
 from cmsbert_fast.models.registry import VARIANTS
 from tests.models.baselines.utterances import SIZES, WORD_SIZE
 
-BASELINES = [name for name, variant in VARIANTS.items() if ".models.baselines." in variant.model]
 BERT = dict(
     vocab_size=40,
     hidden_size=8,

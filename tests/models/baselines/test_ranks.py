@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from cmsbert_fast.models.registry import BASELINES
 from cmsbert_fast.training.distributed import Ranks
 from tests.models.baselines import steps
-from tests.models.baselines.systems import BASELINES, needs, system
+from tests.models.baselines.systems import needs, system
 from tests.models.baselines.utterances import utterances
 
 RANKS = 4

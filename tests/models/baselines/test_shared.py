@@ -7,9 +7,9 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from cmsbert_fast.models.losses import total_loss
-from cmsbert_fast.models.registry import NEEDS, VARIANTS
+from cmsbert_fast.models.registry import BASELINES, NEEDS, VARIANTS
 from tests.models.baselines import steps
-from tests.models.baselines.systems import BASELINES, BERT, case, config, needs, system, texts
+from tests.models.baselines.systems import BERT, case, config, needs, system, texts
 from tests.models.baselines.utterances import labels, packed, padded, utterances
 
 every_system = pytest.mark.parametrize("name", BASELINES)

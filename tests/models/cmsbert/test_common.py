@@ -20,8 +20,8 @@ from cmsbert_fast import (
     CMSBertModel,
     ContrastiveWeightCallback,
 )
-from cmsbert_fast.models.registry import VARIANTS
-from tests.models.baselines.systems import BASELINES, needs, system
+from cmsbert_fast.models.registry import BASELINES, VARIANTS
+from tests.models.baselines.systems import needs, system
 from tests.models.baselines.utterances import packed as packed_baseline
 from tests.models.baselines.utterances import utterances
 from tests.models.small import config, lively, packed
