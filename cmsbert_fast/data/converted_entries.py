@@ -123,6 +123,9 @@ def checked_report(entry: dict[str, Any]) -> ReadReport:
     typed(report.source, str)
     for note in typed(report.notes, list):
         typed(note, str)
+    for names in typed(report.columns, dict).values():
+        for name in typed(names, list):
+            typed(name, str)
     for numbers in (report.counts, report.non_finite, report.dropped, report.widths, report.frames, report.tallies):
         counts(numbers)
     if not set(MODALITIES) >= report.widths.keys() >= report.frames.keys():

@@ -9,6 +9,7 @@ import numpy as np
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import MODALITIES, Alignment, Corpus, DataError, Example, Outline, outlines
+from cmsbert_fast.data.streams.columns import short_list
 from cmsbert_fast.data.task import labels_of, warnings_of
 from cmsbert_fast.data.text import printable
 
@@ -48,6 +49,9 @@ def summary(corpus: Corpus, task: str | None = None, max_length: int = 50) -> st
         lines += [line, f"  {split}: {_alignment(known)}"]
     if any(outline.label is not None for examples in corpus.splits.values() for outline in outlines(examples)):
         lines.append(f"  labels: {labels_of(corpus).kind.value}")
+    for name, columns in corpus.report.columns.items():
+        listed = textwrap.fill(f"{name} has {short_list(columns)}", 116, break_on_hyphens=False)
+        lines.append(textwrap.indent(listed, "  "))
     lines += [f"  warning: {sentence}" for sentence in warnings_of(corpus, task)]
     return printable("\n".join(lines))
 

@@ -158,12 +158,13 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
         visual, acoustic: Names of the streams of each modality, where the source has streams: one name, or several
             whose features are joined. Empty: recognised by name (FACET, OpenFace: visual; COVAREP, openSMILE:
             acoustic). "none": that modality is left out. ``NAME@HZ`` gives the frame rate of files without times.
+        columns: Features to read, by their names in csv files or the metadata of ``.csd`` files: patterns with commas
+            between, ``AU*,gaze*``. None: all.
         words: The stream of words with times. A table of segments has its own text: with ``words`` frames are averaged
             per word (aligned examples), without it they are cut per segment. A ``.csd`` set takes its text from it
             ("none" is not possible there). MulT files: a table of id and text.
         average_words: False: frames are not averaged per word but cut per segment, and `Example.frame_words` tells the
             word of each.
-        label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS).
         label: The column or stream of labels where there are several ("happy" of MOSEI, "regression_labels_T" of SIMS),
             or NAME.COLUMN for a column of one of several streams. Several columns, "happy,sad", are several labels at
             once: of each, whether it is above 0; "emotions" are all six of MOSEI.
@@ -195,8 +196,10 @@ def _read(request: DataRequest) -> Corpus:
     except (OSError, ValueError) as error:  # a name that is too long or has a null byte, a folder that is closed
         raise DataError(f"Check the path of the data: {request.data:.200} cannot be read ({error!s:.300}).") from error
     if is_converted:
-        if request.words is not None or request.label is not None:
-            raise DataError(f"Leave out --words and --label: they were settled when {request.data} was converted.")
+        if (request.words, request.label, request.columns) != (None, None, None):
+            raise DataError(
+                f"Leave out --words, --label and --columns: they were settled when {request.data} was converted."
+            )
         return converted.open_converted(request)
     return collect(open_source(request))
 
@@ -204,7 +207,7 @@ def _read(request: DataRequest) -> Corpus:
 def _read_embedded(request: DataRequest) -> Corpus:
     from cmsbert_fast.data.embedded import embedded_corpus
 
-    for option in ("words", "label", "folds", "fold"):
+    for option in ("columns", "words", "label", "folds", "fold"):
         if getattr(request, option) is not None:
             raise DataError(f"Leave out --{option}: the embedded corpus has words, labels and splits of its own.")
     corpus = _corpus_without(embedded_corpus(seed=0), request.left_out("embedded"))

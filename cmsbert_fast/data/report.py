@@ -17,6 +17,7 @@ class ReadReport:
         tallies: Other counts, by the words that follow the number.
         non_finite: Values that were -inf, inf or NaN and became 0, by modality.
         dropped: Examples that were dropped, by reason.
+        columns: Names of the features of each stream whose files have them.
         notes: Anything else the user should know, one sentence each.
     """
 
@@ -28,6 +29,7 @@ class ReadReport:
     widths: dict[str, int] = field(default_factory=dict)
     frames: dict[str, int] = field(default_factory=dict)
     tallies: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count an example that is dropped."""

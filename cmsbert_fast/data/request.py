@@ -28,6 +28,9 @@ class DataOptions:
     data: str = option("embedded", "the data: a file or folder in a known format, or 'embedded'", "PATH")
     visual: tuple[str, ...] = option((), "visual streams of the data; none given: recognised by name; 'none': left out")
     acoustic: tuple[str, ...] = option((), "acoustic streams of the data; as for visual")
+    columns: str | None = option(
+        None, "features of streams by name, with * and ?: 'AU*,gaze*,pose*' of OpenFace; none: all", "NAMES"
+    )
     words: str | None = option(
         None, "stream of words with times; with it frames are averaged per word (MulT: a table of words)"
     )
@@ -100,6 +103,8 @@ class DataRequest(DataOptions):
         """
         if not self.average_words:
             raise DataError(f"Leave out --average-words: {format} data have no stream of words with times.")
+        if self.columns is not None:
+            raise DataError(f"Leave out --columns: {format} data have no names of features to choose by.")
         for modality in MODALITIES:
             if getattr(self, modality) not in ((), ("none",)):
                 raise DataError(f"Leave out --{modality}: {format} data have one stream of each modality.")

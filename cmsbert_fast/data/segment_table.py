@@ -60,7 +60,7 @@ def several_columns(label: str) -> list[str]:
 
 def _is_table(path: Path) -> bool:
     try:
-        header, _ = read_table(path)
+        header = [name.lower() for name in read_table(path)[0]]
     except DataError:
         return False
     has_id = any(name in header for name in (*_ALIASES["id"], "clip_id"))
@@ -81,7 +81,7 @@ def read_segments(table: Path, label: str | None = None, labels: bool = True) ->
         DataError: A needed column is missing, or a cell cannot be read.
     """
     header, rows = read_table(table)
-    columns = _Columns(table, header, label, labels)
+    columns = _Columns(table, [name.lower() for name in header], label, labels)
     segments = [columns.segment(line, row) for line, row in enumerate(rows, 2)]
     if not segments:
         raise DataError(f"Add segments to {table.name}: it has a header only.")

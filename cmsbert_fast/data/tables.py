@@ -17,7 +17,7 @@ STOP = ("stop", "end", "end_time", "stop_time")
 
 
 def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
-    """Header (lower case, stripped) and rows of a csv or tsv file; the delimiter is the header's most frequent one.
+    """Header (stripped) and rows of a csv or tsv file; the delimiter is the header's most frequent one.
 
     Raises:
         DataError: The file is empty or not text, or a quotation mark is not closed.
@@ -63,7 +63,7 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
                     f"Repair {path.name}: it cannot be read beyond line {reader.line_num} ({error})."
                 ) from error
 
-    return [name.strip().lower() for name in header], rows()
+    return [name.strip() for name in header], rows()
 
 
 def _open(path: Path) -> TextIO:

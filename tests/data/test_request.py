@@ -24,6 +24,8 @@ def test_the_command_line_makes_the_same_request_as_keywords() -> None:
         "b@30",
         "--acoustic",
         "none",
+        "--columns",
+        "AU*",
         "--words",
         "w",
         "--average-words",
@@ -39,6 +41,7 @@ def test_the_command_line_makes_the_same_request_as_keywords() -> None:
         "folder",
         visual=["a", "b@30"],
         acoustic="none",
+        columns="AU*",
         words="w",
         average_words=False,
         label="l",
@@ -47,7 +50,7 @@ def test_the_command_line_makes_the_same_request_as_keywords() -> None:
     )
     assert parsed(*options) == meant
     assert meant.choices() == {
-        "visual": ("a", "b@30"), "acoustic": ("none",), "words": "w", "average_words": False, "label": "l",
+        "visual": ("a", "b@30"), "acoustic": ("none",), "columns": "AU*", "words": "w", "average_words": False, "label": "l",
         "folds": "f", "fold": 2,
     }  # fmt: skip
 

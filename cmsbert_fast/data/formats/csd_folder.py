@@ -72,7 +72,8 @@ class _Reader:
 
     def __init__(self, folder: Path, request: DataRequest) -> None:
         choice = _choice(folder, request.label)
-        assignment = Assignment(folder, request.visual, request.acoustic, request.words, choice.stream)
+        chosen = request.visual, request.acoustic, request.words, choice.stream
+        assignment = Assignment(folder, *chosen, request.columns)
         if assignment.words is None:
             raise DataError(f"Name the stream of words with --words NAME: {folder.name} has none that is called so.")
         self._words, self._cut_by = assignment.words, assignment.labels

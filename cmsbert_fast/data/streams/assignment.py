@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmsbert_fast.data.example import MODALITIES, DataError
+from cmsbert_fast.data.streams.columns import choose_columns
 from cmsbert_fast.data.streams.csd import CsdStream, verify
 from cmsbert_fast.data.streams.feature_files import SUFFIXES, FileStream
 
@@ -75,9 +76,10 @@ class Assignment:
         folder: Where the streams lie.
         visual, acoustic: Names of streams; empty to recognise them by name; "none" for an absent modality.
         words, labels: Name of the stream of words and of labels; None to recognise it; "none" for no such stream.
+        columns: Patterns of names of features, with commas between; None: all features.
 
     Raises:
-        DataError: A named stream does not exist, or names alone do not decide.
+        DataError: A named stream does not exist, names alone do not decide, or a pattern matches no feature.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Assignment:
         acoustic: str | Sequence[str] = (),
         words: str | None = None,
         labels: str | None = None,
+        columns: str | None = None,
     ) -> None:
         self._paths = find_streams(folder)
         self._kinds = {path: kind_of(path.stem) for path in self._paths}
@@ -116,6 +119,7 @@ class Assignment:
         self.labels = self._only("labels", chosen["labels"])
         used = {path for found in chosen.values() for path, _ in found or []}
         self.ignored = [path for path in self._paths if path not in used]
+        self._chosen = [] if columns is None else choose_columns([*self.visual, *self.acoustic], columns)
 
     def _check_read(self, role: str, found: list[tuple[Path, float | None]] | None) -> None:
         """Refuses a set whose only frames of a modality cannot be read; beside others, and recordings, are noted."""
@@ -190,6 +194,7 @@ class Assignment:
             streams = getattr(self, role)
             names = ", ".join(stream.name for stream in streams)
             notes.append(f"{role} frames from {names}" if names else f"no {role} stream")
+        notes += self._chosen
         if self.words is not None:
             notes.append(f"words from {self.words.name}")
         if self.labels is not None:

@@ -54,8 +54,7 @@ class Cutter:
                 raise DataError(
                     f"Repair {stream.name}: {key} has {track.features.shape[1]} features, others have {width}."
                 )
-            if isinstance(stream, FileStream) and stream.left_out:
-                report.note(f"{stream.name}: no features are the columns {', '.join(sorted(stream.left_out))}")
+            self._tell(stream, key, report)
             # Non-finite values are replaced and counted once for the whole video, before averaging.
             clean = frames_of(track.features, self._modality, report)
             held = (key, Track(clean, track.intervals))
@@ -63,6 +62,19 @@ class Cutter:
         # Any number of segments may each overlap the whole video.
         self._budget.spend(len(held[1].features) // _LOOK)
         return held[1]
+
+    def _tell(self, stream: Stream, key: str, report: ReadReport) -> None:
+        """Notes what was found in a file: names of features, columns that are none, frames without a face."""
+        if stream.columns:
+            report.columns[stream.name] = list(stream.columns)
+        if not isinstance(stream, FileStream):
+            return
+        if stream.left_out:
+            report.note(f"{stream.name}: no features are the columns {', '.join(sorted(stream.left_out))}")
+        report.tally(
+            f"of the {self._modality} frames of {stream.name} have no face (success 0); their values are kept",
+            stream.lost.get(key, 0),
+        )
 
     def _find(self, number: int, place: Place, report: ReadReport) -> tuple[Track, bool] | None:
         """The track that holds a segment, on the video's clock, and whether it holds nothing else."""

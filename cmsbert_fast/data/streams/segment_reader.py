@@ -76,7 +76,8 @@ class _Reader:
         self._table, self._labels, self._dropped = table, request.labels, selection.dropped
         self._split_of = _splitter(table, selection.rotations, request)
         # The table holds labels and text: label streams are not needed, and words only where they are named.
-        assignment = Assignment(table.parent, request.visual, request.acoustic, request.words or "none", "none")
+        words, columns = request.words or "none", request.columns
+        assignment = Assignment(table.parent, request.visual, request.acoustic, words, "none", columns)
         self.notes: list[str] = []
         assignment.describe(self.notes)
         self._words = assignment.words

@@ -34,7 +34,7 @@ def frames_beside(files: Any, *names: str) -> None:
     [
         ("visual/v_0.pt", "files .pt"),
         ("openface/v_0.mat", "files .mat"),
-        ("visual/v_0.h5", "files .h5"),
+        ("visual/v_0.parquet", "files .parquet"),
         ("visual.pkl", "a single .pkl file"),
         ("visual/v_0.npy", ""),
     ],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError
-from cmsbert_fast.data.streams import csd
+from cmsbert_fast.data.streams import hdf5
 from cmsbert_fast.data.streams.csd import CsdStream
 from tests.data.streams.csd_files import GOOD, TIMES, refused, stream
 
@@ -111,8 +111,8 @@ def test_what_deflates_beyond_reason_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     path, n = tmp_path / "a.csd", 40_000
-    monkeypatch.setattr(csd, "RATIO", 1)  # small files show it too
-    monkeypatch.setattr(csd, "FLOOR", 2 << 20)
+    monkeypatch.setattr(hdf5, "RATIO", 1)  # small files show it too
+    monkeypatch.setattr(hdf5, "FLOOR", 2 << 20)
     times = np.zeros((n, 2), dtype=np.float32)
     with h5py.File(path, "w") as file:
         group, deflated = file.create_group("COVAREP/data/v"), dict(compression="gzip", compression_opts=9)

@@ -5,6 +5,7 @@ import pickle
 import struct
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -143,7 +144,7 @@ def test_columns_of_a_csv(files: Any) -> None:
         (",f0,f1\n0,5,6\n1,7,8\n2,9,9\n", [[5, 6], [7, 8], [9, 9]], "(row numbers)"),  # DataFrame.to_csv
         (",0,1\n7,5,6\n8,7,8\n", [[5, 6], [7, 8]], "(row numbers)"),  # of a slice
         (",f0\n0,5\n", [[5]], "(row numbers)"),
-        ("Unnamed: 0,f0\n0,5\n1,6\n", [[5], [6]], "unnamed: 0 (row numbers)"),  # read and written again
+        ("Unnamed: 0,f0\n0,5\n1,6\n", [[5], [6]], "Unnamed: 0 (row numbers)"),  # read and written again
         ("index,f0\n0,5\n1,6\n", [[5], [6]], "index (row numbers)"),  # reset_index
         ("index,f0\n0.5,5\n1.5,6\n", [[0.5, 5], [1.5, 6]], ""),
         ("f0,f1\n0,5\n1,6\n2,6\n", [[0, 5], [1, 6], [2, 6]], ""),
@@ -263,3 +264,81 @@ def test_what_a_file_named_by_an_id_without_number_holds(files: Any) -> None:
     assert read(acoustic="audio@10") == [100, 300]
     files.table([*rows, ["clipA_1", "train", 20, 21, 1, "yes"]])
     assert read(acoustic="audio@10") == [100, 200, 0]
+
+
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("file,start,end,F0,energy", "v1.wav,0 days 00:00:0{k}.100000,0 days 00:00:0{k}.2,{k},5"),  # process_files
+        ("start,end,F0,energy", "0 days 00:00:0{k}.1,0 days 00:00:0{k}.2,{k},5"),  # process_signal
+        ("name;frameTime;F0;energy", "'unknown';{k}.100000;{k}.0e+00;5"),  # SMILExtract -csvoutput
+        (" frame, timestamp, confidence, F0, energy", " 1, {k}.1, 0.9, {k}, 5"),
+    ],
+)
+def test_times_as_opensmile_and_pandas_write_them(files: Any, header: str, row: str) -> None:
+    files.table(ROWS)
+    (files.folder / "opensmile").mkdir()
+    for video in ("v1", "v2"):
+        lines = [header, *(row.format(k=k) for k in range(5))]
+        (files.folder / "opensmile" / f"{video}.csv").write_text("\n".join(lines) + "\n")
+    corpus = read_corpus(files.folder)
+    assert corpus.report.columns == {"opensmile": ["F0", "energy"]}
+    (example,) = corpus.splits["valid"]  # from 2 to 4 s
+    expected = [[2, 5], [3, 5]] if "end" in header else [[1, 5], [2, 5], [3, 5]]  # until the next frame
+    np.testing.assert_array_equal(example.acoustic, expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("file,start,end,x\na.wav,0,1,5\nb.wav,0,1,5\n", "Make a file of the rows of each recording in a.csv: .* 2"),
+        ("start,end,x\n0 days 00:00:00,NaT,5\n", "Fill every cell"),
+        ("start,end,x\n0 days 1,0 days,5\n", "Fill every cell"),
+        ("start,end,x\n0 days 00:00:00," + "9" * 5000 + " days,5\n", "Fill every cell"),
+    ],
+)
+def test_times_and_files_that_opensmile_does_not_mean(files: Any, content: str, message: str) -> None:
+    files.table([["a", "train", 0, 1, 0, "hi"]])
+    (files.folder / "audio").mkdir()
+    (files.folder / "audio" / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_corpus(files.folder)
+
+
+def test_frames_in_hdf5(files: Any) -> None:
+    files.table(ROWS[:2])
+    (files.folder / "visual").mkdir()
+    frames = files.random.normal(size=(3, 4)).astype(np.float32)
+    path = files.folder / "visual" / "v1_0.h5"
+    with h5py.File(path, "w") as file:
+        file["embedding"] = frames
+    with h5py.File(path.with_name("v1_1.hdf5"), "w") as file:
+        file["features"] = frames + 1
+        file["times"] = np.arange(3)
+    corpus = read_corpus(files.folder)
+    np.testing.assert_array_equal(corpus.splits["train"][0].visual, frames)
+    np.testing.assert_array_equal(corpus.splits["valid"][0].visual, frames + 1)
+    other = files.folder.parent / "secret.h5"
+    with h5py.File(other, "w") as file:
+        file["features"] = frames
+
+    def write(fill: Any) -> None:
+        with h5py.File(path, "w") as file:
+            fill(file)
+
+    def zeros(file: Any) -> None:
+        file.create_dataset("features", (1 << 28, 4), "f4", chunks=(1 << 20, 4), compression="gzip")
+
+    for fill, message in (
+        (lambda file: file.update(a=frames, b=frames), "only data set or as 'features': it has a, b"),
+        (lambda file: file.create_group("features"), "must be a data set"),
+        (lambda file: file.__setitem__("features", h5py.ExternalLink(str(other), "features")), "link to elsewhere"),
+        (lambda file: file.__setitem__("features", np.array([b"text"])), "array of numbers"),
+        (zeros, "declares"),
+    ):
+        write(fill)
+        with pytest.raises(DataError, match=message):
+            read_corpus(files.folder)
+    path.write_bytes(b"\x89HDF\r\n\x1a\n no more")
+    with pytest.raises(DataError, match=r"Get v1_0\.h5 again"):
+        read_corpus(files.folder)
