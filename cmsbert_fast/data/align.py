@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cmsbert_fast.data.text import bare
+
 TOLERANCE = 1e-5  # seconds: far below any frame, above the rounding of decimal and float32 time stamps
 MOST_PAIRS = 25_000_000  # of words that are compared: 5,000 with 5,000 take a second and 50 MB
 _COLUMNS = 16  # features at a time: bounds the copies of a long video
@@ -163,7 +165,7 @@ def word_times(
 ) -> tuple[np.ndarray, int]:
     """When the words of a transcript are spoken, from the words heard in its segment.
 
-    As many equal words as possible are paired in order. Words without a partner share the time between their
+    As many equal words as possible, whatever their case and punctuation, are paired in order. Words without a partner share the time between their
     neighbours evenly.
 
     Args:
@@ -176,7 +178,7 @@ def word_times(
         Start and stop of each word of the transcript (n, 2), and how many words had no partner.
     """
     result = np.full((len(words), 2), np.nan)
-    written, spoken = common_subsequence([w.lower() for w in words], [w.lower() for w in heard])
+    written, spoken = common_subsequence([bare(word) for word in words], [bare(word) for word in heard])
     result[written] = times[spoken]
     missing = np.isnan(result[:, 0])
     k = 0

@@ -1,6 +1,7 @@
 """Text from files: repaired, made safe to print, and split into words."""
 
 import re
+import unicodedata
 
 _LONGEST = 1200  # characters of a message
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -23,6 +24,15 @@ def sentence(text: str) -> str:
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 3 :]}"
     return printable(text)
+
+
+def bare(word: str) -> str:
+    """A word without case and punctuation, to compare it with another: "Don't," is "dont"; "--" stays what it is."""
+    if word.isascii() and word.isalpha():  # most words
+        return word.lower()
+    folded = unicodedata.normalize("NFKC", word).casefold()
+    kept = "".join(letter for letter in folded if unicodedata.category(letter)[0] in "LMN")
+    return kept or folded
 
 
 def words_of(text: str) -> tuple[str, ...]:

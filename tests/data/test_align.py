@@ -192,3 +192,25 @@ def test_words_of_frames_ascend_whatever_the_times(data: st.DataObject) -> None:
     known = found[found >= 0]
     assert (np.diff(known) >= 0).all()
     assert (known < len(words)).all()
+
+
+@pytest.mark.parametrize(
+    ("written", "heard"),
+    [
+        ("movie.", "movie"),
+        ("“Don’t,", "DON'T"),
+        ("(Wow!)", "wow"),
+        ("STRASSE", "straße"),
+        ("--", "--"),
+        ("ﬁne", "fine"),
+    ],
+)
+def test_words_match_whatever_their_punctuation_and_case(written: str, heard: str) -> None:
+    found, missing = word_times([written, "x"], ["x", heard, "x"], np.array([[0, 1], [2, 3], [3, 4.0]]), (0, 9))
+    assert missing == 0
+    np.testing.assert_array_equal(found, [[2, 3], [3, 4]])
+
+
+@pytest.mark.parametrize(("written", "heard"), [("--", "..."), ("it", "is"), ("क", "का"), ("3.5", "3.6")])
+def test_other_words_do_not_match(written: str, heard: str) -> None:
+    assert word_times([written], [heard], np.array([[0, 1.0]]), (0, 9))[1] == 1
