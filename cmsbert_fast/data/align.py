@@ -165,8 +165,8 @@ def word_times(
 ) -> tuple[np.ndarray, int]:
     """When the words of a transcript are spoken, from the words heard in its segment.
 
-    As many equal words as possible, whatever their case and punctuation, are paired in order. Words without a partner share the time between their
-    neighbours evenly.
+    As many equal words as possible, whatever their case and punctuation, are paired in order. Words without a partner
+    share the time between their neighbours evenly.
 
     Args:
         words: The transcript.

@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from cmsbert_fast.data.example import Corpus, DataError, no_frames, with_frames
-from cmsbert_fast.data.folds import folds_of
-from cmsbert_fast.data.formats import converted, mag, misa, mmsa, mult, ur_funny
+from cmsbert_fast.data.formats import (
+    converted,
+    fet,
+    mag,
+    misa,
+    mmsa,
+    mult,
+    ur_funny,
+    ur_funny_sdk,
+)
 from cmsbert_fast.data.mapped import Resident
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.segment_table import find_table, read_segments
@@ -27,7 +35,9 @@ KNOWN_FORMATS = (
     "MAG-BERT's .pkl",
     "MISA's or MMIM's folder of train.pkl, dev.pkl and test.pkl",
     "MulT's .pkl with a table of words",
-    "UR-FUNNY's .pkl (HKT)",
+    "UR-FUNNY's .pkl (HKT), or its authors' folder of six",
+    "IEMOCAP's .pkl of DialogueRNN",
+    "MMSA-FET's .pkl of single clips with a table of words",
     "a folder that 'python -m cmsbert_fast.data convert' wrote",
 )
 
@@ -97,15 +107,19 @@ def _open_pickle(path: Path, request: DataRequest) -> Source | None:
     if found is None:
         return None
     found = found if request.labels else unlabelled(found)
-    return without(with_folds(found, folds_of(request)), request.left_out(found.format))
+    return without(with_folds(found, request), request.left_out(found.format))
 
 
 def _read_pickle(path: Path, request: DataRequest) -> Source | None:
     with blaming(path.name, "one of the known formats"):
+        if ur_funny_sdk.recognise(path):
+            return guarded(ur_funny_sdk.ur_funny_sdk_source(path, request))
         if (files := misa.find(path)) and misa.recognise(pickles.load(next(iter(files.values())))):
             return guarded(misa.misa_source(path, files, request))
         if path.is_dir():
             several = sorted(p for p in path.iterdir() if p.is_file() and pickles.is_pickle(p))
+            if len(several) > 1 and fet.recognise(pickles.load(several[0])):
+                return guarded(fet.fet_source(path, several, request))
             if len(several) > 1:
                 raise DataError(f"Choose one of the files of {path}: {', '.join(p.name for p in several)}.")
             if not several:
@@ -114,7 +128,15 @@ def _read_pickle(path: Path, request: DataRequest) -> Source | None:
         if not pickles.is_pickle(path):
             return None
         root, data = pickles.load_mapped(path)
-        if mmsa.recognise(root):
+        if fet.recognise(root):
+            found = fet.fet_source(path, [path], request)
+        elif isinstance(root, tuple):
+            from cmsbert_fast.data.formats import iemocap
+
+            if not iemocap.recognise_pickle(root):
+                return None
+            found = iemocap.iemocap_pickle_source(path, root, request)
+        elif mmsa.recognise(root):
             found = mmsa.mmsa_source(path, root, request)
         elif mult.recognise(root):
             found = mult.mult_source(path, root, request)

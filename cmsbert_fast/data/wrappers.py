@@ -5,9 +5,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from cmsbert_fast.data.example import MODALITIES, DataError, Example, no_frames, with_frames
-from cmsbert_fast.data.folds import NO_FOLD, Folds, video_of
+from cmsbert_fast.data.folds import NO_FOLD, choose, folds_of, video_of
 from cmsbert_fast.data.mapped import Resident
 from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source
 
 
@@ -53,16 +54,31 @@ def unlabelled(source: Source) -> Source:
     return replace(source, read=read, classes=None, several=False)
 
 
-def with_folds(source: Source, chosen: Folds | None) -> Source:
-    """A source with other splits than its own."""
-    if chosen is None:
+def with_folds(source: Source, request: DataRequest) -> Source:
+    """A source with the splits that a request names: folds of its own, or a file's; without any, its own splits.
+
+    Raises:
+        DataError: There are no such folds.
+    """
+    if request.folds is None and request.fold is None:
         return source
     original = source.read
+    own = choose(source.rotations, request.folds)
+    if own is not None:
+        split_of = source.rotations[own].splitter(request.fold)
+    else:
+        folds = folds_of(request)
+        assert folds is not None
+        # Of what a file names, which may be less than all, there are no folds.
+        source = replace(source, rotations={})
+
+        def split_of(example: Example) -> str | None:
+            return folds.split_of(example.id, video_of(example.id))
 
     def read(group: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         before = dict(report.non_finite), dict(report.tallies)
         for _, example in original(group, report):
-            split = chosen.split_of(example.id, video_of(example.id))
+            split = split_of(example)
             if split is None:
                 report.drop(NO_FOLD)
                 report.non_finite, report.tallies = before  # what is left out is not counted

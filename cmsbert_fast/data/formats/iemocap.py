@@ -1,19 +1,29 @@
-"""IEMOCAP: a table of utterances with emotions, four classes, ten folds.
+"""IEMOCAP: utterances with emotions, four classes, ten folds; a table, or the pickle of DialogueRNN.
 
 Happy and excited are one class; utterances of other emotions, or without agreement, are left out: 5,531 remain. Ten
 folds leave one of the ten speakers out (the other speaker of the same session validates), or are random.
+
+The pickle is a tuple of nine: by dialogue the ids, speakers, labels, vectors of text, of voice and of face, and
+sentences of its utterances; then the dialogues of training and of test. It has one frame an utterance, and is often
+written by Python 2. The labels 0 to 5 are happy, sad, neutral, angry, excited and frustrated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from cmsbert_fast.data.example import DataError, Example, frames_of
 from cmsbert_fast.data.folds import NAMED, Rotation
+from cmsbert_fast.data.pickled import rows_of
+from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.segment_table import Segment
 from cmsbert_fast.data.source import Source
 from cmsbert_fast.data.streams.segment_reader import Selection, table_source
+from cmsbert_fast.data.text import words_of
+from cmsbert_fast.data.untrusted import content
 
 CLASSES = ("angry", "happy", "sad", "neutral")
 _EMOTIONS = {
@@ -25,6 +35,9 @@ _EMOTIONS = {
 _OTHERS = ("fru", "frustrated", "frustration", "sur", "surprise", "surprised", "fea", "fear", "dis", "disgust", "oth",
            "other", "xxx", "unknown", "undecided")  # fmt: skip
 FOLDS = 10
+_NUMBERED = ("hap", "sad", "neu", "ang", "exc", "fru")  # the labels of the pickle
+_DICTIONARIES, _PARTS = 7, 9  # of the pickle
+_IDS, _LABELS, _VOICE, _FACE, _SENTENCES, _TRAIN, _TEST = 0, 2, 4, 5, 6, 7, 8  # their places
 
 
 def recognise(segments: Sequence[Segment]) -> bool:
@@ -85,3 +98,94 @@ def _rotations(segments: Sequence[Segment]) -> dict[str, Rotation]:
             [(k + 1) % FOLDS for k in range(FOLDS)],
         ),
     }
+
+
+def recognise_pickle(root: Any) -> bool:
+    """Whether a pickle's content is the tuple of DialogueRNN.
+
+    Raises:
+        DataError: It is the one of another data set or system.
+    """
+    if not isinstance(root, tuple | list) or len(root) < _DICTIONARIES or not isinstance(root[0], dict):
+        return False
+    known = len(root) == _PARTS and all(isinstance(part, dict) for part in root[:_DICTIONARIES])
+    if known and all(isinstance(part, list) for part in root[_DICTIONARIES:]):
+        return True
+    raise DataError(
+        f"Write a table (id, split, label, text) with a folder of frames beside it: this is a tuple of {len(root)} "
+        "parts by dialogue, as DialogueRNN and its successors pickle MELD and others; only IEMOCAP's of nine parts is "
+        "read."
+    )
+
+
+def iemocap_pickle_source(path: Path, root: Sequence[Any], request: DataRequest) -> Source:
+    """The utterances of the tuple of DialogueRNN.
+
+    Raises:
+        DataError: Its parts do not fit one another.
+    """
+    if request.label is not None:
+        raise DataError(f"Leave out --label: {path.name} has one label an example.")
+    segments, place = _utterances(path, root)
+    chosen, dropped = _select(segments) if request.labels else (segments, {})
+    groups: dict[str, list[Segment]] = {}
+    for segment in chosen:
+        groups.setdefault(segment.video, []).append(segment)
+    first = next(iter(groups), None)
+
+    def read(video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        if video == first:
+            for reason, count in dropped.items():
+                report.drop(reason, count)
+        for segment in groups[video]:
+            spoken = words_of(segment.text)
+            if not spoken:
+                report.drop("it has no text")
+                continue
+            number = place[segment.id]
+            visual, acoustic = (
+                frames_of(rows_of(root[part][video][number], f"{segment.id} of {path.name}"), modality, report)
+                for part, modality in ((_FACE, "visual"), (_VOICE, "acoustic"))
+            )
+            label = CLASSES.index(str(segment.label)) if request.labels else None
+            yield segment.split, Example(segment.id, spoken, label, visual, acoustic)
+
+    return Source(
+        name=path.stem,
+        format="IEMOCAP, DialogueRNN's",
+        path=path,
+        files=[path],
+        groups=list(groups),
+        read=read,
+        notes=["no example validates unless folds are chosen: --fold 1 to 10, with --folds speaker or random"],
+        classes=CLASSES if request.labels else None,
+        by_video=True,
+        rotations=_rotations(_select(segments)[0]),
+    )
+
+
+def _utterances(path: Path, root: Sequence[Any]) -> tuple[list[Segment], dict[str, int]]:
+    """The utterances of the tuple, and the place of each in its dialogue, by id."""
+    reading = content.Reading(path)
+    split_of = dict.fromkeys(reading.texts_of(root[_TRAIN]), "train") | dict.fromkeys(
+        reading.texts_of(root[_TEST]), "test"
+    )
+    segments: list[Segment] = []
+    place: dict[str, int] = {}
+    for video in root[_IDS]:
+        parts = [content.items_of(root[part][video]) for part in (_IDS, _LABELS, _SENTENCES)]
+        sizes = {len(part) for part in parts} | {len(root[part][video]) for part in (_VOICE, _FACE)}
+        if len(sizes) != 1:
+            raise DataError(f"Repair {path.name}: the parts of {video!r:.60} differ in number of utterances.")
+        names, texts = reading.texts_of(parts[0]), reading.texts_of(parts[2])
+        for number, (name, value, text) in enumerate(zip(names, parts[1], texts, strict=True)):
+            if not _speaker(name) or value not in range(len(_NUMBERED)):
+                raise DataError(
+                    f"Use IEMOCAP's file: {path.name} has the utterance {name!r:.60} with the label {value!r:.20}, "
+                    f"expected an id like Ses01F_impro01_F000 and 0 to {len(_NUMBERED) - 1}."
+                )
+            if name in place:
+                raise DataError(f"Repair {path.name}: the utterance {name!r:.60} occurs twice.")
+            place[name] = number
+            segments.append(Segment(name, video, split_of.get(video, "all"), None, _NUMBERED[int(value)], text))
+    return segments, place

@@ -24,6 +24,8 @@ from cmsbert_fast.data.untrusted.records import Array
 
 _MODALITY = {"visual": "vision", "acoustic": "audio"}
 _CLASSES = 1000  # at most
+_MIXED = "train_mix"  # of CH-SIMS v2: the training split again, and clips without labels
+_LOOKED_AT = 32  # examples, to tell on which side a file is padded
 SPLIT_NAMES = frozenset({"train", "valid", "val", "dev", "test"})
 _SENTIMENTS = ("negative", "zero", "positive")  # classification_labels 0, 1, 2
 
@@ -39,6 +41,7 @@ def _splits(root: Mapping[Any, Any]) -> dict[str, Any]:
         name: part
         for name, part in root.items()
         if isinstance(name, str) and isinstance(part, dict) and "raw_text" in part and "id" in part
+        if not (name == _MIXED and "train" in root)
     }
 
 
@@ -157,6 +160,7 @@ class _Part:
         self.aligned = _is_aligned(part)
         self._arrays: dict[str, np.ndarray] = {}
         self._lengths: dict[str, np.ndarray] = {}
+        self._front: dict[str, bool] = {}
         self._mask: np.ndarray | None = None
         sizes = {
             "labels": len(self.ids if labels is None else labels),
@@ -178,6 +182,8 @@ class _Part:
                         f"Repair {path.name}: {split}/{key}_lengths exceed the {array.shape[1]} frames held."
                     )
                 self._lengths[modality] = lengths.astype(np.int64)
+                if lengths.ndim == 1 and len(lengths) == len(array):
+                    self._front[modality] = _padded_in_front(array, self._lengths[modality])
         if self.aligned and isinstance(part.get("text_bert"), Array):
             tokens = content.array_of(part["text_bert"])
             if tokens.ndim == 3 and tokens.shape[1] == 3:
@@ -196,7 +202,12 @@ class _Part:
         for modality, array in self._arrays.items():
             rows = array[number]
             if modality in self._lengths:
-                rows = rows[: int(self._lengths[modality][number])]
+                count = int(self._lengths[modality][number])
+                if self._front[modality]:
+                    rows = rows[len(rows) - count :]
+                    report.note(f"{_MODALITY[modality]} is padded in front")
+                else:
+                    rows = rows[:count]
             elif self.aligned:
                 rows = rows[begin:end]
             else:
@@ -221,6 +232,15 @@ class _Part:
         if self._mask is not None:  # frames of zeros before its end are frames
             return 1, max(1, int(np.count_nonzero(self._mask[number])) - 1)
         return 1, max(1, _last_row([array[number] for array in self._arrays.values()]))
+
+
+def _padded_in_front(array: np.ndarray, lengths: np.ndarray) -> bool:
+    """Whether padding comes before the frames, as MMSA-FET writes it with padding_location "start"."""
+    steps = array.shape[1]
+    short = np.flatnonzero((lengths > 0) & (lengths < steps))[:_LOOKED_AT].tolist()
+    if any((array[k, : steps - int(lengths[k])] != 0).any() for k in short):
+        return False
+    return any((array[k, -1] != 0).any() for k in short)
 
 
 def _last_row(arrays: list[np.ndarray]) -> int:

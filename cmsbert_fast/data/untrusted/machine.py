@@ -1,7 +1,7 @@
 """The pickle machine without calls: a stack, a memo, and a budget of memory.
 
 Python's unpickler calls what a file names. This one has no calls to make: it interprets the opcodes over the
-memory-mapped file and builds numbers, strings, lists, tuples, dictionaries and records of arrays. A name outside the
+memory-mapped file and builds numbers, strings, lists (of sets, too), tuples, dictionaries and records of arrays. A name outside the
 list in `names`, an opcode that builds objects, a size that the file does not hold, or more objects than its size
 warrants end the reading.
 """
@@ -316,6 +316,9 @@ def _actions() -> list[Callable[[Machine], Any] | None]:
         b"B": lambda s: s.binary(s.number(4)),
         b"C": lambda s: s.binary(s.number(1)),
         b"\x8c": lambda s: s.text(s.number(1)),
+        b"\x8f": lambda s: s.push([], 72),  # a set: nobody asks it what it holds
+        b"\x90": m.append_marked,
+        b"\x91": m.list_mark,
         b"\x8d": lambda s: s.text(s.number(8)),
         b"\x8e": lambda s: s.binary(s.number(8)),
         b"\x93": m.global_stack,

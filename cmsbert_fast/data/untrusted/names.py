@@ -3,6 +3,7 @@
     numpy.core.multiarray, numpy._core.multiarray: _reconstruct, scalar      numpy: ndarray, dtype
     numpy.core.numeric, numpy._core.numeric: _frombuffer (protocol 5)        _codecs: encode (bytes in protocols 0-2)
     collections: OrderedDict, defaultdict                                   builtins, __builtin__: bytes (empty only)
+    builtins, __builtin__: set, frozenset (of a list, which is what is built)
     any module's return_unk, the default of MISA's dictionary, as a name that is never called
 
 Nothing is imported or called: `call` and `set_state` build what the name would have built.
@@ -17,7 +18,7 @@ from cmsbert_fast.data.untrusted.records import Array, LongText, NumpyType, Unsa
 
 _RECONSTRUCT, _SCALAR, _NDARRAY, _DTYPE = "numpy array", "numpy scalar", "numpy.ndarray", "numpy.dtype"
 _FROMBUFFER, _ENCODE, _ORDERED, _DEFAULT = "numpy buffer", "_codecs.encode", "OrderedDict", "defaultdict"
-_BYTES, _STUB = "bytes", "return_unk"
+_BYTES, _STUB, _SET = "bytes", "return_unk", "set"
 
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -33,6 +34,14 @@ _ALLOWED = {
     ("collections", "defaultdict"): _DEFAULT,
     ("builtins", "bytes"): _BYTES,
     ("__builtin__", "bytes"): _BYTES,
+    ("builtins", "set"): _SET,
+    ("__builtin__", "set"): _SET,
+    ("builtins", "frozenset"): _SET,
+    ("__builtin__", "frozenset"): _SET,
+}
+_TABLES = {
+    "torch": "tensors of PyTorch, save them as arrays (tensor.numpy())",
+    "pandas": "tables of pandas, save them as csv",
 }
 _TYPE = re.compile(r"(?:b1|[iu][1248]|f[248]|S[1-9]\d{0,5}|U[1-9]\d{0,5}|O8|O4)")
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
@@ -64,6 +73,8 @@ def find(module: Any, name: Any) -> Name:
     if not (isinstance(module, str) and isinstance(name, str) and _NAME.fullmatch(module) and _NAME.fullmatch(name)):
         raise UnsafePickleError("it asks for something that is not a name")
     kind = _STUB if name == "return_unk" else _ALLOWED.get((module, name))
+    if kind is None and (what := _TABLES.get(module.split(".")[0])):
+        raise UnsafePickleError(f"it holds {what}")
     if kind is None:
         raise UnsafePickleError(f"it asks for {module}.{name}, which no data file needs")
     return Name(kind)
@@ -191,6 +202,10 @@ def _bytes(arguments: tuple[Any, ...], maker: Maker) -> Any:
     return _MISUSED if arguments else b""
 
 
+def _set(arguments: tuple[Any, ...], maker: Maker) -> Any:
+    return arguments[0] if len(arguments) == 1 and type(arguments[0]) is list else [] if not arguments else _MISUSED
+
+
 _BUILDERS: dict[str, Callable[[tuple[Any, ...], Maker], Any]] = {
     _RECONSTRUCT: _reconstruct,
     _DTYPE: _dtype,
@@ -200,4 +215,5 @@ _BUILDERS: dict[str, Callable[[tuple[Any, ...], Maker], Any]] = {
     _ORDERED: _ordered,
     _DEFAULT: _defaultdict,
     _BYTES: _bytes,
+    _SET: _set,
 }

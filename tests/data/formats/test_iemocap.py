@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cmsbert_fast.data import DataError, read_corpus
-from tests.data.formats.expected import find
+from cmsbert_fast.data import DataError, convert, open_source, read_corpus
+from tests.data.formats.expected import clean, find
+from tests.data.sources import assert_same
 
 
 def iemocap_rows(count: int = 60) -> list[list[Any]]:
@@ -52,3 +54,70 @@ def test_iemocaps_folds_are_those_of_training_in_prediction(files: Any) -> None:
         trained, predicted = (read_corpus(files.folder, folds=folds, fold=2, labels=known) for known in (True, False))
         for split, examples in trained.splits.items():
             assert {e.id for e in predicted.splits[split]} == {e.id for e in examples}
+
+
+def dialogues(files: Any, python2: bool) -> list[Any]:
+    """The nine parts of DialogueRNN's pickle, six dialogues of two speakers; Python 2 wrote its text as bytes."""
+    known = (lambda text: text.encode("latin-1")) if python2 else str
+    parts: list[dict[Any, Any]] = [{} for _ in range(7)]
+    videos = [f"Ses0{1 + k % 5}F_impro0{k}" for k in range(6)]
+    for video in videos:
+        made: list[Any] = [
+            [known(f"{video}_{'FM'[k % 2]}{k:03d}") for k in range(6)],
+            [known("FM"[k % 2]) for k in range(6)],
+            list(range(6)),
+            [files.random.normal(size=100) for _ in range(6)],
+            [files.random.normal(size=100).astype("f4") for _ in range(6)],
+            [files.random.normal(size=512) for _ in range(6)],
+            [known(f"Oh, caf\xe9 number {k}") for k in range(6)],
+        ]
+        for part, value in zip(parts, made, strict=True):
+            part[known(video)] = value
+    return [*parts, set(map(known, videos[:4])), list(map(known, videos[4:]))]
+
+
+@pytest.mark.parametrize(("protocol", "python2"), [(2, True), (4, False)])
+def test_the_pickle_of_dialoguernn(files: Any, protocol: int, python2: bool) -> None:
+    parts = dialogues(files, python2)
+    path = files.pickle("IEMOCAP_features_raw.pkl", tuple(parts), protocol)
+    corpus = read_corpus(path)
+    assert corpus.report.counts == {"train": 20, "test": 10}
+    assert corpus.report.dropped == {"its emotion is fru, none of the four classes": 6}
+    assert corpus.classes == ("angry", "happy", "sad", "neutral")
+    assert "no example validates unless folds are chosen" in str(corpus.report)
+    assert [example.label for example in corpus.splits["train"][:5]] == [1, 2, 3, 0, 1]  # hap sad neu ang exc
+    example = corpus.splits["test"][6]
+    video = list(parts[0])[5]
+    assert (example.id, example.words) == ("Ses01F_impro05_M001", ("Oh,", "café", "number", "1"))
+    np.testing.assert_array_equal(example.acoustic, parts[4][video][1][None])
+    np.testing.assert_array_equal(example.visual, clean(parts[5][video][1][None]))
+    assert read_corpus(path, labels=False).report.counts == {"train": 24, "test": 12}
+    tested = []
+    for fold in range(1, 11):
+        found = read_corpus(path, fold=fold)
+        assert sum(found.report.counts.values()) == 30
+        tested += [example.id for example in found.splits.get("test", ())]
+    assert len(set(tested)) == len(tested) == 30
+    convert.convert(open_source(path), files.folder / "c")
+    assert_same(read_corpus(files.folder / "c", folds="random", fold=3), read_corpus(path, folds="random", fold=3))
+
+
+def test_other_tuples_of_dialogues_are_named(files: Any) -> None:
+    parts = dialogues(files, False)
+    with pytest.raises(DataError, match="a tuple of 11 parts by dialogue, as DialogueRNN and its successors"):
+        read_corpus(files.pickle("a.pkl", (*parts, [], [])))
+    meld = (*parts[:5], parts[6], [], [], parts[2])
+    with pytest.raises(DataError, match="pickle MELD and others; only IEMOCAP's of nine parts is read"):
+        read_corpus(files.pickle("a.pkl", meld))
+    video = next(iter(parts[0]))
+    for place, value, message in (
+        (2, [0] * 5, "differ in number of utterances"),
+        (2, [7] * 6, "with the label 7"),
+        (0, ["dia0_utt0"] * 6, "expected an id like"),
+        (0, [f"{video}_F000"] * 6, "occurs twice"),
+        (4, [["a"]] * 6, "array of numbers"),
+    ):
+        altered = [dict(part) if isinstance(part, dict) else part for part in parts]
+        altered[place][video] = value
+        with pytest.raises(DataError, match=message):
+            read_corpus(files.pickle("a.pkl", tuple(altered)))
