@@ -31,6 +31,7 @@ KNOWN_FORMATS = (
     "a table of segments (.tsv or .csv: id, text; split, label; start, stop) with streams beside it (.csd files, or "
     "sub-folders of .npy or .csv files), IEMOCAP's included",
     "a folder of CMU-MultimodalSDK .csd files with words and labels",
+    "the raw folder of CMU-MOSI or CMU-MOSEI (Transcript, Labels)",
     "MMSA's aligned or unaligned .pkl (MOSI, MOSEI, CH-SIMS)",
     "MAG-BERT's .pkl",
     "MISA's or MMIM's folder of train.pkl, dev.pkl and test.pkl",
@@ -86,11 +87,14 @@ def _check_content(path: Path) -> None:
             check_first_bytes(file.name, head)
         if path.is_dir() and is_table:
             read_table(file)
+    tables = [file for file in files if file.suffix.lower() in (".tsv", ".csv")]
+    if path.is_dir() and len(tables) == 1:
+        read_segments(tables[0])  # says which columns are missing
 
 
 def _open_streams(path: Path, request: DataRequest) -> Source | None:
     """A table of segments or a folder of ``.csd`` files."""
-    from cmsbert_fast.data.formats import csd_folder, iemocap, segments
+    from cmsbert_fast.data.formats import cmu_raw, csd_folder, iemocap, segments
 
     table = find_table(path)
     if table is not None:
@@ -98,7 +102,10 @@ def _open_streams(path: Path, request: DataRequest) -> Source | None:
         if iemocap.recognise(rows):
             return iemocap.iemocap_source(table, rows, request)
         return segments.segments_source(table, rows, request)
-    return csd_folder.csd_folder_source(path, request) if csd_folder.recognise(path) else None
+    if csd_folder.recognise(path):
+        return csd_folder.csd_folder_source(path, request)
+    layout = cmu_raw.find(path)
+    return None if layout is None else cmu_raw.cmu_raw_source(layout, request)
 
 
 def _open_pickle(path: Path, request: DataRequest) -> Source | None:

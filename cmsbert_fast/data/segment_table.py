@@ -105,6 +105,11 @@ class _Columns:
         has_clip = "clip_id" in header and self._at["video"] is not None  # as in MMSA's label.csv
         self._clip = header.index("clip_id") if has_clip else None
         no_id = self._at["id"] is None and self._clip is None
+        if no_id and sum(_is_number(name) for name in header) > 1:
+            raise DataError(
+                f"Give {table.name} a header line with the columns id and text: its first line is a row, "
+                f"{', '.join(header):.200} (CMU-MOSI's own labels are read with their raw folder)."
+            )
         if no_id or (self._at["text"] is None and self._transcripts is None):
             raise DataError(
                 f"Give {table.name} the columns id and text (and split, label; start and stop where streams are cut by "
@@ -183,6 +188,14 @@ class _Columns:
                 f"Let no segment stop before it starts: line {line} of {self._table.name} has {start} to {stop}."
             )
         return span
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        number_of(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _transcript(folder: Path, name: str) -> tuple[str, Path]:

@@ -45,18 +45,25 @@ class Selection:
     several: bool = False
 
 
-def table_source(table: Path, selection: Selection, request: DataRequest) -> Source:
+def table_source(table: Path, selection: Selection, request: DataRequest, folder: Path | None = None) -> Source:
     """The segments of a table with the streams beside it.
+
+    Args:
+        table: The file of the segments.
+        selection: What is taken from it.
+        request: What to read.
+        folder: Where the streams are; None: beside the table.
 
     Raises:
         DataError: Which stream serves what cannot be told, or the folds asked for are not there.
     """
-    reader = _Reader(table, selection, request)
+    folder = folder or table.parent
+    reader = _Reader(table, selection, request, folder)
     from_file = request.folds is not None and choose(selection.rotations, request.folds) is None
     return Source(
-        name=table.parent.resolve().name,
+        name=folder.resolve().name,
         format=selection.format,
-        path=table.parent,
+        path=folder,
         files=reader.files,
         groups=list(reader.groups),
         read=reader.read,
@@ -72,12 +79,12 @@ def table_source(table: Path, selection: Selection, request: DataRequest) -> Sou
 class _Reader:
     """Reads the segments of one video after the other."""
 
-    def __init__(self, table: Path, selection: Selection, request: DataRequest) -> None:
+    def __init__(self, table: Path, selection: Selection, request: DataRequest, folder: Path) -> None:
         self._table, self._labels, self._dropped = table, request.labels, selection.dropped
         self._split_of = _splitter(table, selection.rotations, request)
         # The table holds labels and text: label streams are not needed, and words only where they are named.
         words, columns = request.words or "none", request.columns
-        assignment = Assignment(table.parent, request.visual, request.acoustic, words, "none", columns)
+        assignment = Assignment(folder, request.visual, request.acoustic, words, "none", columns)
         self.notes: list[str] = []
         assignment.describe(self.notes)
         self._words = assignment.words
@@ -90,7 +97,8 @@ class _Reader:
         for segment in selection.segments:
             self.groups.setdefault(segment.video, []).append(segment)
         self._first, self._last = next(iter(self.groups), None), next(reversed(self.groups), None)
-        self.files = [table, *(s.transcript for s in selection.segments if s.transcript), *assignment.files]
+        transcripts = (segment.transcript for segment in selection.segments if segment.transcript)
+        self.files = list(dict.fromkeys([table, *transcripts, *assignment.files]))
         self.budget = Budget.of_streams(self.files)
         self._frames = FrameReader(assignment, self.budget, request.average_words)
         self._heard: tuple[list[str], np.ndarray] | None = None  # words and times of the video that is read

@@ -1,9 +1,9 @@
 """The pickle machine without calls: a stack, a memo, and a budget of memory.
 
 Python's unpickler calls what a file names. This one has no calls to make: it interprets the opcodes over the
-memory-mapped file and builds numbers, strings, lists (of sets, too), tuples, dictionaries and records of arrays. A name outside the
-list in `names`, an opcode that builds objects, a size that the file does not hold, or more objects than its size
-warrants end the reading.
+memory-mapped file and builds numbers, strings, lists (of sets, too), tuples, dictionaries and records of arrays. A name
+outside the list in `names`, an opcode that builds objects, a size that the file does not hold, or more objects than its
+size warrants end the reading.
 """
 
 import codecs
