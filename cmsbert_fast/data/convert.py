@@ -108,14 +108,16 @@ class _Writer:
             setattr(self.report, name, value)
         self.moments = {modality: Moments(journal["moments"][modality]) for modality in MODALITIES}
         with (self.folder / EXAMPLES).open(encoding="utf-8") as lines:
-            self.counter.ids = {json.loads(line)["id"] for line in lines}
+            for line in map(json.loads, lines):
+                self.counter.ids.add(line["id"])
+                self.counter.videos.add(line.get("video", video_of(line["id"])))
         if self._budget is not None:
             self._budget.left = journal["left"]
         self._before = dict(self.report.non_finite), dict(self.report.tallies)
 
     def write(self, split: str, example: Example, video: str | None) -> None:
         """Append an example; ``video`` is its video where that is known."""
-        self.counter.see(split, example)
+        self.counter.see(split, example, video)
         now = dict(self.report.non_finite), dict(self.report.tallies)
         altered, tallies = (
             {what: n - before.get(what, 0) for what, n in after.items() if n != before.get(what, 0)}
@@ -174,7 +176,7 @@ class _Writer:
 
     def finish(self, source: Source) -> None:
         """Write headers and manifest; all that is left is the folder's name."""
-        self.counter.finish()
+        self.counter.finish(source)
         for modality in MODALITIES:
             width, count = self.report.widths.get(modality, 0), self.report.frames.get(modality, 0)
             self._finish_file(_FRAMES[modality], ("frames", "F32", [count, width]), bool(width))

@@ -22,6 +22,11 @@ class DataError(Exception):
         return sentence(super().__str__())  # names in it are untrusted
 
 
+def unreadable(name: str) -> DataError:
+    """The error for a file that may not be read."""
+    return DataError(f"Make {name} readable for you (chmod u+r): its permissions forbid to read it.")
+
+
 class Alignment(enum.Enum):
     """To which part of the text a frame of an example belongs, by its number."""
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ _SPLIT_NAMES = {
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_NAMED_IDS = 5  # of those that name no example
 _LARGEST = 8 << 20  # bytes of a file of folds: hundreds of thousands of ids
 _NUMBERED = re.compile(r"(.+?)(?:\$_\$|_|\[|-)\d+\]?", re.DOTALL)
 
@@ -50,6 +51,11 @@ class Folds:
                 if self._split.setdefault(key, split_name(name)) != split_name(name):
                     raise DataError(f"Put {key!r} into one split only: the folds name it twice.")
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """All ids that are named."""
+        return frozenset(self._split)
+
     def splitter(self, segment: Any) -> str | None:
         """The split of anything that has an ``id`` and a ``video``."""
         return self.split_of(segment.id, segment.video)
@@ -57,6 +63,21 @@ class Folds:
     def split_of(self, segment: str, video: str) -> str | None:
         """The split of a segment, by its own id, else by that of its video; None where the folds name neither."""
         return self._split.get(segment) or self._split.get(video)
+
+
+def absent_note(ids: frozenset[str], found: Collection[str], file: str) -> list[str]:
+    """What to say of the ids of a file of folds that name no example: a sentence, or none.
+
+    Args:
+        ids: Those of the file.
+        found: Ids and videos of all examples.
+        file: Its name.
+    """
+    absent = sorted(ids.difference(found))
+    if not absent:
+        return []
+    named = ", ".join(name[:60] for name in absent[:_NAMED_IDS]) + (", ..." if len(absent) > _NAMED_IDS else "")
+    return [f"{len(absent)} of {len(ids)} ids of {file} name no example: {named}"]
 
 
 def folds_of(request: DataRequest) -> Folds | None:

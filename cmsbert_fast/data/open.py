@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmsbert_fast.data.example import Corpus, DataError, no_frames, with_frames
+from cmsbert_fast.data.example import Corpus, DataError, no_frames, unreadable, with_frames
+from cmsbert_fast.data.folds import read_folds
 from cmsbert_fast.data.formats import (
     converted,
     fet,
@@ -63,11 +64,14 @@ def open_source(source: str | Path | DataRequest, **options: Any) -> Source:
             _check_content(path)
             known = "; ".join(KNOWN_FORMATS)
             raise DataError(f"Give data in a form that can be read; {path} is none of: {known}.")
+    except PermissionError as error:
+        raise unreadable(str(error.filename or path)) from error
     except OSError as error:
         raise DataError(f"Make {path} readable: {error}.") from error
     if request.folds is not None and Path(request.folds).is_file():
         # A conversion that was begun with one file of folds must not continue with another.
         found.files = [*found.files, Path(request.folds)]
+        found.listed = read_folds(request.folds, request.fold).ids
     found.request = request
     return found
 

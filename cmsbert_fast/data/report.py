@@ -1,5 +1,6 @@
 """What a reader found, dropped and altered."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cmsbert_fast.data.text import printable
@@ -39,6 +40,11 @@ class ReadReport:
         """Add to a count; 0 leaves no trace."""
         if count:
             self.tallies[what] = self.tallies.get(what, 0) + count
+
+    def tally_twice(self, spans: Sequence[tuple[float, float]]) -> None:
+        """Count the segments of a video that have the times of another one: somebody labelled them twice."""
+        count = len(spans) - len({(round(start, 3), round(stop, 3)) for start, stop in spans})
+        self.tally("segments have the same times as another of their video: they are there twice", count)
 
     def note(self, sentence: str) -> None:
         """Add a sentence, once."""

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.folds import ALL, split_name, video_of
 from cmsbert_fast.data.tables import START, STOP, number_of, read_table
 from cmsbert_fast.data.untrusted.files import read_text
@@ -88,6 +88,17 @@ def read_segments(table: Path, label: str | None = None, labels: bool = True) ->
     return segments
 
 
+def label_advice(table: Path) -> list[str]:
+    """What to say of a table without a column of labels, such as one with ``score``: a sentence, or none."""
+    header = [name.lower() for name in read_table(table)[0]]
+    if any(name in header for name in _ALIASES["label"]):
+        return []
+    known = {name for names in _ALIASES.values() for name in names} | {"clip_id", ""}
+    others = [name[:40] for name in header if name not in known]
+    advice = f"give --label {others[0]}" if len(others) == 1 else f"give --label NAME: {', '.join(others[:8])}"
+    return [f"no labels: no column is called {', '.join(_ALIASES['label'])}; {advice if others else 'add one'}"]
+
+
 class _Columns:
     """Where the columns of a table are, and how a row becomes a segment."""
 
@@ -153,6 +164,10 @@ class _Columns:
         text, file = cells["text"], None
         if text is None and self._transcripts is not None:
             text, file = _transcript(self._transcripts, name)
+        if text is not None and len(text) > TEXT:
+            raise DataError(
+                f"Shorten the text of line {line} of {self._table.name} to {TEXT:,} characters: it has {len(text):,}."
+            )
         split, label = cells["split"], cells["label"]
         return Segment(
             id=name,
@@ -208,6 +223,8 @@ def _transcript(folder: Path, name: str) -> tuple[str, Path]:
         if len(text) > TEXT:
             raise OSError(f"it has more than {TEXT:,} characters")
         return text, file
+    except PermissionError as error:
+        raise unreadable(f"{folder.name}/{file.name}") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null byte in the id
         raise DataError(
             f"Add the transcript {folder.name}/{file.name} as UTF-8 text of at most {TEXT:,} characters: it cannot be "

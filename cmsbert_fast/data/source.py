@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cmsbert_fast.data.example import MODALITIES, SPLITS, Corpus, DataError, Example, no_frames
-from cmsbert_fast.data.folds import Rotation
+from cmsbert_fast.data.folds import Rotation, absent_note, video_of
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.text import printable
@@ -33,6 +33,7 @@ class Source:
         by_video: Whether a group is a video.
         rotations: Its own folds by name, the default first.
         request: What it was opened for.
+        listed: The ids of the file of folds, if there is one.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Source:
     by_video: bool = False
     rotations: Mapping[str, Rotation] = field(default_factory=dict)
     request: DataRequest | None = None
+    listed: frozenset[str] = frozenset()
 
     def new_report(self) -> ReadReport:
         """An empty report."""
@@ -55,14 +57,20 @@ class Source:
 
 
 class Counter:
-    """Counts examples in a report and checks that ids are unique and widths consistent."""
+    """Counts examples in a report and checks that ids are unique and widths consistent.
+
+    Attributes:
+        ids: Those of all examples.
+        videos: The videos of all examples.
+    """
 
     def __init__(self, report: ReadReport) -> None:
         self.report = report
         self.ids: set[str] = set()
+        self.videos: set[str] = set()
 
-    def see(self, split: str, example: Example) -> None:
-        """Count an example.
+    def see(self, split: str, example: Example, video: str | None) -> None:
+        """Count an example; its video is told by its id where it is None.
 
         Raises:
             DataError: Its id occurred before, or its frames have another width than earlier ones.
@@ -71,6 +79,7 @@ class Counter:
         if example.id in self.ids:
             raise DataError(f"Give every example its own id: {example.id[:200]!r} occurs twice.")
         self.ids.add(example.id)
+        self.videos.add(video_of(example.id) if video is None else video)
         report.counts[split] = report.counts.get(split, 0) + 1
         for modality in MODALITIES:
             frames = getattr(example, modality)
@@ -84,8 +93,8 @@ class Counter:
                 )
             report.frames[modality] = report.frames.get(modality, 0) + len(frames)
 
-    def finish(self) -> None:
-        """Put the splits in order.
+    def finish(self, source: Source) -> None:
+        """Put the splits in order, and note which ids of a file of folds name no example.
 
         Raises:
             DataError: There was no example.
@@ -95,6 +104,10 @@ class Counter:
             reasons = "; ".join(f"{n} dropped: {reason}" for reason, n in self.report.dropped.items())
             raise DataError(f"No example could be read from {self.report.source}{': ' + reasons if reasons else '.'}")
         self.report.counts = ordered(counts)
+        if source.listed and source.request is not None:
+            file = Path(str(source.request.folds)).name
+            for sentence in absent_note(source.listed, self.ids | self.videos, file):
+                self.report.note(sentence)
 
 
 def ordered(counts: dict[str, int]) -> dict[str, int]:
@@ -110,9 +123,9 @@ def collect(source: Source) -> Corpus:
     splits: dict[str, list[Example]] = {}
     for group in tqdm(source.groups, desc=printable(f"reading {source.name:.60}"), unit="group", delay=5, disable=None):
         for split, example in source.read(group, report):
-            counter.see(split, example)
+            counter.see(split, example, group if source.by_video else None)
             splits.setdefault(split, []).append(example)
-    counter.finish()
+    counter.finish(source)
     for examples in splits.values():
         examples[:] = [_with_widths(example, report.widths) for example in examples]
     return Corpus(

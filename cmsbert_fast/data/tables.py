@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.untrusted.files import open_regular
+from cmsbert_fast.data.untrusted.limits import TEXT
 
 _HEADER = 1 << 20  # characters of a header
 _COLUMNS = 20_000
@@ -25,6 +26,8 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     try:
         with _open(path) as file:
             head = file.readline(_HEADER + 1)
+    except PermissionError as error:
+        raise unreadable(path.name) from error
     except (OSError, ValueError) as error:
         raise DataError(f"Save {path.name} as a UTF-8 text table: it cannot be read ({error}).") from error
     if len(head) > _HEADER:
@@ -59,6 +62,11 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
                     if row:
                         yield row
             except (csv.Error, UnicodeDecodeError) as error:
+                if "field larger" in str(error):
+                    raise DataError(
+                        f"Shorten the texts of {path.name} to {TEXT:,} characters: one near line {reader.line_num} is "
+                        "longer (or a quotation mark before it is not closed)."
+                    ) from error
                 raise DataError(
                     f"Repair {path.name}: it cannot be read beyond line {reader.line_num} ({error})."
                 ) from error

@@ -55,9 +55,13 @@ def _outlines(corpus: Corpus) -> Iterator[Outline]:
 
 
 def frames_have_words(corpus: Corpus, repeat: bool) -> bool:
-    """Whether it is known which frames belong to which word, or one frame an utterance is repeated."""
+    """Whether it is known which frames belong to which word, or one frame an utterance is repeated.
+
+    An utterance without frames has none whose word is unknown.
+    """
     return all(
         outline.alignment is not Alignment.NONE
+        or not (outline.visual or outline.acoustic)
         or outline.timed
         or (repeat and max(outline.visual, outline.acoustic) <= 1)
         for outline in _outlines(corpus)
@@ -244,6 +248,11 @@ def check_data(corpus: Corpus) -> None:
             raise UsageError(
                 f"{corpus.name} has {len(examples)} examples in its {split} split, but training needs at least 2 in "
                 f"each of {', '.join(SPLITS)}; assign more examples to it."
+            )
+        if all(outline.label is None for outline in outlines(examples)):
+            raise UsageError(
+                f"No example of the {split} split of {corpus.name} has a label; name their column or stream with "
+                "--label NAME, or add them."
             )
         unlabelled = next((outline.id for outline in outlines(examples) if outline.label is None), None)
         if unlabelled is not None:

@@ -22,10 +22,11 @@ def check_texts(corpus: Corpus, tokenizer: Any, max_length: int, splits: Sequenc
     Raises:
         UsageError: The tokenizer knows no word at all: its vocabulary is missing.
     """
-    cut, pieces, unknown = {}, 0, 0
+    cut, pieces, unknown, silent = {}, 0, 0, 0
     for split in splits or tuple(corpus.splits):
         longer = 0
-        for ids in _pieces([o.words for o in outlines(corpus.splits[split])], tokenizer):
+        for ids, missing in _pieces([o.words for o in outlines(corpus.splits[split])], tokenizer):
+            silent += missing
             longer += len(ids) > max_length - 2
             pieces += len(ids)
             unknown += ids.count(tokenizer.unk_token_id)
@@ -39,14 +40,21 @@ def check_texts(corpus: Corpus, tokenizer: Any, max_length: int, splits: Sequenc
     found = []
     if cut:
         found.append(f"cut to {max_length} word pieces (--max-length): {', '.join(cut.values())} examples")
+    if silent:
+        found.append(
+            f"{silent} words have no word piece (control or zero-width characters): the model does not see them, and "
+            "word-level systems leave out the frames of those that end an utterance"
+        )
     if unknown > _MANY_UNKNOWN * pieces:
         found.append(f"{unknown} of {pieces} word pieces are unknown to the tokenizer ([UNK])")
     return found
 
 
-def _pieces(texts: list[tuple[str, ...]], tokenizer: Any) -> Iterator[list[int]]:
-    """The word pieces of each text that has words."""
+def _pieces(texts: list[tuple[str, ...]], tokenizer: Any) -> Iterator[tuple[list[int], int]]:
+    """The word pieces of each text that has words, and how many of its words have none."""
     known = [list(words) for words in texts if words]
     for begin in range(0, len(known), _AT_A_TIME):
         some = known[begin : begin + _AT_A_TIME]
-        yield from tokenizer(some, is_split_into_words=True, add_special_tokens=False, verbose=False)["input_ids"]
+        found = tokenizer(some, is_split_into_words=True, add_special_tokens=False, verbose=False)
+        for number, (words, ids) in enumerate(zip(some, found["input_ids"], strict=True)):
+            yield ids, len(words) - len(set(found.word_ids(number)))

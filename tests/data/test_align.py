@@ -198,7 +198,7 @@ def test_words_of_frames_ascend_whatever_the_times(data: st.DataObject) -> None:
     ("written", "heard"),
     [
         ("movie.", "movie"),
-        ("“Don’t,", "DON'T"),
+        ("\u201cDon\u2019t,", "DON'T"),
         ("(Wow!)", "wow"),
         ("STRASSE", "straße"),
         ("--", "--"),

@@ -2,13 +2,16 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, convert, open_source, read_corpus
+from tests.data.sources import ROWS, write
 
 
 def test_paths_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,3 +211,107 @@ def test_a_table_of_another_encoding_is_named(tmp_path: Path, encoding: str) -> 
     for path in (tmp_path, tmp_path / "label.csv"):
         with pytest.raises(DataError, match=r"Save label.csv as a UTF-8 text table"):
             read_corpus(path)
+
+
+def _closed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A file that may not be read; root may read everything."""
+    original = os.open
+
+    def refuse(path: Any, *rest: Any, **options: Any) -> int:
+        if Path(os.fspath(path)).name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("name", ["segments.tsv", "v1_0.npy", "v1_0.npz", "v1_0.h5", "v1_0.csv", "v1_0.txt", "a.pkl"])
+def test_a_file_that_may_not_be_read_is_named(files: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    header = "id\tsplit\tstart\tstop\tlabel"
+    files.table([row[:5] for row in ROWS[:1]], header)
+    (files.folder / "text").mkdir()
+    (files.folder / "text" / "v1_0.txt").write_text("so good")
+    (files.folder / "visual").mkdir()
+    path = files.folder / "visual" / name
+    if name.endswith(".npz"):
+        np.savez(path, np.ones((2, 2)))
+    elif name.endswith(".h5"):
+        with h5py.File(path, "w") as file:
+            file["features"] = np.ones((2, 2))
+    elif name.endswith(".csv"):
+        path.write_text("a,b\n1,2\n")
+    else:
+        np.save(files.folder / "visual" / "v1_0.npy", np.ones((2, 2)))
+    source = files.pickle(name, files.mag()) if name == "a.pkl" else files.folder
+    read_corpus(source)
+    _closed(monkeypatch, name)
+    with pytest.raises(DataError, match=rf"Make .*{name} readable for you"):
+        read_corpus(source)
+
+
+@pytest.mark.parametrize("count", [100_001, 131_073, 300_000])
+def test_texts_that_are_too_long_are_named(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "segments.csv"
+    path.write_text(f"id,label,text\na,1,ok\nb,1,{'x' * count}\n")
+    with pytest.raises(DataError, match=r"Shorten the texts? of .*100,000 characters"):
+        read_corpus(path)
+    path.write_text(f"id,label,text\na,1,ok\nb,1,{'x' * 100_000}\n")
+    assert len(read_corpus(path).splits["all"][1].words[0]) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "advice"),
+    [
+        ("id,text,score", "a,hi,1", "give --label score"),
+        ("id,text,score,rating", "a,hi,1,2", "give --label NAME: score, rating"),
+        ("id,text", "a,hi", "add one"),
+        ("id,text,label", "a,hi,", ""),
+    ],
+)
+def test_a_table_without_labels_says_which_column_may_be_they(
+    tmp_path: Path, header: str, row: str, advice: str
+) -> None:
+    path = tmp_path / "segments.csv"
+    path.write_text(f"{header}\n{row}\n")
+    message = f"no labels: no column is called label, sentiment, emotion; {advice}"
+    assert (message in str(read_corpus(path).report)) == bool(advice)
+    assert "no labels" not in str(read_corpus(path, labels=False).report)
+
+
+@pytest.mark.parametrize("kind", ["table", "pickle", "csd", "converted"])
+def test_ids_of_folds_that_name_no_example_are_counted(files: Any, kind: str) -> None:
+    folds = files.folder.parent / "folds.json"
+    if kind == "csd":
+        write("csd", files)
+        folds.write_text(json.dumps({"train": ["a", "b[0]"], "valid": ["b[1]", "gone", "gone[3]"], "test": ["c"]}))
+        source = files.folder
+    elif kind == "table":
+        files.table(ROWS)
+        folds.write_text(json.dumps({"train": ["v1"], "valid": ["gone"], "test": ["v2_0", "gone[3]"]}))
+        source = files.folder
+    else:
+        source = files.pickle("mag.pkl", files.mag())
+        if kind == "converted":
+            convert.convert(open_source(source), files.folder / "c")
+            source = files.folder / "c"
+        folds.write_text(json.dumps({"train": ["vidtrain"], "valid": ["gone"], "test": ["vidtest[0]", "gone[3]"]}))
+    total = len([name for names in json.loads(folds.read_text()).values() for name in names])
+    assert f"2 of {total} ids of folds.json name no example: gone, gone[3]" in str(
+        read_corpus(source, folds=folds).report
+    )
+    if kind != "converted":
+        convert.convert(open_source(source, folds=folds), files.folder.parent / "d")
+        assert f"2 of {total} ids of folds.json" in str(read_corpus(files.folder.parent / "d").report)
+    assert "ids of folds" not in str(read_corpus(source).report)
+
+
+def test_segments_that_are_there_twice_are_counted(files: Any) -> None:
+    files.table([*ROWS, ["v1_9", "train", 0.0, 2.0, 1.0, "so good"]])
+    twice = "1 segments have the same times as another of their video: they are there twice"
+    assert twice in str(read_corpus(files.folder).report)
+    (files.folder / "segments.tsv").unlink()
+    write("csd", files)
+    assert "they are there twice" not in str(read_corpus(files.folder).report)
+    (files.folder / "Labels.csd").unlink()
+    files.csd("Labels", "All Labels", {v: (np.ones((2, 1)), [[0, 2], [0, 2]]) for v in ("a", "b")})
+    assert twice.replace("1", "2", 1) in str(read_corpus(files.folder).report)

@@ -50,8 +50,8 @@ def test_the_command_line_makes_the_same_request_as_keywords() -> None:
     )
     assert parsed(*options) == meant
     assert meant.choices() == {
-        "visual": ("a", "b@30"), "acoustic": ("none",), "columns": "AU*", "words": "w", "average_words": False, "label": "l",
-        "folds": "f", "fold": 2,
+        "visual": ("a", "b@30"), "acoustic": ("none",), "columns": "AU*", "words": "w", "average_words": False,
+        "label": "l", "folds": "f", "fold": 2,
     }  # fmt: skip
 
 

@@ -47,6 +47,14 @@ def test_words_that_no_vocabulary_knows():
         check_texts(found, tokenizer(PIECES[:5]), 50)
 
 
+def test_words_without_word_pieces_are_counted():
+    silent = "\u200b"  # a zero-width space, which BERT's tokenizer removes
+    found = corpus(train=["good", f"{silent} bad", f"ungood {silent}"])
+    (sentence,) = check_texts(found, tokenizer(PIECES), 50)
+    assert sentence.startswith("2 words have no word piece")
+    assert check_texts(corpus(train=["ungood bad"]), tokenizer(PIECES), 50) == []
+
+
 def test_a_run_and_a_prediction_say_it(train, short, tmp_path, capsys):
     sentence = "cut to 5 word pieces (--max-length): "
     assert train(*short, "--epochs", 1, "--max-length", 5, "--output", tmp_path)[0] == 0

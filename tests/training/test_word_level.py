@@ -139,3 +139,17 @@ def test_a_baseline_reads_vectors_instead_of_pieces(train, short, tmp_path, vect
     model, processor = load_trained(tmp_path / "out" / "tfn" / "seed-0")
     assert model.config.word_size == processor.word_vectors.size == {"file": 3, "bert": 16}[source]
     assert model.bert is None
+
+
+def test_utterances_without_frames_have_none_to_align():
+    frames, none = np.ones((3, 2), np.float32), np.zeros((0, 2), np.float32)
+    aligned = Example("a", ("x", "y", "z"), 1.0, frames, none, Alignment.WORDS)
+    bare = Example("b", ("x",), 1.0, none, none)
+    loose = Example("c", ("x",), 1.0, none, frames[:1])
+
+    def has_words(*examples, repeat=False):
+        return preflight.frames_have_words(Corpus("c", {"train": examples}, 2, 2, ReadReport("c")), repeat)
+
+    assert has_words(aligned, bare)
+    assert not has_words(aligned, bare, loose)
+    assert has_words(bare, loose, repeat=True)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cmsbert_fast.data.example import MODALITIES, DataError
+from cmsbert_fast.data.example import MODALITIES, DataError, unreadable
 from cmsbert_fast.data.folds import ALL
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.segment_table import Segment
@@ -81,7 +81,7 @@ def cmu_raw_source(layout: Layout, request: DataRequest) -> Source:
     if not segments:
         raise DataError(f"Add segments to {(labels or folder).name}: it has none.")
     here = {kind_of(stream.stem) for stream in find_streams(folder)}
-    absent = {m: ("none",) for m in MODALITIES if not getattr(request, m) and m not in here}
+    absent: dict[str, Any] = {m: ("none",) for m in MODALITIES if not getattr(request, m) and m not in here}
     if absent:
         notes.append(f"no {' and no '.join(absent)} frames: add a folder of them beside Transcript (docs/data.md)")
     selection = Selection("raw folder of CMU-MOSI" if labels else "raw folder of CMU-MOSEI", segments, None, {})
@@ -108,6 +108,8 @@ class _Line(NamedTuple):
 def _content(file: Path) -> str:
     try:
         return read_text(file, _LARGEST)
+    except PermissionError as error:
+        raise unreadable(file.name) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Save {file.name} as UTF-8 text: it cannot be read ({error}).") from error
 

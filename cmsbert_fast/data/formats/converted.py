@@ -37,7 +37,7 @@ from cmsbert_fast.data.example import (
     Outline,
     no_frames,
 )
-from cmsbert_fast.data.folds import NAMED, NO_FOLD, choose, read_folds, split_by_part
+from cmsbert_fast.data.folds import NAMED, NO_FOLD, absent_note, choose, read_folds, split_by_part
 from cmsbert_fast.data.mapped import MappedRows
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
@@ -158,6 +158,10 @@ def open_converted(request: DataRequest) -> Corpus:
     split_of = _splitter(request, stored.rotations)
     if split_of is not None:
         splits = _resplit(path, stored.lines, split_of, report)
+        if request.folds is not None and choose(stored.rotations, request.folds) is None:
+            found = {line.id for line in stored.lines} | {line.video for line in stored.lines}
+            for sentence in absent_note(read_folds(request.folds, request.fold).ids, found, Path(request.folds).name):
+                report.note(sentence)
     for modality in without:
         stored.widths[modality], stored.frames[modality] = 0, _Frames(path, modality, 0, 0, False)
         for counts in (report.widths, report.frames, report.non_finite):

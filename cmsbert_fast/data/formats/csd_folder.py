@@ -144,6 +144,7 @@ class _Reader:
             return
         entry = _Entry(key, video, entire, *self._words.read_words(key))
         intervals, values = self._segments(entry, scores, count)
+        report.tally_twice([(start, stop) for start, stop in intervals.tolist()])
         for name, split, value, (start, stop) in zip(names, splits, values, intervals, strict=True):
             if split is None:
                 continue

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from cmsbert_fast.data.align import Track
-from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.streams.feature_csv import load_csv, names_in
 from cmsbert_fast.data.streams.feature_hdf5 import load_hdf5, verify_hdf5
 from cmsbert_fast.data.untrusted.files import open_regular
@@ -34,6 +34,8 @@ def _load_npy(path: Path) -> np.ndarray:
         return _matrix(np.load(path, mmap_mode="r", allow_pickle=False), path)
     except DataError:
         raise
+    except PermissionError as error:
+        raise unreadable(path.name) from error
     except Exception as error:  # numpy reads the header with Python's own parser, which raises many kinds
         raise DataError(
             f"Save {path.name} again with numpy.save (no object arrays): it cannot be read "
@@ -63,6 +65,8 @@ def _load_npz(path: Path) -> np.ndarray:
                 return _matrix(np.lib.format.read_array(content, allow_pickle=False), path)
     except DataError:
         raise
+    except PermissionError as error:
+        raise unreadable(path.name) from error
     except Exception as error:  # zip, zlib and numpy raise many kinds
         raise DataError(
             f"Save {path.name} again with numpy.savez (no object arrays): it cannot be read "

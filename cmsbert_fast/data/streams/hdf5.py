@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.streams.chunks import check_layout, check_packed, filters_of
 from cmsbert_fast.data.untrusted.files import open_regular
 from cmsbert_fast.data.untrusted.limits import FLOOR, RATIO
@@ -42,6 +42,8 @@ class Hdf5File:
             self.most = RATIO * self._size + FLOOR
             open_regular(path).close()
             self.file = h5py.File(path, "r")
+        except PermissionError as error:
+            raise unreadable(path.name) from error
         except ERRORS as error:
             raise self.damaged("it cannot be opened as HDF5", error) from error
 

@@ -109,6 +109,7 @@ class _Reader:
             for reason, count in self._dropped.items():
                 report.drop(reason, count)
         self._heard = None
+        report.tally_twice([segment.span for segment in self.groups[video] if segment.span is not None])
         for segment in self.groups[video]:
             split = self._split_of(segment)
             if split is None:

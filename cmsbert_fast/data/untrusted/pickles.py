@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.untrusted.files import open_regular
 from cmsbert_fast.data.untrusted.first_bytes import LENGTH, check_first_bytes
 from cmsbert_fast.data.untrusted.machine import Machine
@@ -41,6 +41,8 @@ def load_mapped(path: str | Path) -> tuple[Any, mmap.mmap]:
         with open_regular(path) as file:
             check_first_bytes(path.name, file.read(LENGTH))
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except PermissionError as error:
+        raise unreadable(path.name) from error
     except (OSError, ValueError) as error:
         raise DataError(f"Check {path.name}: it is empty or cannot be read ({error}).") from error
     try:

@@ -45,7 +45,7 @@ def test_a_single_clip(files: Any) -> None:
     np.testing.assert_array_equal(example.acoustic, clean(content["audio"]))
     np.testing.assert_array_equal(example.visual, clean(content["vision"]))
     table = words(files, ["a,,,x", "b,,,y"])
-    with pytest.raises(DataError, match="talk.pkl is none of its 2 ids"):
+    with pytest.raises(DataError, match=r"talk.pkl is none of its 2 ids"):
         read_corpus(files.folder / "talk.pkl", words=str(table))
 
 
@@ -62,7 +62,7 @@ def test_a_folder_of_aligned_clips(files: Any, tokens: int, alignment: Alignment
     assert (example.id, example.label, example.alignment) == ("b", 0, alignment)
     np.testing.assert_array_equal(example.visual, clean(contents["b"]["vision"])[1:-1])
     files.pickle("b.pkl", {"some": "thing"})
-    with pytest.raises(DataError, match="in place of b.pkl"):
+    with pytest.raises(DataError, match=r"in place of b.pkl"):
         read_corpus(files.folder, words=str(table))
 
 

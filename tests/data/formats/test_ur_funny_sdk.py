@@ -66,7 +66,7 @@ def test_the_second_version(files: Any, lists: bool) -> None:
 
 def test_the_first_version_has_numbers_of_words(files: Any) -> None:
     folder(files, first=True)
-    with pytest.raises(DataError, match="Get UR-FUNNY's second version with language_sdk.pkl, or add word_list.pkl"):
+    with pytest.raises(DataError, match=r"Get UR-FUNNY's second version with language_sdk.pkl, or add word_list.pkl"):
         read_corpus(files.folder)
     files.pickle("word_list.pkl", ["<pad>", *WORDS])
     assert read_corpus(files.folder).splits["train"][0].words == tuple(WORDS)

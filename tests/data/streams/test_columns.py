@@ -113,7 +113,7 @@ def test_names_in_the_metadata_of_a_csd_file(files: Any) -> None:
     values = np.arange(120.0).reshape(40, 3)
     edges = np.arange(41) / 10
     times = np.stack([edges[:-1], edges[1:]], axis=1)
-    path = files.csd("FACET", "FACET 4.2", {video: (values, times) for video in ("v1", "v2")})
+    path = files.csd("FACET", "FACET 4.2", dict.fromkeys(("v1", "v2"), (values, times)))
     assert read_corpus(files.folder).report.columns == {}
 
     def name(text: str) -> None:
