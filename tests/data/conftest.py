@@ -133,6 +133,63 @@ class Files:
             for s, split in enumerate(("train", "dev", "test"))
         }
 
+    def clip(self, tokens: int = 6, aligned: bool = False) -> dict[str, np.ndarray]:
+        """What MMSA-FET makes of one clip."""
+        random, steps = self.random, (tokens, tokens) if aligned else (9, 12)
+        return {
+            "audio": random.normal(size=(steps[0], 3)),
+            "vision": random.normal(size=(steps[1], 2)),
+            "text": random.normal(size=(tokens, 8)).astype(np.float32),
+            "text_bert": random.normal(size=(3, tokens)),
+        }
+
+    def dialogues(self, python2: bool = False) -> tuple[Any, ...]:
+        """The nine parts of DialogueRNN's pickle, six dialogues of two speakers; Python 2 wrote its text as bytes."""
+        known: Callable[[str], Any] = (lambda text: text.encode("latin-1")) if python2 else str
+        parts: list[dict[Any, Any]] = [{} for _ in range(7)]
+        videos = [f"Ses0{1 + k % 5}F_impro0{k}" for k in range(6)]
+        for video in videos:
+            made: list[Any] = [
+                [known(f"{video}_{'FM'[k % 2]}{k:03d}") for k in range(6)],
+                [known("FM"[k % 2]) for k in range(6)],
+                list(range(6)),
+                [self.random.normal(size=100) for _ in range(6)],
+                [self.random.normal(size=100).astype("f4") for _ in range(6)],
+                [self.random.normal(size=512) for _ in range(6)],
+                [known(f"Oh, caf\xe9 number {k}") for k in range(6)],
+            ]
+            for part, value in zip(parts, made, strict=True):
+                part[known(video)] = value
+        return (*parts, set(map(known, videos[:4])), list(map(known, videos[4:])))
+
+    def funny_sdk(self, first: bool = False, lists: bool = False) -> dict[str, Any]:
+        """UR-FUNNY's own files by name, of the first or second version."""
+        ids = range(100, 106)
+
+        def rows(width: int) -> dict[int, dict[str, Any]]:
+            made = {key: self.random.normal(size=(4, width)) for key in ids}
+            return {
+                key: {"punchline_features": v.tolist() if lists else v, "context_features": [v]}
+                for key, v in made.items()
+            }
+
+        root: dict[str, Any] = {
+            "data_folds": {"train": [100, 101], "dev": [102, 103], "test": [104, 105, 999]},
+            "humor_label_sdk": {key: key % 2 for key in ids},
+            "openface_features_sdk": rows(371),
+            "covarep_features_sdk": rows(81),
+            "word_embedding_list": [np.ones(300)] * 5,
+        }
+        if first:
+            root["word_embedding_indexes_sdk"] = {key: {"punchline_embedding_indexes": [1, 2, 3, 4]} for key in ids}
+        else:
+            words = ["that", "is", "the", "joke"]
+            root["language_sdk"] = {
+                key: {"punchline_sentence": "That's the joke", "punchline_features": words} for key in ids
+            }
+            root["language_sdk"][105] = {"punchline_sentence": "it is the sentence"}
+        return root
+
     def table(self, rows: list[list[Any]], header: str = "id\tsplit\tstart\tstop\tlabel\ttext") -> Path:
         path = self.folder / "segments.tsv"
         path.write_text("\n".join([header, *("\t".join(map(str, row)) for row in rows)]) + "\n", encoding="utf-8")

@@ -35,7 +35,8 @@ def pickled(folder: Path, dice: random.Random) -> Case:
         path.write_bytes(dice.choice(found))
     else:
         files = Files(folder)
-        content = dice.choice([files.mmsa(True), files.mmsa(False), files.mag(), files.mult(), files.funny()])
+        choices = [files.mmsa(True), files.mmsa(False), files.mag(), files.mult(), files.funny()]
+        content = dice.choice([*choices, files.clip(), files.dialogues()])
         files.pickle("data.pkl", content, dice.choice((0, 2, 4, 5)))
         path.write_bytes(altered(path.read_bytes(), dice))
     words = str(Files(folder).table([["a", "train", 0, 1, 1, "b"]]).rename(folder / "words.tsv"))
@@ -123,7 +124,7 @@ def table(folder: Path, dice: random.Random) -> Case:
 def frames(folder: Path, dice: random.Random) -> Case:
     Files(folder).table([["v", "train", 0, 1, 1, "b"]])
     (folder / "visual").mkdir()
-    values, suffix = np.random.default_rng(0).normal(size=(30, 4)), dice.choice((".npy", ".npz", ".csv"))
+    values, suffix = np.random.default_rng(0).normal(size=(30, 4)), dice.choice((".npy", ".npz", ".csv", ".h5"))
     path = folder / "visual" / f"v{suffix}"
     if suffix == ".npy":
         np.save(path, values)
@@ -131,8 +132,15 @@ def frames(folder: Path, dice: random.Random) -> Case:
         dice.choice((np.savez, np.savez_compressed))(path, **{dice.choice(("features", "a")): values})
         if dice.random() < 0.3:
             np.savez_compressed(path, features=np.zeros((dice.choice((1000, 4_000_000)), 4)))
+    elif suffix == ".h5":
+        with h5py.File(path, "w") as file:
+            options = dice.choice(({}, {"compression": "gzip"}, {"chunks": (1, 1)}, {"compression": "lzf"}))
+            file.create_dataset(dice.choice(("features", "a", "a/b")), data=values, **options)
+            if dice.random() < 0.3:
+                file["times"] = dice.choice((h5py.ExternalLink("/etc/passwd", "/"), h5py.SoftLink("/features"), 5))
     else:
-        head = dice.choice(("a,b,c,d", "timestamp,b,c,d", "start,stop,c,d", "1,2,3,4", ",b,c,d"))
+        heads = ("a,b,c,d", "timestamp,b,c,d", "start,stop,c,d", "1,2,3,4", ",b,c,d", "file,start,end,d")
+        head = dice.choice((*heads, "face_id, timestamp, success, AU01_r", "x" * 2000 + ",AU" + "*" * 2000 + ",c,d"))
         cells = [[str(x) for x in row] for row in values.tolist()]
         cells[dice.randrange(30)][dice.randrange(4)] = str(dice.choice(NASTY)).encode("utf-8", "replace").decode()
         path.write_text("\n".join([head, *map(",".join, cells)]))
@@ -140,7 +148,34 @@ def frames(folder: Path, dice: random.Random) -> Case:
         path.write_bytes(altered(path.read_bytes(), dice))
     elif dice.random() < 0.2:
         special(path, dice)
-    return Case("frames", lambda: read_corpus(folder))
+    columns = dice.choice((None, None, "a,b*", "AU*", "*" * 100 + "z", "[" * 150, "*?*?*?*?*?*?*?*?*?*?*?z"))
+    return Case("frames", lambda: read_corpus(folder, columns=columns))
+
+
+def folders(folder: Path, dice: random.Random) -> Case:
+    """Sets of several files: UR-FUNNY's own pickles, the raw folders of CMU-MOSI and CMU-MOSEI."""
+    files, data = Files(folder), folder / "data"
+    data.mkdir()
+    if dice.random() < 0.5:
+        for name, content in files.funny_sdk().items():
+            Files(data).pickle(f"{name}.pkl", content, dice.choice((2, 4)))
+    else:
+        (data / "Labels").mkdir()
+        (data / "Transcript" / "Segmented").mkdir(parents=True)
+        rows = [["0.5", "2.5", "v1", "1", "-1.2"], ["2.5", "4", "v1", "2", "3"], ["1", "2", "../v", "1", "0"]]
+        rows[dice.randrange(3)][dice.randrange(5)] = str(dice.choice(NASTY)).encode("utf-8", "replace").decode()
+        (data / "Labels" / "OpinionLevelSentiment.csv").write_text("\n".join(map(",".join, rows)))
+        lines = ["1_DELIM_so good", "2_DELIM_so bad", "v1___1___0___1___so", "v1___2___x___1"]
+        for name in ("v1.annotprocessed", "v2.txt"):
+            text = "\n".join(dice.sample(lines, 2)) * dice.choice((1, 1, 1000, 500_000))
+            (data / "Transcript" / "Segmented" / name).write_text(text)
+    path = dice.choice(sorted(path for path in data.rglob("*") if path.is_file()))
+    if dice.random() < 0.15:
+        special(path, dice)
+    elif dice.random() < 0.8:
+        path.write_bytes(altered(path.read_bytes(), dice))
+    labels = dice.random() < 0.7
+    return Case("folders", lambda: read_corpus(data, labels=labels))
 
 
 def small(folder: Path, dice: random.Random) -> Case:
@@ -268,7 +303,7 @@ def state(folder: Path, dice: random.Random) -> Case:
     return Case("run", lambda: checkpoint.load_whole(folder))
 
 
-KINDS = (pickled, streams, converted, table, frames, small, settings, state, model)
+KINDS = (pickled, streams, converted, table, frames, folders, small, settings, state, model)
 _trained: list[Path] = []
 
 

@@ -12,13 +12,7 @@ from tests.data.formats.expected import clean
 
 
 def clip(files: Any, name: str, tokens: int = 6, aligned: bool = False) -> dict[str, np.ndarray]:
-    steps = (tokens, tokens) if aligned else (9, 12)
-    found = {
-        "audio": files.random.normal(size=(steps[0], 3)),
-        "vision": files.random.normal(size=(steps[1], 2)),
-        "text": files.random.normal(size=(tokens, 8)).astype(np.float32),
-        "text_bert": files.random.normal(size=(3, tokens)),
-    }
+    found: dict[str, np.ndarray] = files.clip(tokens, aligned)
     files.pickle(f"{name}.pkl", found, 5)
     return found
 

@@ -56,30 +56,10 @@ def test_iemocaps_folds_are_those_of_training_in_prediction(files: Any) -> None:
             assert {e.id for e in predicted.splits[split]} == {e.id for e in examples}
 
 
-def dialogues(files: Any, python2: bool) -> list[Any]:
-    """The nine parts of DialogueRNN's pickle, six dialogues of two speakers; Python 2 wrote its text as bytes."""
-    known = (lambda text: text.encode("latin-1")) if python2 else str
-    parts: list[dict[Any, Any]] = [{} for _ in range(7)]
-    videos = [f"Ses0{1 + k % 5}F_impro0{k}" for k in range(6)]
-    for video in videos:
-        made: list[Any] = [
-            [known(f"{video}_{'FM'[k % 2]}{k:03d}") for k in range(6)],
-            [known("FM"[k % 2]) for k in range(6)],
-            list(range(6)),
-            [files.random.normal(size=100) for _ in range(6)],
-            [files.random.normal(size=100).astype("f4") for _ in range(6)],
-            [files.random.normal(size=512) for _ in range(6)],
-            [known(f"Oh, caf\xe9 number {k}") for k in range(6)],
-        ]
-        for part, value in zip(parts, made, strict=True):
-            part[known(video)] = value
-    return [*parts, set(map(known, videos[:4])), list(map(known, videos[4:]))]
-
-
 @pytest.mark.parametrize(("protocol", "python2"), [(2, True), (4, False)])
 def test_the_pickle_of_dialoguernn(files: Any, protocol: int, python2: bool) -> None:
-    parts = dialogues(files, python2)
-    path = files.pickle("IEMOCAP_features_raw.pkl", tuple(parts), protocol)
+    parts = files.dialogues(python2)
+    path = files.pickle("IEMOCAP_features_raw.pkl", parts, protocol)
     corpus = read_corpus(path)
     assert corpus.report.counts == {"train": 20, "test": 10}
     assert corpus.report.dropped == {"its emotion is fru, none of the four classes": 6}
@@ -103,7 +83,7 @@ def test_the_pickle_of_dialoguernn(files: Any, protocol: int, python2: bool) -> 
 
 
 def test_other_tuples_of_dialogues_are_named(files: Any) -> None:
-    parts = dialogues(files, False)
+    parts = files.dialogues()
     with pytest.raises(DataError, match="a tuple of 11 parts by dialogue, as DialogueRNN and its successors"):
         read_corpus(files.pickle("a.pkl", (*parts, [], [])))
     meld = (*parts[:5], parts[6], [], [], parts[2])

@@ -15,31 +15,7 @@ WORDS = ["that", "is", "the", "joke"]
 
 def folder(files: Any, first: bool = False, lists: bool = False) -> dict[str, Any]:
     """The six files, of the first or second version."""
-    ids = range(100, 106)
-
-    def rows(width: int) -> dict[int, dict[str, Any]]:
-        made = {key: files.random.normal(size=(4, width)) for key in ids}
-        return {
-            key: {"punchline_features": v.tolist() if lists else v, "context_features": [v]} for key, v in made.items()
-        }
-
-    root: dict[str, Any] = {
-        "data_folds": {"train": [100, 101], "dev": [102, 103], "test": [104, 105, 999]},
-        "humor_label_sdk": {key: key % 2 for key in ids},
-        "openface_features_sdk": rows(371),
-        "covarep_features_sdk": rows(81),
-        "word_embedding_list": [np.ones(300)] * 5,
-    }
-    if first:
-        root["word_embedding_indexes_sdk"] = {
-            key: {"punchline_embedding_indexes": [1, 2, 3, 4], "context_embedding_indexes": [[1]]} for key in ids
-        }
-    else:
-        root["language_sdk"] = {
-            key: {"punchline_sentence": "That's the joke", "punchline_features": WORDS, "context_sentences": ["a"]}
-            for key in ids
-        }
-        root["language_sdk"][105] = {"punchline_sentence": "it is the sentence"}
+    root: dict[str, Any] = files.funny_sdk(first, lists)
     for name, content in root.items():
         files.pickle(f"{name}.pkl", content)
     return root
