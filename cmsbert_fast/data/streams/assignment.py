@@ -48,7 +48,7 @@ def unread(folder: Path) -> dict[Path, str]:
     for path in sorted(folder.iterdir()):
         named = kind_of(path.stem) in MODALITIES and not path.name.startswith(".")
         if not path.is_dir():
-            if named and path.suffix.lower() in _HOLD_FRAMES:
+            if path.suffix.lower() in _HOLD_FRAMES and not path.name.startswith("."):
                 found[path] = f"a single {path.suffix.lower()} file"
             continue
         inside = sorted({p.suffix.lower() or "without suffix" for p in path.iterdir() if p.is_file()})

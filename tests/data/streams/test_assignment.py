@@ -54,6 +54,12 @@ def test_frames_that_cannot_be_read_are_no_absent_stream(files: Any, name: str, 
     assert f"not read: {name.split('/')[0]}, which has {why}" in str(corpus.report)
 
 
+def test_other_files_beside_a_table_are_noted(files: Any) -> None:
+    frames_beside(files, "unaligned_39.pkl")
+    (files.folder / "extraction.json").write_text('{"fingerprint": "0f", "columns": {"visual": ["a"]}}')
+    assert "not read: unaligned_39.pkl, which has a single .pkl file" in str(read_corpus(files.folder).report)
+
+
 def test_empty_and_nested_folders_of_frames_are_told(files: Any) -> None:
     files.table(TABLE)
     (files.folder / "audio").mkdir()
