@@ -27,6 +27,7 @@ from cmsbert_fast.data.untrusted.files import read_text
 _LABELS = "OpinionLevelSentiment.csv"
 _INSIDE = "Raw"
 _LARGEST = 4 << 20  # bytes of the transcripts of a video
+_MOST = 200_000  # segments; MOSEI has 23,000
 _COLUMNS = 5  # of labels, and of MOSEI's lines
 _PLACES = ("Transcript/Segmented/Combined", "Transcript/Segmented", "Transcript/Combined", "Transcript", "Segmented")
 _SUFFIXES = (".annotprocessed", ".txt")
@@ -69,8 +70,8 @@ def cmu_raw_source(layout: Layout, request: DataRequest) -> Source:
         raise DataError(
             f"Give the folder of MOSEI's .csd files to train: the raw transcripts of {folder.name} have no labels."
         )
-    spoken = {line.key: line for file in transcripts for line in _lines(file)}
     notes = [f"transcripts of {len(transcripts)} videos"]
+    spoken = _spoken(transcripts, notes)
     if labels is None:
         segments = [_segment(line, None, None) for line in spoken.values()]
     else:
@@ -103,6 +104,20 @@ class _Line(NamedTuple):
     @property
     def key(self) -> tuple[str, str]:
         return self.video, self.number
+
+
+def _spoken(transcripts: list[Path], notes: list[str]) -> dict[tuple[str, str], _Line]:
+    """The lines of all transcripts, by video and number; the last one where a number occurs again, which is noted."""
+    spoken: dict[tuple[str, str], _Line] = {}
+    again = 0
+    for line in (line for file in transcripts for line in _lines(file)):
+        again += line.key in spoken
+        spoken[line.key] = line
+        if len(spoken) > _MOST:
+            raise DataError(f"Do not use these transcripts: they have more than {_MOST:,} segments.")
+    if again:
+        notes.append(f"{again} lines of transcripts are replaced by later ones of the same number")
+    return spoken
 
 
 def _content(file: Path) -> str:

@@ -150,7 +150,7 @@ class _Values:
         if len(row) != self._width:
             raise DataError(f"Give every line of {self._path.name} {self._width} cells: line {line} has {len(row)}.")
         self.numbers.extend([number_of(row[k]) for k in self._columns])
-        self.times.extend([_seconds(row[k]) for k in self._timed])
+        self.times.extend([seconds_of(row[k]) for k in self._timed])
         for name, place in self._same.items():
             if len(self._found[name]) < 100:
                 self._found[name].add(row[place].strip())
@@ -159,7 +159,7 @@ class _Values:
         self.count += 1
 
 
-def _seconds(cell: str) -> float:
+def seconds_of(cell: str) -> float:
     """A time in seconds, given as a number or as pandas' text.
 
     Raises:

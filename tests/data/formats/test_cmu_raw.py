@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, convert, open_source, read_corpus
+from cmsbert_fast.data.formats import cmu_raw
 from tests.data.sources import assert_same
 
 LABELS = ["0.5,2.5,v1,1,-1.2", "2.5,4.0,v1,2,3.0", "1.0,2.0,v2,1,0.0", "2.0,3.0,v2,2,1.0"]
@@ -50,6 +51,18 @@ def test_mosi(files: Any, inside: str) -> None:
     assert len(source.files) == len(set(source.files)) == 6
     convert.convert(source, files.folder.parent / "c")
     assert_same(read_corpus(files.folder.parent / "c"), corpus)
+
+
+def test_segments_that_are_transcribed_again_or_are_too_many(files: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    mosi(files.folder)
+    path = files.folder / "Transcript/Segmented/v1.annotprocessed"
+    path.write_text("1_DELIM_first\n1_DELIM_second\n")
+    corpus = read_corpus(files.folder)
+    assert corpus.splits["all"][0].words == ("second",)
+    assert "1 lines of transcripts are replaced by later ones of the same number" in str(corpus.report)
+    monkeypatch.setattr(cmu_raw, "_MOST", 2)
+    with pytest.raises(DataError, match="more than 2 segments"):
+        read_corpus(files.folder)
 
 
 def test_mosei(files: Any) -> None:

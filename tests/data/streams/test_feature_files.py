@@ -11,6 +11,7 @@ import pytest
 
 from cmsbert_fast.data import DataError, read_corpus
 from cmsbert_fast.data.streams import feature_files
+from cmsbert_fast.data.streams.feature_csv import seconds_of
 from tests.data.sources import ROWS
 
 
@@ -342,3 +343,11 @@ def test_frames_in_hdf5(files: Any) -> None:
     path.write_bytes(b"\x89HDF\r\n\x1a\n no more")
     with pytest.raises(DataError, match=r"Get v1_0\.h5 again"):
         read_corpus(files.folder)
+
+
+@pytest.mark.parametrize(
+    ("cell", "seconds"),
+    [("0 days", 0), ("1 days 02:03:04.5", 93784.5), ("0 days 00:00:18.356190476", 18.356190476), (" 2.5", 2.5)],
+)
+def test_times_in_seconds(cell: str, seconds: float) -> None:
+    assert seconds_of(cell) == seconds
