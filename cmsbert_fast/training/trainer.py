@@ -136,7 +136,7 @@ class Trainer:
             assert labels is not None
             self.state.start(labels.to(self.ranks.device))
             if self.state.starts_with_validation:
-                self.state.validated(self.losses(self.predict("valid")))
+                self.state.validated(self.losses(self.predict("valid", with_losses=True)))
             self.reported = self.state.report()
         if self.ranks.is_main:
             self.log = RunLog(self.folder)
@@ -299,7 +299,7 @@ class Trainer:
     def validate(self) -> None:
         """Ends an epoch: validates, saves the model if it is the best so far, and writes a checkpoint if due."""
         settings, progress = self.settings, self.progress
-        predictions = self.predict("valid")
+        predictions = self.predict("valid", with_losses=True)
         measured = evaluate.measure(predictions, self.labels)
         losses = self.losses(predictions)
         if self.state is not None:
@@ -370,14 +370,16 @@ class Trainer:
             # Last: a failure here must not lose the results.
             figures.draw(self.folder, tested)
 
-    def predict(self, split: str, model: Classifier | None = None) -> Predictions:
-        """Predictions for a split, from the model in training or another.
+    def predict(self, split: str, model: Classifier | None = None, with_losses: bool = False) -> Predictions:
+        """Predictions for a split, from the model in training or another; ``with_losses`` as in ``evaluate.predict``.
 
         Raises:
             NotFinite: Some are not finite.
         """
         model, settings = model or self.model, self.settings
-        predictions = evaluate.predict(model, self.splits[split], self.ranks, settings.batch_size, settings.precision)
+        predictions = evaluate.predict(
+            model, self.splits[split], self.ranks, settings.batch_size, settings.precision, with_losses
+        )
         return evaluate.check_finite(predictions)
 
     def losses(self, predictions: Predictions) -> dict[str, float]:
