@@ -6,7 +6,6 @@ added in a fixed order (:class:`~cmsbert_fast.training.distributed.Gradients`); 
 
 import dataclasses
 import math
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -75,6 +74,7 @@ class Trainer:
         folder: Existing folder for log, checkpoint, best model, results, predictions and figures.
         stop: Whether to stop early.
         loaded: Model and tokenizer; None = load them now.
+        features: Where files of features of frozen text go, to be removed by the caller; None = a folder of this run.
     """
 
     def __init__(
@@ -85,9 +85,11 @@ class Trainer:
         folder: Path,
         stop: StopRequest,
         loaded: Loaded | None = None,
+        features: Path | None = None,
     ):
         self.started, self.earlier_seconds = time.monotonic(), 0.0
         self.settings, self.data, self.ranks, self.folder, self.stop = settings, data, ranks, folder, stop
+        self.features = features
         self.labels = labels_of(data.corpus)
         # The same model on every rank; random numbers after this differ between ranks.
         checkpoint.seed_everything(settings.seed)
@@ -176,9 +178,9 @@ class Trainer:
             ) from None
 
     def keep_text_features(self) -> None:
-        """Computes features of frozen text that do not fit into memory, or finds those of the run before."""
+        """Computes features of frozen text, or finds those of a run before."""
         for batches in self.splits.values():
-            batches.keep_text_features(self.folder / text_features.FOLDER, self.ranks, self.stop)
+            batches.keep_text_features(self.features or self.folder / text_features.FOLDER, self.ranks, self.stop)
 
     def save(self) -> None:
         """Writes the checkpoint."""
@@ -360,7 +362,7 @@ class Trainer:
 
     def _leave(self, outcome: dict[str, Any], tested: Tested | None) -> None:
         assert self.log is not None
-        shutil.rmtree(self.folder / text_features.FOLDER, ignore_errors=True)
+        text_features.remove(self.folder / text_features.FOLDER)
         if tested:
             report.write_predictions(self.folder / "predictions.csv", tested.predictions, self.labels)
             self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})
