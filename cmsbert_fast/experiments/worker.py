@@ -20,7 +20,7 @@ import transformers
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.experiments.plan import Run
 from cmsbert_fast.training import checkpoint, distributed, folders, lock, preflight, runs, text_features
-from cmsbert_fast.training.build import BEST
+from cmsbert_fast.training.best import BEFORE, BEST
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.signals import StopRequest
 
@@ -103,7 +103,8 @@ def features_folder(root: Path, run: Run) -> Path:
 
 
 def discard(folder: Path, tested: bool) -> None:
-    """Removes what a finished run needs no more, gigabytes for many runs: its checkpoints, and untested its model."""
+    """Removes what a finished run needs no more, gigabytes for many runs: checkpoints, and untested the best model."""
+    shutil.rmtree(folder / BEFORE, ignore_errors=True)
     for name in (checkpoint.FILE_NAME, checkpoint.BEFORE):
         (folder / name).unlink(missing_ok=True)
     if not tested:

@@ -205,7 +205,7 @@ def _create(path: Path, shape: tuple[int, int]) -> None:
 
 
 def _finish(path: Path) -> None:
-    found = checksums.text(atomic.draft_of(path), [])
+    found = checksums.text(atomic.draft_of(path))
     atomic.replace_file(_sums(path), lambda draft: draft.write_text(found, encoding="utf-8"))
     os.replace(atomic.draft_of(path), path)
     atomic.sync(path.parent)

@@ -17,14 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from cmsbert_fast import atomic
 from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.training import (
+    best,
     checkpoint,
-    checksums,
     distributed,
     evaluate,
     figures,
@@ -36,7 +34,7 @@ from cmsbert_fast.training import (
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
-from cmsbert_fast.training.build import BEST, CHECKSUMS, Loaded, build, state_options
+from cmsbert_fast.training.build import Loaded, build, state_options
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.evaluate import Predictions
@@ -325,11 +323,9 @@ class Trainer:
         def write(path: Path) -> None:
             self.model.save_pretrained(path)
             self.processor.save_pretrained(path)
-            sums = checksums.text(path / SAFE_WEIGHTS_NAME, checksums.known(self.folder / BEST / CHECKSUMS))
-            (path / CHECKSUMS).write_text(sums, encoding="utf-8")
 
         if self.ranks.is_main:
-            atomic.replace_folder(self.folder / BEST, write)
+            best.save(self.folder, self.progress.epoch, write)
 
     def finish(self, testing: bool = True) -> dict[str, Any]:
         """Tests the best model and writes results, predictions and figures; without ``testing``, results only."""
@@ -337,21 +333,23 @@ class Trainer:
         tested: Tested | None = None
         if testing:
             tested = load_and_test(self.settings, self.data, self.ranks, self.folder)
-        best = tested.model if tested else load_best(self.settings, self.ranks, self.folder)[0]
+        model = tested.model if tested else load_best(self.settings, self.ranks, self.folder)[0]
+        found = best.find(self.folder)
         outcome = {
             **({"test": evaluate.measure(tested.predictions, self.labels)} if tested else {}),
-            "valid": evaluate.measure(self.predict("valid", best), self.labels),
-            "best_epoch": self.progress.best_epoch,
+            "valid": evaluate.measure(self.predict("valid", model), self.labels),
+            "best_epoch": self.progress.best_epoch if found.lost is None else found.epoch,
+            **({} if found.lost is None else {"lost": found.lost}),
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
-            "parameters": best.num_parameters(),
+            "parameters": model.num_parameters(),
             "data": {
                 "name": self.data.corpus.name,
                 "report": str(self.data.corpus.report),
                 "fingerprint": self.data.fingerprint,
             },
             **report.provenance(
-                self.settings, self.ranks, chosen_backend(self.settings, self.ranks.device, best.config)
+                self.settings, self.ranks, chosen_backend(self.settings, self.ranks.device, model.config)
             ),
             "seconds": self.seconds(),
         }
@@ -365,7 +363,7 @@ class Trainer:
         text_features.remove(self.folder / text_features.FOLDER)
         if tested:
             report.write_predictions(self.folder / "predictions.csv", tested.predictions, self.labels)
-            self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})
+            self.log.write("test", {"step": outcome["steps"], "epoch": outcome["best_epoch"], **outcome["test"]})
         self.log.close()
         strict_json.write_json(self.folder / report.RESULTS, outcome)
         if tested:
