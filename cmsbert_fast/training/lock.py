@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def turn(folder: Path, stopped: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def turn(folder: Path, stopped: Callable[[], bool] | None = None) -> Iterator[None]:
     """Waits until no other process has its turn in a folder that several write to; not where the disk has no locks.
 
     Raises:
@@ -65,7 +65,9 @@ def turn(folder: Path, stopped: Callable[[], bool] = lambda: False) -> Iterator[
     """
     with open(folder / TURN, "ab") as file:
         with suppress(OSError):
-            while not _taken(file):
+            if stopped is None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            while stopped is not None and not _taken(file):
                 if stopped():
                     raise Interrupted("Stopped while another process had its turn; the same command continues.")
                 time.sleep(_POLL_SECONDS)

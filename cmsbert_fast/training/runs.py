@@ -23,7 +23,7 @@ from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.preflight import Checked, Data
 from cmsbert_fast.training.settings import TrainingSettings
-from cmsbert_fast.training.signals import StopRequest
+from cmsbert_fast.training.signals import StopRequest, stop_with_torchrun
 from cmsbert_fast.training.tested import load_and_test
 from cmsbert_fast.training.trainer import Trainer
 
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    stop_with_torchrun()
     stop = StopRequest()
     try:
         command = parse_command(arguments, embedded_config)
