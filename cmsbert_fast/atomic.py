@@ -51,6 +51,15 @@ def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
     sync(folder.parent)
 
 
+def link(path: Path, other: Path) -> None:
+    """Gives a file another name; copies it where the file system knows one name only."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on disk."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open folders

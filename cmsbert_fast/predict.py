@@ -46,9 +46,7 @@ def _run(given: argparse.Namespace) -> None:
     device = find_device(given.device)
     note = f"  labels are not read; metrics: python -m cmsbert_fast.evaluate {given.checkpoint} --data {given.data}\n"
     corpus = read_for(model, DataRequest.of(given.data, **options_in(given), labels=False), note)
-    wanted = [given.split] if given.split in corpus.splits else None
-    for sentence in check_texts(corpus, processor.tokenizer, processor.max_length, wanted):
-        print(printable(f"  {sentence}"), file=sys.stderr)
+    say_of_texts(corpus, processor, given.split)
     predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
     several = model.config.problem_type == "multi_label_classification"
     _write(prediction_rows(predictions, classes or (), several), given.output)
@@ -74,6 +72,13 @@ def read_for(model: Classifier, request: DataRequest, note: str = "") -> Corpus:
     for warning in absent_streams(model.config, corpus, request):
         print(printable(f"warning: {warning}"), file=sys.stderr)
     return corpus
+
+
+def say_of_texts(corpus: Corpus, processor: CMSBertProcessor, split: str | None) -> None:
+    """Prints how many texts of a split are cut and what the tokenizer does not know; ``split`` None = of all."""
+    wanted = [split] if split is not None and split in corpus.splits else None
+    for sentence in check_texts(corpus, processor.tokenizer, processor.max_length, wanted):
+        print(printable(f"  {sentence}"), file=sys.stderr)
 
 
 def _parser() -> Parser:

@@ -76,6 +76,8 @@ def main(arguments: Sequence[str], configs: Path) -> int:
 
 
 def _report_only(options: Options, configs: Path) -> int:
+    if options.unread:
+        print(f"--report-only reads the runs that are there, and not {', '.join(options.unread)}", file=sys.stderr)
     planned = report.planned_tables(options.output)
     for name in options.tables:
         if name not in planned:
@@ -95,12 +97,29 @@ class _Command:
     def __init__(self, options: Options, configs: Path, stop: StopRequest) -> None:
         self._options, self._configs, self._stop = options, configs, stop
         self._tables = {name: read_table(name, configs) for name in options.tables}
+        self._check_names()
         device = find_device(str(options.settings.get("device", "auto")))
         self._machine = find_machine(options.workers, device)
         self._corpora = Corpora(Ranks(0, 1, device), print)
         self._root = options.output
         self._spent = self._reported = 0.0
         self._failed: list[Run] = []
+
+    def _check_names(self) -> None:
+        """Finds names of variants and data sets that no table takes.
+
+        Raises:
+            UsageError: There is one.
+        """
+        tables = self._tables.values()
+        variants = {row.variant: None for table in tables for row in table.rows if row.variant is not None}
+        for name in self._options.variants:
+            if name not in variants:
+                raise UsageError(f"No row of these tables is of the variant {name!r}; see {', '.join(variants)}.")
+        own = {name: None for table in tables for name in table.data}
+        for name in self._options.data:
+            if name not in own and all(table.folds is not None for table in tables):
+                raise UsageError(f"These tables do not take the data {name!r}; they are of {', '.join(own)}.")
 
     def run(self) -> int:
         """Checks, tunes, trains and reports."""
@@ -137,7 +156,7 @@ class _Command:
         return {
             Place(name, data, row): cell_of(row, data_sets.get(data), options.settings, self._configs, options.variants)
             for name, table in self._tables.items()
-            for data in sections_of(table, data_sets)
+            for data in sections_of(table, data_sets, self._tables.values())
             for row in table.rows
         }
 

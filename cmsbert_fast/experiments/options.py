@@ -31,6 +31,25 @@ class Options:
     tune_seeds: tuple[int, ...]
     trials: int
     search: str
+    unread: tuple[str, ...] = ()  # given with --report-only, which does not read them
+
+
+# What each way to use the command does not read.
+_OF_TUNING = ("tune_seeds", "trials", "search")
+_OF_RUNS = ("data", "config", "set", "seeds", "variants", "workers", "dry_run", "tune", *_OF_TUNING)
+_OF_COMMAND = ("data", "variant", "seed", "fold")  # no settings of all runs
+
+
+_DEFAULTS: dict[str, Any] = {
+    **{name: [] for name in ("data", "config", "set", "variants")},
+    "workers": None,
+    "dry_run": False,
+    "tune": None,
+    "seeds": [0, 1, 2, 3, 4],
+    "tune_seeds": [1000, 1001],
+    "trials": tuning.TRIALS,
+    "search": "random",
+}
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -40,6 +59,7 @@ def parse(arguments: Sequence[str]) -> Options:
         UsageError: It is not one.
     """
     given = _parser().parse_args(arguments)
+    _check_idle(given)
     options = Options(
         tables=tuple(dict.fromkeys(given.tables)),
         data={name: str(path) for name, path in _pairs("data", given.data).items()},
@@ -56,14 +76,19 @@ def parse(arguments: Sequence[str]) -> Options:
         tune_seeds=tuple(given.tune_seeds),
         trials=given.trials,
         search=given.search,
+        unread=tuple(map(_flag, _asked(given, _OF_RUNS))) if given.report_only else (),
     )
     for name, value in (("workers", options.workers), ("trials", options.trials)):
         if value is not None and value < 1:
             raise UsageError(f"--{name} must be at least 1.")
     if options.resamples < 100:
         raise UsageError("--resamples must be at least 100.")
-    if len(set(options.seeds)) < len(options.seeds):
-        raise UsageError("A seed is given twice; name each once.")
+    for seeds in (options.seeds, options.tune_seeds):
+        if len(set(seeds)) < len(seeds):
+            raise UsageError("A seed is given twice; name each once.")
+    for name in _OF_COMMAND:
+        if name in options.settings:
+            raise UsageError(f"Leave out --set {name}: it differs between runs; see --data, --variants and --seeds.")
     if not options.data and not options.report_only:
         raise UsageError("Name the data with --data NAME=PATH, such as --data mosi=data/mosi.")
     shared = sorted(set(options.seeds) & set(options.tune_seeds))
@@ -72,6 +97,28 @@ def parse(arguments: Sequence[str]) -> Options:
     if options.search == "adaptive" and options.tune:
         raise UsageError("Adaptive search takes its spaces from the table files; give --tune without names.")
     return options
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _asked(given: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Those of some options that are not at their defaults."""
+    return [name for name in names if getattr(given, name) != _DEFAULTS[name]]
+
+
+def _check_idle(given: argparse.Namespace) -> None:
+    """Finds options that have nothing to act on.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if given.tune is None and not given.report_only:
+        for name in _asked(given, _OF_TUNING):
+            raise UsageError(f"Leave out {_flag(name)}: it is for --tune.")
+    if given.tune and _asked(given, ["trials"]):
+        raise UsageError("Leave out --trials: a grid of named values has all its points.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,11 +133,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("tables", nargs="+", metavar="TABLE", help="1, 2, 3, 4, or a file like configs/tables/1.yaml")
-    add("--data", nargs="+", default=[], metavar="NAME=PATH", help="data sets: mosi, mosei, iemocap, or others")
-    add("--config", nargs="+", default=[], metavar="NAME=FILE", help="settings of a data set, for configs/NAME.yaml")
-    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all runs, such as epochs=20")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], metavar="K", help="seeds (default: 0 1 2 3 4)")
-    add("--variants", nargs="+", default=[], metavar="NAME", help="only these are run; default: all of the tables")
+    parser.set_defaults(**_DEFAULTS)
+    add("--data", nargs="+", metavar="NAME=PATH", help="data sets: mosi, mosei, iemocap, or others")
+    add("--config", nargs="+", metavar="NAME=FILE", help="settings of a data set, for configs/NAME.yaml")
+    add("--set", nargs="+", metavar="NAME=VALUE", help="settings of all runs, such as epochs=20")
+    add("--seeds", nargs="+", type=int, metavar="K", help="seeds (default: 0 1 2 3 4)")
+    add("--variants", nargs="+", metavar="NAME", help="only these are run; default: all of the tables")
     add("--workers", type=int, metavar="W", help="runs at once (default: one a GPU, else 1)")
     add("--output", type=Path, default=Path("experiments"), metavar="DIR", help="for runs and tables (experiments)")
     add("--resamples", type=int, default=significance.RESAMPLES, metavar="R", help="of the bootstrap (10000)")
@@ -103,9 +151,9 @@ def _parser() -> argparse.ArgumentParser:
         help="first choose settings by validation: the grid of these values; without names, as many trials for each "
         "system of its space in the table file",
     )
-    add("--tune-seeds", nargs="+", type=int, default=[1000, 1001], metavar="K", help="seeds of tuning (1000 1001)")
-    add("--trials", type=int, default=tuning.TRIALS, metavar="N", help="trials of each system (27)")
-    add("--search", choices=["random", "adaptive"], default="random", help="adaptive: Optuna, of the extra 'tune'")
+    add("--tune-seeds", nargs="+", type=int, metavar="K", help="seeds of tuning (1000 1001)")
+    add("--trials", type=int, metavar="N", help="trials of each system (27)")
+    add("--search", choices=["random", "adaptive"], help="adaptive: Optuna, of the extra 'tune'")
     return top
 
 

@@ -165,9 +165,13 @@ def read_data_sets(paths: Mapping[str, str], files: Mapping[str, Path], configs:
     return found
 
 
-def sections_of(table: Table, data_sets: Mapping[str, DataSet]) -> list[str]:
-    """The data sets in the parts of a table: its own, then others that were given, unless the table has folds."""
-    others = [name for name in data_sets if name not in table.data] if table.folds is None else []
+def sections_of(table: Table, data_sets: Mapping[str, DataSet], tables: Iterable[Table] = ()) -> list[str]:
+    """The data sets in the parts of a table.
+
+    Its own; then, unless it has folds, others that were given and are not those of another of ``tables``.
+    """
+    taken = {*table.data, *(name for other in tables for name in other.data)}
+    others = [name for name in data_sets if name not in taken] if table.folds is None else []
     return [*table.data, *others]
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from cmsbert_fast.experiments import worker
 from cmsbert_fast.experiments.plan import Estimates, Run, duration, finished
 from cmsbert_fast.experiments.worker import EXIT_BUSY, Job
+from cmsbert_fast.training import text_features
 from cmsbert_fast.training.errors import Interrupted
 from cmsbert_fast.training.lock import turn
 from cmsbert_fast.training.signals import StopRequest
@@ -101,6 +102,8 @@ class Pool:
                 for active in [a for a in self._active if not a.process.is_alive()]:
                     self._active.remove(active)
                     self._settle(active)
+            for folder in {worker.features_folder(self._root, run) for run in runs}:
+                text_features.remove(folder)
         finally:
             self._end(signal.SIGKILL)
 

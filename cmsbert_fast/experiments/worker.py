@@ -19,8 +19,8 @@ import transformers
 
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.experiments.plan import Run
-from cmsbert_fast.training import checkpoint, distributed, folders, lock, preflight, runs
-from cmsbert_fast.training.build import BEST
+from cmsbert_fast.training import checkpoint, distributed, folders, lock, preflight, runs, text_features
+from cmsbert_fast.training.best import BEFORE, BEST
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.signals import StopRequest
 
@@ -92,12 +92,19 @@ def _run(job: Job, folder: Path, stop: StopRequest) -> None:
     data = preflight.read_data(settings, print)
     if data.fingerprint != run.fingerprint:
         raise UsageError(f"The data in {settings.data} have changed since the plan was made; start the command again.")
-    runs.run(settings, data, ranks, folder, stop, resuming=True, testing=run.testing)
+    features = features_folder(job.root, run)
+    runs.run(settings, data, ranks, folder, stop, resuming=True, testing=run.testing, features=features)
     discard(folder, run.testing)
 
 
+def features_folder(root: Path, run: Run) -> Path:
+    """Where the runs on a data set keep features of frozen text."""
+    return root / "runs" / run.data / text_features.FOLDER
+
+
 def discard(folder: Path, tested: bool) -> None:
-    """Removes what a finished run needs no more, gigabytes for many runs: its checkpoints, and untested its model."""
+    """Removes what a finished run needs no more, gigabytes for many runs: checkpoints, and untested the best model."""
+    shutil.rmtree(folder / BEFORE, ignore_errors=True)
     for name in (checkpoint.FILE_NAME, checkpoint.BEFORE):
         (folder / name).unlink(missing_ok=True)
     if not tested:

@@ -111,6 +111,10 @@ class Classifier(PreTrainedModel):
         """
         raise NotImplementedError
 
+    def predicted_rows(self, **inputs: Any) -> dict[str, Tensor]:
+        """:meth:`rows`, where a system can do without some that only :meth:`losses` reads: for prediction."""
+        return self.rows(**inputs)
+
     def losses(
         self,
         rows: Mapping[str, Tensor],
@@ -154,7 +158,8 @@ class Classifier(PreTrainedModel):
         Returns:
             What :meth:`output` makes of them.
         """
-        return self.output(self.rows(**inputs), labels, return_dict)
+        rows = self.predicted_rows(**inputs) if labels is None else self.rows(**inputs)
+        return self.output(rows, labels, return_dict)
 
     def output(
         self, rows: Mapping[str, Tensor], labels: Tensor | None, return_dict: bool | None = None, **more: Any

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cmsbert_fast.data.example import MODALITIES, Alignment, Example, Label
+from cmsbert_fast.data.example import MODALITIES, Alignment, Example, FrameWords, Label
 
 
 class FrameLevel(enum.Enum):
@@ -141,6 +141,44 @@ def fits(frames: int, pieces: Pieces) -> bool:
     A source may have cut a long text, but not before the cut made here.
     """
     return frames == pieces.total or pieces.room <= frames < pieces.total
+
+
+def frame_words(
+    given: Mapping[str, Sequence[np.ndarray] | None],
+    frames: Mapping[str, Sequence[np.ndarray]],
+    utterances: Sequence[Sequence[str]],
+) -> list[FrameWords]:
+    """``Example.frame_words`` of some utterances, as a user gives them.
+
+    Args:
+        given: By modality, the word of each frame, an integer array an utterance; None for one without frames.
+        frames: By modality, the frames of each utterance.
+        utterances: The words of each.
+
+    Raises:
+        ValueError: They do not fit together; the message says what to give.
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    for name, arrays in frames.items():
+        values = given[name]
+        if values is None and any(map(len, arrays)):
+            raise ValueError(f"{name} has frames; give {name}_words, the word of each.")
+        own = [np.asarray(one) for one in values] if values is not None else [np.zeros(0, np.int32)] * len(arrays)
+        if len(own) != len(arrays):
+            raise ValueError(f"{name}_words has {len(own)} utterances but words has {len(arrays)}; give one each.")
+        for one, rows, words in zip(own, arrays, utterances, strict=True):
+            if one.shape != (len(rows),) or not np.issubdtype(one.dtype, np.integer):
+                raise ValueError(
+                    f"{name}_words is {one.dtype} of shape {one.shape} for {len(rows)} frames; give an integer each."
+                )
+            inside = one[one >= 0]
+            if (np.diff(inside) < 0).any() or (inside >= len(words)).any():
+                raise ValueError(
+                    f"{name}_words must ascend from 0 and stay below the number of words, {len(words)}; -1 is for "
+                    "frames between words."
+                )
+        found[name] = [one.astype(np.int32) for one in own]
+    return [FrameWords(v, a) for v, a in zip(found["visual"], found["acoustic"], strict=True)]
 
 
 class _Known(NamedTuple):

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,10 +16,17 @@ from cmsbert_fast.data.statistics import Moments
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.collation import WORD_INPUTS, packed_batch, padded_batch, word_inputs
-from cmsbert_fast.models.encoding import Encoded, FrameLevel, encode, tokenize
+from cmsbert_fast.models.encoding import Encoded, FrameLevel, encode, frame_words, tokenize
 
 WORD_VECTORS = "word_vectors.safetensors"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class Reader(Protocol):
+    """A :class:`~cmsbert_fast.models.base.Classifier` or its class, as the processor sees it."""
+
+    inputs: Collection[str]
+    frame_level: FrameLevel
 
 
 class CMSBertProcessor(ProcessorMixin):
@@ -194,6 +201,9 @@ class CMSBertProcessor(ProcessorMixin):
         aligned: bool = False,
         packed: bool = False,
         *,
+        visual_words: np.ndarray | Sequence[np.ndarray] | None = None,
+        acoustic_words: np.ndarray | Sequence[np.ndarray] | None = None,
+        model: Reader | None = None,
         text: str | Sequence[str] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
@@ -205,6 +215,9 @@ class CMSBertProcessor(ProcessorMixin):
             visual, acoustic: (N_m, d_m) for one utterance, a list of them for a batch; None = absent.
             aligned: Whether frame k belongs to word k; if the text is cut, so are its frames.
             packed: Packed or padded.
+            visual_words, acoustic_words: Not ``aligned``: the word of each frame, int (N_m,), ascending from 0, -1 for
+                frames between words; a list of them for a batch. Give them for every modality that has frames.
+            model: A baseline: its inputs are made, of words and their frames too. None: those of CMSBERT.
             text: The same as ``words``, under the name that Hugging Face's processors have.
             return_tensors: "pt" or "np".
 
@@ -212,8 +225,9 @@ class CMSBertProcessor(ProcessorMixin):
             Arguments of the models' forward, with Hugging Face's ``.to(device)``.
 
         Raises:
-            ValueError: The numbers of utterances differ, frames are not of shape (N_m, d_m), or not exactly one of
-                ``words`` and ``text`` is given.
+            ValueError: The numbers of utterances differ, frames are not of shape (N_m, d_m), their words are not one a
+                frame or no such word is there, not exactly one of ``words`` and ``text`` is given; or ``model`` reads
+                frames of words, and which those are is not told, or word vectors, and the processor has none.
         """
         if (words is None) == (text is None):
             raise ValueError("Give the utterances as words or as text, one of them.")
@@ -231,15 +245,41 @@ class CMSBertProcessor(ProcessorMixin):
             name: self._utterance_frames(name, values, batch, len(utterances))
             for name, values in (("visual", visual), ("acoustic", acoustic))
         }
+        of_frames = {"visual": visual_words, "acoustic": acoustic_words}
+        known = None
+        if any(values is not None for values in of_frames.values()):
+            if aligned:
+                raise ValueError("Give aligned=True or the words of the frames, one of them.")
+            listed: Any = {n: [v] if v is not None and not batch else v for n, v in of_frames.items()}
+            known = frame_words(listed, frames, utterances)
         alignment = Alignment.WORDS if aligned else Alignment.NONE
         examples = [
-            Example(str(k), text, None, v, a, alignment)
+            Example(str(k), text, None, v, a, alignment, None if known is None else known[k])
             for k, (text, v, a) in enumerate(zip(utterances, frames["visual"], frames["acoustic"], strict=True))
         ]
-        inputs: Mapping[str, Any] = self.collate([self.encode(example) for example in examples], packed=packed)
+        inputs: Mapping[str, Any] = self._read_by(model, examples, packed)
         if return_tensors == "np":
             inputs = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in inputs.items()}
         return BatchFeature(dict(inputs))
+
+    def _read_by(self, model: Reader | None, examples: Sequence[Example], packed: bool) -> Mapping[str, Any]:
+        """The inputs that a model reads; None: CMSBERT."""
+        if model is None:
+            return self.collate([self.encode(example) for example in examples], packed=packed)
+        names, most = frozenset(model.inputs), 1 if self.repeat_frames else 0
+        if "word_vectors" in names and self.word_vectors is None:
+            raise ValueError("The model reads word vectors: set the processor's word_vectors, or load it from a run.")
+        if model.frame_level is not FrameLevel.UTTERANCE and any(
+            example.alignment is Alignment.NONE
+            and example.frame_words is None
+            and max(len(example.visual), len(example.acoustic)) > most
+            for example in examples
+        ):
+            raise ValueError(
+                "The model reads the frames of each word: say which those are, by aligned=True (one frame a word) or "
+                "by visual_words and acoustic_words."
+            )
+        return self.collate([self.encode(example, model.frame_level) for example in examples], packed, names=names)
 
     def _utterance_frames(
         self, name: str, values: np.ndarray | Sequence[np.ndarray] | None, batch: bool, count: int

@@ -21,6 +21,7 @@ from cmsbert_fast.training.signals import StopRequest
 from cmsbert_fast.training.text_features import TextFeatures
 
 CACHE_BYTES = 2**27  # MOSI and word-aligned MOSEI fit; larger data stay memory-mapped
+FILE_BYTES = 2**22  # features of text beyond that go to a file, which the runs of a command share
 
 
 class Batches:
@@ -83,12 +84,12 @@ class Batches:
         return (self.load(range(len(self))[i : i + size], labels=False) for i in range(0, len(self), size))
 
     def keep_text_features(self, folder: Path, ranks: Ranks, stop: StopRequest) -> None:
-        """For a split that is read again and again: features of text that exceed ``CACHE_BYTES`` go to a file.
+        """For a split that is read again and again: features of text that exceed ``FILE_BYTES`` go to a file.
 
         Arguments and errors as in :meth:`TextFeatures.keep`. All ranks must call.
         """
         if self._features is not None:
-            self._features.keep(len(self), self._processor.max_length, folder, ranks, stop)
+            self._features.keep(len(self), self._processor.max_length, FILE_BYTES, folder, ranks, stop)
 
     def _pieces(self, index: int) -> list[int]:
         if index in self._encoded:

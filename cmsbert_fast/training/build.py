@@ -1,6 +1,8 @@
 """Builds a model and processor from settings and data, or loads those of a run."""
 
 import dataclasses
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,15 +17,14 @@ from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.configuration import declared_fields
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.models.registry import VARIANTS, class_of_architecture
-from cmsbert_fast.training import checksums
+from cmsbert_fast.training import best, checksums
 from cmsbert_fast.training.batches import fitting
+from cmsbert_fast.training.best import BEFORE, BEST, CHECKSUMS
 from cmsbert_fast.training.config import build_config, check_architecture, reads_vectors
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.pretrained import check_folder, check_tokenizer, check_weights, reason, saved_config
 from cmsbert_fast.training.settings import TrainingSettings
 
-BEST = "best"  # the folder of a run's best model
-CHECKSUMS = "CHECKSUMS.json"  # of its weights; in capitals, so that it is replaced before them
 Loaded: TypeAlias = tuple[Classifier, Any]  # a model and its tokenizer
 
 
@@ -76,24 +77,36 @@ def load(settings: TrainingSettings, config: PreTrainedConfig) -> Loaded:
     return model, tokenizer
 
 
-def load_trained(name: str | Path, backend: str = "auto") -> tuple[Classifier, CMSBertProcessor]:
+def _warn(sentence: str) -> None:
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def load_trained(
+    name: str | Path, backend: str = "auto", say: Callable[[str], None] = _warn
+) -> tuple[Classifier, CMSBertProcessor]:
     """A model trained by ``train.py``, in eval mode, and its processor.
 
     Args:
         name: Folder of the model or of its run, or a name on the Hugging Face hub.
         backend: See :mod:`cmsbert_fast.ops.dispatch`.
+        say: Takes a sentence where the best model of a run is damaged, and this is the best before it.
 
     Raises:
         UsageError: There is no such model, or it is of another kind.
     """
     if (Path(name) / BEST).is_dir():
-        name = Path(name) / BEST
+        found = best.find(Path(name))
+        name = found.folder
+        if found.lost:
+            say(found.lost)
     check_folder(name)
     weights, sums = Path(name) / SAFE_WEIGHTS_NAME, Path(name) / CHECKSUMS
     if weights.is_file() and checksums.is_damaged(weights, sums):
+        before = Path(name).parent / BEFORE
+        other = f", give {before}, the best model before it" if before.is_dir() and before != Path(name) else ""
         raise UsageError(
-            f"{weights} is damaged: it is not what training wrote; restore it, or train again (or remove {sums.name} "
-            "beside it if you changed it yourself)."
+            f"{weights} is damaged: it is not what training wrote; restore it{other}, or train again (or remove "
+            f"{sums.name} beside it if you changed it yourself)."
         )
     kind = next(iter(saved_config(str(name)).get("architectures") or ()), None)
     model_class = class_of_architecture(kind)

@@ -8,7 +8,6 @@ and containers of them: ``torch.load(weights_only=True)`` reads it.
 import contextlib
 import os
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +36,9 @@ def save(folder: Path, state: dict[str, Any]) -> None:
         with open(draft, "ab") as file:
             file.write(_MARK + found.encode())
         if path.exists():
-            atomic.replace_file(folder / BEFORE, lambda before: _link(path, before))
+            atomic.replace_file(folder / BEFORE, lambda before: atomic.link(path, before))
 
     atomic.replace_file(path, write)
-
-
-def _link(path: Path, other: Path) -> None:
-    """Gives a file another name; copies it where the file system knows one name only."""
-    other.unlink(missing_ok=True)
-    try:
-        os.link(path, other)
-    except OSError:
-        shutil.copyfile(path, other)
 
 
 def load(folder: Path) -> dict[str, Any] | None:

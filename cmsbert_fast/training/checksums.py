@@ -34,9 +34,28 @@ def known(path: Path) -> list[str]:
         return []
 
 
-def text(path: Path, before: list[str]) -> str:
-    """The contents of a file of checksums for a file that is about to get its name, after those of ``before``."""
-    return json.dumps({"sha256": [digest(path), *before][:_KEPT]}) + "\n"
+def epochs(path: Path) -> dict[str, int]:
+    """The epochs of the digests in a file of checksums, where it has them."""
+    try:
+        found = json.loads(read_text(path, _LONGEST))
+        pairs = zip(found["sha256"], found["epochs"], strict=True)
+        return {digest: epoch for digest, epoch in pairs if isinstance(digest, str) and type(epoch) is int}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def text(path: Path, before: Path | None = None, epoch: int | None = None) -> str:
+    """The contents of a file of checksums for a file that is about to get its name.
+
+    Args:
+        path: The file.
+        before: The present file of checksums, whose digests stay.
+        epoch: The epoch that the file is of.
+    """
+    earlier, of = ([], {}) if before is None else (known(before), epochs(before))
+    digests = [digest(path), *earlier][:_KEPT]
+    numbers = [epoch, *(of.get(one) for one in earlier)][:_KEPT]
+    return json.dumps({"sha256": digests, **({} if epoch is None else {"epochs": numbers})}) + "\n"
 
 
 def is_damaged(path: Path, checksums: Path) -> bool:

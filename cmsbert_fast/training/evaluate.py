@@ -42,18 +42,26 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(model: Classifier, batches: Batches, ranks: Ranks, batch_size: int, precision: str = "fp32") -> Predictions:
+def predict(
+    model: Classifier,
+    batches: Batches,
+    ranks: Ranks,
+    batch_size: int,
+    precision: str = "fp32",
+    with_losses: bool = False,
+) -> Predictions:
     """Predicts a whole split. Every rank computes its share and gets the whole.
 
-    The ranks together compute ``batch_size`` examples at a time.
+    The ranks together compute ``batch_size`` examples at a time. ``with_losses``: :func:`losses` will read the rows.
     """
+    rows_of = model.rows if with_losses else model.predicted_rows
     parts: dict[str, list[Tensor]] = {}
     mine = range(len(batches))[share(len(batches), ranks)]
     # A rank without examples computes one anyway, to learn the shapes of its empty rows.
     with _evaluating(model):
         for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
             with autocast(precision, ranks.device):
-                rows = model.rows(**batches.load(some, labels=False))
+                rows = rows_of(**batches.load(some, labels=False))
             for name, values in rows.items():
                 parts.setdefault(name, []).append(upcast(values))
     own = {name: torch.cat(values)[: len(mine)] for name, values in parts.items()}
@@ -77,7 +85,7 @@ def check_finite(predictions: Predictions) -> Predictions:
 
 @torch.no_grad()
 def losses(model: Classifier, predictions: Predictions, batch_size: int) -> dict[str, float]:
-    """The model's losses over a whole split, by name, in eval mode.
+    """The model's losses over a whole split predicted ``with_losses``, by name, in eval mode.
 
     All are means over the examples. A loss that compares the examples of a batch is averaged over consecutive batches
     of ``batch_size`` examples, whatever the number of ranks.

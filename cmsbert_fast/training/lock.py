@@ -4,14 +4,17 @@ import fcntl
 import os
 import socket
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from cmsbert_fast.training.errors import UsageError, os_reason
+from cmsbert_fast.training.errors import Interrupted, UsageError, os_reason
 
 FILE_NAME = ".lock"
 TURN = ".turn"
+_POLL_SECONDS = 0.1
 
 
 class Locked(UsageError):
@@ -54,9 +57,27 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Waits until no other process has its turn in a folder that several write to; not where the disk has no locks."""
+def turn(folder: Path, stopped: Callable[[], bool] | None = None) -> Iterator[None]:
+    """Waits until no other process has its turn in a folder that several write to; not where the disk has no locks.
+
+    Raises:
+        Interrupted: ``stopped`` said so meanwhile.
+    """
     with open(folder / TURN, "ab") as file:
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if stopped is None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            while stopped is not None and not _taken(file):
+                if stopped():
+                    raise Interrupted("Stopped while another process had its turn; the same command continues.")
+                time.sleep(_POLL_SECONDS)
         yield
+
+
+def _taken(file: IO[bytes]) -> bool:
+    """Whether the lock of a file could be taken."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

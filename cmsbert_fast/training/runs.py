@@ -14,7 +14,7 @@ import transformers
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.text import printable
-from cmsbert_fast.training import distributed, figures, folders, preflight, report, resume, strict_json
+from cmsbert_fast.training import distributed, figures, folders, preflight, report, resume, strict_json, text_features
 from cmsbert_fast.training.backends import backend_report, precision_warning
 from cmsbert_fast.training.build import Loaded
 from cmsbert_fast.training.command import Command, parse_command
@@ -23,7 +23,7 @@ from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.preflight import Checked, Data
 from cmsbert_fast.training.settings import TrainingSettings
-from cmsbert_fast.training.signals import StopRequest
+from cmsbert_fast.training.signals import StopRequest, stop_with_torchrun
 from cmsbert_fast.training.tested import load_and_test
 from cmsbert_fast.training.trainer import Trainer
 
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    stop_with_torchrun()
     stop = StopRequest()
     try:
         command = parse_command(arguments, embedded_config)
@@ -89,13 +90,16 @@ def _run_checked(command: Command, checked: Checked, ranks: Ranks, stop: StopReq
     """Does all runs of a command after its checks."""
     for line in backend_report(command.runs, ranks.device):
         say(line, flush=True)
-    loaded, done = checked.loaded, []
+    loaded, done, features = checked.loaded, [], checked.root / text_features.FOLDER
     for settings in command.runs:
         folder = checked.root / folders.run_name(settings)
         say(f"\n{folder}", flush=True)
         data = checked.data[settings.fold]
-        done.append(run(settings, data, ranks, folder, stop, loaded=loaded, resuming=checked.resume))
+        result = run(settings, data, ranks, folder, stop, loaded=loaded, resuming=checked.resume, features=features)
+        done.append(result)
         loaded = None
+    if ranks.is_main:
+        text_features.remove(features)
     text, rows = report.table(done)
     name = checked.data[command.runs[0].fold].corpus.name
     say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {checked.root}")
@@ -114,6 +118,7 @@ def run(
     loaded: Loaded | None = None,
     resuming: bool = False,
     testing: bool = True,
+    features: Path | None = None,
 ) -> dict[str, Any]:
     """One run: trains, selects on validation, tests, and leaves everything in ``folder``.
 
@@ -127,6 +132,7 @@ def run(
         resuming: Continue from the checkpoint in ``folder``, if any. A finished run is not repeated, but missing
             figures are drawn.
         testing: False: the test set is not even predicted, and there is no "test" in the results.
+        features: As in :class:`Trainer`.
 
     Returns:
         The contents of ``results.json``, on every rank.
@@ -149,7 +155,7 @@ def run(
         saved = resume.last_checkpoint(settings, data.fingerprint, folder)
         if saved is not None and "damaged" in saved and ranks.is_main:
             print(f"warning: {saved['damaged']}", file=sys.stderr, flush=True)
-    trainer = Trainer(settings, data, ranks, folder, stop, loaded)
+    trainer = Trainer(settings, data, ranks, folder, stop, loaded, features)
     if saved is None:
         trainer.begin()
     else:

@@ -46,6 +46,7 @@ def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: 
 
 def load_best(settings: TrainingSettings, ranks: Ranks, folder: Path) -> tuple[Classifier, CMSBertProcessor]:
     """The best model of the run in ``folder``, on this process's device, and its processor."""
-    model, processor = load_trained(folder, settings.backend)
+    options = {} if ranks.is_main else {"say": lambda sentence: None}
+    model, processor = load_trained(folder, settings.backend, **options)
     model.to(ranks.device)  # type: ignore[arg-type]
     return model, processor

@@ -6,7 +6,6 @@ added in a fixed order (:class:`~cmsbert_fast.training.distributed.Gradients`); 
 
 import dataclasses
 import math
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -18,14 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers.utils import SAFE_WEIGHTS_NAME
 
-from cmsbert_fast import atomic
 from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.training import (
+    best,
     checkpoint,
-    checksums,
     distributed,
     evaluate,
     figures,
@@ -37,7 +34,7 @@ from cmsbert_fast.training import (
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
-from cmsbert_fast.training.build import BEST, CHECKSUMS, Loaded, build, state_options
+from cmsbert_fast.training.build import Loaded, build, state_options
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.evaluate import Predictions
@@ -75,6 +72,7 @@ class Trainer:
         folder: Existing folder for log, checkpoint, best model, results, predictions and figures.
         stop: Whether to stop early.
         loaded: Model and tokenizer; None = load them now.
+        features: Where files of features of frozen text go, to be removed by the caller; None = a folder of this run.
     """
 
     def __init__(
@@ -85,9 +83,11 @@ class Trainer:
         folder: Path,
         stop: StopRequest,
         loaded: Loaded | None = None,
+        features: Path | None = None,
     ):
         self.started, self.earlier_seconds = time.monotonic(), 0.0
         self.settings, self.data, self.ranks, self.folder, self.stop = settings, data, ranks, folder, stop
+        self.features = features
         self.labels = labels_of(data.corpus)
         # The same model on every rank; random numbers after this differ between ranks.
         checkpoint.seed_everything(settings.seed)
@@ -136,7 +136,7 @@ class Trainer:
             assert labels is not None
             self.state.start(labels.to(self.ranks.device))
             if self.state.starts_with_validation:
-                self.state.validated(self.losses(self.predict("valid")))
+                self.state.validated(self.losses(self.predict("valid", with_losses=True)))
             self.reported = self.state.report()
         if self.ranks.is_main:
             self.log = RunLog(self.folder)
@@ -176,9 +176,9 @@ class Trainer:
             ) from None
 
     def keep_text_features(self) -> None:
-        """Computes features of frozen text that do not fit into memory, or finds those of the run before."""
+        """Computes features of frozen text, or finds those of a run before."""
         for batches in self.splits.values():
-            batches.keep_text_features(self.folder / text_features.FOLDER, self.ranks, self.stop)
+            batches.keep_text_features(self.features or self.folder / text_features.FOLDER, self.ranks, self.stop)
 
     def save(self) -> None:
         """Writes the checkpoint."""
@@ -299,7 +299,7 @@ class Trainer:
     def validate(self) -> None:
         """Ends an epoch: validates, saves the model if it is the best so far, and writes a checkpoint if due."""
         settings, progress = self.settings, self.progress
-        predictions = self.predict("valid")
+        predictions = self.predict("valid", with_losses=True)
         measured = evaluate.measure(predictions, self.labels)
         losses = self.losses(predictions)
         if self.state is not None:
@@ -323,11 +323,9 @@ class Trainer:
         def write(path: Path) -> None:
             self.model.save_pretrained(path)
             self.processor.save_pretrained(path)
-            sums = checksums.text(path / SAFE_WEIGHTS_NAME, checksums.known(self.folder / BEST / CHECKSUMS))
-            (path / CHECKSUMS).write_text(sums, encoding="utf-8")
 
         if self.ranks.is_main:
-            atomic.replace_folder(self.folder / BEST, write)
+            best.save(self.folder, self.progress.epoch, write)
 
     def finish(self, testing: bool = True) -> dict[str, Any]:
         """Tests the best model and writes results, predictions and figures; without ``testing``, results only."""
@@ -335,21 +333,23 @@ class Trainer:
         tested: Tested | None = None
         if testing:
             tested = load_and_test(self.settings, self.data, self.ranks, self.folder)
-        best = tested.model if tested else load_best(self.settings, self.ranks, self.folder)[0]
+        model = tested.model if tested else load_best(self.settings, self.ranks, self.folder)[0]
+        found = best.find(self.folder)
         outcome = {
             **({"test": evaluate.measure(tested.predictions, self.labels)} if tested else {}),
-            "valid": evaluate.measure(self.predict("valid", best), self.labels),
-            "best_epoch": self.progress.best_epoch,
+            "valid": evaluate.measure(self.predict("valid", model), self.labels),
+            "best_epoch": self.progress.best_epoch if found.lost is None else found.epoch,
+            **({} if found.lost is None else {"lost": found.lost}),
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
-            "parameters": best.num_parameters(),
+            "parameters": model.num_parameters(),
             "data": {
                 "name": self.data.corpus.name,
                 "report": str(self.data.corpus.report),
                 "fingerprint": self.data.fingerprint,
             },
             **report.provenance(
-                self.settings, self.ranks, chosen_backend(self.settings, self.ranks.device, best.config)
+                self.settings, self.ranks, chosen_backend(self.settings, self.ranks.device, model.config)
             ),
             "seconds": self.seconds(),
         }
@@ -360,24 +360,26 @@ class Trainer:
 
     def _leave(self, outcome: dict[str, Any], tested: Tested | None) -> None:
         assert self.log is not None
-        shutil.rmtree(self.folder / text_features.FOLDER, ignore_errors=True)
+        text_features.remove(self.folder / text_features.FOLDER)
         if tested:
             report.write_predictions(self.folder / "predictions.csv", tested.predictions, self.labels)
-            self.log.write("test", {"step": self.progress.step, "epoch": self.progress.best_epoch, **outcome["test"]})
+            self.log.write("test", {"step": outcome["steps"], "epoch": outcome["best_epoch"], **outcome["test"]})
         self.log.close()
         strict_json.write_json(self.folder / report.RESULTS, outcome)
         if tested:
             # Last: a failure here must not lose the results.
             figures.draw(self.folder, tested)
 
-    def predict(self, split: str, model: Classifier | None = None) -> Predictions:
-        """Predictions for a split, from the model in training or another.
+    def predict(self, split: str, model: Classifier | None = None, with_losses: bool = False) -> Predictions:
+        """Predictions for a split, from the model in training or another; ``with_losses`` as in ``evaluate.predict``.
 
         Raises:
             NotFinite: Some are not finite.
         """
         model, settings = model or self.model, self.settings
-        predictions = evaluate.predict(model, self.splits[split], self.ranks, settings.batch_size, settings.precision)
+        predictions = evaluate.predict(
+            model, self.splits[split], self.ranks, settings.batch_size, settings.precision, with_losses
+        )
         return evaluate.check_finite(predictions)
 
     def losses(self, predictions: Predictions) -> dict[str, float]:

@@ -160,7 +160,14 @@ def test_a_run_of_another_runner_is_busy(tmp_path, monkeypatch):
         (["--seeds", 7, "--tune", "--tune-seeds", 7], "both tuned with and reported"),
         (["--tune", "momentum=0.1", "--tune-seeds", 9], "can tune momentum"),
         (["--set", "epoch=3"], "did you mean"),
-        (["--variants", "tfn"], "Nothing is to be run"),
+        (["--variants", "bert", "tfn"], "No row of these tables is of the variant 'tfn'; see bert, cmsbert."),
+        (["--set", "seed=3"], "Leave out --set seed"),
+        (["--set", "data=x"], "Leave out --set data"),
+        (["--trials", 3], "Leave out --trials: it is for --tune"),
+        (["--tune-seeds", 3], "Leave out --tune-seeds"),
+        (["--search", "adaptive"], "Leave out --search"),
+        (["--tune", "--tune-seeds", 9, 9], "twice"),
+        (["--tune", "temperature=0.1", "--trials", 3], "Leave out --trials: a grid"),
         (["--workers", 0], "at least 1"),
         (["--set", "model=/nowhere"], "no checkpoint"),
         (["--search", "adaptive", "--tune", "a=1"], "without names"),
@@ -177,3 +184,14 @@ def test_mistakes_in_pairs(capsys):
         assert main(["tables", "2", *options], CONFIGS) == 2
     assert main(["tables", "2", "--report-only", "--output", "nowhere"], CONFIGS) == 2
     assert "no plan" in capsys.readouterr().err
+
+
+def test_data_that_no_table_takes(capsys):
+    assert main(["tables", "4", "--data", "mosi=x", "iemocap=y"], CONFIGS) == 2
+    assert "do not take the data 'mosi'; they are of iemocap" in capsys.readouterr().err
+
+
+def test_a_report_says_what_it_does_not_read(tmp_path, capsys):
+    options = ["--report-only", "--seeds", "1", "2", "--data", "mosi=x", "--output", str(tmp_path)]
+    assert main(["tables", "2", *options], CONFIGS) == 2
+    assert "--report-only reads the runs that are there, and not --data, --seeds\n" in capsys.readouterr().err

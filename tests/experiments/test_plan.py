@@ -135,3 +135,11 @@ def test_a_run_without_its_test_has_finished_only_for_tuning(tmp_path):
 
 def test_durations():
     assert [plan.duration(s) for s in (45, 120, 7200)] == ["45 s", "2 min", "2.0 h"]
+
+
+def test_data_of_another_table_are_not_this_ones():
+    """``tables 1 4 --data mosi=... iemocap=...``: IEMOCAP has no scores for Table I."""
+    given = plan.read_data_sets({"mosi": "x", "iemocap": "y", "mine": "z"}, {}, CONFIGS)
+    assert plan.sections_of(TABLES["1"], given, TABLES.values()) == ["mosi", "mosei", "mine"]
+    assert plan.sections_of(TABLES["1"], given, [TABLES["1"]]) == ["mosi", "mosei", "iemocap", "mine"]
+    assert plan.sections_of(TABLES["4"], given, TABLES.values()) == ["iemocap"]

@@ -1,20 +1,15 @@
-"""A small corpus and a small BERT on disk, and training runs in processes of their own."""
+"""A small corpus and a small BERT on disk, and training runs."""
 
-import json
-import multiprocessing
-import os
-import socket
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from tests.training import processes
+from tests.training.processes import Run
 
 WORDS = ("the", "film", "was", "good", "bad", "not", "plot", "and", "very", "dull")
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -25,8 +20,12 @@ def write_corpus(
     folder: Path,
     label: Callable[[int], str] = lambda i: f"{(7 * i % 31 - 15) / 5:.1f}",
     sizes: Mapping[str, int] = SIZES,
+    frames: int | None = None,
 ) -> Path:
-    """A table of segments with a visual (3 features) and an acoustic (2 features) stream."""
+    """A table of segments with a visual (3 features) and an acoustic (2 features) stream.
+
+    ``frames``: as many an utterance; None: 1 to 5.
+    """
     rng = np.random.default_rng(0)
     for stream in ("visual", "acoustic"):
         (folder / stream).mkdir(parents=True)
@@ -37,8 +36,8 @@ def write_corpus(
             text = " ".join(WORDS[k] for k in rng.integers(len(WORDS), size=int(rng.integers(2, 7))))
             lines.append(f"{split}{number}\t{split}\t{label(number)}\t{text}")
             for stream, features in (("visual", 3), ("acoustic", 2)):
-                frames = rng.normal(size=(int(rng.integers(1, 6)), features)).astype(np.float32)
-                np.save(folder / stream / f"{split}{number}.npy", frames)
+                count = int(rng.integers(1, 6)) if frames is None else frames
+                np.save(folder / stream / f"{split}{number}.npy", rng.normal(size=(count, features)).astype(np.float32))
             number += 1
     (folder / "segments.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
@@ -93,109 +92,17 @@ def short(corpus_folder: Path, bert_without_dropout: Path) -> list:
     return ["--data", corpus_folder, "--model", bert_without_dropout, "--epochs", 2, "--batch-size", 9]
 
 
-@dataclass
-class Run:
-    """A training run in other processes."""
-
-    processes: list[BaseProcess]
-    folder: Path
-
-    def wait(self, seconds: float = 90) -> list[int | None]:
-        """The exit status of every rank."""
-        for process in self.processes:
-            process.join(seconds)
-        return [process.exitcode for process in self.processes]
-
-    def kill_after(self, lines: int) -> None:
-        """Kills every rank with SIGKILL once the log has so many lines."""
-        self.wait_for(lines)
-        for process in self.processes:
-            process.kill()
-        self.wait()
-
-    def wait_for(self, lines: int) -> None:
-        """Returns when the log has so many lines, while the run goes on."""
-        deadline = time.monotonic() + 90
-        while len(self._log()) < lines:
-            assert time.monotonic() < deadline, self.errors()
-            assert all(p.is_alive() for p in self.processes), self.errors()
-            time.sleep(0.002)
-
-    def output(self, rank: int = 0) -> str:
-        """What a rank printed on stdout."""
-        return (self.folder / f"out{rank}").read_text()
-
-    def errors(self, rank: int = 0) -> str:
-        """What a rank printed on stderr."""
-        return (self.folder / f"err{rank}").read_text()
-
-    def records(self, event: str = "train") -> list[dict]:
-        """The lines of one kind in the only log below the folder."""
-        return [record for line in self._log() if (record := json.loads(line)).pop("event") == event]
-
-    def _log(self) -> list[str]:
-        logs = list(self.folder.glob("out/*/*/log.jsonl"))
-        return logs[0].read_text().splitlines() if logs else []
-
-
-_CODE = """
-import os, sys
-os.environ.update({environment})
-os.dup2(os.open({out!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-os.dup2(os.open({err!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-{code}
-"""
-_MAIN = """
-{before}
-from cmsbert_fast.training import figures
-from cmsbert_fast.training.runs import main
-figures.write_figures = lambda *arguments: None  # slow; other tests look at them
-sys.exit(main({arguments!r}, embedded_config="none"))
-"""
-
-
 @pytest.fixture(scope="session")
 def start_code() -> Callable[..., Run]:
-    """Runs code on so many ranks, in processes forked from a server that has imported everything once."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    context = multiprocessing.get_context("forkserver")
-    modules = ["cmsbert_fast.training.runs", "cmsbert_fast.training.metrics"]
-    if find_spec("tensorboard"):
-        modules.append("torch.utils.tensorboard")
-    context.set_forkserver_preload(modules)
-
-    def start(folder: Path, code: str, ranks: int = 1) -> Run:
-        folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        processes: list[BaseProcess] = []
-        for rank in range(ranks):
-            environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            whole = _CODE.format(
-                environment=environment if ranks > 1 else {},
-                out=str(folder / f"out{rank}"),
-                err=str(folder / f"err{rank}"),
-                code=code,
-            )
-            process = context.Process(target=exec, args=(whole, {"__name__": "run"}))
-            process.start()
-            processes.append(process)
-        return Run(processes, folder)
-
-    return start
+    """:func:`~tests.training.processes.start_code`"""
+    processes.prepare()
+    return processes.start_code
 
 
 @pytest.fixture(scope="session")
 def start_run(start_code: Callable[..., Run]) -> Callable[..., Run]:
-    """Starts ``train.py ARGUMENTS --output FOLDER/out`` on so many ranks; ``before`` is code that they run first."""
-
-    def start(folder: Path, arguments: Sequence[object], ranks: int = 1, before: str = "") -> Run:
-        given = [*map(str, arguments), "--output", str(folder / "out")]
-        return start_code(folder, _MAIN.format(before=before, arguments=given), ranks)
-
-    return start
+    """:func:`~tests.training.processes.start_run`"""
+    return processes.start_run
 
 
 @pytest.fixture(autouse=True)

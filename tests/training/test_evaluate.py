@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +17,11 @@ from cmsbert_fast.models.cmsbert.outputs import SUBNETWORKS
 from cmsbert_fast.models.losses import LossTerm
 from cmsbert_fast.training import evaluate
 from cmsbert_fast.training.evaluate import Predictions
+from tests.models.baselines import steps
+from tests.models.baselines.systems import system
+from tests.models.baselines.utterances import utterances
 from tests.models.small import config
+from tests.training.helpers import CPU
 
 
 def test_validation_losses_are_means_over_samples(monkeypatch):
@@ -72,3 +77,30 @@ def test_losses_of_a_split_are_taken_in_eval_mode(training):
     with pytest.raises(RuntimeError, match="nothing to compare"):
         evaluate.losses(model, predictions, batch_size=5)
     assert (model.training, model.config.backend) == (training, "reference")
+
+
+class Stored(steps.Loaded):
+    """A whole split."""
+
+    def __len__(self):
+        return len(self.batch)
+
+    def ids(self, indices):
+        return [str(k) for k in indices]
+
+    def labels(self):
+        return None
+
+    def load(self, indices, labels=True):
+        found = super().load(np.asarray(indices))
+        return found if labels else {name: value for name, value in found.items() if name != "labels"}
+
+
+def test_rows_that_only_losses_read_are_left_out():
+    model = system("mfm")
+    batches = Stored(utterances(aligned=True), model)
+    scores = evaluate.predict(model, batches, CPU, 4)
+    assert scores.rows.keys() == {"logits"}
+    whole = evaluate.predict(model, batches, CPU, 4, with_losses=True)
+    assert whole.rows.keys() > {"text_error", "shared_code"}
+    assert torch.equal(whole.logits, scores.logits)

@@ -5,13 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from cmsbert_fast.training import checkpoint
 from cmsbert_fast.training.batches import epoch_batches
+from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.lock import locked
 
 SLOW_STEPS = """
 import time, torch
@@ -179,8 +183,19 @@ sys.exit(main(sys.argv[1:], embedded_config="none"))
 """
 
 
-def torchrun(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-    (folder / "program.py").write_text(TORCHRUN)
+# Says which process it is.
+WORKER = """
+import os, sys
+from pathlib import Path
+Path(__file__).with_name("worker" + os.environ["RANK"]).write_text(str(os.getpid()))
+from cmsbert_fast.training.runs import main
+sys.exit(main(sys.argv[1:], embedded_config="none"))
+"""
+
+
+def torchrun(folder: Path, program: str, *arguments: object) -> subprocess.Popen:
+    """Starts a program on two ranks."""
+    (folder / "program.py").write_text(program)
     command = [
         sys.executable,
         "-m",
@@ -194,14 +209,52 @@ def torchrun(folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     root = Path(__file__).resolve().parents[2]
     environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command += [str(folder / "program.py"), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def test_torchrun_restarts_and_resumes(tmp_path, base, undisturbed):
-    done = torchrun(tmp_path, *base, "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    started = torchrun(tmp_path, TORCHRUN, *base, "--output", tmp_path / "out")
+    _, errors = started.communicate(timeout=200)
+    assert started.returncode == 0, errors
     run = undisturbed(2)
     assert_same(type(run)([], tmp_path), run)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait for a parent that never asks."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+def test_workers_end_with_the_agent_of_torchrun(tmp_path, start_run, base, undisturbed):
+    """With a checkpoint: else they would train on, beside those of the next start."""
+    started = torchrun(tmp_path, SLOW_STEPS.replace("0.05", "0.4") + WORKER, *base, "--output", tmp_path / "out")
+    log = tmp_path / "out" / "cmsbert-clr" / "seed-0" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_text().splitlines()) < 4:
+        assert started.poll() is None, started.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = [int((tmp_path / f"worker{rank}").read_text()) for rank in range(2)]
+    started.kill()
+    assert all(map(is_alive, workers))
+    with pytest.raises(UsageError, match="Another process"), locked(log.parent):  # they have it still
+        pass
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with locked(log.parent):
+        pass
+    started.communicate()
+    assert not (log.parent / "results.json").exists()
+    saved = checkpoint.load(log.parent)
+    assert saved["progress"]["step"] == len([line for line in log.read_text().splitlines() if '"train"' in line])
+    run = start_run(tmp_path, [*base, "--resume"], ranks=2)
+    assert run.wait() == [0, 0], run.errors()
+    assert_same(run, undisturbed(2))
 
 
 def test_interrupted_while_importing(tmp_path):

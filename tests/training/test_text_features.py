@@ -1,5 +1,8 @@
 """Features of frozen text: computed once, equal to the bit to those computed anew, in memory and in a file."""
 
+import os
+import threading
+
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -7,7 +10,7 @@ from safetensors.numpy import load_file
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.models.baselines.base import Baseline
 from cmsbert_fast.models.baselines.text import TextBert
-from cmsbert_fast.training import batches, evaluate, text_features
+from cmsbert_fast.training import batches, evaluate, lock, text_features
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import build
 from cmsbert_fast.training.errors import Interrupted, UsageError
@@ -69,16 +72,15 @@ def test_read_one_by_one(wide, make, monkeypatch):
 
 
 def test_in_a_file(make, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(batches, "FILE_BYTES", 1000)
     kept = make()
     kept.keep_text_features(tmp_path / "run", CPU, StopRequest())
-    (path,) = (tmp_path / "run").iterdir()
-    assert path.suffix == ".safetensors"
+    (path,) = (tmp_path / "run").glob("*.safetensors")
     assert torch.equal(torch.from_numpy(load_file(path)["text_features"])[: sum(map(len, alone))], torch.cat(alone))
     monkeypatch.setattr(TextFeatures, "compute", None)  # from now on they are read
     again = make()
     again.keep_text_features(tmp_path / "run", CPU, StopRequest())
-    assert [*(tmp_path / "run").iterdir()] == [path]
+    assert [*(tmp_path / "run").glob("*.safetensors")] == [path]
     for found in (kept, again):
         for order in ([3, 1, 2], range(12)):
             assert torch.equal(features(found, order), torch.cat([alone[k] for k in order]))
@@ -86,12 +88,12 @@ def test_in_a_file(make, alone, tmp_path, monkeypatch):
 
 def test_a_file_is_of_one_bert_and_one_text(wide, make, tmp_path, monkeypatch):
     corpus, model, processor = wide
-    monkeypatch.setattr(batches, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(batches, "FILE_BYTES", 1000)
     few = corpus.splits["valid"][:6]
 
     def count():
         make(few).keep_text_features(tmp_path / "run", CPU, StopRequest())
-        return len([*(tmp_path / "run").iterdir()])
+        return len([*(tmp_path / "run").glob("*.safetensors")])
 
     assert [count(), count()] == [1, 1]
     monkeypatch.setattr(processor, "max_length", 6)
@@ -106,11 +108,11 @@ def test_a_file_is_of_one_bert_and_one_text(wide, make, tmp_path, monkeypatch):
     assert count() == 4
 
 
-def test_no_file_where_memory_is_enough(wide, make, tmp_path, monkeypatch):
+def test_no_file_for_few(wide, make, tmp_path, monkeypatch):
     corpus, model, processor = wide
     size = sum(len(processor.input_ids(e.words)) for e in corpus.splits["valid"]) * model.config.hidden_size * 4
     for limit, files in ((size, 0), (size - 1, 1)):
-        monkeypatch.setattr(batches, "CACHE_BYTES", limit)
+        monkeypatch.setattr(batches, "FILE_BYTES", limit)
         make().keep_text_features(tmp_path / str(files), CPU, StopRequest())
         assert (tmp_path / str(files)).exists() == bool(files)
 
@@ -127,7 +129,7 @@ def test_memory_has_a_limit(make, alone, monkeypatch):
 
 
 def test_stopped_or_killed_while_writing(make, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(batches, "FILE_BYTES", 1000)
     stop, compute = StopRequest(), TextFeatures.compute
 
     def signalled(self, index):
@@ -142,12 +144,65 @@ def test_stopped_or_killed_while_writing(make, alone, tmp_path, monkeypatch):
     monkeypatch.setattr(TextFeatures, "compute", compute)
     kept = make()
     kept.keep_text_features(tmp_path / "run", CPU, StopRequest())
-    assert len([*(tmp_path / "run").iterdir()]) == 1
+    assert len([*(tmp_path / "run").glob("*.safetensors")]) == 1
+    assert torch.equal(features(kept, range(12)), torch.cat(alone))
+
+
+@pytest.mark.parametrize("place", [-3, 0, 300])
+def test_a_damaged_file_is_written_anew(make, alone, tmp_path, monkeypatch, place):
+    monkeypatch.setattr(batches, "FILE_BYTES", 1000)
+    make().keep_text_features(tmp_path / "run", CPU, StopRequest())
+    (path,) = (tmp_path / "run").glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    kept = make()
+    kept.keep_text_features(tmp_path / "run", CPU, StopRequest())
+    assert torch.equal(features(kept, range(12)), torch.cat(alone))
+
+
+def test_the_file_used_least_recently_goes(wide, make, tmp_path, monkeypatch):
+    corpus = wide[0]
+    monkeypatch.setattr(batches, "FILE_BYTES", 1000)
+    monkeypatch.setattr(text_features, "KEPT", 2)
+
+    def keep(count):
+        """The names there, and the batches."""
+        kept = make(corpus.splits["valid"][:count])
+        kept.keep_text_features(tmp_path / "run", CPU, StopRequest())
+        return {path.name for path in (tmp_path / "run").glob("*.safetensors")}, kept
+
+    (first,), kept = keep(6)
+    (second,) = keep(7)[0] - {first}
+    os.utime(tmp_path / "run" / second, (1, 1))
+    assert keep(6)[0] == {first, second}
+    last = keep(8)[0]
+    assert len(last) == 2
+    assert first in last
+    assert second not in last
+    assert len([*(tmp_path / "run").iterdir()]) == 4  # with their checksums
+    assert len(features(kept, range(6)))
+
+
+def test_another_process_is_waited_for(make, alone, tmp_path, monkeypatch):
+    """One that writes the same file; a signal ends the wait."""
+    monkeypatch.setattr(batches, "FILE_BYTES", 1000)
+    kept, folder, stop = make(), tmp_path / "run", StopRequest()
+    with lock.turn(tmp_path):
+        stop.signal = 15
+        with pytest.raises(Interrupted):
+            make().keep_text_features(folder, CPU, stop)
+        waiting = threading.Thread(target=lambda: kept.keep_text_features(folder, CPU, StopRequest()))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        assert not folder.exists()
+    waiting.join(60)
     assert torch.equal(features(kept, range(12)), torch.cat(alone))
 
 
 def test_a_full_disk_is_said_in_one_sentence(make, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(batches, "FILE_BYTES", 1000)
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
@@ -193,23 +248,32 @@ def test_a_run_computes_them_once(train, of_tfn, tmp_path, monkeypatch):
 
 def test_a_run_with_a_file_is_that_without(train, of_tfn, tmp_path, monkeypatch):
     assert train(*of_tfn, "--output", tmp_path / "memory")[0] == 0
-    monkeypatch.setattr(batches, "CACHE_BYTES", 0)
+    monkeypatch.setattr(batches, "FILE_BYTES", 0)
     seen, predict = [], evaluate.predict
 
     def watched(*arguments, **more):
-        seen.append(sorted(path.name for path in (tmp_path / "file").glob("*/*/features/*")))
+        seen.append(sorted(path.name for path in (tmp_path / "file").glob("features/*.safetensors")))
         return predict(*arguments, **more)
 
     monkeypatch.setattr(evaluate, "predict", watched)
     assert train(*of_tfn, "--output", tmp_path / "file")[0] == 0
     assert [len(names) for names in seen] == [2, 2, 2, 2]  # train and valid, all the time
-    assert not [*(tmp_path / "file").glob("*/*/features")]  # a finished run needs them no more
+    assert not (tmp_path / "file" / "features").exists()  # a finished command needs them no more
     assert written(tmp_path / "file") == written(tmp_path / "memory")
+
+
+def test_seeds_share_them(train, of_tfn, tmp_path, monkeypatch):
+    """Training and validation are computed once for both, the test set by each."""
+    monkeypatch.setattr(batches, "FILE_BYTES", 0)
+    read, count = TextBert.read, []
+    monkeypatch.setattr(TextBert, "read", lambda self, *a, **k: (count.append(1), read(self, *a, **k))[1])
+    assert train(*of_tfn, "--seeds", 0, 1, "--output", tmp_path)[0] == 0
+    assert len(count) == 25 + 7 + 2 * 9
 
 
 @pytest.mark.parametrize("limit", [0, 2**20])
 def test_ranks_share_them(start_run, of_tfn, tmp_path, limit):
-    before = f"from cmsbert_fast.training import batches\nbatches.CACHE_BYTES = {limit}"
+    before = f"from cmsbert_fast.training import batches\nbatches.FILE_BYTES = {limit}"
     run = start_run(tmp_path, of_tfn, ranks=2, before=before)
     assert run.wait() == [0, 0], run.errors()
     alone = start_run(tmp_path / "alone", of_tfn)
@@ -219,7 +283,7 @@ def test_ranks_share_them(start_run, of_tfn, tmp_path, limit):
 
 
 def test_killed_while_it_trains_from_a_file(start_run, of_tfn, tmp_path):
-    before = "from cmsbert_fast.training import batches\nbatches.CACHE_BYTES = 0"
+    before = "from cmsbert_fast.training import batches\nbatches.FILE_BYTES = 0"
     given = [*of_tfn, "--checkpoint-every-steps", 1]
     whole = start_run(tmp_path / "whole", given, before=before)
     assert whole.wait() == [0]

@@ -9,6 +9,7 @@ from transformers import BertTokenizerFast
 
 from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.data.inspection import summary
+from cmsbert_fast.evaluate import main as evaluate
 from cmsbert_fast.predict import main as predict
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.texts import check_texts
@@ -63,6 +64,10 @@ def test_a_run_and_a_prediction_say_it(train, short, tmp_path, capsys):
     assert " of 25 train" in line
     assert predict([str(next(tmp_path.glob("*/*"))), str(short[1]), "--split", "test"]) == 0
     assert sentence in capsys.readouterr().err
+    assert evaluate([str(next(tmp_path.glob("*/*"))), "--data", str(short[1])]) == 0
+    assert f"  {sentence}" in (errors := capsys.readouterr().err)
+    assert " of 9 test" in errors
+    assert " train" not in errors.partition(sentence)[2]
 
 
 def test_a_checkpoint_without_vocabulary_is_refused(train, short, tmp_path, bert_without_dropout, capsys):

@@ -1,6 +1,6 @@
 """The base of the baselines: from inputs, padded or packed, to packed rows of text and frames, and to the task loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -139,10 +139,8 @@ class Baseline(Classifier):
                 :meth:`text_features` if it is known.
 
         Raises:
-            ValueError: As :meth:`utterances`; or ``text_features`` are given and BERT is trained, or there is none.
+            ValueError: As :meth:`utterances`.
         """
-        if inputs.get("text_features") is not None and self.config.text != "bert-frozen":
-            raise ValueError(f"text_features are for text 'bert-frozen', not {self.config.text!r}; leave them out.")
         return self.read(self.utterances(**inputs))
 
     def read(self, batch: Utterances) -> dict[str, Tensor]:
@@ -153,15 +151,43 @@ class Baseline(Classifier):
         """The batch in the form of :meth:`read`; arguments as in :meth:`rows`.
 
         Raises:
-            ValueError: A shape or a combination of arguments is invalid; the message says which.
+            ValueError: A shape or a combination of arguments is invalid, or ``text_features`` are given and BERT is
+                trained, or there is none; the message says which.
         """
+        if text_features is not None and self.config.text != "bert-frozen":
+            raise ValueError(f"text_features are for text 'bert-frozen', not {self.config.text!r}; leave them out.")
         inputs = known_inputs(inputs, (*Inputs._fields, *WordInputs._fields, *FrameMaps._fields))
         of_words = WordInputs(**{name: inputs.pop(name) for name in WordInputs._fields if name in inputs})
         maps = FrameMaps(**{name: inputs.pop(name) for name in FrameMaps._fields if name in inputs})
-        packed = self.pack(Inputs(**inputs))
+        given = Inputs(**inputs)
+        packed = self.pack(given)
         words = pack_words(of_words, packed) if self._reads_words else None
-        text = self._text(packed, words, of_words, text_features)
+        if self.config.text == "vectors":
+            assert words is not None
+            text = _vectors(of_words, words, self.dtype)
+        else:
+            if text_features is None:
+                hidden = self.read_bert(packed, self.embedding_shift(given, packed, maps))
+            else:
+                known = take_rows(text_features, packed.tokens.rows).to(self.dtype)
+                hidden = without_rest(known, packed.tokens.packing)
+            text = Text(hidden, packed.tokens.packing)
+            if self.of_words:
+                assert words is not None
+                text = Text(words.mean_of_pieces(hidden), words.packing)
         return Utterances(text, self._frames(packed), words, maps, packed)
+
+    def embedding_shift(
+        self, given: Inputs, packed: PackedInputs, maps: FrameMaps
+    ) -> Callable[[Tensor], Tensor] | None:
+        """What changes BERT's embeddings, (T, D) -> (T, D), before its first layer; None: nothing does.
+
+        Args:
+            given: The batch as it was given.
+            packed: The same, packed.
+            maps: The frames of its pieces.
+        """
+        return None
 
     def frames(self, **inputs: Any) -> dict[str, Frames]:
         """A batch's frames by modality, packed, without running any layer: for :meth:`prepare`."""
@@ -180,10 +206,10 @@ class Baseline(Classifier):
             dtype=self.dtype,
         )
 
-    def read_bert(self, packed: PackedInputs) -> Tensor:
-        """BERT's last hidden states, packed, (T, D)."""
+    def read_bert(self, packed: PackedInputs, shift: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """BERT's last hidden states, packed, (T, D); ``shift`` is that of :meth:`embedding_shift`."""
         assert self.bert is not None
-        return self.bert.read(packed)
+        return self.bert.read(packed, shift)
 
     def text_features(self, **inputs: Any) -> Tensor:
         """Frozen BERT's last hidden states, (B, N, D) for padded and (1, T, D) for packed inputs.
@@ -199,26 +225,22 @@ class Baseline(Classifier):
         packed = self.pack(_inputs(inputs))
         return packed.restore(self.read_bert(packed)[None])
 
-    def _text(self, packed: PackedInputs, words: Words | None, given: WordInputs, features: Tensor | None) -> Text:
-        if self.config.text == "vectors":
-            assert words is not None
-            if given.word_vectors is None or len(given.word_vectors) < words.total:
-                raise ValueError(f"text 'vectors' reads word vectors; give word_vectors of shape ({words.total}, e).")
-            return Text(given.word_vectors[: words.total].to(self.dtype), words.packing)
-        known = None
-        if features is not None:
-            known = without_rest(take_rows(features, packed.tokens.rows).to(self.dtype), packed.tokens.packing)
-        values = self.read_bert(packed) if known is None else known
-        if self.of_words:
-            assert words is not None
-            return Text(words.mean_of_pieces(values), words.packing)
-        return Text(values, packed.tokens.packing)
-
     def row_losses(
         self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None
     ) -> dict[str, LossTerm]:
         """The task loss, as ``config.loss`` says."""
         return {"task": LossTerm(task_loss(rows["logits"], labels, self.config.loss))}
+
+
+def _vectors(given: WordInputs, words: Words, dtype: torch.dtype) -> Text:
+    """The vectors of the words of a batch.
+
+    Raises:
+        ValueError: They are not given, or too few.
+    """
+    if given.word_vectors is None or len(given.word_vectors) < words.total:
+        raise ValueError(f"text 'vectors' reads word vectors; give word_vectors of shape ({words.total}, e).")
+    return Text(given.word_vectors[: words.total].to(dtype), words.packing)
 
 
 def _inputs(given: Mapping[str, Any]) -> Inputs:

@@ -19,9 +19,9 @@ As published, and easy to take for mistakes: weights of 0 in all gates do not gi
 shift [CLS], [SEP] and words without frames too, by a learned constant; two dropouts follow each other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,9 @@ from torch import Tensor, nn
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.baselines.base import Baseline, Utterances, register
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
-from cmsbert_fast.models.baselines.text import Text
 from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.frame_maps import FrameMaps
-from cmsbert_fast.models.inputs import Inputs, known_inputs
+from cmsbert_fast.models.inputs import Inputs, PackedInputs
 from cmsbert_fast.packing import segment_first, segment_mean
 
 EPSILON = 1e-6  # of alpha
@@ -105,21 +104,15 @@ class MagBertForSequenceClassification(Baseline):
     def _init_weights(self, module: nn.Module) -> None:
         Classifier._init_weights(self, module)  # as BERT's, in the official code too
 
-    def utterances(self, *, text_features: Tensor | None = None, **inputs: Any) -> Utterances:
-        """As :meth:`Baseline.utterances`; the text is BERT's output with the shift."""
-        inputs = known_inputs(inputs, (*Inputs._fields, *FrameMaps._fields))
-        maps = FrameMaps(**{name: inputs.pop(name) for name in FrameMaps._fields if name in inputs})
-        given = Inputs(**inputs)
-        packed = self.pack(given)
-        frames = self._frames(packed)
+    def embedding_shift(self, given: Inputs, packed: PackedInputs, maps: FrameMaps) -> Callable[[Tensor], Tensor]:
+        """X to X' of each piece, with the frames of its word."""
         of_pieces = {}
-        for name, (values, _) in frames.items():
+        for name in self.modalities:
+            values, _ = getattr(packed.batch, name)
             if len(values):
                 rows = maps.token_frames(name, getattr(given, f"{name}_frames"), packed)
                 of_pieces[name] = frames_of_pieces(values, rows)
-        assert self.bert is not None
-        hidden = self.bert.read(packed, partial(self.shifted, of_pieces))
-        return Utterances(Text(hidden, packed.tokens.packing), frames, None, maps, packed)
+        return partial(self.shifted, of_pieces)
 
     def shifted(self, frames: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
         """X' of each piece.

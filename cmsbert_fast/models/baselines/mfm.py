@@ -9,11 +9,12 @@ Differences from published code, on purpose:
 - An utterance is decoded to its own length, and MSE_m is the mean over its words, then over utterances. The original
   pads to 20 words and reconstructs the padding too.
 - MMD is that of the global batch, whatever the ranks and micro-batches, and has no part in evaluation.
+- Prediction does not decode.
 - The learning rate is the setting's. The original and MMSA ignore theirs and use Adam's 1e-3.
 - BERT's features are means over a word's pieces. They must be frozen: as a trained target they would collapse.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -165,16 +166,26 @@ class MFMForSequenceClassification(MFN):
         self.sample_seed = SampleSeed(seed)
         return self.sample_seed
 
+    def predicted_rows(self, **inputs: Any) -> dict[str, Tensor]:
+        """The logits alone: nothing is decoded."""
+        batch = self.utterances(**inputs)
+        return {"logits": self._head(self.shared_code(self.fuse(self.views(batch), batch.text.packing)))[0]}
+
+    def _head(self, shared_code: Tensor) -> tuple[Tensor, Tensor]:
+        """z_y (B, z_y) -> the logits, (B, num_labels), and f_y, (B, f_y)."""
+        shared = torch.relu(self.shared_factor(shared_code))
+        return self.classifier(shared), shared
+
     def read(self, batch: Utterances) -> dict[str, Tensor]:
         views, packing = self.views(batch), batch.text.packing
         rows = {"shared_code": self.shared_code(self.fuse(views, packing))}
-        shared = torch.relu(self.shared_factor(rows["shared_code"]))
+        rows["logits"], shared = self._head(rows["shared_code"])
         for name, x in views.items():
             autoencoder: Autoencoder = getattr(self, f"{name}_autoencoder")
             rows[f"{name}_code"] = code = autoencoder.encode(x, packing, self.config.backend)
             error = (autoencoder.decode(code, shared, packing, len(x)) - x).square().mean(dim=1, keepdim=True)
             rows[f"{name}_error"] = segment_mean(error, packing)[:, 0]
-        return {"logits": self.classifier(shared), **rows}
+        return rows
 
     def row_losses(
         self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None
@@ -193,15 +204,20 @@ class MFMForSequenceClassification(MFN):
         if not self.training:
             return {}
         codes = [f"{name}_code" for name in ("shared", *self.view_sizes())]
-        gathered = gather_rows({name: rows[name] for name in codes}, group)
-        distances = [maximum_mean_discrepancy(z, self._sample(z, k)) for k, z in enumerate(gathered.values())]
+        gathered = list(gather_rows({name: rows[name] for name in codes}, group).values())
+        samples = self._samples(gathered, group)
+        distances = [maximum_mean_discrepancy(z, g) for z, g in zip(gathered, samples, strict=True)]
         return {"mmd": LossTerm(torch.stack(distances).sum(), self.config.mmd_weight, per_row=False)}
 
-    def _sample(self, z: Tensor, k: int) -> Tensor:
-        """g for code number k; of PyTorch's generator where no trainer counts steps."""
-        if self.sample_seed is None:
-            return torch.randn_like(z)
-        return gaussian(z, self.sample_seed.seed, self.sample_seed.steps, k)
+    def _samples(self, codes: Sequence[Tensor], group: "dist.ProcessGroup | None") -> Sequence[Tensor]:
+        """g for each code, alike on all ranks: of PyTorch's generator on the first where no trainer counts steps."""
+        if self.sample_seed is not None:
+            return [gaussian(z, self.sample_seed.seed, self.sample_seed.steps, k) for k, z in enumerate(codes)]
+        widths = [z.shape[1] for z in codes]
+        drawn = torch.randn(len(codes[0]), sum(widths), dtype=codes[0].dtype, device=codes[0].device)
+        if group is not None:
+            dist.broadcast(drawn, group=group, group_src=0)
+        return drawn.split(widths, dim=1)
 
 
 register(MFMConfig, MFMForSequenceClassification)

@@ -98,6 +98,19 @@ def test_as_many_steps_are_decoded_as_there_are_words(monkeypatch):
     assert [tuple(x.shape) for x in decoded] == [(words, 8), (words, 3), (words, 5)]
 
 
+@pytest.mark.parametrize("absent", [None, "visual"])
+def test_prediction_does_not_decode(monkeypatch, absent):
+    model, batch = system("mfm", **({f"{absent}_size": 0} if absent else {})), utterances(aligned=True)
+    inputs = packed(batch, model)
+    expected = model(**inputs, labels=labels(batch)).logits
+    monkeypatch.setattr(type(model.text_autoencoder), "encode", None)  # its codes are read by decoders and losses only
+    monkeypatch.setattr(type(model.text_autoencoder), "decode", None)
+    assert torch.equal(model(**inputs).logits, expected)
+    assert model.predicted_rows(**inputs).keys() == {"logits"}
+    with pytest.raises(TypeError):
+        model(**inputs, labels=labels(batch))
+
+
 def test_an_error_is_the_mean_over_an_utterances_own_words():
     """Of two utterances the shorter one counts as much as the longer one."""
     model, batch = system("mfm"), utterances(aligned=True)[:2]

@@ -1,4 +1,7 @@
-"""Ranks change rounding only, micro-batches on them too: every system's gradients, losses and memory."""
+"""Ranks change rounding only, micro-batches on them too: every system's gradients, losses and memory.
+
+With DistributedDataParallel and no trainer of ours, as in Hugging Face's, the systems with global terms too.
+"""
 
 import datetime
 import multiprocessing
@@ -10,12 +13,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
 
-from cmsbert_fast.models.registry import BASELINES
+from cmsbert_fast.models.registry import BASELINES, VARIANTS
 from cmsbert_fast.training.distributed import Ranks
 from tests.models.baselines import steps
 from tests.models.baselines.systems import needs, system
-from tests.models.baselines.utterances import utterances
+from tests.models.baselines.utterances import labels, packed, utterances
 
 RANKS = 4
 SPLITS = {"2 ranks": (2, 1), "2 ranks, 3 micro-batches": (2, 3), "4 ranks": (4, 1)}
@@ -24,6 +28,21 @@ SPLITS = {"2 ranks": (2, 1), "2 ranks, 3 micro-batches": (2, 3), "4 ranks": (4, 
 def one_step(name: str, ranks: Ranks, parts: int) -> dict[str, Any]:
     batch = utterances("word_frames" in needs(name), "frames_of_words" in needs(name))
     return steps.one_step(system(name), batch, parts, ranks)._asdict()
+
+
+GLOBAL = [name for name in BASELINES if VARIANTS[name].model_class.has_global_terms]
+
+
+def one_forward(name: str, rank: int, world: int) -> dict[str, Any]:
+    """Gradients of ``model(labels=...).loss`` on a rank's share; random numbers differ between ranks."""
+    whole = utterances("word_frames" in needs(name))
+    count = len(whole) // world
+    batch = whole[rank * count : (rank + 1) * count]
+    model = system(name).train()
+    wrapped: Any = model if world == 1 else DistributedDataParallel(model)
+    torch.manual_seed(rank)
+    wrapped(**packed(batch, model), labels=labels(batch)).loss.backward()
+    return {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
 
 
 def rank_main(rank: int, folder: str, world: int) -> None:
@@ -43,6 +62,10 @@ def rank_main(rank: int, folder: str, world: int) -> None:
                     found = traceback.format_exc()
                 if rank == 0:
                     torch.save(found, Path(folder) / f"{label}, {name}")
+        for name in GLOBAL if world == 2 else ():
+            found = one_forward(name, rank, world)
+            if rank == 0:
+                torch.save(found, Path(folder) / name)
     finally:
         dist.destroy_process_group()
 
@@ -68,3 +91,12 @@ def test_ranks_change_rounding_only(name: str, label: str, results: Path) -> Non
         assert found[kind].keys() == expected[kind].keys()
         for key, values in expected[kind].items():
             torch.testing.assert_close(found[kind][key], values, rtol=1e-9, atol=1e-11, msg=f"{kind} {key}")
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_without_our_trainer_too(name: str, results: Path) -> None:
+    """MFM's samples are those of the first rank."""
+    found, expected = torch.load(results / name), one_forward(name, 0, 1)
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        torch.testing.assert_close(found[key], values, rtol=1e-9, atol=1e-11, msg=key)
