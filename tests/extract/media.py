@@ -2,9 +2,11 @@
 
 import itertools
 import shutil
+import struct
 import subprocess
+import tempfile
 import wave
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
 RATE = 16_000
 SENTENCES = (
@@ -34,12 +37,8 @@ def speak(text: str, voice: str = "slt") -> Speech:
     """Speech by flite; a test without it fails with the reason."""
     if shutil.which("flite") is None:
         pytest.fail("install flite (apt-get install flite): it speaks the sentences of these tests")
-    command = ["flite", "-voice", voice, "-t", text, "-psdur", "-o", "/dev/stdout"]
-    # The sound and what -psdur prints would mix on one stream.
-    import tempfile
-
-    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        command[-1] = file.name
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:  # standard output has the phones
+        command = ["flite", "-voice", voice, "-t", text, "-psdur", "-o", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         with wave.open(file.name) as sound:
             assert sound.getframerate() == RATE
@@ -57,7 +56,7 @@ def face_picture(size: int = 256) -> np.ndarray:
     from skimage import data
     from skimage.transform import resize
 
-    return (resize(data.astronaut()[0:320, 64:384], (size, size), anti_aliasing=True) * 255).astype(np.uint8)
+    return (resize(data.astronaut()[20:240, 115:335], (size, size), anti_aliasing=True) * 255).astype(np.uint8)
 
 
 def turned(picture: np.ndarray, degrees: float) -> np.ndarray:
@@ -116,5 +115,46 @@ def write_media(
     return path
 
 
-def join(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts)
+def vowel(f0: np.ndarray, open_quotient: float = 0.6, rate: int = RATE) -> np.ndarray:
+    """A vowel (a) of known pitch: glottal pulses of Rosenberg's form through four formants; int16.
+
+    Args:
+        f0: Hertz at each sample.
+        open_quotient: Part of a period in which the glottis is open: 0.35 pressed, 0.6 modal, 0.9 breathy.
+    """
+    phase = np.cumsum(f0 / rate) % 1.0
+    rise = open_quotient * 0.66
+    opening = 0.5 * (1 - np.cos(np.pi * phase / rise))
+    closing = np.cos(np.pi / 2 * (phase - rise) / (open_quotient - rise))
+    flow = np.where(phase < rise, opening, np.where(phase < open_quotient, closing, 0.0))
+    sound = np.diff(flow, prepend=flow[0])
+    for hertz, width in ((730, 90), (1090, 110), (2440, 160), (3500, 250)):
+        radius, angle = np.exp(-np.pi * width / rate), 2 * np.pi * hertz / rate
+        sound = lfilter([1 - radius], [1, -2 * radius * np.cos(angle), radius**2], sound)
+    return np.round(sound / np.abs(sound).max() * 16_000).astype(np.int16)
+
+
+def turn_phone(path: Path, degrees: int) -> None:
+    """Tells players of an .mp4 to turn its picture clockwise, as phones do: the matrix of its first track."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44
+    turn = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees]
+    a, b, c, d = (value << 16 for value in turn)
+    content[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+
+
+# How many phones flite gives to each word of `SENTENCES`; pauses are not counted.
+_PHONES = ((2, 4, 3, 4, 3, 3, 1, 3, 3, 2, 4), (6, 4, 4, 2, 5, 2, 2, 5), (7, 1, 3, 4, 3, 2, 4, 4, 2, 2))
+
+
+def true_starts(sentence: int, voice: str = "slt") -> np.ndarray:
+    """When each word of one of `SENTENCES` starts, in seconds."""
+    starts, begin = [], 0.0
+    for name, end in speak(SENTENCES[sentence], voice).phones:
+        if name != "pau":
+            starts.append(begin)
+        begin = end
+    counts = _PHONES[sentence]
+    assert sum(counts) == len(starts)
+    return np.array(starts)[np.cumsum([0, *counts[:-1]])]
