@@ -26,15 +26,13 @@ _REFUSED = 3  # exit status of the other process for a file that it refuses
 # is the one of this process, wherever it lies.
 _SCRIPT = """
 import importlib.util, json, sys
-folders, package, *rest = sys.argv[1:]
+folders, package, module, function, *rest = sys.argv[1:]
 sys.path += json.loads(folders)
 spec = importlib.util.spec_from_file_location("cmsbert_fast", package)
-sys.modules["cmsbert_fast"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-from cmsbert_fast.data.untrusted import child
-child.walk(*rest)
+sys.modules["cmsbert_fast"] = root = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(root)
+getattr(importlib.import_module(module), function)(*rest)
 """
-_PACKAGE = Path(__file__).parents[2] / "__init__.py"
 _examined: set[tuple[str, int, int]] = set()
 
 
@@ -52,11 +50,10 @@ def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
     paths = [path for path in paths if marks[path] not in _examined]
     if not paths:
         return
-    names = [json.dumps(_folders()), str(_PACKAGE), check.__module__, check.__name__]
-    names += [str(path.absolute()) for path in paths]
+    names = [check.__module__, check.__name__, *(str(path.absolute()) for path in paths)]
     seconds = _SECONDS + sum(path.stat().st_size for path in paths) / 10e6
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-I", "-c", _SCRIPT, *names]
+    command = isolated(walk, *names)
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
         status, said = result.returncode, result.stdout
@@ -70,6 +67,12 @@ def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
     _examined.update(marks.values())
 
 
+def isolated(function: Callable[..., None], *arguments: str) -> list[str]:
+    """The command that runs a module's function, with texts as arguments, in an isolated process."""
+    names = [json.dumps(_folders()), str(_PACKAGE), function.__module__, function.__name__]
+    return [sys.executable, "-I", "-c", _SCRIPT, *names, *arguments]
+
+
 def _folders() -> list[str]:
     """Where this process finds modules, without the current folder, whatever it is called."""
     here = os.path.realpath(os.curdir)
@@ -79,7 +82,7 @@ def _folders() -> list[str]:
 def walk(module: str, function: str, *paths: str) -> None:
     """The other process: names each file, checks it, and exits with `_REFUSED` where it is refused."""
     check = getattr(importlib.import_module(module), function)
-    _limit_memory(max(Path(path).stat().st_size for path in paths))
+    limit_memory(min(_MOST, _MEMORY + _FACTOR * max(Path(path).stat().st_size for path in paths)))
     for path in paths:
         print(Path(path).name, flush=True)
         try:
@@ -89,13 +92,13 @@ def walk(module: str, function: str, *paths: str) -> None:
             sys.exit(_REFUSED)
 
 
-def _limit_memory(size: int) -> None:
-    """Limits the memory that this process may take beside what it has, where the system can; time is limited anyway."""
+def limit_memory(size: int) -> None:
+    """Limits the bytes that this process may take beside what it has, where the system can."""
     try:
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + min(_MOST, _MEMORY + _FACTOR * size)
+        limit = pages * resource.getpagesize() + size
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     except (ImportError, OSError):
         pass

@@ -1,0 +1,159 @@
+"""The folder of extracted features: what the reader of tables of segments takes, and what is known of each video.
+
+segments.tsv        id, video, start, stop, text; columns that a user added stay
+words.csd           the words with their times (``--words words``)
+face/ID.csv         measures of the face
+voice/ID.csv        the voice
+extraction.json     fingerprint, versions, columns with units, and the outcome of each video
+parts/ID.json       what came of a video; written last, so that an interrupted one is done again
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from cmsbert_fast.atomic import replace_file
+from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.tables import read_table
+
+MANIFEST, TABLE, WORDS, PARTS = "extraction.json", "segments.tsv", "words.csd", "parts"
+COLUMNS = ("id", "video", "start", "stop", "text")
+_LONGEST = 200  # bytes of a word in words.csd
+
+
+def fingerprint_of(columns: Mapping[str, Sequence[str]], extractors: Mapping[str, Any]) -> str:
+    """A digest of all that decides what the numbers mean; equal for folders that one model may read."""
+    content = json.dumps({"columns": columns, "extractors": extractors}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class Folder:
+    """The folder that a command writes.
+
+    Raises:
+        DataError: It holds something else, or features of another fingerprint, or cannot be written.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        try:
+            (path / PARTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"Choose another --output: {path} cannot be written ({error.strerror}).") from error
+        manifest = path / MANIFEST
+        if manifest.exists():
+            found = _json(manifest).get("fingerprint")
+            if found != fingerprint:
+                raise DataError(
+                    f"Choose another --output: {path} holds features of other extractors or options, whose numbers do "
+                    f"not compare (fingerprint {str(found)[:12]}, now {fingerprint[:12]})."
+                )
+        elif (path / TABLE).exists():
+            raise DataError(f"Choose another --output: {path} holds a {TABLE} that was not extracted.")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other commands out; the system releases the lock when the process ends."""
+        with open(self.path / ".lock", "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"Wait, or choose another --output: another command extracts to {self.path}.") from None
+            except OSError:  # a file system without locks
+                pass
+            yield
+
+    def part(self, video: str) -> dict[str, Any]:
+        """What is kept of a video; empty where there is nothing."""
+        path = self.path / PARTS / f"{video}.json"
+        with suppress(DataError):
+            return _json(path) if path.exists() else {}
+        return {}
+
+    def keep(self, video: str, part: Mapping[str, Any]) -> None:
+        """Keeps what came of a video."""
+        content = json.dumps(part, ensure_ascii=False)
+        replace_file(self.path / PARTS / f"{video}.json", lambda draft: draft.write_text(content, encoding="utf-8"))
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """Writes the table, the words and the manifest from the parts of all videos, also of earlier commands."""
+        names = sorted(path.stem for path in (self.path / PARTS).glob("*.json"))
+        self._write_table(names)
+        self._write_words(names)
+        videos = {}
+        for name in names:
+            part = self.part(name)
+            videos[name] = {key: value for key, value in part.items() if key not in ("segments", "key")}
+            videos[name]["segments"] = len(part.get("segments", ()))
+        content = json.dumps({**about, "videos": videos}, ensure_ascii=False, indent=1)
+        replace_file(self.path / MANIFEST, lambda draft: draft.write_text(content, encoding="utf-8"))
+
+    def _write_table(self, names: Sequence[str]) -> None:
+        extra, known = self._added()
+
+        def write(draft: Path) -> None:
+            with open(draft, "w", encoding="utf-8", newline="") as file:
+                file.write("\t".join([*COLUMNS, *extra]) + "\n")
+                for name in names:
+                    for k, segment in enumerate(self.part(name).get("segments", ())):
+                        key = f"{name}_{k}"
+                        times = f"{segment['start']:.3f}", f"{segment['stop']:.3f}"
+                        cells = [key, name, *times, segment["text"], *known.get(key, [""] * len(extra))]
+                        file.write("\t".join(cells) + "\n")
+
+        replace_file(self.path / TABLE, write)
+
+    def _added(self) -> tuple[list[str], dict[str, list[str]]]:
+        """Columns that a user added to the table, and their cells by id."""
+        if not (self.path / TABLE).exists():
+            return [], {}
+        header, rows = read_table(self.path / TABLE)
+        extra = [name for name in header if name not in COLUMNS]
+        if not extra or "id" not in header:
+            return [], {}
+        at, key = [header.index(name) for name in extra], header.index("id")
+        return extra, {row[key]: [row[k] for k in at] for row in rows if len(row) == len(header)}
+
+    def _write_words(self, names: Sequence[str]) -> None:
+        spoken = False
+
+        def write(draft: Path) -> None:
+            nonlocal spoken
+            with h5py.File(draft, "w") as file:
+                data = file.create_group("words/data")
+                for name in names:
+                    words = [word for segment in self.part(name).get("segments", ()) for word in segment["words"]]
+                    if words:
+                        spoken = True
+                        entry = data.create_group(name)
+                        texts = [word[0].encode()[:_LONGEST] for word in words]
+                        entry["features"] = np.array(texts, dtype="S")[:, None]
+                        entry["intervals"] = np.array([word[1:] for word in words], dtype=np.float64)
+
+        replace_file(self.path / WORDS, write)
+        if not spoken:
+            (self.path / WORDS).unlink()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no object")
+        return found
+    except (OSError, ValueError) as error:
+        raise DataError(f"Remove {path}, or its folder: it cannot be read ({error}).") from error
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """By which a file is recognised as unchanged."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,98 @@
+"""What came of each video: no video is left out without a name for why."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cmsbert_fast.data.text import printable
+
+EXTRACTED = "extracted"
+UNREADABLE, TRACKER_FAILED, NO_TRANSCRIPT = "unreadable", "face tracker failed", "no transcript"
+NO_SPEECH, NO_FIT = "no speech", "transcript does not fit"
+NO_SOUND, NO_PICTURE, NO_FACE = "no sound", "no picture", "no face"
+DOUBTFUL, DAMAGED, SEVERAL = "doubtful transcript", "damaged", "several faces"
+# What each means. A video may have several; the first of them in this order is its outcome.
+MEANINGS = {
+    UNREADABLE: "it cannot be decoded; it has no segments",
+    TRACKER_FAILED: "the process of the face mesh ended; the same command tries again",
+    NO_TRANSCRIPT: "there is no transcript of its name, or an empty one; it has no segments",
+    NO_SPEECH: "nobody speaks; it has no segments",
+    NO_FIT: "most words of its transcript are not in the sound; it has no segments",
+    NO_SOUND: "it has no sound: no voice, and words have no times of their own",
+    NO_PICTURE: "it has no moving picture: no face",
+    NO_FACE: "no picture shows a face",
+    DOUBTFUL: "the sound fits its transcript badly: another text, or much noise; listen to it",
+    DAMAGED: "parts cannot be decoded; the rest is used",
+    SEVERAL: "a tenth of its pictures or more show several faces; one is followed",
+    EXTRACTED: "words, voice and face, as far as they were asked for",
+}
+RETRIED = (UNREADABLE, TRACKER_FAILED, NO_TRANSCRIPT)
+
+
+def outcome_of(conditions: Sequence[str]) -> str:
+    """The gravest of a video's conditions; `EXTRACTED` without any."""
+    return next((name for name in MEANINGS if name in conditions), EXTRACTED)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One video.
+
+    Attributes:
+        file: As given.
+        outcome: A name of `MEANINGS`.
+        conditions: All that hold, the outcome among them; empty where it was extracted in full.
+        detail: A sentence, or nothing.
+        segments: How many.
+        seconds: Length of the video; 0 where unknown.
+    """
+
+    file: Path
+    outcome: str
+    conditions: tuple[str, ...]
+    detail: str
+    segments: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of all videos of a command.
+
+    Attributes:
+        results: By the video's id, in the order of the command.
+        output: The folder.
+        fingerprint: Of the extractors; features of two folders are comparable where it is the same.
+        again: Videos that were extracted before and are as they were.
+    """
+
+    results: Mapping[str, Result]
+    output: Path
+    fingerprint: str
+    again: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many videos have each outcome, in the order of `MEANINGS`."""
+        found = Counter(result.outcome for result in self.results.values())
+        return {name: found[name] for name in (EXTRACTED, *MEANINGS) if found[name]}
+
+    @property
+    def segments(self) -> int:
+        """Segments of these videos."""
+        return sum(result.segments for result in self.results.values())
+
+    @property
+    def text(self) -> str:
+        """The summary for a user: a line for all, one for each outcome, one for each video with a condition."""
+        seconds = sum(result.seconds for result in self.results.values())
+        lines = [f"{len(self.results)} videos, {seconds / 60:.1f} minutes, {self.segments} segments in {self.output}"]
+        if self.again:
+            lines.append(f"  {self.again} were extracted before")
+        lines += [f"  {count} {name}: {MEANINGS[name]}" for name, count in self.counts.items()]
+        for name, result in self.results.items():
+            if result.conditions:
+                detail = f" ({result.detail})" if result.detail else ""
+                lines.append(f"    {name}: {', '.join(result.conditions)}{detail}")
+        return printable("\n".join(lines))

@@ -1,0 +1,279 @@
+"""One video: decoded once for its sound and once for its pictures, which are followed at the same time."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cmsbert_fast.extract import outcomes
+from cmsbert_fast.extract.face import measures
+from cmsbert_fast.extract.face.process import Seen, Tracker, TrackerFailed
+from cmsbert_fast.extract.media.process import PICTURES, RATE, Unreadable, probe
+from cmsbert_fast.extract.media.sound import Sound, decode_sound
+from cmsbert_fast.extract.table import write_table
+from cmsbert_fast.extract.voice import features as voice
+from cmsbert_fast.extract.words import timing
+from cmsbert_fast.extract.words.align import Aligner
+from cmsbert_fast.extract.words.recognise import Recogniser
+from cmsbert_fast.extract.words.transcript import Transcript
+
+FACE, VOICE = "face", "voice"  # folders of the tables
+_SPOKEN = 0.3  # seconds of voiced sound from which somebody speaks
+_SEVERAL = 0.1  # share of pictures
+_FEW = 0.5  # share of a transcript's words that must be found
+_SHORT = 1.0  # seconds that may be missing at the end of a file
+_ROWS = 500  # rows that are kept before they are written
+
+Progress = Callable[[str, float], None]  # a part of the work, and the share of it that is done
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What is started once for all videos; None where it is not asked for."""
+
+    tracker: Tracker | None
+    aligner: Aligner | None
+    recogniser: Recogniser | None
+
+
+@dataclass
+class Account:
+    """What came of a video, as it is kept (JSON).
+
+    Attributes:
+        conditions: Names of `outcomes.MEANINGS`.
+        detail: A sentence about the gravest.
+        duration: Seconds on the file's clock.
+        media: What `probe` found.
+        face, voice, words: Counts.
+        segments: Text, start, stop, and words with their times.
+    """
+
+    conditions: list[str] = field(default_factory=list)
+    detail: str = ""
+    duration: float = 0.0
+    media: dict[str, Any] = field(default_factory=dict)
+    face: dict[str, Any] = field(default_factory=dict)
+    voice: dict[str, Any] = field(default_factory=dict)
+    words: dict[str, Any] = field(default_factory=dict)
+    segments: list[dict[str, Any]] = field(default_factory=list)
+
+
+def extract_video(
+    path: Path, name: str, transcript: Transcript | None, tools: Tools, folder: Path, progress: Progress
+) -> Account:
+    """Extracts one video into ``folder/face/NAME.csv`` and ``folder/voice/NAME.csv``.
+
+    Args:
+        transcript: None: the words are recognised; without a recogniser, nothing is done.
+        progress: Is told shares of "face", "voice" and "words".
+    """
+    account = Account()
+    for kind in (FACE, VOICE):
+        (folder / kind / f"{name}.csv").unlink(missing_ok=True)
+    if (transcript is None and tools.recogniser is None) or (transcript is not None and not transcript.cues):
+        account.conditions.append(outcomes.NO_TRANSCRIPT)
+        return account
+    draft = folder / f".{name}.sound"
+    try:
+        account.media = probe(path)
+        account.duration = account.media["duration"] or 0.0
+        if account.media["audio"] is None and account.media["video"] is None:
+            raise Unreadable("it has neither sound nor moving pictures")
+        _both(path, name, transcript, tools, folder, draft, account, progress)
+    except (Unreadable, TrackerFailed) as error:
+        failed = isinstance(error, TrackerFailed)
+        account.conditions = [outcomes.TRACKER_FAILED if failed else outcomes.UNREADABLE]
+        account.detail, account.segments = str(error), []
+        for kind in (FACE, VOICE):
+            (folder / kind / f"{name}.csv").unlink(missing_ok=True)
+    finally:
+        draft.unlink(missing_ok=True)
+    return account
+
+
+def _both(
+    path: Path,
+    name: str,
+    transcript: Transcript | None,
+    tools: Tools,
+    folder: Path,
+    draft: Path,
+    account: Account,
+    progress: Progress,
+) -> None:
+    """The face in a thread of its own, which mostly waits for other processes, and the sound in this one."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            following = None
+            if account.media["video"] is None:
+                account.conditions.append(outcomes.NO_PICTURE)
+            elif tools.tracker is not None:
+                target = folder / FACE / f"{name}.csv"
+                following = pool.submit(_face, path, tools.tracker, target, account, progress, stop)
+            sound = None
+            if account.media["audio"] is None:
+                account.conditions.append(outcomes.NO_SOUND)
+            else:
+                total = max(account.duration, 1.0)
+                sound = decode_sound(path, draft, lambda seconds: progress("voice", 0.3 * min(seconds / total, 1.0)))
+                _voice(sound, folder / VOICE / f"{name}.csv", account, progress)
+            _words(transcript, sound, tools, account, progress)
+            if following is not None:
+                following.result()
+        finally:
+            stop.set()
+    _compare(account, sound, following is not None)
+
+
+def _compare(account: Account, sound: Sound | None, followed: bool) -> None:
+    """Notes where a file ends before the time that it declares. A stream that is not decoded could go on."""
+    declared = account.media["duration"]
+    whole = followed or account.media["video"] is None
+    end = max(sound.stop if sound is not None else 0.0, account.face.get("end", 0.0))
+    if declared and whole and end < declared - max(_SHORT, 0.05 * declared):
+        account.conditions.append(outcomes.DAMAGED)
+        account.detail = account.detail or f"it ends after {end:.1f} of {declared:.1f} seconds"
+
+
+def _face(
+    path: Path, tracker: Tracker, target: Path, account: Account, progress: Progress, stop: threading.Event
+) -> None:
+    total = max(account.duration, 1.0)
+    counts = {"pictures": 0, "faces": 0, "several": 0}
+    last = 0.0
+
+    def rows() -> Iterator[np.ndarray]:
+        nonlocal last
+        kept: list[np.ndarray] = []
+        waiting: np.ndarray | None = None  # its stop is the start of the next picture
+        for seen in tracker.track(path):
+            if stop.is_set():
+                return
+            if not isinstance(seen, Seen):
+                counts.update(seen)
+                break
+            counts["pictures"] += 1
+            counts["several"] += seen.faces > 1
+            if waiting is not None:
+                waiting[1] = min(seen.time, waiting[0] + _longest(account))
+                kept.append(waiting)
+            waiting, last = _row(seen, tracker.detector), seen.time
+            counts["faces"] += waiting is not None
+            progress("face", min(seen.time / total, 1.0))
+            if len(kept) >= _ROWS:
+                yield np.stack(kept)
+                kept = []
+        if waiting is not None:
+            kept.append(waiting)
+        if kept:
+            yield np.stack(kept)
+
+    times = ("start", "stop", *(("confidence",) if tracker.detector else ()))
+    write_table(target, times, list(measures.UNITS), rows())
+    account.duration = max(account.duration, last)
+    account.face = {**counts, "end": last}
+    if not counts["faces"]:
+        account.conditions.append(outcomes.NO_FACE)
+    if counts.get("lost"):
+        account.conditions.append(outcomes.DAMAGED)
+    if counts["several"] >= max(_SEVERAL * counts["pictures"], 1):
+        account.conditions.append(outcomes.SEVERAL)
+
+
+def _longest(account: Account) -> float:
+    """Seconds that a picture may stand for: a picture or two of the usual rate."""
+    return 2 / min(max(account.media["video"]["rate"] or PICTURES, 5.0), PICTURES)
+
+
+def _row(seen: Seen, detector: bool) -> np.ndarray | None:
+    values = None if seen.points is None else measures.measure(seen.points)
+    if values is None:
+        return None
+    known = [seen.confidence] if detector else []
+    return np.array([seen.time, seen.time + 1 / PICTURES, *known, *values])
+
+
+def _voice(sound: Sound, target: Path, account: Account, progress: Progress) -> None:
+    frames = voiced = 0
+    total = max(len(sound.samples) / RATE / voice.STEP, 1.0)
+
+    def rows() -> Iterator[np.ndarray]:
+        nonlocal frames, voiced
+        for block in voice.features(sound.samples, sound.start, RATE):
+            frames += len(block.times)
+            voiced += int((block.values[:, 0] > 0).sum())
+            progress("voice", 0.3 + 0.7 * min(frames / total, 1.0))
+            yield np.column_stack([block.times, block.values])
+
+    write_table(target, ("timestamp",), list(voice.UNITS), rows())
+    account.duration = max(account.duration, sound.stop)
+    account.voice = {
+        "frames": frames,
+        "voiced": voiced,
+        "start": sound.start,
+        "lost": sound.lost,
+        "silence_filled": round(sound.filled, 3),
+    }
+    if sound.lost:
+        account.conditions.append(outcomes.DAMAGED)
+
+
+def _words(
+    transcript: Transcript | None, sound: Sound | None, tools: Tools, account: Account, progress: Progress
+) -> None:
+    """Finds the segments, and the time of each word."""
+    heard = sound is not None and account.voice["voiced"] * voice.STEP >= _SPOKEN
+    if sound is not None and not heard:
+        account.conditions.append(outcomes.NO_SPEECH)
+        return
+    total = max(account.duration, 1.0)
+
+    def tell(seconds: float) -> None:
+        progress("words", min(seconds / total, 1.0))
+
+    if transcript is None:
+        if sound is None or tools.recogniser is None:
+            return
+        cues = tools.recogniser.recognise(sound.samples, tell)
+        if not cues:
+            account.conditions.append(outcomes.NO_SPEECH)
+            return
+        if tools.aligner is not None:
+            found = timing.recognised(cues, sound, tools.aligner, tell)
+        else:
+            found = timing.untimed(timing.cues_on_clock(cues, sound), account.duration)
+    elif sound is not None and tools.aligner is not None:
+        found = timing.timed(transcript.cues, sound, tools.aligner, tell)
+    else:
+        found = timing.untimed(transcript.cues, account.duration)
+    _judge(found, account)
+
+
+def _judge(found: timing.Timed, account: Account) -> None:
+    """Keeps what was found, unless most of it was not."""
+    account.words = {"words": found.words, "not_found": found.missing}
+    if math.isfinite(found.cost):
+        account.words["cost"] = round(found.cost, 5)
+    if found.missing:
+        account.detail = f"{found.missing} of {found.words} words were not found in the sound"
+    if found.missing > (1 - _FEW) * found.words or not found.segments:
+        account.conditions.append(outcomes.NO_FIT)
+        return
+    if found.cost > timing.DOUBTFUL:
+        account.conditions.append(outcomes.DOUBTFUL)
+    account.segments = [
+        {
+            "text": s.text,
+            "start": round(s.start, 3),
+            "stop": round(s.stop, 3),
+            "words": [[w.text, round(w.start, 3), round(w.stop, 3)] for w in s.words],
+        }
+        for s in found.segments
+    ]

@@ -1,0 +1,1 @@
+"""The voice, 100 times a second: pitch, voicing, glottal and spectral parameters, in numpy and scipy."""
