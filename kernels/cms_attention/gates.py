@@ -45,7 +45,12 @@ def gate(b_s, ACTIVATION: tl.constexpr):
     else:
         b_t = tl.exp2(tl.abs(b_s) * (-2.0 * LOG2_E))
         b_g = (1.0 - b_t) / (1.0 + b_t)
-        return tl.where(b_s < 0, -b_g, b_g)
+        b_g = tl.where(b_s < 0, -b_g, b_g)
+        # Near 0 the difference cancels. tanh(s) = s + s^3 P(s^2), fitted on [0, 1/2] to a relative error of 5e-9.
+        b_z = b_s * b_s
+        b_p = ((-0.00665297406 * b_z + 0.0213014651) * b_z - 0.0538999587) * b_z + 0.133329704
+        b_p = (b_p * b_z - 0.333333284) * b_z
+        return tl.where(tl.abs(b_s) < 0.5, b_s + b_s * b_p, b_g)
 
 
 @triton.jit
