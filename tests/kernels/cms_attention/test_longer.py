@@ -16,7 +16,7 @@ UNWRITTEN = 7.0
 
 
 def outputs(said: int, plain: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """What forward and backward write, by rows of tokens and by rows of frames, if all lengths are said to be ``said``."""
+    """What forward and backward write, by rows of tokens and by rows of frames, if all lengths were ``said``."""
     kernels = attention_triton.kernels
     generator = torch.Generator().manual_seed(0)
     rows = LONG + SHORT
