@@ -1,24 +1,64 @@
 """What the suites share: the device, the race between contenders, and the table at the end of ``pytest bench``."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench import measure, names, tables
+from bench import lines, measure, names, tables
 from bench.workload import UNKNOWN_WORK, Work
 from cmsbert_fast.training.distributed import keep_freed_memory
 
 SECONDS = 20.0  # a race takes about so long, its fewest rounds permitting
+COMPILE_ASKED = "compiled on a GPU only with --compile: a minute each"
 _finished: list[dict[str, Any]] = []
+_path: Path | None = None  # of the JSON lines
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add = parser.addoption
+    add(
+        "--lines",
+        type=Path,
+        metavar="FILE",
+        help="add each result to FILE; leave out tests that FILE says are finished",
+    )
+    add("--compile", action="store_true", help="on a GPU, race torch.compile's contenders too")
+    add("--seconds", type=float, metavar="S", help="how long a race takes at most, its fewest rounds permitting")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _path
+    _path = config.getoption("--lines")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if _path is None:
+        return
+    known = lines.finished(_path)
+    left_out = [item for item in items if item.nodeid in known]
+    items[:] = [item for item in items if item.nodeid not in known]
+    config.hook.pytest_deselected(items=left_out)
+    if items:
+        lines.begin(_path, measure.machine(_device()))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed and _path is not None:
+        lines.append(_path, kind="finished", test=report.nodeid)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     if not torch.cuda.is_available():
         keep_freed_memory()  # as train.py does; here it serves every contender
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _device()
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +74,15 @@ class Race:
     pytest-benchmark's own statistics are those of the first contender, which is ours.
     """
 
-    def __init__(self, benchmark: Any, device: torch.device):
+    def __init__(self, benchmark: Any, device: torch.device, options: Any = None):
         self._benchmark = benchmark
         self._device = device
+        self._most_seconds: float | None = getattr(options, "seconds", None)
+        self.compiles = device.type == "cpu" or bool(getattr(options, "compile", False))
+
+    def without_compiled(self, contenders: Mapping[str, Any]) -> dict[str, str]:
+        """Those that torch.compile would make but that nobody asked for, and why they are missing."""
+        return {} if self.compiles else {name: COMPILE_ASKED for name in contenders if names.is_compiled(name)}
 
     def __call__(
         self,
@@ -63,6 +109,7 @@ class Race:
             graphs: On a GPU: another race between the same calls as CUDA graphs.
         """
         contenders, missing = dict(contenders), dict(missing or {})
+        seconds = min(seconds, self._most_seconds or seconds)
         result = dict(
             kind="race",
             suite=suite,
@@ -107,6 +154,7 @@ class Race:
         fewest: int = 5,
     ) -> None:
         """How the time of one thing grows with a size: its sizes race each other, and the exponent is fitted."""
+        seconds = min(seconds, self._most_seconds or seconds)
         for run in contenders.values():
             run()
         times = self._turns({str(size): run for size, run in contenders.items()}, seconds, fewest)
@@ -141,17 +189,19 @@ class Race:
     def _keep(self, result: dict[str, Any]) -> None:
         self._benchmark.extra_info.setdefault("results", []).append(result)
         _finished.append(result)
+        if _path is not None:
+            lines.append(_path, **result)
 
 
 @pytest.fixture
-def race(benchmark: Any, device: torch.device) -> Race:
-    return Race(benchmark, device)
+def race(benchmark: Any, device: torch.device, pytestconfig: pytest.Config) -> Race:
+    return Race(benchmark, device, pytestconfig.option)
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """The machine's name is nobody's business; what it can do is."""
     machine_info.clear()
-    machine_info.update(measure.machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    machine_info.update(measure.machine(_device()))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -29,11 +29,18 @@ LEAN = "lean PyTorch, padded"
 BUCKETED = "lean PyTorch, in 4 buckets of similar length"
 LEAN_COMPILED = "torch.compile of it, padded"
 LITERAL_PADDED = "literal reference, padded"
+VARLEN = "lean PyTorch, packed, varlen attention"  # on GPUs in 16 bits only
 AUGMENTED = "augmented product + SDPA in buckets"
+AUGMENTED_VARLEN = "augmented product + varlen attention"
 AUGMENTED_COMPILED = "torch.compile of it"
 MODEL_PADDED = "torch backend, padded to 50"
 MAG_BERT = "MAG-BERT's way: padded to 50, eager"
 TEXT_BERT = "Hugging Face BERT, text only, padded to the longest"
+
+
+def is_compiled(contender: str) -> bool:
+    """Whether torch.compile makes it."""
+    return "torch.compile" in contender
 
 
 def is_ours(contender: str) -> bool:
@@ -43,9 +50,11 @@ def is_ours(contender: str) -> bool:
 
 # ------------------------------------------------------------------ cases
 
-BATCH = 32  # of a step
-STEP_CASE = f"cmsbert-clr, MOSI lengths, batch {BATCH}"
-VARIANTS = f"what the variants cost, all packed, MOSI lengths, batch {BATCH}"
+BATCH, PAPER_BATCH = 32, 128  # of a step
+STEP_CASE, PAPER_STEP_CASE = (f"cmsbert-clr, MOSI lengths, batch {n}" for n in (BATCH, PAPER_BATCH))
+VARIANTS, PAPER_VARIANTS = (
+    f"what the variants cost, all packed, MOSI lengths, batch {n}" for n in (BATCH, PAPER_BATCH)
+)
 RANDOM_BATCHES = f"cmsbert-clr in bfloat16, random batches of MOSI lengths, batch {BATCH}"
 STEP_GROWTH = "cmsbert-clr, BERT-base shape, batch 16 to 128"
 ATTENTION_GROWTH = "forward + backward, MOSI lengths"

@@ -1,7 +1,8 @@
 """From results to BENCHMARKS.md: ``python -m bench.report``.
 
-Reads every ``bench/results/*.json`` that ``pytest bench --benchmark-json bench/results/NAME.json`` wrote, and writes
-BENCHMARKS.md with its plots in ``docs/benchmarks``. One section a machine; of a case measured twice the later counts.
+Reads every ``bench/results/*.json`` that ``pytest bench --benchmark-json bench/results/NAME.json`` wrote, and every
+``*.jsonl`` of ``pytest bench --lines`` or :mod:`bench.gpu`, and writes BENCHMARKS.md with its plots in
+``docs/benchmarks``. One section a machine; of a case measured twice the later counts.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import goals, names, scaling_model
+from bench import goals, lines, names, scaling_model
 from bench.goals import Goal, Result
 from bench.plots import plot_growth, plot_race
 from bench.tables import growth_lines, profile_lines, race_lines, table
@@ -43,6 +44,7 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """Results by machine: ``{"facts": ..., "results": [...], "runs": [...]}``."""
     machines: dict[str, dict[str, Any]] = {}
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    files += [run for path in sorted(folder.glob("*.jsonl")) for run in lines.runs(path)]
     for file in sorted(files, key=lambda file: file["datetime"]):
         facts = file["machine_info"]
         name = f"{facts['device']}, {facts['threads']} threads"

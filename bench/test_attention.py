@@ -7,6 +7,7 @@ import torch
 
 from bench import names
 from bench.rivals.attention import augmented_attention, bucketed_attention, lean_attention, make_buckets, text_attention
+from bench.rivals.varlen import augmented_varlen, lean_varlen, text_varlen, why_not_varlen
 from bench.workload import HEADS, HIDDEN, AttentionBatch, Work, attention_bytes, attention_flops, draw_lengths
 from cmsbert_fast import cms_attention
 from cmsbert_fast.ops.dispatch import choose_backend
@@ -81,7 +82,29 @@ def calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> dict:
     }
     if len(set(lengths)) == 1:
         del runs[names.BUCKETED]  # there is one length
+    if why_not_varlen(grad) is None:
+        runs |= varlen_calls(batch, backward, grad)
     return runs
+
+
+def varlen_calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> dict:
+    """PyTorch's attention over packed sequences: with the shift, and what text-only BERT spends."""
+    qkv, shifts = batch.packed[0][:3], batch.padded[0][3:]
+    rows = valid_positions(batch.packing).flatten().nonzero()[:, 0]
+    known = batch.packing.cu_seqlens, batch.packing.max_length
+
+    def call(function, inputs):
+        def run():
+            with torch.set_grad_enabled(backward):
+                z = function()
+            return z, torch.autograd.grad(z, inputs, grad) if backward else ()
+
+        return run
+
+    return {
+        names.VARLEN: call(lambda: lean_varlen(*qkv, *shifts, rows, *known), (*qkv, *batch.padded_inputs[3:])),
+        f"{TEXT_ONLY}: varlen attention": call(lambda: text_varlen(*qkv, *known), qkv),
+    }
 
 
 def check(runs: dict, batch: AttentionBatch, tolerance: float) -> None:
@@ -116,7 +139,7 @@ def test_attention(race, device, kind, batch_size, backward):
     batch = AttentionBatch.draw(lengths, lengths, device, dtype)
     torch.compiler.reset()
     runs = calls(batch, backward, torch.randn_like(batch.inputs[0]))
-    missing = {}
+    missing = race.without_compiled(runs)
     if len(lengths) * max(lengths) ** 2 * 768 > REFERENCE_ELEMENTS[device.type]:
         missing[names.LITERAL_PADDED] = "its N x N_v x D tensor does not fit"
     if device.type == "cpu" and batch_size != 32:
@@ -171,11 +194,20 @@ def calls_with_projections(batch: AttentionBatch, backward: bool, grad: torch.Te
         return run
 
     theirs = batch.padded_inputs[3:]
-    return {
+    runs = {
         names.OURS_PROJECTIONS: call(ours, batch.inputs[3:], grad),
         names.AUGMENTED: call(augmented(augmented_attention), theirs, padded_grad),
         names.AUGMENTED_COMPILED: call(augmented(compiled), theirs, padded_grad),
     }
+    if why_not_varlen(grad) is None:
+        packed = batch.packing.cu_seqlens, batch.packing.max_length
+        shifts = padded_arguments[3:]
+
+        def varlen():
+            return augmented_varlen(hidden, weight, bias, HEADS, *shifts, rows, *packed)
+
+        runs[names.AUGMENTED_VARLEN] = call(varlen, theirs, grad)
+    return runs
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward + backward"])
@@ -191,7 +223,7 @@ def test_with_projections(race, device, kind, batch_size, backward):
     batch = AttentionBatch.draw(lengths, lengths, device, dtype)
     torch.compiler.reset()
     runs = calls_with_projections(batch, backward, torch.randn_like(batch.inputs[0]))
-    missing = {}
+    missing = race.without_compiled(runs)
     if device.type == "cpu" and batch_size != 32:
         missing[names.AUGMENTED_COMPILED] = COMPILED_ONCE
     runs = {name: run for name, run in runs.items() if name not in missing}

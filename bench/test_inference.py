@@ -66,7 +66,7 @@ def logits_by_contender(config: CMSBertConfig, lengths: list[int], device: torch
 def test_inference(race, device, batch_size):
     config = make_config()
     lengths = draw_lengths("mosi", batch_size) if batch_size > 1 else [15]
-    missing = {}
+    missing = race.without_compiled([COMPILED])
     if not has_fast_bfloat16(device):
         missing[names.OURS_BFLOAT16] = measure.NO_BFLOAT16
     if device.type == "cpu" and batch_size > 64:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bench import measure, names
-from bench.names import BATCH
+from bench.names import BATCH, PAPER_BATCH
 from bench.rivals.models import MagBert, TextBert, padded_clr
 from bench.steps import Trainer, autocast, check_same, clr, mag, of_pieces, plain_step, with_pytorch_products, without
 from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, draw_random_lengths, make_config, step_flops
@@ -31,9 +31,21 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 def test_step(race, device):
-    """Ours against what people run today; every model has gradients and optimiser state of its own."""
+    """Ours against what people run today."""
+    race_steps(race, device, names.STEP_CASE, BATCH, 110)
+
+
+def test_step_of_the_papers_batch(race, device):
+    if device.type == "cpu":
+        race.skip(names.STEP, names.PAPER_STEP_CASE, "it is for GPUs, which smaller batches leave idle")
+        return
+    race_steps(race, device, names.PAPER_STEP_CASE, PAPER_BATCH, 110)
+
+
+def race_steps(race, device, case, batch_size, seconds):
+    """Every model has gradients and optimiser state of its own."""
     config = make_config()
-    lengths = draw_lengths("mosi", BATCH)
+    lengths = draw_lengths("mosi", batch_size)
     batch = ModelBatch.draw(config, lengths, device, PADDED_LENGTH)
     to_the_longest = ModelBatch.draw(config, lengths, device).padded
     model, plain = clr(config, device), clr(make_config(backend="torch"), device)
@@ -61,9 +73,9 @@ def test_step(race, device):
     }
     race(
         names.STEP,
-        names.STEP_CASE,
+        case,
         steps,
-        seconds=110,
+        seconds=seconds,
         fewest=9,
         work=Work(step_flops(config, lengths, True)),
         facts={
@@ -137,6 +149,10 @@ def test_step_compiled(race, device):
 
     Without dropout: the compiled steps' losses are those of the others, or there is no speed.
     """
+    case = f"cmsbert-clr and torch.compile, no dropout, MOSI lengths, batch {BATCH}"
+    if not race.compiles:
+        race.skip(names.STEP, case, "torch.compile's contenders were not asked for (--compile)")
+        return
     config = make_config(**NO_DROPOUT)
     lengths = draw_lengths("mosi", BATCH)
     batch = ModelBatch.draw(config, lengths, device, PADDED_LENGTH)
@@ -152,7 +168,7 @@ def test_step_compiled(race, device):
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
     race(
         names.STEP,
-        f"cmsbert-clr and torch.compile, no dropout, MOSI lengths, batch {BATCH}",
+        case,
         {
             names.OURS_CLR: trainer.step(lambda: model(**batch.packed).loss),
             "ours, torch.compile": trainer.step(lambda: compiled_model(**batch.packed).loss),
@@ -186,8 +202,19 @@ def variants(device, batch):
 
 def test_variants(race, device):
     """Ours, all packed, and what text-only BERT costs those who take Hugging Face's as it is."""
+    race_variants(race, device, names.VARIANTS, BATCH)
+
+
+def test_variants_of_the_papers_batch(race, device):
+    if device.type == "cpu":
+        race.skip(names.STEP, names.PAPER_VARIANTS, "it is for GPUs, which smaller batches leave idle")
+        return
+    race_variants(race, device, names.PAPER_VARIANTS, PAPER_BATCH)
+
+
+def race_variants(race, device, case, batch_size):
     config = make_config()
-    lengths = draw_lengths("mosi", BATCH)
+    lengths = draw_lengths("mosi", batch_size)
     batch = ModelBatch.draw(config, lengths, device)
     text = TextBert(config).to(device).train()
 
@@ -197,7 +224,7 @@ def test_variants(race, device):
     theirs = plain_step(text, autocast(forward, device) if device.type == "cuda" else forward)
     race(
         names.STEP,
-        names.VARIANTS,
+        case,
         variants(device, batch) | {names.TEXT_BERT: theirs},
         seconds=80,
         fewest=11,

@@ -6,7 +6,7 @@
      "head_size": 64}, "config": {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}}
 
 * ``device`` is a pattern: "sm_80" (see :func:`cmsbert_fast.kernels.common.device_class`), "gfx*" (all of AMD's), "*".
-* ``at_most`` names sizes of the call that the row serves, with their upper bounds.
+* ``at_most`` names sizes of the call that the row serves, with their upper bounds; any size of those not named.
 * ``divides`` (optional) names sizes that must be multiples of what is given.
 * ``config`` is handed to the kernel as it is.
 
@@ -16,6 +16,7 @@ Rows were chosen by registers and spills of ahead-of-time compiles (``tests/kern
 
 import functools
 import json
+import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def configuration(family: str, kernel: str, device: str, item_size: int, **sizes
         kernel: The kernel's name without ``_kernel``.
         device: See :func:`cmsbert_fast.kernels.common.device_class`.
         item_size: Bytes of an element.
-        sizes: Those of this call that the family's rows name.
+        sizes: Those of this call that the family's rows may name, the more important first: "tokens", "head_size",
+            "batch"; "rows", "width".
 
     Raises:
         LookupError: no row fits.
@@ -67,10 +69,10 @@ def configuration(family: str, kernel: str, device: str, item_size: int, **sizes
             and all(sizes[name] % factor == 0 for name, factor in row.get("divides", {}).items())
         )
 
-    def looseness(row: dict[str, Any]) -> tuple[int, ...]:
+    def looseness(row: dict[str, Any]) -> tuple[float, ...]:
         # Sizes come before the device: what was tuned on it for wide heads would take narrow ones' tiles over.
-        factors = row.get("divides", {}).values()
-        return (*row["at_most"].values(), -max(factors, default=1), -len(row["device"]))
+        bounds = (row["at_most"].get(name, math.inf) for name in sizes)
+        return (*bounds, -max(row.get("divides", {}).values(), default=1), -len(row["device"]))
 
     fitting = [row for row in table()[family] if fits(row)]
     if not fitting:

@@ -2,29 +2,33 @@
 
 ::
 
-    python -m cmsbert_fast.kernels.tune --tokens 50 --head-size 64 --dtype bfloat16
-    python -m cmsbert_fast.kernels.tune --tokens 50 --head-size 64 --dtype bfloat16 --write
+    python -m cmsbert_fast.kernels.tune --tokens 50 --head-size 64 --batch 128 --dtype bfloat16
+    python -m cmsbert_fast.kernels.tune --tokens 50 --head-size 64 --batch 128 --dtype bfloat16 --write
 
-Kernels of CMS attention only. One after the other is given each of its candidates while the others keep their
-configuration; what is timed is the whole forward or backward pass, replayed as a CUDA graph, so that no launch overhead
-counts. A candidate that does not fit the device, does not compile, or changes the result beyond rounding, is passed
-over. ``--write`` puts the winners into ``tiles.json`` as rows of this very device; renew the budget of registers
-afterwards (``tests/kernels/aot.py``).
+Kernels of CMS attention only. Processes first compile every candidate, on all cores. Then one kernel after the other is
+given each of its candidates while the others keep their configuration; what is timed is the whole forward or backward
+pass, replayed as a CUDA graph, so that no launch overhead counts. A candidate that does not fit the device, does not
+compile, or changes the result beyond rounding, is passed over. ``--write`` puts the winners into ``tiles.json`` as rows
+of this very device, for batches up to the one tuned; renew the budget afterwards (``tests/kernels/aot.py``).
 """
 
 import argparse
 import itertools
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from multiprocessing import get_context
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from cmsbert_fast.kernels import cms_attention, common, tiles
+from cmsbert_fast.kernels.cms_attention import launch
 from cmsbert_fast.kernels.cms_attention.call import MAX_HEAD_SIZE, MEDIUM_TOKENS, SHORT_TOKENS, Call, Modality
 
 FAMILY = "cms_attention"
@@ -150,33 +154,117 @@ def tune(
     return choice.chosen
 
 
-def _example(tokens: int, head_size: int, dtype: torch.dtype, batch: int, frames: int) -> tuple[Call, Tensor]:
-    """A batch as MOSI makes them: lengths between a third and all of ``tokens``, frame sizes 47 and 74, 12 heads."""
-    hidden = 12 * head_size
-    generator = torch.Generator("cuda").manual_seed(0)
+class Workload(NamedTuple):
+    """What to tune for."""
+
+    tokens: int  # of the longest sequence
+    frames: int  # most frames of a sequence
+    head_size: int
+    batch: int
+    dtype: str
+    device: str = "cuda"
+
+
+# Every sixteenth of CMU-MOSI's numbers of word pieces, cut at 50: the mean is 14.8.
+MOSI_QUANTILES = (4, 6, 7, 8, 9, 10, 11, 11, 12, 14, 15, 16, 18, 20, 24, 30, 50)
+
+
+def lengths(longest: int, batch: int) -> Tensor:
+    """Lengths as CMU-MOSI has them, stretched to ``longest`` and shuffled, (batch,) int64; at least one is that."""
+    known = torch.tensor(MOSI_QUANTILES, dtype=torch.float64) * (longest / MOSI_QUANTILES[-1])
+    at = torch.linspace(0, len(known) - 1, batch, dtype=torch.float64)
+    low = at.long().clamp(max=len(known) - 2)
+    drawn = torch.lerp(known[low], known[low + 1], at - low).round().clamp(min=1).long()
+    drawn[-1] = longest
+    return drawn[torch.randperm(batch, generator=torch.Generator().manual_seed(0))]
+
+
+def example(work: Workload) -> tuple[Call, Tensor]:
+    """A batch as training on MOSI has it, with frame sizes 47 and 74 and 12 heads; and a gradient of z."""
+    hidden, dtype = 12 * work.head_size, getattr(torch, work.dtype)
+    generator = torch.Generator(work.device).manual_seed(0)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
+        return torch.randn(*shape, generator=generator, device=work.device).to(dtype)
 
     def cumulative(longest: int) -> Tensor:
-        lengths = torch.randint(longest // 3, longest + 1, (batch,), generator=generator, device="cuda")
-        lengths[0] = longest
-        return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+        return torch.nn.functional.pad(lengths(longest, work.batch).cumsum(0), (1, 0)).int()
 
-    cu = cumulative(tokens)
+    cu = cumulative(work.tokens)
     rows = int(cu[-1])
     # In memory as the model makes them: q, k and v by three projections, both token gates by a fourth.
-    q, k, v = (random(rows, 12, head_size) for _ in range(3))
+    q, k, v = (random(rows, 12, work.head_size) for _ in range(3))
     token_gates = random(rows, 2)
 
     def modality(i: int, size: int) -> Modality:
-        cu_f = cumulative(frames)
+        cu_f = cumulative(work.frames)
         total = int(cu_f[-1])
-        weight = random(hidden, size) / size**0.5
-        return Modality(token_gates[:, i], random(total), random(total, size), weight, cu_f, None, frames)
+        weight, frames = random(hidden, size) / size**0.5, random(total, size)
+        return Modality(token_gates[:, i], random(total), frames, weight, cu_f.to(work.device), None, work.frames)
 
-    call = Call(q, k, v, modality(0, 47), modality(1, 74), cu, None, tokens, "relu", head_size**-0.5, 0.0, None)
-    return call, random(rows, 12, head_size)
+    modalities = modality(0, 47), modality(1, 74)
+    of_call = (cu.to(work.device), None, work.tokens, "relu", work.head_size**-0.5, 0.0, None)
+    return Call(q, k, v, *modalities, *of_call), random(rows, 12, work.head_size)
+
+
+@contextmanager
+def _launching_by(run: Callable[..., None]) -> Iterator[None]:
+    """Every launch is handed to ``run`` instead: kernel, grid, arguments, configuration."""
+    committed, launch.run = launch.run, run
+    try:
+        yield
+    finally:
+        launch.run = committed
+
+
+def _launch_all(call: Call, d_out: Tensor) -> None:
+    out, saved = cms_attention.forward(call)
+    cms_attention.backward(call, d_out, out, saved, (call.visual is not None, call.acoustic is not None))
+
+
+def kernels_of(call: Call, d_out: Tensor) -> list[str]:
+    """The kernels that forward and backward launch; nothing runs."""
+    found: dict[str, None] = {}
+    with _launching_by(lambda kernel, *_: found.update({kernel.fn.__name__.removesuffix("_kernel"): None})):
+        _launch_all(call, d_out)
+    return list(found)
+
+
+def compile_candidate(call: Call, d_out: Tensor, kernel: str, candidate: dict[str, int]) -> None:
+    """Compiles what ``call`` launches of a kernel with one configuration; nothing runs. Fails as Triton does."""
+    choice = _Choice()
+    choice.chosen[kernel] = candidate
+
+    def warm(function: Any, grid: tuple[int, ...], given: dict[str, Any], config: dict[str, int]) -> None:
+        if function.fn.__name__ == f"{kernel}_kernel":
+            function.warmup(grid=grid, **given, **config)
+
+    with choice.in_force(), _launching_by(warm):
+        _launch_all(call, d_out)
+
+
+_kept: dict[Workload, tuple[Call, Tensor]] = {}  # of a compiling process
+
+
+def _compile(job: tuple[Workload, str, dict[str, int]]) -> str | None:
+    """Why a candidate does not compile; None if it does, and lies in Triton's cache."""
+    work, kernel, candidate = job
+    if work not in _kept:
+        _kept[work] = example(work)
+    try:
+        compile_candidate(*_kept[work], kernel, candidate)
+    except Exception as error:
+        if not _cannot_run(error):
+            raise
+        return type(error).__name__
+    return None
+
+
+def compile_ahead(work: Workload, processes: int) -> int:
+    """Compiles every candidate of every kernel that a workload launches, side by side; how many compile."""
+    jobs = [(work, kernel, candidate) for kernel in kernels_of(*example(work)) for candidate in candidates(kernel)]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return sum(reason is None for reason in pool.map(_compile, jobs, chunksize=4))
 
 
 def write(winners: list[dict[str, Any]]) -> None:
@@ -191,6 +279,28 @@ def write(winners: list[dict[str, Any]]) -> None:
     tiles.write(families)
 
 
+def find(work: Workload, processes: int) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Rows for the table that beat it on this device; and how many candidates of each kernel could not run.
+
+    Args:
+        work: What to tune for.
+        processes: How many compile.
+    """
+    compile_ahead(work, processes)
+    call, d_out = example(work)
+    left_out: Counter[str] = Counter()
+    winners = tune(call, d_out, _milliseconds, left_out)
+    tokens = {"short": SHORT_TOKENS, "medium": MEDIUM_TOKENS, "long": 1 << 30}[call.shape_class]
+    at_most = {"tokens": tokens, "head_size": 64 if work.head_size <= 64 else MAX_HEAD_SIZE, "batch": work.batch}
+    item_size = getattr(torch, work.dtype).itemsize
+    where = {"device": common.device_class(call.query.device), "item_size": item_size, "at_most": at_most}
+    return [{"kernel": kernel, **where, "config": config} for kernel, config in winners.items()], left_out
+
+
+def _milliseconds(run: Callable[[], Any]) -> float:
+    return triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median")
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -199,20 +309,13 @@ def main() -> None:
     parser.add_argument("--head-size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="bfloat16")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes that compile")
     parser.add_argument("--write", action="store_true", help="put the winners into the table")
     options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
-    call, d_out = _example(options.tokens, options.head_size, dtype, options.batch, options.frames)
-    left_out: Counter[str] = Counter()
-    winners = tune(
-        call, d_out, lambda run: triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median"), left_out
-    )
+    work = Workload(options.tokens, options.frames, options.head_size, options.batch, options.dtype)
+    rows, left_out = find(work, options.jobs)
     for kernel, number in left_out.items():
         print(f"{kernel}: {number} configurations left out, which do not fit the device or do not compile")
-    tokens = {"short": SHORT_TOKENS, "medium": MEDIUM_TOKENS, "long": 1 << 30}[call.shape_class]
-    at_most = {"tokens": tokens, "head_size": 64 if options.head_size <= 64 else MAX_HEAD_SIZE}
-    where = {"device": common.device_class(call.query.device), "item_size": dtype.itemsize, "at_most": at_most}
-    rows = [{"kernel": kernel, **where, "config": config} for kernel, config in winners.items()]
     for row in rows:
         print(json.dumps(row))
     if not rows:

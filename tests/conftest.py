@@ -14,6 +14,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # Read when torch is imported, here and by the processes that tests start. Small tensors gain nothing from threads, and
 # those of several workers would wait for each other. A test that is about threads starts them itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read by cuBLAS when a process first calls it, which any test may do: deterministic products need it then.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if INTERPRETED:
     round_products_once()
@@ -36,6 +38,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch  # not by the process that only hands out tests
 
+    # Unlike PyTorch's matrix products, cuDNN's LSTM takes TF32 unless told otherwise; tests compare in float32.
+    torch.backends.cudnn.allow_tf32 = False
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

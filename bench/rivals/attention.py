@@ -22,7 +22,7 @@ def lean_attention(
     anything. The low-rank identity of SPEC 8, one mask for scaled_dot_product_attention."""
     a = None
     for shift in (visual, acoustic):
-        own = F.linear(_mean_frames(shift), shift.weight)
+        own = F.linear(mean_frames(shift), shift.weight)
         a = own if a is None else a + own
     assert a is not None
     a = a.unflatten(-1, query.shape[-2:])
@@ -31,7 +31,7 @@ def lean_attention(
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keys).transpose(1, 2)
 
 
-def _mean_frames(shift: ModalityShift) -> Tensor:
+def mean_frames(shift: ModalityShift) -> Tensor:
     """Gated mean over a padded modality's frames, for every token: (B, N, d_m)."""
     gates = torch.relu(shift.token_gate[:, :, None] + shift.frame_gate[:, None])
     if shift.mask is None:
@@ -92,7 +92,7 @@ def augmented_attention(
     ``hidden`` is packed, (T, D); ``rows`` (T,) is where its tokens lie in the padded batch, flattened. Where lengths
     differ, attention runs in buckets. Returns z, padded.
     """
-    means = [_mean_frames(shift).flatten(0, 1) for shift in (visual, acoustic)]
+    means = [mean_frames(shift).flatten(0, 1) for shift in (visual, acoustic)]
     if attention_mask is not None:
         means = [mean.index_select(0, rows) for mean in means]
     shared = torch.cat([visual.weight, acoustic.weight], dim=1).repeat(3, 1)

@@ -14,6 +14,8 @@ from cmsbert_fast.kernels.common import (
     extent,
     first_row,
     load_rows,
+    poison_rows,
+    poison_vector,
     share_of_tail,
     store_rows,
     valid,
@@ -45,7 +47,12 @@ def gate(b_s, ACTIVATION: tl.constexpr):
     else:
         b_t = tl.exp2(tl.abs(b_s) * (-2.0 * LOG2_E))
         b_g = (1.0 - b_t) / (1.0 + b_t)
-        return tl.where(b_s < 0, -b_g, b_g)
+        b_g = tl.where(b_s < 0, -b_g, b_g)
+        # Near 0 the difference cancels. tanh(s) = s + s^3 P(s^2), fitted on [0, 1/2] to a relative error of 5e-9.
+        b_z = b_s * b_s
+        b_p = ((-0.00665297406 * b_z + 0.0213014651) * b_z - 0.0538999587) * b_z + 0.133329704
+        b_p = (b_p * b_z - 0.333333284) * b_z
+        return tl.where(tl.abs(b_s) < 0.5, b_s + b_s * b_p, b_g)
 
 
 @triton.jit
@@ -162,6 +169,8 @@ def gate_backward_token_kernel(
     if sequences.cu is not None:
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
         zero_vector(gradients.token_gate, i_first, i_last, BLOCK_N)
+        if i_n + BLOCK_N == n_tiles * BLOCK_N:  # the last tile of its sequence
+            poison_vector(gradients.token_gate, i_start, n_tiles * BLOCK_N, n, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -225,3 +234,8 @@ def gate_backward_frame_kernel(
             zero_vector(gradients.frame_gate, i_first, i_last, BLOCK_F)
             if gradients.frames is not None:
                 zero_rows(gradients.frames, size, i_first, i_last, size, BLOCK_F, BLOCK_X)
+            if i_f + BLOCK_F == n_tiles * BLOCK_F:  # the last tile of its sequence
+                i_poison = n_tiles * BLOCK_F
+                poison_vector(gradients.frame_gate, i_start_f, i_poison, n_f, BLOCK_F)
+                if gradients.frames is not None:
+                    poison_rows(gradients.frames, size, i_start_f, i_poison, n_f, size, BLOCK_F, BLOCK_X)

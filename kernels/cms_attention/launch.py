@@ -69,7 +69,7 @@ class Launcher:
 
     def config(self, name: str) -> dict[str, int]:
         """The table's row for this call."""
-        sizes = {"tokens": self.call.max_length, "head_size": self.head_size}
+        sizes = {"tokens": self.call.max_length, "head_size": self.head_size, "batch": self.call.batch}
         return tiles.configuration("cms_attention", name, self.device, self.call.query.element_size(), **sizes)
 
     def head_grid(self, config: dict[str, int]) -> tuple[int, int]:

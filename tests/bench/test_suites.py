@@ -1,6 +1,9 @@
 """``pytest bench`` from outside, and that a wrong contender has no speed."""
 
+import argparse
 import functools
+import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -9,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
-from bench import names, report, workload
+from bench import conftest, lines, names, report, workload
 from bench import test_attention as attention
 from bench import test_batches as batches
 from bench import test_contrastive as contrastive
@@ -45,6 +49,41 @@ def test_bench_ends_with_a_paired_table_and_keeps_its_numbers(tmp_path):
     assert benchmark["stats"]["min"] == pytest.approx(min(first))
 
 
+def test_results_are_kept_one_by_one_and_not_measured_again(tmp_path):
+    """As JSON lines, which the report reads; what a kill cut off is measured again, what is finished is not."""
+    kept = tmp_path / "result.jsonl"
+    command = [sys.executable, "-m", "pytest", "bench/test_batches.py", "-k", "words", "-q", "--seconds", "0.1"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
+
+    def run():
+        arguments = dict(cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run([*command, "--lines", kept], **arguments).stdout
+
+    assert "1 passed" in run()
+    (found,) = lines.runs(kept)
+    (machine,) = report.load(tmp_path).values()
+    assert machine["results"] == [
+        found["benchmarks"][0]["extra_info"]["results"][0] | {"machine": found["machine_info"]}
+    ]
+    whole = kept.read_text()
+    assert "passed" not in run()
+    assert kept.read_text() == whole
+    kept.write_text(whole[: whole.rindex("finished")])  # killed before the last line was whole
+    assert lines.finished(kept) == set()
+    lines.append(kept, kind="finished", test="a test")
+    assert lines.finished(kept) == {"a test"}
+    assert len(lines.read(kept)) == len(whole.splitlines())
+
+
+def test_compiled_contenders_run_on_a_gpu_only_if_asked_for():
+    names_of = dict.fromkeys([names.OURS, names.LEAN, names.LEAN_COMPILED, names.AUGMENTED_COMPILED])
+    on = {device: conftest.Race(None, torch.device(device)).without_compiled(names_of) for device in ("cpu", "cuda")}
+    assert on["cpu"] == {}
+    assert list(on["cuda"]) == [names.LEAN_COMPILED, names.AUGMENTED_COMPILED]
+    asked = conftest.Race(None, torch.device("cuda"), argparse.Namespace(compile=True, seconds=None))
+    assert asked.without_compiled(names_of) == {}
+
+
 def test_a_wrong_contender_stops_the_case():
     batch = AttentionBatch.draw([3, 5], [3, 5], torch.device("cpu"), torch.float32, 2, 4, (3, 5))
     runs = calls(batch, True, torch.randn_like(batch.inputs[0]))
@@ -60,14 +99,48 @@ def test_a_wrong_contender_stops_the_case():
         check(runs | {"torch backend": wrong}, batch, 1e-4)
 
 
-def test_the_shift_inside_the_projections_is_the_same():
+@pytest.fixture
+def varlen_on_a_cpu(monkeypatch):
+    """PyTorch's varlen attention, sequence by sequence."""
+
+    def attend(query, key, value, cu_q, cu_k, max_q, max_k):
+        assert torch.equal(cu_q, cu_k)
+        assert max_q == max_k == int(cu_q.diff().max())
+        parts = [slice(a, b) for a, b in itertools.pairwise(cu_q.tolist())]
+        heads = [[x[part].transpose(0, 1) for x in (query, key, value)] for part in parts]
+        return torch.cat([torch.nn.functional.scaled_dot_product_attention(*x).transpose(0, 1) for x in heads])
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attend)
+    monkeypatch.setattr(attention, "why_not_varlen", lambda example: None)
+
+
+def test_varlen_attention_takes_what_its_rivals_give_it():
+    """Of the installed PyTorch; a GPU is needed to run it."""
+    parameters = list(inspect.signature(varlen_attn).parameters)
+    assert parameters[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+
+
+def test_varlen_rivals_compute_the_same(varlen_on_a_cpu):
+    batch = AttentionBatch.draw([3, 50, 7], [3, 50, 7], torch.device("cpu"), torch.float32)
+    runs = calls(batch, True, torch.randn_like(batch.inputs[0]))
+    assert f"{attention.TEXT_ONLY}: varlen attention" in runs
+    check({name: runs[name] for name in (names.OURS, names.VARLEN)}, batch, 1e-4)
+
+
+def test_the_shift_inside_the_projections_is_the_same(varlen_on_a_cpu):
     batch = AttentionBatch.draw([3, 50, 7], [3, 50, 7], torch.device("cpu"), torch.float32)
     runs = calls_with_projections(batch, True, torch.randn_like(batch.inputs[0]))
+    assert names.AUGMENTED_VARLEN in runs
     check({name: run for name, run in runs.items() if "compile" not in name}, batch, 1e-4)
 
 
 class OneRound:
     """In place of the race: every contender runs once, compiled ones excepted."""
+
+    compiles = True
+
+    def without_compiled(self, contenders):
+        return {}
 
     def __init__(self):
         self.results = []

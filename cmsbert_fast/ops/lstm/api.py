@@ -1,6 +1,7 @@
 """One-layer LSTM over packed sequences (Eq. 11), without padding and without graph breaks.
 
-On a GPU cuDNN runs it. Elsewhere, and under torch.compile, an operator of the project does: ATen's LSTM adds to the
+On a GPU cuDNN runs it, whose float32 products are TF32 by PyTorch's default (``torch.backends.cudnn.allow_tf32``).
+Elsewhere, and under torch.compile, an operator of the project does: ATen's LSTM adds to the
 weights' gradients at every time step, which moves more bytes than all else it does.
 
 Under autocast to bfloat16 the compiled recurrence rounds W_hh, and what it multiplies, to bfloat16; gates, cells, sums
@@ -8,8 +9,12 @@ and hidden states stay float32, and W_hh's gradient is a product in bfloat16 as 
 parameters' dtype.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.backends.cudnn.rnn import get_cudnn_mode
 
 from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.lstm import cpu
@@ -35,6 +40,20 @@ class PackedLSTM(nn.Module):
         self.weight_hh_l0 = nn.Parameter(torch.empty(4 * hidden_size, hidden_size))
         self.bias_ih_l0 = nn.Parameter(torch.empty(4 * hidden_size))
         self.bias_hh_l0 = nn.Parameter(torch.empty(4 * hidden_size))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "PackedLSTM":
+        """Moves or casts the parameters, and makes them one piece of memory on a GPU, as torch.nn.LSTM does.
+
+        Of loose ones cuDNN's LSTM makes a copy in every call, and PyTorch warns.
+        """
+        super()._apply(fn, recurse)
+        weights: list[Tensor] = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        if all(torch.backends.cudnn.is_acceptable(weight) for weight in weights):
+            # Weights a layer, input size, mode, hidden size, projection (none), layers, batch first, both directions.
+            shape = (4, self.input_size, get_cudnn_mode("LSTM"), self.hidden_size, 0, 1, True, False)
+            with torch.cuda.device_of(weights[0]), torch.no_grad():
+                torch._cudnn_rnn_flatten_weight(weights, *shape)
+        return self
 
     def forward(self, frames: Tensor, packing: Packing, backend: str = "auto") -> Tensor:
         """Frames (F, d_m) -> (F, d) in the parameters' dtype; 0 at rows of no sequence.

@@ -1,6 +1,7 @@
 """The table of tile sizes, the tuner that fills it, and the precision of float32 products."""
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from cmsbert_fast.ops.attention import triton as attention_triton
 from cmsbert_fast.ops.capability import HAS_TRITON
+from tests.interpreter import INTERPRETED
 from tests.kernels.cms_attention.cases import DEVICE, runs_kernels
 
 
@@ -28,7 +30,7 @@ def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
                 continue
             tokens = longest.get(name.split("_")[0], 1 << 20)
             for head_size in (1, 64, 65, 128):
-                sizes = {"tokens": tokens, "head_size": head_size}
+                sizes = {"tokens": tokens, "head_size": head_size, "batch": 128}
                 config = tiles.configuration("cms_attention", name, "sm_90", item_size, **sizes)
                 assert config["num_warps"] in (4, 8)
     with pytest.raises(LookupError, match="no row"):
@@ -70,6 +72,64 @@ def test_the_tightest_row_of_the_table_wins_before_the_device(backwards: bool, m
         ("sm_80", 50, 65): 4,
         ("sm_90", 65, 64): 8,
     }
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_a_row_of_a_small_batch_serves_no_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And any batch is served by a row that names none: of two that fit, the one with the bound is tighter."""
+    tiles = attention_triton.kernels.launch.tiles
+    shared = {"kernel": "new", "item_size": 2}
+    rows = [
+        shared | {"device": "sm_90", "at_most": {"tokens": 64, "head_size": 64}, "config": {"num_warps": 1}},
+        shared | {"device": "*", "at_most": {"tokens": 64, "head_size": 64, "batch": 128}, "config": {"num_warps": 2}},
+        shared | {"device": "*", "at_most": {"tokens": 64, "head_size": 64, "batch": 32}, "config": {"num_warps": 4}},
+    ]
+    monkeypatch.setattr(tiles, "table", lambda: {"family": rows})
+    look_up = functools.partial(tiles.configuration.__wrapped__, "family", "new", "sm_90", 2, tokens=50, head_size=64)
+    assert [look_up(batch=batch)["num_warps"] for batch in (1, 32, 33, 128, 129)] == [4, 4, 2, 2, 1]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_the_tuner_draws_mosis_lengths() -> None:
+    from cmsbert_fast.kernels import tune as tuner
+
+    drawn = tuner.lengths(50, 1024)
+    assert drawn.max() == 50
+    assert drawn.min() >= 4
+    assert drawn.double().mean() == pytest.approx(14.8, abs=0.5)
+    assert not torch.equal(drawn, drawn.sort().values)
+    assert tuner.lengths(128, 1).tolist() == [128]
+    call, d_out = tuner.example(tuner.Workload(128, 500, 16, 3, "float32", "cpu"))
+    assert call.max_length == int(call.cu_seqlens.diff().max()) == 128
+    assert call.visual.max_length == int(call.visual.cu_seqlens.diff().max()) == 500
+    assert d_out.shape == call.query.shape
+
+
+@pytest.mark.skipif(not HAS_TRITON or INTERPRETED, reason="compiles; the interpreter is on or Triton is not installed")
+def test_the_tuner_compiles_candidates_without_running_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton is asked for: the kernel in question only, warming up, with the candidate's configuration."""
+    from triton.runtime.jit import JITFunction
+
+    from cmsbert_fast.kernels import tune as tuner
+
+    asked: list[tuple[str, bool, dict[str, int]]] = []
+
+    def run(self: Any, *_: Any, grid: Any, warmup: bool, **named: Any) -> None:
+        asked.append((self.fn.__name__, warmup, named))
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    work = tuner.Workload(50, 50, 64, 2, "bfloat16", "cpu")
+    call, d_out = tuner.example(work)
+    kernels = tuner.kernels_of(call, d_out)
+    assert kernels == ["short_forward", "short_backward", "short_gate_backward"]
+    assert asked == []
+    for kernel in kernels:
+        for candidate in tuner.candidates(kernel)[-2:]:
+            asked.clear()
+            tuner.compile_candidate(call, d_out, kernel, candidate)
+            ((name, warmup, named),) = asked
+            assert (name, warmup) == (f"{kernel}_kernel", True)
+            assert {key: named[key] for key in candidate} == candidate
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")

@@ -11,7 +11,16 @@ from cmsbert_fast import ModalityShift, cms_attention
 from cmsbert_fast.ops.attention import triton as attention_triton
 from cmsbert_fast.ops.capability import HAS_TRITON
 from tests.interpreter import INTERPRETED
-from tests.kernels.cms_attention.cases import DEVICE, DTYPES, all_classes, check, make_case, public, runs_kernels
+from tests.kernels.cms_attention.cases import (
+    DEVICE,
+    DTYPES,
+    all_classes,
+    check,
+    literal,
+    make_case,
+    public,
+    runs_kernels,
+)
 
 # Lengths 1, 7, 50, 63, 64, 65, 129; sequences without frames, without tokens, a modality absent.
 GRID: dict[str, dict[str, Any]] = {
@@ -88,6 +97,32 @@ def test_shape_classes_agree_in_float32(shape_class: str, activation: str) -> No
         torch.float32,
         tail=40,
     )
+
+
+@runs_kernels
+@all_classes
+@pytest.mark.parametrize(("scale", "gates"), [(10.0, 1.0), (100.0, 1.0), (1.0, 1e3)], ids=["1e2", "1e4", "gates"])
+def test_large_logits_in_float32(shape_class: str, scale: float, gates: float) -> None:
+    """Logits of 1e2 and 1e4 (float32 leaves them 1e-5 and 1e-3 to be wrong by), and gates of 1e3, which make both."""
+    case = make_case([20, 7], [9, 5], [5, 3], head_size=16, sizes=(20, 5))
+    case.query, case.key = ((x * scale).float().double() for x in (case.query, case.key))
+    for m in case.modalities:
+        m[0], m[1] = ((x * gates).float().double() for x in m[:2])
+    check(case, torch.float32)
+
+
+@runs_kernels
+@all_classes
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.05, 0.3])
+def test_tanh_near_0_is_exact_in_float32(shape_class: str, scale: float) -> None:
+    """Mean frames as small as their gates keep float32's relative precision: the weights' gradients show it."""
+    case = make_case([9, 7], [5, 3], [4, 2], head_size=16, sizes=(20, 5), activation="tanh")
+    for m in case.modalities:
+        m[0], m[1] = (x.mul(scale).float().double() for x in m[:2])
+    expected, actual = literal(case), public(case, torch.float32, "triton", True)
+    for weight in (7, 11):
+        error = (actual[weight] - expected[weight]).abs().max() / expected[weight].abs().max()
+        assert error < 32 * torch.finfo(torch.float32).eps
 
 
 @runs_kernels

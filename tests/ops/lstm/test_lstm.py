@@ -1,5 +1,7 @@
 """The packed LSTM, the library's, our operator and its compiled recurrence, against the literal reference."""
 
+import sys
+
 import pytest
 import torch
 
@@ -55,6 +57,36 @@ def test_equals_the_reference(run, lengths, device):
     )
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected_grad, rtol=0, atol=10 * tolerance)
+
+
+def test_parameters_become_one_piece_where_cudnn_takes_them(monkeypatch):
+    """What PyTorch is asked for: in the order and with the numbers of torch.nn.LSTM."""
+    asked = []
+    monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda tensor: tensor.dtype == torch.float32)
+    monkeypatch.setattr(torch, "_use_cudnn_rnn_flatten_weight", lambda: True)
+    monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", lambda *arguments: asked.append(arguments))
+    for name in (
+        "cmsbert_fast.ops.lstm.api",
+        "torch.backends.cudnn.rnn",
+    ):  # the library knows, which a CPU's build lacks
+        monkeypatch.setattr(sys.modules[name], "get_cudnn_mode", {"LSTM": 2}.get)
+    ours, theirs = PackedLSTM(3, 4), torch.nn.LSTM(3, 4, batch_first=True)
+    ours.to(torch.float64)
+    assert asked == []
+    ours.to(torch.float32)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    theirs.flatten_parameters()
+    assert len(asked) == 2
+    assert asked[0][1:] == asked[1][1:]
+    assert all(weight is own for weight, own in zip(asked[0][0], ours.parameters(), strict=True))
+
+
+@pytest.mark.cuda
+def test_cudnn_does_not_copy_the_weights(recwarn):
+    lstm = PackedLSTM(3, 8).to("cuda")
+    assert len({parameter.untyped_storage().data_ptr() for parameter in lstm.parameters()}) == 1
+    lstm(torch.randn(5, 3, device="cuda"), Packing(cumulative(torch.tensor([3, 2])).cuda(), 3)).sum().backward()
+    assert not [warning for warning in recwarn if "single contiguous chunk" in str(warning.message)]
 
 
 @pytest.mark.parametrize("run", [PackedLSTM.__call__, run_operator, run_library], ids=["module", "operator", "library"])
