@@ -75,6 +75,7 @@ def test_the_pickle_of_dialoguernn(files: Any, protocol: int, python2: bool) -> 
     tested = []
     for fold in range(1, 11):
         found = read_corpus(path, fold=fold)
+        assert "no example validates" not in str(found.report)
         assert sum(found.report.counts.values()) == 30
         tested += [example.id for example in found.splits.get("test", ())]
     assert len(set(tested)) == len(tested) == 30
