@@ -95,12 +95,14 @@ class DataRequest(DataOptions):
         """Everything but where the data are, by name."""
         return {name: getattr(self, name) for name in CHOICES}
 
-    def left_out(self, format: str) -> list[str]:
+    def left_out(self, format: str, takes_words: bool = False) -> list[str]:
         """The modalities to leave out of a format that has one stream of each.
 
         Raises:
-            DataError: A stream is named, although there is nothing to choose.
+            DataError: A stream is named, although there is nothing to choose, or words, and they are not taken.
         """
+        if self.words is not None and not takes_words:
+            raise DataError(f"Leave out --words: {format} data have words of their own.")
         if not self.average_words:
             raise DataError(f"Leave out --average-words: {format} data have no stream of words with times.")
         if self.columns is not None:

@@ -89,6 +89,7 @@ class Classifier(PreTrainedModel):
             once only.
         takes_bert_head: Whether the head of a BertForSequenceClassification checkpoint is loaded; its number of outputs
             must then match.
+        own_settings: Training settings that it reads and not every system does.
         output_class: What :meth:`forward` returns; rows and terms that it has no field for are left out.
     """
 
@@ -100,6 +101,7 @@ class Classifier(PreTrainedModel):
     parameter_groups: ClassVar[Sequence[str]] = ("bert", "new")
     has_global_terms: ClassVar[bool] = False
     takes_bert_head: ClassVar[bool] = False
+    own_settings: ClassVar[Collection[str]] = ()
     output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutput
 
     def rows(self, **inputs: Any) -> dict[str, Tensor]:

@@ -23,6 +23,9 @@ NEEDS = {
 }
 
 
+OF_WORDS = frozenset({"word_frames", "frames_of_words"})  # the needs of systems that work word by word
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A system that can be trained: a row of the paper's tables.
@@ -47,7 +50,7 @@ class Variant:
     @property
     def multimodal(self) -> bool:
         """Whether it reads frames."""
-        return bool(self.needs & {"frames", "word_frames", "frames_of_words"})
+        return bool(self.needs & {"frames", *OF_WORDS})
 
 
 _CMSBERT = "cmsbert_fast.models.cmsbert.modeling_cmsbert:CMSBertForSequenceClassification"

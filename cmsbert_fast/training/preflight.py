@@ -14,8 +14,8 @@ from cmsbert_fast.data.example import MODALITIES, SPLITS, Alignment, Corpus, Out
 from cmsbert_fast.data.task import warnings_of
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.encoding import fits, tokenize
-from cmsbert_fast.models.registry import NEEDS, VARIANTS
-from cmsbert_fast.training import checkpoint, distributed, folders, resume, saved_runs
+from cmsbert_fast.models.registry import NEEDS, OF_WORDS, VARIANTS
+from cmsbert_fast.training import checkpoint, distributed, folders, resume, saved_runs, unread
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.build import Loaded, load
 from cmsbert_fast.training.command import Command
@@ -85,7 +85,6 @@ _NEEDS = {
     ),
     "regression": Need(lambda given: given.corpus.classes is None, "choose another --label or train another --variant"),
 }
-_OF_WORDS = frozenset({"word_frames", "frames_of_words"})
 
 
 class Data(NamedTuple):
@@ -166,6 +165,8 @@ def _check_runs(
             found = check(settings, corpus, ranks, vectors)
             vectors_are_read = vectors_are_read or reads_vectors(found[0].config)
             check_pieces(settings, corpus, found[1], say)
+            for sentence in unread.of_run(settings, corpus, found[0]):
+                say(f"warning: {sentence}", file=sys.stderr)
             if all(fold != settings.fold for _, fold in checked):  # the tokenizer is that of all runs
                 for sentence in check_texts(corpus, found[1], settings.max_length, SPLITS):
                     corpus.report.note(sentence)
@@ -175,6 +176,8 @@ def _check_runs(
             del found
     if runs[0].word_vectors is not None and not vectors_are_read:
         raise UsageError("Leave out --word-vectors: no --variant of this command reads word vectors.")
+    for sentence in unread.of_no_run(runs):
+        say(f"warning: {sentence}", file=sys.stderr)
     return data, loaded
 
 
@@ -219,7 +222,7 @@ def check_pieces(settings: TrainingSettings, corpus: Corpus, tokenizer: Any, say
     Raises:
         UsageError: It is most of them: the source's tokenizer is another.
     """
-    if not VARIANTS[settings.variant].needs & _OF_WORDS:
+    if not VARIANTS[settings.variant].needs & OF_WORDS:
         return
     known = [outline for outline in _outlines(corpus) if outline.alignment is Alignment.PIECES]
     wrong = 0

@@ -78,5 +78,8 @@ def test_what_is_left_out_of_formats_without_streams() -> None:
     assert DataRequest.of("x", visual="none", acoustic=("none",)).left_out("MMSA") == ["visual", "acoustic"]
     with pytest.raises(DataError, match="Leave out --average-words: MMSA data have no stream of words"):
         DataRequest.of("x", average_words=False).left_out("MMSA")
+    with pytest.raises(DataError, match="Leave out --words: MMSA data have words of their own"):
+        DataRequest.of("x", words="TimestampedWords").left_out("MMSA")
+    assert DataRequest.of("x", words="words.tsv").left_out("MulT", takes_words=True) == []
     with pytest.raises(DataError, match="Leave out --acoustic: MMSA data"):
         DataRequest.of("x", acoustic="none,none").left_out("MMSA")

@@ -22,6 +22,7 @@ from cmsbert_fast.data.text import words_of
 from cmsbert_fast.data.untrusted import content, limits
 from cmsbert_fast.data.untrusted.records import Array
 
+FORMAT = "MulT"
 _MODALITY = {"visual": "vision", "acoustic": "audio"}
 _CLOSE = 0.05  # seconds by which the times of one segment may differ between files
 
@@ -105,7 +106,7 @@ def mult_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> So
 
     return Source(
         name=path.stem,
-        format="MulT",
+        format=FORMAT,
         path=path,
         files=[path, table],
         groups=splits_of(root, path),

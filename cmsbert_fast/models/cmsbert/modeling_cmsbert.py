@@ -6,8 +6,8 @@ backend, and on "torch" on a GPU; padded batches under torch.compile, whose shap
 """
 
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -165,6 +165,7 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
     """Base of the models with a head: the encoder, and the path from inputs to rows and losses."""
 
     operators = ("attention", "linear")
+    own_settings: ClassVar[Collection[str]] = ("gate_activation",)
     inputs = Inputs._fields
     output_class = CMSBertClassifierOutput
 
@@ -262,6 +263,7 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
     """
 
     has_global_terms = True
+    own_settings = ("gate_activation", "projection_size", "temperature", "smoothing", "threshold", "momentum")
     nu: Tensor
 
     def __init__(self, config: CMSBertConfig):
