@@ -112,7 +112,7 @@ def _both(
     with ThreadPoolExecutor(1) as pool:
         try:
             following = None
-            if account.media["video"] is None:
+            if tools.tracker is not None and account.media["video"] is None:
                 account.conditions.append(outcomes.NO_PICTURE)
             elif tools.tracker is not None:
                 target = folder / FACE / f"{name}.csv"
