@@ -223,6 +223,8 @@ def _voice(sound: Sound, target: Path, account: Account, progress: Progress) -> 
     }
     if sound.lost:
         account.conditions.append(outcomes.DAMAGED)
+    if account.media["audio"]["rate"] < RATE:
+        account.conditions.append(outcomes.NARROW)
 
 
 def _words(

@@ -200,7 +200,7 @@ def test_pitch_is_that_of_the_sound_whatever_its_rate(tmp_path: Path, rate: int,
     video = write_media(tmp_path / "a.wav", sound=sound, rate=rate, layout=layout, codecs=("", "pcm_s16le"))
     options = ExtractOptions(transcript=texts(tmp_path / "t", a="ah"), align=False, face=False)
     summary = extract([video], tmp_path / "out", options)
-    assert summary.counts == {"extracted": 1}
+    assert summary.counts == {"narrow sound" if rate < RATE else "extracted": 1}
     rows = table(tmp_path / "out" / "voice" / "a.csv", ",")
     f0 = np.array([float(row["f0"]) for row in rows])
     assert len(f0) == 200
