@@ -11,7 +11,7 @@ EXTRACTED = "extracted"
 UNREADABLE, TRACKER_FAILED, NO_TRANSCRIPT = "unreadable", "face tracker failed", "no transcript"
 NO_SPEECH, NO_FIT = "no speech", "transcript does not fit"
 NO_SOUND, NO_PICTURE, NO_FACE = "no sound", "no picture", "no face"
-DOUBTFUL, DAMAGED, SEVERAL = "doubtful transcript", "damaged", "several faces"
+DOUBTFUL, DAMAGED, SEVERAL, NARROW = "doubtful transcript", "damaged", "several faces", "narrow sound"
 # What each means. A video may have several; the first of them in this order is its outcome.
 MEANINGS = {
     UNREADABLE: "it cannot be decoded; it has no segments",
@@ -20,11 +20,12 @@ MEANINGS = {
     NO_SPEECH: "nobody speaks; it has no segments",
     NO_FIT: "most words of its transcript are not in the sound; it has no segments",
     NO_SOUND: "it has no sound: no voice, and words have no times of their own",
-    NO_PICTURE: "it has no moving picture: no face",
-    NO_FACE: "no picture shows a face",
+    NO_PICTURE: "it has no moving picture: no measures of a face",
+    NO_FACE: "no picture shows a face: no measures of one",
     DOUBTFUL: "the sound fits its transcript badly: another text, or much noise; listen to it",
     DAMAGED: "parts cannot be decoded; the rest is used",
     SEVERAL: "a tenth of its pictures or more show several faces; one is followed",
+    NARROW: "its sound has fewer than 16,000 samples a second: cepstrum and slope do not compare with other videos'",
     EXTRACTED: "words, voice and face, as far as they were asked for",
 }
 RETRIED = (UNREADABLE, TRACKER_FAILED, NO_TRANSCRIPT)

@@ -112,7 +112,7 @@ def _both(
     with ThreadPoolExecutor(1) as pool:
         try:
             following = None
-            if account.media["video"] is None:
+            if tools.tracker is not None and account.media["video"] is None:
                 account.conditions.append(outcomes.NO_PICTURE)
             elif tools.tracker is not None:
                 target = folder / FACE / f"{name}.csv"
@@ -223,6 +223,8 @@ def _voice(sound: Sound, target: Path, account: Account, progress: Progress) -> 
     }
     if sound.lost:
         account.conditions.append(outcomes.DAMAGED)
+    if account.media["audio"]["rate"] < RATE:
+        account.conditions.append(outcomes.NARROW)
 
 
 def _words(

@@ -136,6 +136,7 @@ def options() -> dict[str, Any]:
         "cmsbert_fast.predict": ("cmsbert_fast.predict",),
         "cmsbert_fast.data convert": ("cmsbert_fast.data", "convert"),
         "cmsbert_fast.data inspect": ("cmsbert_fast.data", "inspect"),
+        "cmsbert_fast.extract": ("cmsbert_fast.extract",),
     }
     found: dict[str, Any] = {name: _read_help(call(*command, "--help")[1]) for name, command in programs.items()}
     status, _, message = call(TRAIN, "--variant", "unknown")

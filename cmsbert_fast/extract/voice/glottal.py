@@ -147,7 +147,7 @@ _RECTANGLES: dict[int, float] = {}
 def _harmonics(derivative: np.ndarray, f0: np.ndarray, rate: int) -> np.ndarray:
     """H1 - H2 in dB: the highest levels within a quarter of the fundamental around it and its double."""
     window = np.hanning(derivative.shape[1])
-    size = 4 * _FFT
+    size = 2 * _FFT
     level = 20 * np.log10(np.abs(np.fft.rfft(derivative * window, size)) + 1e-12)
     hertz = np.fft.rfftfreq(size, 1 / rate)
     near = [np.where(np.abs(hertz - n * f0[:, None]) < 0.25 * f0[:, None], level, -np.inf).max(axis=1) for n in (1, 2)]

@@ -156,7 +156,7 @@ class _Piece(NamedTuple):
 
 
 def _loud(samples: np.ndarray) -> np.ndarray:
-    """Which frames are not silent, against the loudest of the sound; some hold more than silence where all are quiet."""
+    """Which frames are not silent, against the loudest of the sound."""
     count = len(samples) // _FRAME
     level = np.zeros(count, dtype=np.float32)
     for first in range(0, count, 10_000):
@@ -166,8 +166,10 @@ def _loud(samples: np.ndarray) -> np.ndarray:
 
 
 def _next_loud(loud: np.ndarray, at: int) -> int:
-    """Where to go on from a sample: shortly before the next frame that is not silent. In silence alone, the first words
-    of a text would fit somehow."""
+    """Where to go on from a sample: shortly before the next frame that is not silent.
+
+    In silence alone, the first words of a text would fit somehow.
+    """
     frame = at // _FRAME
     ahead = np.flatnonzero(loud[frame:])
     if not len(ahead):
