@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.nodeid in known]
     items[:] = [item for item in items if item.nodeid not in known]
     config.hook.pytest_deselected(items=left_out)
-    if items:
+    if items and not config.option.collectonly:
         lines.begin(_path, measure.machine(_device()))
 
 

@@ -147,7 +147,7 @@ def tune(
             choice.launched.clear()
             run()
             best = milliseconds(run)
-            for kernel in dict.fromkeys(choice.launched):
+            for kernel in [name for name in dict.fromkeys(choice.launched) if name in CANDIDATES]:
                 best, refused = choice.improve(kernel, run, best, milliseconds)
                 if refused:
                     left_out[kernel] += refused
@@ -279,26 +279,29 @@ def write(winners: list[dict[str, Any]]) -> None:
     tiles.write(families)
 
 
-def find(work: Workload, processes: int) -> tuple[list[dict[str, Any]], Counter[str]]:
+def milliseconds(run: Callable[[], Any]) -> float:
+    """The device's time of a call, as a CUDA graph."""
+    return triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median")
+
+
+def find(work: Workload, processes: int, timer: Timer = milliseconds) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Rows for the table that beat it on this device; and how many candidates of each kernel could not run.
 
     Args:
         work: What to tune for.
-        processes: How many compile.
+        processes: How many compile beforehand; 0 = each candidate is compiled when its turn comes.
+        timer: Times a call.
     """
-    compile_ahead(work, processes)
+    if processes:
+        compile_ahead(work, processes)
     call, d_out = example(work)
     left_out: Counter[str] = Counter()
-    winners = tune(call, d_out, _milliseconds, left_out)
+    winners = tune(call, d_out, timer, left_out)
     tokens = {"short": SHORT_TOKENS, "medium": MEDIUM_TOKENS, "long": 1 << 30}[call.shape_class]
     at_most = {"tokens": tokens, "head_size": 64 if work.head_size <= 64 else MAX_HEAD_SIZE, "batch": work.batch}
     item_size = getattr(torch, work.dtype).itemsize
     where = {"device": common.device_class(call.query.device), "item_size": item_size, "at_most": at_most}
     return [{"kernel": kernel, **where, "config": config} for kernel, config in winners.items()], left_out
-
-
-def _milliseconds(run: Callable[[], Any]) -> float:
-    return triton.testing.do_bench_cudagraph(run, rep=50, return_mode="median")
 
 
 def main() -> None:

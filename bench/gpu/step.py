@@ -1,0 +1,75 @@
+"""Stage "step": a training step of each system: the host's part, the device's, and how many launches it takes."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from bench import measure, names
+from bench.gpu import kernels
+from bench.gpu.runner import Context, each
+from bench.rivals.models import MagBert, TextBert
+from bench.steps import Trainer, autocast, clr, mag, of_pieces, plain_step
+from bench.workload import PADDED_LENGTH, ModelBatch, draw_lengths, make_config
+from cmsbert_fast import CMSBertForSequenceClassification
+
+SYSTEMS = [names.CLR, names.CMS, names.BERT, names.MAG_BERT, names.TEXT_BERT, names.MAG]
+
+
+class Case(NamedTuple):
+    """A system and a batch."""
+
+    system: str
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.system}, MOSI lengths, batch {self.batch}"
+
+
+def run(context: Context) -> None:
+    """All systems at both batches."""
+    device = torch.device(context.device)
+    systems, batches = ([names.BERT], [2]) if context.rehearsal else (SYSTEMS, [names.PAPER_BATCH, names.BATCH])
+    cases = [Case(system, batch) for batch in batches for system in systems]
+    each(context, "step", cases, lambda case: measure_case(case, device))
+
+
+def measure_case(case: Case, device: torch.device) -> dict[str, Any]:
+    """Seconds of a step, of its launching, of its kernels; and how many there are."""
+    call = make_step(case, device)
+    rounds = 11 if device.type == "cuda" else 1
+    for _ in range(min(3, rounds)):
+        if not torch.isfinite(call()):
+            raise FloatingPointError("the loss is not finite")
+    (seconds,) = measure.take_turns({"run": call}, device, 4.0, fewest=min(5, rounds), most=rounds).values()
+    found = {"eager": sorted(seconds)[len(seconds) // 2], "host": kernels.host(call, device, min(3, rounds))}
+    return found | kernels.by_kernel(call, device, min(3, rounds))
+
+
+def make_step(case: Case, device: torch.device) -> Callable[[], Any]:
+    """The step as a function without arguments. On a GPU ours run in bfloat16, MAG-BERT's way as its authors run it."""
+    config = make_config("BERT-base" if device.type == "cuda" else "tiny")
+    lengths = draw_lengths("mosi", case.batch)
+
+    def half(forward: Callable[[], Any]) -> Callable[[], Any]:
+        return autocast(forward, device) if device.type == "cuda" else forward
+
+    if case.system == names.TEXT_BERT:
+        batch, text = ModelBatch.draw(config, lengths, device), TextBert(config).to(device).train()
+        return plain_step(text, half(lambda: text(batch.padded)[1]))
+    if case.system == names.MAG_BERT:
+        batch = ModelBatch.draw(config, lengths, device, PADDED_LENGTH)
+        rival = MagBert(mag(config, device)).to(device).train()
+        return plain_step(rival, lambda: rival(batch.padded)[1])
+    batch = ModelBatch.draw(config, lengths, device)
+    torch.manual_seed(0)
+    inputs: Any = batch.packed
+    if case.system == names.CLR:
+        model = clr(config, device)
+    elif case.system == names.MAG:
+        model, inputs = mag(config, device), of_pieces(batch.packed)
+    else:
+        if case.system == names.BERT:
+            config.cms_layers = []
+        model = CMSBertForSequenceClassification(config).to(device).train()
+    return Trainer(model, device).step(half(lambda: model(**inputs).loss))
