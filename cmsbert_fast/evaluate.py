@@ -18,7 +18,7 @@ from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.predict import check_options, predict_corpus, read_for, say_of_texts
+from cmsbert_fast.predict import check_options, predict_corpus, read_for, say_of_words
 from cmsbert_fast.training import figures, strict_json
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.command import Parser
@@ -68,7 +68,7 @@ def _run(given: argparse.Namespace) -> None:
     corpus = read_for(model, DataRequest.of(given.data, **options_in(given), task=task))
     split = given.split or ("test" if "test" in corpus.splits else "all")
     one = None if split == "all" and split not in corpus.splits else split
-    say_of_texts(corpus, processor, one)
+    say_of_words(corpus, model, processor, one)
     predictions, classes = predict_corpus(model, processor, corpus, device, one, given.batch_size)
     predictions = dataclasses.replace(predictions, labels=true_labels(model, corpus, one, classes))
     labels = _labels(corpus, classes, model)

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import MODALITIES, Corpus
+from cmsbert_fast.data.example import MODALITIES, Corpus, outlines
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.base import Classifier
@@ -29,7 +29,7 @@ from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.exits import exit_status
-from cmsbert_fast.training.preflight import frames_have_words
+from cmsbert_fast.training.preflight import frames_have_words, unread_pieces
 from cmsbert_fast.training.report import prediction_rows, write_csv
 from cmsbert_fast.training.texts import check_texts
 
@@ -46,7 +46,7 @@ def _run(given: argparse.Namespace) -> None:
     device = find_device(given.device)
     note = f"  labels are not read; metrics: python -m cmsbert_fast.evaluate {given.checkpoint} --data {given.data}\n"
     corpus = read_for(model, DataRequest.of(given.data, **options_in(given), labels=False), note)
-    say_of_texts(corpus, processor, given.split)
+    say_of_words(corpus, model, processor, given.split)
     predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
     several = model.config.problem_type == "multi_label_classification"
     _write(prediction_rows(predictions, classes or (), several), given.output)
@@ -74,10 +74,24 @@ def read_for(model: Classifier, request: DataRequest, note: str = "") -> Corpus:
     return corpus
 
 
-def say_of_texts(corpus: Corpus, processor: CMSBertProcessor, split: str | None) -> None:
-    """Prints how many texts of a split are cut and what the tokenizer does not know; ``split`` None = of all."""
+def say_of_words(corpus: Corpus, model: Classifier, processor: CMSBertProcessor, split: str | None) -> None:
+    """Prints what a model does not read of the words of a split; ``split`` None = of all.
+
+    How many texts are cut, what the tokenizer does not know, which words have no vector, and whose frames belong to
+    other word pieces.
+
+    Raises:
+        UsageError: The tokenizer knows nothing of it.
+    """
     wanted = [split] if split is not None and split in corpus.splits else None
-    for sentence in check_texts(corpus, processor.tokenizer, processor.max_length, wanted):
+    found = check_texts(corpus, processor.tokenizer, processor.max_length, wanted)
+    if processor.word_vectors is not None:
+        words = (word for name in wanted or corpus.splits for o in outlines(corpus.splits[name]) for word in o.words)
+        found.append(processor.word_vectors.coverage(words))
+    if model.frame_level is not FrameLevel.UTTERANCE:
+        unread = unread_pieces(corpus, processor.tokenizer, processor.max_length)
+        found += [f"{unread}; none of theirs are read"] if unread else []
+    for sentence in found:
         print(printable(f"  {sentence}"), file=sys.stderr)
 
 

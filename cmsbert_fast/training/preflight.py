@@ -224,19 +224,28 @@ def check_pieces(settings: TrainingSettings, corpus: Corpus, tokenizer: Any, say
     """
     if not VARIANTS[settings.variant].needs & OF_WORDS:
         return
+    sentence = unread_pieces(corpus, tokenizer, settings.max_length)
+    if sentence:
+        say(f"  {sentence}; {settings.variant} reads none of theirs")
+
+
+def unread_pieces(corpus: Corpus, tokenizer: Any, max_length: int) -> str | None:
+    """A sentence about the utterances whose frames belong to other word pieces; a system of words reads none of them.
+
+    Raises:
+        UsageError: As :func:`check_pieces`.
+    """
     known = [outline for outline in _outlines(corpus) if outline.alignment is Alignment.PIECES]
     wrong = 0
     for outline in known:
-        pieces = tokenize(tokenizer, outline.words, settings.max_length)
+        pieces = tokenize(tokenizer, outline.words, max_length)
         wrong += not all(fits(count, pieces) for count in (outline.visual, outline.acoustic) if count)
     if 2 * wrong > len(known):
         raise UsageError(
             f"{wrong} of {len(known)} utterances of {corpus.name} have frames of other word pieces than this model's; "
-            "give a --model with the tokenizer that the data were aligned with, or train another --variant."
+            "give a model with the tokenizer that the data were aligned with, or one that needs no frames of words."
         )
-    if wrong:
-        found = f"{wrong} of {len(known)} utterances have frames of other word pieces than this model's"
-        say(f"  {found}; {settings.variant} reads none of theirs")
+    return f"{wrong} of {len(known)} utterances have frames of other word pieces than this model's" if wrong else None
 
 
 def check_data(corpus: Corpus) -> None:

@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import BertModel
+from transformers import BertModel, BertTokenizerFast
 
+from cmsbert_fast import CMSBertForSequenceClassification, CMSBertProcessor
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import Alignment, Corpus, Example
 from cmsbert_fast.data.report import ReadReport
+from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.processing import WORD_VECTORS
-from cmsbert_fast.predict import predict_corpus
+from cmsbert_fast.predict import predict_corpus, say_of_words
 from cmsbert_fast.training import preflight
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.errors import UsageError
@@ -126,6 +128,27 @@ def test_frames_of_other_pieces_are_counted(bert, monkeypatch):
     corpus = Corpus("tiny", {"train": other}, 3, 3, ReadReport("tiny"))
     with pytest.raises(UsageError, match="3 of 3 utterances of tiny have frames of other word pieces"):
         preflight.check_pieces(settings, corpus, load_tokenizer(str(bert)), said.append)
+
+
+def test_prediction_says_what_it_does_not_read(bert, capsys):
+    """Words without a vector, and frames of other word pieces."""
+    fits, other = np.ones((2, 3), np.float32), np.ones((3, 3), np.float32)
+    texts = [(("good", "film"), fits), (("bad", "film"), fits), (("good", "xyz"), other)]
+    examples = [Example(str(k), text, None, f, f, Alignment.PIECES) for k, (text, f) in enumerate(texts)]
+    corpus = Corpus("tiny", {"test": examples, "more": examples[:1]}, 3, 3, ReadReport("tiny"))
+    processor = CMSBertProcessor(BertTokenizerFast.from_pretrained(bert))
+    processor.word_vectors = WordVectors(np.ones((3, 2), np.float32), ("good", "film"), "here")
+    say_of_words(corpus, word_level.WordLevel, processor, "test")
+    printed = capsys.readouterr().err
+    assert "for 2 of 4 words and 66.7% of the text; the others get the mean vector" in printed
+    assert "1 of 4 utterances have frames of other word pieces than this model's; none of theirs are read" in printed
+    processor.word_vectors = None
+    say_of_words(corpus, CMSBertForSequenceClassification, processor, "more")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UsageError, match="2 of 2 utterances of tiny have frames of other word pieces"):
+        say_of_words(
+            Corpus("tiny", {"test": examples[2:] * 2}, 3, 3, ReadReport("tiny")), word_level.WordLevel, processor, None
+        )
 
 
 @pytest.mark.parametrize("source", ["file", "bert"])
