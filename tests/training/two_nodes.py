@@ -28,8 +28,8 @@ NODES = {"cmsbert-a": "10.77.0.1", "cmsbert-b": "10.77.0.2"}  # nobody outside t
 CABLE = "cable"
 PORT = 29417
 LONGEST = 1500.0  # seconds of a run
-RUN = ["--variant", "cmsbert-clr", "--seeds", "0", "--figures", "false"]
-FILES = ("results.json", "predictions.csv", "log.jsonl")
+RUN = ["--variant", "cmsbert-clr", "--seeds", "0"]
+FILES = ("predictions.csv", "log.jsonl")
 
 
 def ip(*arguments: str, node: str | None = None) -> None:
@@ -96,7 +96,7 @@ def wait(processes: list[subprocess.Popen]) -> None:
 
 def validated(output: Path) -> int:
     """Epochs that the run's log holds."""
-    return sum(log.read_text().count('"epoch"') for log in output.glob("*/*/log.jsonl"))
+    return sum(log.read_text().count('"event": "valid"') for log in output.glob("*/*/log.jsonl"))
 
 
 def unbroken(output: Path, epochs: int) -> None:
@@ -116,7 +116,7 @@ def broken(output: Path, epochs: int) -> None:
                 raise SystemExit("the run ended before the node could die")
             time.sleep(0.05)
         kill(victim)
-        print(f"the second node died after line {validated(output)} of the log", flush=True)
+        print(f"the second node died after {validated(output)} validations", flush=True)
         ip("link", "set", CABLE, "down", node=second)
         time.sleep(10)
         if running.poll() is not None:
