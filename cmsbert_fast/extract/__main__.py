@@ -14,9 +14,7 @@ _NOTHING = 1  # exit status where no video has a segment
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cmsbert_fast.extract", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "videos", nargs="+", type=Path, metavar="VIDEO", help="files or folders; sound alone is fine"
-    )
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="files or folders; sound alone is fine")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to write or to continue"
     )
@@ -33,9 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="what is said: a .txt, .srt or .vtt file, or a folder with one of each video's name",
     )
-    words.add_argument(
-        "--asr", type=Path, metavar="DIR", help="a faster-whisper model, for what has no transcript"
-    )
+    words.add_argument("--asr", type=Path, metavar="DIR", help="a faster-whisper model, for what has no transcript")
     words.add_argument("--language", default="en", metavar="NAME", help="of the speech, for --asr (default: en)")
     words.add_argument(
         "--no-align", dest="align", action="store_false", help="no times of words; a plain text is one segment"

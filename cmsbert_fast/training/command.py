@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import itertools
 import math
 import typing
@@ -11,12 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmsbert_fast import commandline
+from cmsbert_fast.commandline import examples, shown
 from cmsbert_fast.data.request import DataOptions
+from cmsbert_fast.data.task import TASKS
 from cmsbert_fast.models.registry import VARIANTS
+from cmsbert_fast.ops.attention.types import ACTIVATIONS
+from cmsbert_fast.ops.dispatch import BACKENDS
+from cmsbert_fast.training import presets
 from cmsbert_fast.training.conversion import MAPPINGS, assignments, converted, layered, read_yaml
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.saved_runs import saved_runs
-from cmsbert_fast.training.settings import TrainingSettings, settings_from
+from cmsbert_fast.training.settings import SCHEDULES, TrainingSettings, settings_from
 
 _RUNS = 1000  # of a command
 RUN_AXES = ("fold", "variant", "seed")  # each value of these is a run of its own
@@ -50,31 +55,45 @@ GROUPS = {
     "loss of CMSBERT-CLR": "temperature smoothing threshold momentum",
     "machine and checkpoints": ("device threads precision backend checkpoint_every_epochs checkpoint_every_steps"),
 }
+_SUGGESTED: dict[str, Sequence[str]] = {
+    "variant": tuple(VARIANTS),
+    "schedule": SCHEDULES,
+    "task": TASKS,
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("fp32", "bf16"),
+    "backend": BACKENDS,
+    "gate_activation": ACTIVATIONS,
+}
 _PLACEHOLDERS = {int: "N", float: "X", bool: "BOOL", str: "NAME"}
 
 
-class Parser(argparse.ArgumentParser):
-    """Raises UsageError instead of printing and exiting, so all errors reach the user the same way."""
+class Parser(commandline.Parser):
+    """The parser of the commands that train, test or use a model."""
 
-    def error(self, message: str) -> typing.NoReturn:
-        known = [flag for action in self._actions for flag in action.option_strings]
-        wrong = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
-        near = [match for word in wrong for match in difflib.get_close_matches(word, known, n=1)]
-        advice = f"did you mean {near[0]}?" if "unrecognized" in message and near else "see --help."
-        raise UsageError(f"{message[0].upper()}{message[1:]}; {advice}")
+    failure = UsageError
 
 
-def _parser(embedded: Mapping[str, Any]) -> Parser:
+def command_parser(prog: str = "train.py", embedded: Mapping[str, Any] | None = None) -> Parser:
     """The parser; ``embedded`` are the settings of the embedded corpus, which --help tells too."""
     parser = Parser(
-        prog="train.py",
-        usage="train.py [OPTION ...]",
+        prog=prog,
+        usage=f"{prog} [OPTION ...]",
         description="Trains CMSBERT-CLR and its variants. Without arguments: text-only BERT and CMSBERT-CLR on the "
         "embedded corpus. Under torchrun: on several CPUs or GPUs.",
+        epilog=examples(
+            "%(prog)s",
+            "%(prog)s --config mosi --data DIR --seeds 0 1 2",
+            "%(prog)s --data DIR --model CHECKPOINT --variant cmsbert-clr --epochs 15 --output runs/mine",
+            "%(prog)s --config misa-mosi --data DIR --device cuda --precision bf16",
+            "%(prog)s --resume runs/mine",
+        ),
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with any of these settings")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with any of these settings, or the name of published ones: " + ", ".join(presets.presets()),
+    )
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="folder for the runs (default: a new one in runs/)"
     )
@@ -91,7 +110,7 @@ def _parser(embedded: Mapping[str, Any]) -> Parser:
     for title, names in groups.items():
         group = parser.add_argument_group(title)
         for name in names:
-            _add_setting(group, fields[name], embedded)
+            _add_setting(group, fields[name], embedded or {})
     return parser
 
 
@@ -107,23 +126,19 @@ def _add_setting(group: Any, f: "dataclasses.Field[Any]", embedded: Mapping[str,
     if f.name in RUN_AXES:
         text += "; several: one run each"
     if f.default not in (dataclasses.MISSING, ()):
-        default = f"default: {_shown(f.default)}"
+        default = f"default: {shown(f.default)}"
         if f.name in embedded and embedded[f.name] != f.default:
-            default += f"; for the embedded corpus {_shown(embedded[f.name])}"
+            default += f"; for the embedded corpus {shown(embedded[f.name])}"
         text += f" ({default})"
     kind = next((k for k in typing.get_args(hint) or (hint,) if k in _PLACEHOLDERS), str)
     metavar = f.metadata["metavar"] if f.metadata["metavar"] != "VALUE" else _PLACEHOLDERS[kind]
-    group.add_argument(*flags, dest=f.name, nargs="+" if several else None, metavar=metavar, help=text)
+    action = group.add_argument(*flags, dest=f.name, nargs="+" if several else None, metavar=metavar, help=text)
+    action.suggested = _SUGGESTED.get(f.name)  # for completion; what is allowed, the settings say
 
 
-def _shown(value: Any) -> str:
-    """A default as it is given on the command line."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
+def parse_command(
+    arguments: Sequence[str], embedded_config: Path = presets.EMBEDDED, prog: str = "train.py"
+) -> Command:
     """Reads the command line of ``train.py``.
 
     Values come from the command line, else from the YAML file of ``--config``, else, for the embedded corpus, from
@@ -134,13 +149,13 @@ def parse_command(arguments: Sequence[str], embedded_config: Path) -> Command:
         UsageError: A name is unknown, a value has the wrong type or is out of range, or a file cannot be read.
     """
     asked = bool({"-h", "--help"} & set(arguments)) and Path(embedded_config).is_file()
-    given = vars(_parser(read_yaml(embedded_config) if asked else {}).parse_args(arguments))
+    given = vars(command_parser(prog, read_yaml(embedded_config) if asked else {}).parse_args(arguments))
     config, output, resume = given.pop("config", None), given.pop("output", None), given.pop("resume", False)
     for name in MAPPINGS:
         if name in given:
             given[name] = assignments(name.replace("_", "-"), given[name])
 
-    values = layered(read_yaml(config) if config else {}, given)
+    values = layered(read_yaml(presets.find(config)) if config else {}, given)
     if isinstance(resume, str):
         return _resumed(Path(resume), output, values)
     if values.get("data", "embedded") == "embedded":

@@ -14,10 +14,20 @@ import transformers
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.text import printable
-from cmsbert_fast.training import distributed, figures, folders, preflight, report, resume, strict_json, text_features
+from cmsbert_fast.training import (
+    distributed,
+    figures,
+    folders,
+    preflight,
+    presets,
+    report,
+    resume,
+    strict_json,
+    text_features,
+)
 from cmsbert_fast.training.backends import backend_report, precision_warning
 from cmsbert_fast.training.build import Loaded
-from cmsbert_fast.training.command import Command, parse_command
+from cmsbert_fast.training.command import Command, command_parser, parse_command
 from cmsbert_fast.training.disk import explained
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
@@ -27,16 +37,19 @@ from cmsbert_fast.training.signals import StopRequest, stop_with_torchrun
 from cmsbert_fast.training.tested import load_and_test
 from cmsbert_fast.training.trainer import Trainer
 
+__all__ = ["command_parser", "main", "run", "run_all"]
+
 EXIT_USAGE = 2
 EXIT_NOT_FINITE = 3
 
 
-def main(arguments: Sequence[str], embedded_config: Path) -> int:
-    """Runs ``train.py``.
+def main(arguments: Sequence[str], embedded_config: Path = presets.EMBEDDED, prog: str = "train.py") -> int:
+    """Runs ``train.py``, which is ``cmsbert train``.
 
     Args:
         arguments: The command line, without the program.
         embedded_config: Settings for the embedded corpus.
+        prog: The name of the program.
 
     Returns:
         The exit status: 0 success, 2 user error, 3 loss not finite, 128 + n stopped by signal n.
@@ -47,7 +60,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
     stop_with_torchrun()
     stop = StopRequest()
     try:
-        command = parse_command(arguments, embedded_config)
+        command = parse_command(arguments, embedded_config, prog)
         if command.runs[0].threads is not None:
             torch.set_num_threads(command.runs[0].threads)
         ranks = distributed.start(command.runs[0].device)

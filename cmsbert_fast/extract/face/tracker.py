@@ -95,7 +95,9 @@ class Wheel:
         points = None
         if found:
             scale = (width, height, width)
-            points = np.array([(p.x, p.y, p.z) for p in found[0].landmark], dtype=np.float32) * np.array(scale, np.float32)
+            points = np.array([(p.x, p.y, p.z) for p in found[0].landmark], dtype=np.float32) * np.array(
+                scale, np.float32
+            )
         return max(self._count, int(points is not None)), self._confidence, points
 
     def _look(self, picture, time):
