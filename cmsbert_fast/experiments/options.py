@@ -1,5 +1,6 @@
 """The command line of the experiments."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

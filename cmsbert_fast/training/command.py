@@ -21,7 +21,7 @@ from cmsbert_fast.training import presets
 from cmsbert_fast.training.conversion import MAPPINGS, assignments, converted, layered, read_yaml
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.saved_runs import saved_runs
-from cmsbert_fast.training.settings import SCHEDULES, TrainingSettings, settings_from
+from cmsbert_fast.training.settings import SCHEDULES, TRACKERS, TrainingSettings, settings_from
 
 _RUNS = 1000  # of a command
 RUN_AXES = ("fold", "variant", "seed")  # each value of these is a run of its own
@@ -35,11 +35,13 @@ class Command:
         runs: The settings of every run; they differ only in fold, variant and seed, nested in this order.
         output: Where the runs go; None = a new folder under ``runs``.
         resume: Continue the runs in ``output`` (None: in the newest folder for this data).
+        quiet: Print only warnings, errors and the table of results.
     """
 
     runs: tuple[TrainingSettings, ...]
     output: Path | None = None
     resume: bool = False
+    quiet: bool = False
 
 
 # The settings as --help lists them; those of the data come first.
@@ -53,7 +55,8 @@ GROUPS = {
         "bert_weight_decay weight_decays max_grad_norm max_grad_value early_stopping"
     ),
     "loss of CMSBERT-CLR": "temperature smoothing threshold momentum",
-    "machine and checkpoints": ("device threads precision backend checkpoint_every_epochs checkpoint_every_steps"),
+    "machine and checkpoints": "device threads precision backend checkpoint_every_epochs checkpoint_every_steps",
+    "log": "track",
 }
 _SUGGESTED: dict[str, Sequence[str]] = {
     "variant": tuple(VARIANTS),
@@ -63,6 +66,7 @@ _SUGGESTED: dict[str, Sequence[str]] = {
     "precision": ("fp32", "bf16"),
     "backend": BACKENDS,
     "gate_activation": ACTIVATIONS,
+    "track": (*TRACKERS, "none"),
 }
 _PLACEHOLDERS = {int: "N", float: "X", bool: "BOOL", str: "NAME"}
 
@@ -103,6 +107,9 @@ def command_parser(prog: str = "train.py", embedded: Mapping[str, Any] | None = 
         const=True,
         metavar="FOLDER",
         help="continue the runs of a folder with their own settings; without FOLDER: those of the same command",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="print only warnings, errors and the table of test results"
     )
     fields = {f.name: f for f in dataclasses.fields(TrainingSettings)}
     groups = {"data": [f.name for f in dataclasses.fields(DataOptions)]}
@@ -151,13 +158,14 @@ def parse_command(
     asked = bool({"-h", "--help"} & set(arguments)) and Path(embedded_config).is_file()
     given = vars(command_parser(prog, read_yaml(embedded_config) if asked else {}).parse_args(arguments))
     config, output, resume = given.pop("config", None), given.pop("output", None), given.pop("resume", False)
+    quiet = given.pop("quiet", False)
     for name in MAPPINGS:
         if name in given:
             given[name] = assignments(name.replace("_", "-"), given[name])
 
     values = layered(read_yaml(presets.find(config)) if config else {}, given)
     if isinstance(resume, str):
-        return _resumed(Path(resume), output, values)
+        return dataclasses.replace(_resumed(Path(resume), output, values), quiet=quiet)
     if values.get("data", "embedded") == "embedded":
         base = read_yaml(embedded_config)
         if converted("model", values.get("model"), str | None) is not None:
@@ -169,7 +177,7 @@ def parse_command(
     runs = [settings_from({**values, **dict(zip(RUN_AXES, run, strict=True))}) for run in itertools.product(*axes)]
     if any(run in runs[:i] for i, run in enumerate(runs)):
         raise UsageError("The same run is requested twice; name each variant, seed and fold once.")
-    return Command(runs=tuple(runs), output=output, resume=resume)
+    return Command(runs=tuple(runs), output=output, resume=resume, quiet=quiet)
 
 
 def _resumed(folder: Path, output: Path | None, values: dict[str, Any]) -> Command:

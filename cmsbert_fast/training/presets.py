@@ -38,7 +38,7 @@ def find(text: str) -> Path:
         name = path.name.removesuffix(".yaml")
         published = known.get(name)
         if published is None or not _is_name_of(path, published):
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
             if near and path.parent == Path() and path.suffix in ("", ".yaml"):
                 raise UsageError(
                     f"There are no settings {text!r:.200}, neither a file nor published; did you mean {near[0]}?"
