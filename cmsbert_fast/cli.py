@@ -38,6 +38,7 @@ PROGRAMS = {
     "convert": Program(
         "cmsbert_fast.data.__main__:main", "write data in the form that is fastest to read", nested=True
     ),
+    "extract": Program("cmsbert_fast.extract.__main__:main", "make data of videos: words, face and voice"),
     "tables": Program("cmsbert_fast.experiments.command:main", "train and print the paper's tables", nested=True),
 }
 _NAME = "cmsbert"

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "predict": {"training", "models", "packing", "data", "atomic", "threads", "commandline"},
     "evaluate": {"predict", "training", "models", "packing", "data", "atomic", "threads", "commandline"},
     "experiments": {"training", "models", "packing", "data", "atomic", "commandline"},
-    "cli": {"experiments", "evaluate", "predict", "training", "data", "threads", "commandline"},
+    "cli": {"experiments", "evaluate", "predict", "training", "data", "extract", "threads", "commandline"},
     "__main__": {"cli"},
     "": {"models", "ops", "training"},  # the public names, for type checkers
     "train": {"training", "threads"},
