@@ -1,19 +1,27 @@
-"""Says what pyproject.toml cannot: the top-level folder ``kernels`` is the package ``cmsbert_fast.kernels``.
+"""Says what pyproject.toml cannot: two top-level folders belong to the package, ``kernels`` and ``configs``.
 
 A top-level package called ``kernels`` would shadow Hugging Face's own package of that name and break
-``import transformers``. The folder therefore has no ``__init__.py`` and is installed under our name only.
+``import transformers``. The folder therefore has no ``__init__.py`` and is installed as ``cmsbert_fast.kernels`` only.
+The published settings lie where readers look for them, and in a wheel as ``cmsbert_fast/configs``.
 """
 
 from setuptools import find_packages, setup
 
-NAME = "cmsbert_fast.kernels"
+KERNELS, CONFIGS = "cmsbert_fast.kernels", "cmsbert_fast.configs"
+SETTINGS = (CONFIGS, f"{CONFIGS}.baselines", f"{CONFIGS}.tables")
 
 setup(
     packages=[
         *find_packages(include=["cmsbert_fast", "cmsbert_fast.*"]),
-        NAME,
-        *(f"{NAME}.{package}" for package in find_packages("kernels")),
+        KERNELS,
+        *(f"{KERNELS}.{package}" for package in find_packages("kernels")),
+        *SETTINGS,
     ],
-    package_dir={NAME: "kernels"},
-    package_data={NAME: ["*.json"], f"{NAME}.cpu": ["*.cpp", "*.h"]},
+    package_dir={KERNELS: "kernels", CONFIGS: "configs"},
+    package_data={
+        "cmsbert_fast": ["py.typed"],
+        KERNELS: ["*.json"],
+        f"{KERNELS}.cpu": ["*.cpp", "*.h"],
+        **{name: ["*.yaml"] for name in SETTINGS},
+    },
 )

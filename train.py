@@ -1,7 +1,6 @@
 """Trains CMSBERT-CLR; ``python train.py`` alone trains on the embedded corpus, ``--help`` lists the options."""
 
 import sys
-from pathlib import Path
 
 if __name__ == "__main__":
     try:
@@ -11,7 +10,7 @@ if __name__ == "__main__":
 
         from cmsbert_fast.training.runs import main  # takes seconds; Ctrl-C may come meanwhile
 
-        status = main(sys.argv[1:], embedded_config=Path(__file__).parent / "configs" / "embedded.yaml")
+        status = main(sys.argv[1:])
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from tqdm import tqdm
+
+from cmsbert_fast.progress import tracked
 
 VIDEOS, HOURS, SEGMENTS = 3227, 65.0, 23_000
 WORDS_PER_SECOND = 2.7
@@ -48,7 +49,7 @@ def generate_streams(folder: Path, scale: float) -> None:
         group["features"] = features
         group["intervals"] = np.stack([edges[:-1], edges[1:]], axis=1)
 
-    for name, seconds in tqdm(list(zip(names, lengths, strict=True)), desc="generating", disable=None):
+    for name, seconds in tracked(list(zip(names, lengths, strict=True)), "generating", "videos", plain=False):
         for stream, block, rate in (("CMU_MOSEI_COVAREP", sound, 100), ("CMU_MOSEI_VisualFacet42", face, 30)):
             count = int(seconds * rate)
             begin = int(random.integers(0, len(block)))

@@ -8,8 +8,9 @@ import importlib
 import sys
 import types
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def _expose_kernels() -> None:
@@ -30,6 +31,22 @@ def _expose_kernels() -> None:
 
 _expose_kernels()
 
+if TYPE_CHECKING:  # for type checkers, which do not run __getattr__
+    from cmsbert_fast import reference as reference
+    from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig as CMSBertConfig
+    from cmsbert_fast.models.cmsbert.modeling_cmsbert import (
+        CMSBertCLRForSequenceClassification as CMSBertCLRForSequenceClassification,
+    )
+    from cmsbert_fast.models.cmsbert.modeling_cmsbert import (
+        CMSBertForSequenceClassification as CMSBertForSequenceClassification,
+    )
+    from cmsbert_fast.models.cmsbert.modeling_cmsbert import CMSBertModel as CMSBertModel
+    from cmsbert_fast.models.processing import CMSBertProcessor as CMSBertProcessor
+    from cmsbert_fast.ops.attention.api import cms_attention as cms_attention
+    from cmsbert_fast.ops.attention.types import ModalityShift as ModalityShift
+    from cmsbert_fast.ops.contrastive.api import pairwise_contrastive_loss as pairwise_contrastive_loss
+    from cmsbert_fast.training.hugging_face import ContrastiveWeightCallback as ContrastiveWeightCallback
+
 _MODULE_OF = {
     "CMSBertConfig": "models.cmsbert.configuration_cmsbert",
     "CMSBertModel": "models.cmsbert.modeling_cmsbert",
@@ -42,7 +59,19 @@ _MODULE_OF = {
     "pairwise_contrastive_loss": "ops.contrastive.api",
 }
 
-__all__ = ["__version__", "reference", *_MODULE_OF]
+__all__ = [  # written out: type checkers do not compute it
+    "CMSBertCLRForSequenceClassification",
+    "CMSBertConfig",
+    "CMSBertForSequenceClassification",
+    "CMSBertModel",
+    "CMSBertProcessor",
+    "ContrastiveWeightCallback",
+    "ModalityShift",
+    "__version__",
+    "cms_attention",
+    "pairwise_contrastive_loss",
+    "reference",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import torch
 
 from cmsbert_fast import atomic
+from cmsbert_fast.commandline import examples
 from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
@@ -29,18 +30,23 @@ from cmsbert_fast.training.exits import exit_status
 from cmsbert_fast.training.report import write_predictions
 
 _TASKS = {"regression": "regression", "single_label_classification": "classification"}
+_PROG = "python -m cmsbert_fast.evaluate"
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], prog: str = _PROG) -> int:
     """Runs the command line; the exit status is that of :func:`~cmsbert_fast.training.exits.exit_status`."""
-    return exit_status(lambda: _run(_parser().parse_args(arguments)))
+    return exit_status(lambda: _run(command_parser(prog).parse_args(arguments)))
 
 
-def _parser() -> Parser:
+def command_parser(prog: str = _PROG) -> Parser:
+    """The parser of the command line."""
     parser = Parser(
-        prog="python -m cmsbert_fast.evaluate",
+        prog=prog,
         description="Prints the metrics of a trained model on labelled data.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=examples(
+            "%(prog)s runs/mine/cmsbert-clr/seed-0 --data DIR",
+            "%(prog)s runs/mine/cmsbert-clr/seed-0 --data embedded --split valid --output measured",
+        ),
     )
     parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
     parser.add_argument("--data", required=True, metavar="PATH", help="file or folder in a known format, or 'embedded'")

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 import torch
 from transformers import PreTrainedConfig
 
+from cmsbert_fast.commandline import examples
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import MODALITIES, Corpus, outlines
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
@@ -33,10 +34,12 @@ from cmsbert_fast.training.preflight import frames_have_words, unread_pieces
 from cmsbert_fast.training.report import prediction_rows, write_csv
 from cmsbert_fast.training.texts import check_texts
 
+_PROG = "python -m cmsbert_fast.predict"
 
-def main(arguments: Sequence[str]) -> int:
+
+def main(arguments: Sequence[str], prog: str = _PROG) -> int:
     """Runs the command line; the exit status is that of :func:`~cmsbert_fast.training.exits.exit_status`."""
-    return exit_status(lambda: _run(_parser().parse_args(arguments)))
+    return exit_status(lambda: _run(command_parser(prog).parse_args(arguments)))
 
 
 def _run(given: argparse.Namespace) -> None:
@@ -95,10 +98,15 @@ def say_of_words(corpus: Corpus, model: Classifier, processor: CMSBertProcessor,
         print(printable(f"  {sentence}"), file=sys.stderr)
 
 
-def _parser() -> Parser:
+def command_parser(prog: str = _PROG) -> Parser:
+    """The parser of the command line."""
     parser = Parser(
-        prog="python -m cmsbert_fast.predict",
+        prog=prog,
         description="Writes a score for every example as CSV. Labels are not read; cmsbert_fast.evaluate does.",
+        epilog=examples(
+            "%(prog)s runs/mine/cmsbert-clr/seed-0 DIR --output scores.csv",
+            "%(prog)s runs/mine/cmsbert-clr/seed-0 embedded --split test",
+        ),
     )
     parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
     parser.add_argument("data", help="a file or folder in a known format, or 'embedded'")

@@ -1,8 +1,10 @@
-"""The folder ``kernels`` at the top level must not get in the way of Hugging Face's package of the same name.
+"""What is installed: the sdist, the wheel and its command, types for others.
 
-From a checkout, an editable install and a wheel; under python, torchrun and pytest; with and without that package.
+The folder ``kernels`` at the top level must not get in the way of Hugging Face's package of the same name: from a
+checkout, an editable install and a wheel; under python, torchrun and pytest; with and without that package.
 """
 
+import ast
 import importlib.metadata
 import importlib.util
 import json
@@ -10,11 +12,15 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 from transformers.utils.import_utils import KERNELS_MIN_VERSION
+
+import cmsbert_fast
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,24 +90,157 @@ def hf_kernels(tmp_path_factory, request):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel of this project, built from a copy of the sources and unpacked."""
-    folder = tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory):
+    """The folder of an sdist and of the wheel that is built from it, made as ``python -m build`` does."""
+    folder = tmp_path_factory.mktemp("dist")
     sources = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in sources:
         if (ROOT / name).is_file():
             (folder / "src" / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / "src" / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(folder / "src")]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
-    (built,) = folder.glob("*.whl")
-    with zipfile.ZipFile(built) as archive:
-        names = archive.namelist()
-        wanted = {"contrastive/statistics.py", "cpu/cms_attention.cpp"}
-        assert {f"cmsbert_fast/kernels/{file}" for file in wanted} <= set(names)
-        assert not [name for name in names if name.startswith(("kernels/", "tests/", "bench/"))]
-        archive.extractall(folder / "site")
-    return folder / "site"
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(folder / "src")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    """A wheel of this project, unpacked."""
+    (archive,) = built.glob("*.whl")
+    with zipfile.ZipFile(archive) as opened:
+        opened.extractall(built / "site")
+    return built / "site"
+
+
+def test_what_the_wheel_holds(built):
+    (path,) = built.glob("*.whl")
+    assert path.name == f"cmsbert_fast-{cmsbert_fast.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
+    assert f"\nVersion: {cmsbert_fast.__version__}\n" in metadata
+    wanted = {"py.typed", "kernels/contrastive/statistics.py", "kernels/cpu/cms_attention.cpp", "kernels/tiles.json"}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {f"cmsbert_fast/{file}" for file in wanted} <= names
+    assert {name.split("/")[0] for name in names} == {
+        "cmsbert_fast",
+        f"cmsbert_fast-{cmsbert_fast.__version__}.dist-info",
+    }
+
+
+def test_the_sdist_is_a_checkout(built):
+    """It has all that is needed to test it and to build its wheel."""
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    there = {name for name in tracked if (ROOT / name).is_file()}
+    assert {name for name in there - names if not name.startswith(".")} == set()
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """The Python of a new environment with the wheel; the libraries come from this environment."""
+    folder = tmp_path_factory.mktemp("env")
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    (site,) = folder.glob("lib/python*/site-packages")
+    (path,) = built.glob("*.whl")
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", f"--prefix={folder}"]
+    command += ["--ignore-installed", "--no-warn-script-location", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Not as a .pth file's "import" lines would: an editable install of this project must not come first.
+    libraries = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (site / "libraries.pth").write_text("\n".join(libraries) + "\n")
+    script = folder / "bin" / "cmsbert"
+    script.write_text(re.sub(r"^#!.*", f"#!{python}", script.read_text(), count=1))
+    return folder
+
+
+def call(installed, *command, cwd):
+    """Runs a program of the environment with the wheel."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(installed / "bin" / command[0]), *map(str, command[1:])],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+USE = """
+import sys
+from cmsbert_fast.cli import main
+assert main(["predict", sys.argv[1], "embedded", "--split", "test"]) == 0
+assert main(["tables", "2", "--data", "embedded=embedded", "--set", "epochs=1", "--dry-run"]) == 0
+"""
+
+
+def test_the_command_works_outside_a_checkout(installed, tmp_path):
+    assert call(installed, "cmsbert", "--version", cwd=tmp_path) == f"cmsbert-fast {cmsbert_fast.__version__}\n"
+    small = ["--architecture", "hidden_size=16", "intermediate_size=16", "--output", "out"]
+    told = call(installed, "cmsbert", "train", "--variant", "cmsbert-clr", "--epochs", 1, *small, cwd=tmp_path)
+    assert "| cmsbert-clr | 1 " in told
+    run = tmp_path / "out" / "cmsbert-clr" / "seed-0"
+    results = json.loads((run / "results.json").read_text())
+    assert results["versions"]["cmsbert_fast"] == cmsbert_fast.__version__
+    assert results["commit"] is None
+    assert results["settings"]["batch_size"] == 32  # of the embedded corpus's published settings
+    told = call(installed, "python", "-c", USE, run, cwd=tmp_path).splitlines()
+    rows = [line.split(",") for line in (run / "predictions.csv").read_text().splitlines()]
+    assert told[: len(rows)] == [f"{name},{score}" for name, _, score in rows]
+    assert any("finished" in line for line in told[len(rows) :])  # the plan of the tables
+
+
+CONSUMER = """
+import torch
+from cmsbert_fast import *
+import cmsbert_fast
+reveal_type(CMSBertProcessor)
+reveal_type(CMSBertModel(CMSBertConfig()))
+reveal_type(CMSBertCLRForSequenceClassification(CMSBertConfig()))
+reveal_type(pairwise_contrastive_loss)
+reveal_type(cmsbert_fast.cms_attention)
+reveal_type(cmsbert_fast.__version__)
+def mine(text: torch.Tensor) -> torch.Tensor:
+    return pairwise_contrastive_loss(text, text, None, temperature="warm")
+"""
+
+
+def test_a_users_type_checker_sees_types(installed, tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "consumer.py").write_text(CONSUMER)
+    # The types of large libraries are not the subject, and reading them takes a minute.
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = True\n[mypy-torch.*,transformers.*]\nfollow_imports = skip\n")
+    python = installed / "bin" / "python"
+    command = [sys.executable, "-m", "mypy", "--python-executable", str(python), "consumer.py"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300).stdout
+    revealed = re.findall(r'Revealed type is "(.*)"', told)
+    assert len(revealed) == 6, told
+    assert revealed[0].startswith("def (tokenizer: ")
+    assert revealed[1].endswith(".CMSBertModel")
+    assert revealed[2].endswith(".CMSBertCLRForSequenceClassification")
+    assert revealed[3].startswith("def (linguistic: ")
+    assert revealed[4].startswith("def (")
+    assert revealed[5] == "str"
+    assert 'Argument "temperature"' in told
+
+
+def test_type_checkers_know_every_public_name():
+    tree = ast.parse((ROOT / "cmsbert_fast" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    names = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert names | {"__version__"} == set(cmsbert_fast.__all__)
+    assert names - {"reference"} == cmsbert_fast._MODULE_OF.keys()
+    for node in block.body:
+        for alias in node.names if node.module != "cmsbert_fast" else ():
+            assert node.module == f"cmsbert_fast.{cmsbert_fast._MODULE_OF[alias.name]}"
 
 
 def probe(tmp_path, runner, cwd, path, hf_kernels):
@@ -153,7 +292,7 @@ def test_the_lowest_versions_are_those_that_are_promised() -> None:
     lowest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".ci" / "lowest.txt").read_text(), re.MULTILINE))
     promised = dict(re.findall(r'"([\w-]+)>=([\d.]+)', (ROOT / "pyproject.toml").read_text()))
     # To build, optional, or for those who change the code.
-    for other in ("setuptools", "tensorboard", "optuna", "ruff", "mypy"):
+    for other in ("tensorboard", "wandb", "mlflow-skinny", "sqlalchemy", "alembic", "optuna", "ruff", "mypy"):
         del promised[other]
 
     def version(text: str) -> list[int]:

@@ -1,11 +1,12 @@
 """``python -m cmsbert_fast.data``: convert a source once, or look at it."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cmsbert_fast import commandline
+from cmsbert_fast.commandline import examples
 from cmsbert_fast.data import convert, open_source, read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, outlines
 from cmsbert_fast.data.inspection import draw, summary
@@ -14,16 +15,35 @@ from cmsbert_fast.data.task import TASKS
 from cmsbert_fast.data.text import printable
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cmsbert_fast.data", description=__doc__)
+class _Parser(commandline.Parser):
+    failure = DataError
+
+
+def command_parser(prog: str = "python -m cmsbert_fast.data") -> commandline.Parser:
+    """The parser of the command line."""
+    parser = _Parser(prog=prog, description="Converts a source once, or looks at it.")
     commands = parser.add_subparsers(dest="command", required=True)
-    choices = argparse.ArgumentParser(add_help=False)
-    add_options(choices)
-    one = commands.add_parser("convert", parents=[choices], help="write the memory-mapped form that training reads")
-    one.add_argument("source", type=Path, metavar="SRC")
-    one.add_argument("target", type=Path, metavar="DST")
-    look = commands.add_parser("inspect", parents=[choices], help="say what a source holds")
-    look.add_argument("source", metavar="SRC")
+    text = "write the memory-mapped form that training reads"
+    one = commands.add_parser(
+        "convert",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. Interrupted, the same command continues.",
+        epilog=examples(
+            "%(prog)s mosi.pkl data/mosi", "%(prog)s sdk/ data/mosi --words words --visual facet --acoustic covarep"
+        ),
+    )
+    one.add_argument("source", type=Path, metavar="SRC", help="a file or folder in a known format")
+    one.add_argument("target", type=Path, metavar="DST", help="the new folder")
+    add_options(one)
+    text = "say what a source holds"
+    look = commands.add_parser(
+        "inspect",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}: splits, streams, labels, and what is wrong with them.",
+        epilog=examples("%(prog)s DIR", "%(prog)s DIR --picture one.png --id v_2"),
+    )
+    look.add_argument("source", metavar="SRC", help="a file or folder in a known format, or 'embedded'")
+    add_options(look)
     look.add_argument("--task", choices=TASKS, help="what to predict (default: what the labels are)")
     look.add_argument(
         "--max-length",
@@ -57,11 +77,11 @@ def _draw(corpus: Corpus, picture: Path, name: str | None) -> None:
     print(printable(f"drew {example.id} in {picture}"))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str], prog: str = "python -m cmsbert_fast.data") -> int:
     """Run one command; 2 where the user has to change something, 130 after Ctrl-C, 141 where nobody reads."""
-    options = _parser().parse_args(arguments)
-    request = DataRequest.of(options.source, **options_in(options), task=getattr(options, "task", None))
     try:
+        options = command_parser(prog).parse_args(arguments)
+        request = DataRequest.of(options.source, **options_in(options), task=getattr(options, "task", None))
         if options.command == "convert":
             print(convert.convert(open_source(request), options.target))
             print(printable(f"converted to {options.target}"))
@@ -81,4 +101,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import MODALITIES, DataError, Example
@@ -28,6 +27,7 @@ from cmsbert_fast.data.source import Counter, Source
 from cmsbert_fast.data.statistics import Moments
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.files import open_regular, read_text
+from cmsbert_fast.progress import Progress, tracked
 
 _JOURNAL = "journal.json"
 _DRAFTS = [atomic.draft_of(Path(name)).name for name in (_JOURNAL, MANIFEST)]
@@ -35,6 +35,7 @@ _FRAMES = {modality: f"{modality}.safetensors" for modality in MODALITIES}
 _WORDS = {modality: words_file(modality) for modality in MODALITIES}
 _OURS = {MANIFEST, EXAMPLES, _JOURNAL, *_DRAFTS, *_FRAMES.values(), *_WORDS.values()}
 _LONGEST = 64 << 20  # bytes of a journal
+_BLOCK = 1 << 22  # bytes hashed at a time
 _HEADER = 512  # bytes of a safetensors header; JSON may be padded with spaces
 _EVERY = 5.0  # seconds between two marks from which a conversion can continue
 
@@ -46,10 +47,12 @@ def source_hash(files: Sequence[Path]) -> str:
         digest = hashlib.sha256()
         with open_regular(file) as stream:
             size = file.stat().st_size
-            with tqdm(total=size, unit="B", unit_scale=True, desc=f"hashing {file.name}", delay=5, disable=None) as bar:
-                while block := stream.read(1 << 22):
+            with Progress(
+                printable(f"hashing {file.name:.60}"), -(-size // _BLOCK), "blocks", delay=5, plain=False
+            ) as progress:
+                while block := stream.read(_BLOCK):
                     digest.update(block)
-                    bar.update(len(block))
+                    progress.advance()
         total.update(f"{file.name}\0{digest.hexdigest()}\n".encode())
     return total.hexdigest()
 
@@ -292,15 +295,8 @@ def _convert(source: Source, target: Path) -> ReadReport:
         if target.exists():  # by a conversion that was faster
             raise DataError(f"Choose another folder or remove this one: {target} exists.")
         marked = time.monotonic()
-        groups = tqdm(
-            source.groups[writer.done :],
-            initial=writer.done,
-            total=len(source.groups),
-            desc=printable(f"converting {source.name:.60}"),
-            unit="group",
-            disable=None,
-        )
-        for group in groups:
+        title = printable(f"converting {source.name:.60}")
+        for group in tracked(source.groups[writer.done :], title, "groups", done=writer.done, plain=False):
             for split, example in source.read(group, writer.report):
                 writer.write(split, example, group if source.by_video else None)
             writer.done += 1

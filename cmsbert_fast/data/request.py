@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmsbert_fast.commandline import shown
 from cmsbert_fast.data.example import MODALITIES, DataError
 
 _STREAMS = tuple[str, ...]
@@ -116,17 +117,20 @@ class DataRequest(DataOptions):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds an option for every choice; what to read, and for which task, each command takes in its own way."""
     kinds = typing.get_type_hints(DataOptions)
+    group = parser.add_argument_group("data")
     for field in dataclasses.fields(DataOptions):
         if field.name not in CHOICES:
             continue
         how: dict[str, Any] = {"default": field.default, "help": field.metadata["help"]}
+        if field.default != ():
+            how["help"] += f" (default: {shown(field.default)})"
         if kinds[field.name] == _STREAMS:
             how["nargs"] = "+"
         elif kinds[field.name] == int | None:
             how["type"] = int
         elif kinds[field.name] is bool:
             how["type"] = _truth
-        parser.add_argument(f"--{field.name.replace('_', '-')}", metavar=field.metadata["metavar"], **how)
+        group.add_argument(f"--{field.name.replace('_', '-')}", metavar=field.metadata["metavar"], **how)
 
 
 def _truth(text: str) -> bool:

@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cmsbert_fast.data.example import MODALITIES, SPLITS, Corpus, DataError, Example, no_frames
 from cmsbert_fast.data.folds import Rotation, absent_note, video_of
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.limits import Budget
+from cmsbert_fast.progress import tracked
 
 
 @dataclass(slots=True)
@@ -121,7 +120,8 @@ def collect(source: Source) -> Corpus:
     report = source.new_report()
     counter = Counter(report)
     splits: dict[str, list[Example]] = {}
-    for group in tqdm(source.groups, desc=printable(f"reading {source.name:.60}"), unit="group", delay=5, disable=None):
+    title = printable(f"reading {source.name:.60}")
+    for group in tracked(source.groups, title, "groups", delay=5, plain=False):
         for split, example in source.read(group, report):
             counter.see(split, example, group if source.by_video else None)
             splits.setdefault(split, []).append(example)

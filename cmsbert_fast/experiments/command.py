@@ -13,7 +13,7 @@ import transformers
 
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.experiments import adaptive, report, tuning
-from cmsbert_fast.experiments.options import Options, parse
+from cmsbert_fast.experiments.options import Options, command_parser, parse
 from cmsbert_fast.experiments.plan import (
     Cell,
     Corpora,
@@ -28,10 +28,12 @@ from cmsbert_fast.experiments.plan import (
 from cmsbert_fast.experiments.pool import Machine, Pool
 from cmsbert_fast.experiments.tables import Row, read_table
 from cmsbert_fast.experiments.tuning import Unit
-from cmsbert_fast.training import folders, runs
+from cmsbert_fast.training import folders, presets, runs
 from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import Interrupted, UsageError
 from cmsbert_fast.training.signals import StopRequest
+
+__all__ = ["command_parser", "find_machine", "main"]
 
 EXIT_SOME_FAILED = 1
 _REPORT_SHARE = 0.05  # of the time may go into reports while runs are left
@@ -45,12 +47,15 @@ class Place(NamedTuple):
     row: Row
 
 
-def main(arguments: Sequence[str], configs: Path) -> int:
+def main(
+    arguments: Sequence[str], configs: Path = presets.FOLDER, prog: str = "python -m cmsbert_fast.experiments"
+) -> int:
     """Runs ``python -m cmsbert_fast.experiments``.
 
     Args:
         arguments: The command line, without the program.
         configs: The folder of presets and tables.
+        prog: The name of the program.
 
     Returns:
         The exit status: 0 all runs have finished, 1 some have failed, 2 user error, 128 + n stopped by signal n.
@@ -59,7 +64,7 @@ def main(arguments: Sequence[str], configs: Path) -> int:
     transformers.utils.logging.disable_progress_bar()
     stop = StopRequest()
     try:
-        options = parse(arguments)
+        options = parse(arguments, prog)
         if options.report_only:
             return _report_only(options, configs)
         with stop:

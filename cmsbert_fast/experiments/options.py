@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cmsbert_fast.commandline import examples
 from cmsbert_fast.experiments import significance, tuning
+from cmsbert_fast.training import presets
 from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.conversion import assignments
 from cmsbert_fast.training.errors import UsageError
@@ -52,18 +54,18 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def parse(arguments: Sequence[str]) -> Options:
+def parse(arguments: Sequence[str], prog: str = "python -m cmsbert_fast.experiments") -> Options:
     """Reads the command line.
 
     Raises:
         UsageError: It is not one.
     """
-    given = _parser().parse_args(arguments)
+    given = command_parser(prog).parse_args(arguments)
     _check_idle(given)
     options = Options(
         tables=tuple(dict.fromkeys(given.tables)),
         data={name: str(path) for name, path in _pairs("data", given.data).items()},
-        config={name: Path(path) for name, path in _pairs("config", given.config).items()},
+        config={name: presets.find(path) for name, path in _pairs("config", given.config).items()},
         seeds=tuple(given.seeds),
         workers=given.workers,
         output=given.output,
@@ -121,15 +123,20 @@ def _check_idle(given: argparse.Namespace) -> None:
         raise UsageError("Leave out --trials: a grid of named values has all its points.")
 
 
-def _parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m cmsbert_fast.experiments", allow_abbrev=False)
+def command_parser(prog: str = "python -m cmsbert_fast.experiments") -> Parser:
+    """The parser of the command line."""
+    top = Parser(prog=prog)
     commands = top.add_subparsers(dest="command", required=True)
     parser = commands.add_parser(
         "tables",
-        allow_abbrev=False,
         help="train what is missing, and print the paper's tables",
         description="Trains what the tables need, each run once, and writes the tables with spread and tests. The "
         "same command continues after any end; several may share an output folder.",
+        epilog=examples(
+            "%(prog)s 2 3 --data mosi=DIR --workers 2",
+            "%(prog)s 1 --data mosi=DIR mosei=DIR --tune --dry-run",
+            "%(prog)s 2 --report-only",
+        ),
     )
     add = parser.add_argument
     add("tables", nargs="+", metavar="TABLE", help="1, 2, 3, 4, or a file like configs/tables/1.yaml")
@@ -138,10 +145,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--config", nargs="+", metavar="NAME=FILE", help="settings of a data set, for configs/NAME.yaml")
     add("--set", nargs="+", metavar="NAME=VALUE", help="settings of all runs, such as epochs=20")
     add("--seeds", nargs="+", type=int, metavar="K", help="seeds (default: 0 1 2 3 4)")
-    add("--variants", nargs="+", metavar="NAME", help="only these are run; default: all of the tables")
+    add("--variants", nargs="+", metavar="NAME", help="only these are run (default: all of the tables)")
     add("--workers", type=int, metavar="W", help="runs at once (default: one a GPU, else 1)")
-    add("--output", type=Path, default=Path("experiments"), metavar="DIR", help="for runs and tables (experiments)")
-    add("--resamples", type=int, default=significance.RESAMPLES, metavar="R", help="of the bootstrap (10000)")
+    add(
+        "--output",
+        type=Path,
+        default=Path("experiments"),
+        metavar="DIR",
+        help="for runs and tables (default: experiments)",
+    )
+    add("--resamples", type=int, default=significance.RESAMPLES, metavar="R", help="of the bootstrap (default: 10000)")
     add("--dry-run", action="store_true", help="check all runs and print the plan, train nothing")
     add("--report-only", action="store_true", help="write the tables anew from the runs in DIR, train nothing")
     add(
@@ -151,9 +164,9 @@ def _parser() -> argparse.ArgumentParser:
         help="first choose settings by validation: the grid of these values; without names, as many trials for each "
         "system of its space in the table file",
     )
-    add("--tune-seeds", nargs="+", type=int, metavar="K", help="seeds of tuning (1000 1001)")
-    add("--trials", type=int, metavar="N", help="trials of each system (27)")
-    add("--search", choices=["random", "adaptive"], help="adaptive: Optuna, of the extra 'tune'")
+    add("--tune-seeds", nargs="+", type=int, metavar="K", help="seeds of tuning (default: 1000 1001)")
+    add("--trials", type=int, metavar="N", help="trials of each system (default: 27)")
+    add("--search", choices=["random", "adaptive"], help="adaptive: Optuna, of the extra 'tune' (default: random)")
     return top
 
 

@@ -6,14 +6,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cmsbert_fast import commandline
+from cmsbert_fast.commandline import examples
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.extract import CAVEAT, ExtractOptions, extract
 
 _NOTHING = 1  # exit status where no video has a segment
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cmsbert_fast.extract", description=__doc__, allow_abbrev=False)
+class _Parser(commandline.Parser):
+    failure = DataError
+
+
+def command_parser(prog: str = "python -m cmsbert_fast.extract") -> commandline.Parser:
+    """The parser of the command line."""
+    parser = _Parser(
+        prog=prog,
+        description="Extracts words, face and voice of videos, to train or predict on. The same command continues.",
+        epilog=examples(
+            "%(prog)s interview.mp4 --transcript interview.srt -o data/interview",
+            "%(prog)s videos/ --transcript transcripts/ -o data/mine --no-face",
+        ),
+    )
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="files or folders; sound alone is fine")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to write or to continue"
@@ -55,11 +69,11 @@ def options_in(given: argparse.Namespace) -> ExtractOptions:
     return ExtractOptions(**{name: getattr(given, name) for name in names})
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str], prog: str = "python -m cmsbert_fast.extract") -> int:
     """Runs the command; 1 where no video has a segment, 2 where the user has to change something, 130 after Ctrl-C."""
-    given = _parser().parse_args(arguments)
-    print(f"note: {CAVEAT}", file=sys.stderr)
     try:
+        given = command_parser(prog).parse_args(arguments)
+        print(f"note: {CAVEAT}", file=sys.stderr)
         summary = extract(given.videos, given.output, options_in(given))
         print(summary.text)
         sys.stdout.flush()
@@ -79,4 +93,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

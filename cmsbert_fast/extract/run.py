@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.extract import outcomes
 from cmsbert_fast.extract.face import measures
@@ -24,6 +22,7 @@ from cmsbert_fast.extract.voice import features as voice
 from cmsbert_fast.extract.words.align import Aligner
 from cmsbert_fast.extract.words.recognise import Recogniser, check_model
 from cmsbert_fast.extract.words.transcript import Transcript, find_transcript, read_transcript
+from cmsbert_fast.progress import Progress
 
 CAVEAT = (
     "These features are not COVAREP's or FACET's, even where sizes agree: a model trained on released features cannot "
@@ -160,19 +159,20 @@ class _Bar:
     def __init__(self, files: dict[str, Path], shown: bool) -> None:
         self._sizes = {name: max(file.stat().st_size, 1) for name, file in files.items()}
         self._before, self._parts = 0.0, dict.fromkeys(_SHARES, 0.0)
-        form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
-        self._bar = tqdm(total=sum(self._sizes.values()), bar_format=form, disable=None if shown else True)
+        self._total, self._shown = sum(self._sizes.values()), 0.0
+        self._bar = Progress("extracting", 100, "percent", show=shown, plain=False)
 
     def __enter__(self) -> "_Bar":
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
 
     def begin(self, name: str) -> Any:
         """A function that is told shares of the parts of a video."""
         self._parts = dict.fromkeys(_SHARES, 0.0)
-        self._bar.set_description(name, refresh=False)
+        self._bar.advance(0, name)
 
         def tell(part: str, share: float) -> None:
             self._parts[part] = max(self._parts[part], share)
@@ -186,4 +186,6 @@ class _Bar:
         self._before += self._sizes[name]
 
     def _move(self, done: float) -> None:
-        self._bar.update(max(self._before + done - self._bar.n, 0))
+        percent = 100 * (self._before + done) / self._total
+        self._bar.advance(max(percent - self._shown, 0))
+        self._shown = max(percent, self._shown)

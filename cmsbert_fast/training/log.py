@@ -1,64 +1,64 @@
-"""The log of a run: ``log.jsonl``, and TensorBoard's event files."""
+"""The log of a run: ``log.jsonl``, the trackers that its numbers also go to, and a table of its epochs."""
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from cmsbert_fast.training.errors import UsageError, os_reason
+from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.strict_json import finite
+from cmsbert_fast.training.trackers import Trackers
 
 LOG = "log.jsonl"
 
 
 class RunLog:
-    """``log.jsonl``, one JSON object per line, and TensorBoard event files if tensorboard is installed.
+    """``log.jsonl``, one JSON object per line, and the trackers of the settings.
 
-    A resumed run's log is cut to its length at the checkpoint, so no step is logged twice.
+    A resumed run's log is cut to its length at the checkpoint, so no step is logged twice; nor is one tracked twice.
 
     Args:
         folder: The folder of the run.
         length: Bytes of ``log.jsonl`` to keep (from :meth:`length` at the checkpoint).
-        step: The step to continue from; TensorBoard hides what was logged after it. If nothing is kept, earlier
-            TensorBoard files are removed.
+        step: The step to continue from.
+        settings: Name the trackers; None: there are none.
 
     Raises:
-        UsageError: ``log.jsonl`` cannot be written.
+        UsageError: ``log.jsonl`` cannot be written, or a tracker cannot start.
     """
 
-    def __init__(self, folder: Path, length: int = 0, step: int = 0):
+    def __init__(self, folder: Path, length: int = 0, step: int = 0, settings: TrainingSettings | None = None):
         try:
             self._file = open(folder / LOG, "a+b")  # noqa: SIM115 - lives as long as the run
-            self._file.truncate(_whole_lines(self._file, length))
+            kept = _whole_lines(self._file, length)
+            self._file.seek(kept)
+            cut = sum(line.endswith(b"\n") for line in self._file)  # those lines are written again, the same
+            self._file.truncate(kept)
         except OSError as error:
             raise UsageError(f"{folder / LOG} cannot be written ({os_reason(error)}); remove it.") from None
         self._file.seek(0, os.SEEK_END)
-        if self._file.tell() == 0:
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self._board = _summary_writer(folder / "tensorboard", step)
+        self._trackers = None if settings is None else Trackers(settings, folder, step if kept else 0, cut)
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
-        """Appends one line. ``values`` must hold "step"; its numbers go to TensorBoard as ``event/name``."""
+        """Appends one line. ``values`` must hold "step"; its numbers go to the trackers as ``event/name``."""
         line = json.dumps(finite({"event": event, **values}), allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if name not in ("step", "epoch") and isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{event}/{name}", value, values["step"])
+        if self._trackers is not None:
+            self._trackers.log(event, values)
 
     def length(self) -> int:
         """The length of ``log.jsonl`` in bytes, once all of it is on disk."""
         os.fsync(self._file.fileno())
         return self._file.tell()
 
-    def close(self) -> None:
-        """Closes the files."""
+    def close(self, finished: bool = True) -> None:
+        """Closes the file and ends the runs in the trackers; again: nothing."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self._trackers is not None:
+            self._trackers.close(finished)
 
 
 def _whole_lines(file: IO[bytes], length: int) -> int:
@@ -66,11 +66,3 @@ def _whole_lines(file: IO[bytes], length: int) -> int:
     file.seek(0)
     kept = file.read(length)
     return length if len(kept) == length else kept.rfind(b"\n") + 1
-
-
-def _summary_writer(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # an optional extra
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

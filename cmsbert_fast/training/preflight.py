@@ -24,6 +24,7 @@ from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.texts import check_texts
+from cmsbert_fast.training.trackers import check_trackers
 from cmsbert_fast.training.word_vectors import word_vectors
 
 LARGEST_SCORE = 1e6  # a sum of its squares stays far within float32
@@ -309,6 +310,7 @@ def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks, vectors: Wor
     Raises:
         UsageError: With what to do about it.
     """
+    check_trackers(settings.track)
     count = len(corpus.splits["train"])
     smallest = count // math.ceil(count / settings.batch_size)
     if smallest < ranks.world_size:

@@ -14,12 +14,23 @@ import transformers
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.text import printable
-from cmsbert_fast.training import distributed, figures, folders, preflight, report, resume, strict_json, text_features
+from cmsbert_fast.training import (
+    distributed,
+    figures,
+    folders,
+    preflight,
+    presets,
+    report,
+    resume,
+    strict_json,
+    text_features,
+)
 from cmsbert_fast.training.backends import backend_report, precision_warning
 from cmsbert_fast.training.build import Loaded
-from cmsbert_fast.training.command import Command, parse_command
+from cmsbert_fast.training.command import Command, command_parser, parse_command
 from cmsbert_fast.training.disk import explained
 from cmsbert_fast.training.distributed import Ranks
+from cmsbert_fast.training.epochs import epoch_table
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.preflight import Checked, Data
 from cmsbert_fast.training.settings import TrainingSettings
@@ -27,16 +38,19 @@ from cmsbert_fast.training.signals import StopRequest, stop_with_torchrun
 from cmsbert_fast.training.tested import load_and_test
 from cmsbert_fast.training.trainer import Trainer
 
+__all__ = ["command_parser", "main", "run", "run_all"]
+
 EXIT_USAGE = 2
 EXIT_NOT_FINITE = 3
 
 
-def main(arguments: Sequence[str], embedded_config: Path) -> int:
-    """Runs ``train.py``.
+def main(arguments: Sequence[str], embedded_config: Path = presets.EMBEDDED, prog: str = "train.py") -> int:
+    """Runs ``train.py``, which is ``cmsbert train``.
 
     Args:
         arguments: The command line, without the program.
         embedded_config: Settings for the embedded corpus.
+        prog: The name of the program.
 
     Returns:
         The exit status: 0 success, 2 user error, 3 loss not finite, 128 + n stopped by signal n.
@@ -47,7 +61,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
     stop_with_torchrun()
     stop = StopRequest()
     try:
-        command = parse_command(arguments, embedded_config)
+        command = parse_command(arguments, embedded_config, prog)
         if command.runs[0].threads is not None:
             torch.set_num_threads(command.runs[0].threads)
         ranks = distributed.start(command.runs[0].device)
@@ -76,7 +90,7 @@ def main(arguments: Sequence[str], embedded_config: Path) -> int:
 
 def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     """Checks all runs of a command, does them, and prints the table of their test metrics."""
-    say = _say if ranks.is_main else _silent
+    say = _silent if not ranks.is_main else _say_warnings if command.quiet else _say
     warning = precision_warning(command.runs[0], ranks.device)
     if warning:
         say(warning, file=sys.stderr, flush=True)
@@ -95,15 +109,15 @@ def _run_checked(command: Command, checked: Checked, ranks: Ranks, stop: StopReq
         folder = checked.root / folders.run_name(settings)
         say(f"\n{folder}", flush=True)
         data = checked.data[settings.fold]
-        result = run(settings, data, ranks, folder, stop, loaded=loaded, resuming=checked.resume, features=features)
-        done.append(result)
+        how = {"loaded": loaded, "resuming": checked.resume, "features": features, "quiet": command.quiet}
+        done.append(run(settings, data, ranks, folder, stop, **how))
         loaded = None
     if ranks.is_main:
         text_features.remove(features)
     text, rows = report.table(done)
     name = checked.data[command.runs[0].fold].corpus.name
-    say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {checked.root}")
     if ranks.is_main:
+        _say(f"\nTest set of {name}:\n\n{text}\n\nEverything is in {checked.root}")
         strict_json.write_json(checked.root / "summary.json", rows)
         atomic.replace_file(checked.root / "summary.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
@@ -119,6 +133,7 @@ def run(
     resuming: bool = False,
     testing: bool = True,
     features: Path | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """One run: trains, selects on validation, tests, and leaves everything in ``folder``.
 
@@ -133,6 +148,7 @@ def run(
             figures are drawn.
         testing: False: the test set is not even predicted, and there is no "test" in the results.
         features: As in :class:`Trainer`.
+        quiet: Show neither progress nor the table of epochs.
 
     Returns:
         The contents of ``results.json``, on every rank.
@@ -161,7 +177,10 @@ def run(
     else:
         trainer.restore(saved)
         del saved  # as large as model and optimiser
-    return trainer.run(testing)
+    outcome = trainer.run(testing, quiet)
+    if ranks.is_main and not quiet:
+        _say(f"\n{epoch_table(folder)}", flush=True)
+    return outcome
 
 
 def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> None:
@@ -176,6 +195,12 @@ def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, 
 def _say(*values: object, **options: Any) -> None:
     """Prints; names and sentences may be those of untrusted data."""
     print(*(printable(str(value)) for value in values), **options)
+
+
+def _say_warnings(*values: object, **options: Any) -> None:
+    """Prints what is for stderr."""
+    if options.get("file") is sys.stderr:
+        _say(*values, **options)
 
 
 def _silent(*values: object, **options: object) -> None:

@@ -19,6 +19,7 @@ from cmsbert_fast.training.errors import UsageError
 # Settings that some systems have as fields of their configuration.
 FIELDS = ("projection_size", "gate_activation", "text", "loss", "pooling", "frozen_layers")
 SCHEDULES = ("linear", "constant")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -102,6 +103,9 @@ class TrainingSettings(DataOptions):
     checkpoint_every_steps: int | None = _setting(
         None, "steps between two checkpoints, in addition to those after epochs"
     )
+    track: tuple[str, ...] = _setting(
+        (), f"where the numbers of log.jsonl also go: {', '.join(TRACKERS)}, or none (default: none)"
+    )
 
     def __post_init__(self) -> None:
         _check_choice("variant", self.variant, VARIANTS)
@@ -114,6 +118,8 @@ class TrainingSettings(DataOptions):
             _check_choice("task", self.task, TASKS)
         _check_choice("device", self.device, ("auto", "cpu", "cuda"))
         _check_choice("precision", self.precision, ("fp32", "bf16"))
+        for name in self.track if self.track != ("none",) else ():
+            _check_choice("track", name, TRACKERS)
         try:
             requested_backend(self.backend)
         except ValueError as error:

@@ -20,12 +20,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.mapped import MappedRows
 from cmsbert_fast.models.baselines.base import Baseline
 from cmsbert_fast.models.configuration import BERT_FIELDS
+from cmsbert_fast.progress import tracked
 from cmsbert_fast.training import checksums, distributed
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import Interrupted, UsageError, os_reason
@@ -139,7 +139,7 @@ class TextFeatures:
         try:
             with atomic.draft_of(path).open("r+b") as file:
                 file.seek(8 + _HEADER + 4 * self._model.config.hidden_size * ends[mine.start])
-                for index in tqdm(mine, desc="features of text", unit="example", disable=not ranks.is_main):
+                for index in tracked(mine, "features of text", "examples", show=ranks.is_main, delay=5):
                     if stop.signal:
                         break
                     file.write(self.compute(index).data)

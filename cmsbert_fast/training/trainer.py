@@ -6,7 +6,6 @@ added in a fixed order (:class:`~cmsbert_fast.training.distributed.Gradients`); 
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.models.base import Classifier
+from cmsbert_fast.progress import Progress as Bar
 from cmsbert_fast.training import (
     best,
     checkpoint,
@@ -111,11 +110,12 @@ class Trainer:
         self.loss = math.nan  # of the last step
         self.log: RunLog | None = None  # rank 0 only
 
-    def run(self, testing: bool = True) -> dict[str, Any]:
+    def run(self, testing: bool = True, quiet: bool = False) -> dict[str, Any]:
         """The whole run after :meth:`begin`, or the rest of it after :meth:`restore`.
 
         Args:
             testing: False: the test set is not even predicted.
+            quiet: Show no progress.
 
         Returns:
             The contents of ``results.json``, on every rank.
@@ -124,8 +124,12 @@ class Trainer:
             NotFinite: A loss, gradient or prediction is NaN or infinite.
             Interrupted: A stop was requested; the checkpoint has been written.
         """
-        self.fit()
-        return self.finish(testing)
+        try:
+            self.fit(quiet)
+            return self.finish(testing)
+        finally:
+            if self.log is not None:
+                self.log.close(finished=False)  # nothing where it was closed before
 
     def begin(self) -> None:
         """Prepares the first step."""
@@ -139,7 +143,7 @@ class Trainer:
                 self.state.validated(self.losses(self.predict("valid", with_losses=True)))
             self.reported = self.state.report()
         if self.ranks.is_main:
-            self.log = RunLog(self.folder)
+            self.log = RunLog(self.folder, settings=self.settings)
             # Logs have always had "nu": null for systems without it.
             self.log.write("start", {"step": 0, "parameters": self.model.num_parameters(), "nu": None, **self.reported})
 
@@ -162,7 +166,7 @@ class Trainer:
                 self.reported = saved["reported"]
         self.earlier_seconds = self.progress.seconds
         if self.ranks.is_main:
-            self.log = RunLog(self.folder, saved["log_length"], self.progress.step)
+            self.log = RunLog(self.folder, saved["log_length"], self.progress.step, self.settings)
 
     @contextmanager
     def _blaming_checkpoint(self) -> Iterator[None]:
@@ -199,34 +203,27 @@ class Trainer:
         }
         checkpoint.save(self.folder, state)
 
-    def fit(self) -> None:
+    def fit(self, quiet: bool = False) -> None:
         """Trains to the last epoch or until validation stops improving."""
-        patience = self.settings.early_stopping
-        with tqdm(
-            total=self.total_steps,
-            initial=self.progress.step,
-            desc=self.settings.variant,
-            unit="step",
-            disable=not self.ranks.is_main,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-            dynamic_ncols=True,
-        ) as bar:
+        patience, show = self.settings.early_stopping, self.ranks.is_main and not quiet
+        with Bar(self.settings.variant, self.total_steps, done=self.progress.step, show=show) as bar:
             while self.progress.epoch < self.settings.epochs:
                 if patience is not None and self.progress.stalled >= patience:
                     break
                 self.train_epoch(bar)
                 self.validate()
-                self.show(bar)
+                bar.advance(0, self.shown())
 
-    def show(self, bar: tqdm) -> None:
-        """Shows the last loss and the best validation so far."""
-        progress, shown = self.progress, f"loss {self.loss:.3f}"
+    def shown(self) -> str:
+        """What is told beside the progress: the last loss and the best validation so far."""
+        progress = self.progress
+        shown = f"epoch {min(progress.epoch + 1, self.settings.epochs)}, loss {self.loss:.3f}"
         if progress.best is not None:
             metric = evaluate.selected_metric(self.labels)
             shown += f", best valid {metric} {abs(progress.best):.3f} in epoch {progress.best_epoch}"
-        bar.set_postfix_str(shown, refresh=False)
+        return shown
 
-    def train_epoch(self, bar: tqdm) -> None:
+    def train_epoch(self, bar: Bar) -> None:
         """The remaining steps of an epoch."""
         settings, progress = self.settings, self.progress
         order = epoch_batches(len(self.splits["train"]), settings.batch_size, settings.seed, progress.epoch)
@@ -273,7 +270,7 @@ class Trainer:
             self.state.step(progress.epoch + 1, place(indices, self.ranks.device), rows)
         return record
 
-    def settle(self, record: StepRecord, bar: tqdm) -> bool:
+    def settle(self, record: StepRecord, bar: Bar) -> bool:
         """Logs a step once its numbers have arrived; ends the run if they are not finite.
 
         Returns:
@@ -292,8 +289,7 @@ class Trainer:
             values |= {"gradient_norm": numbers.gradient_norm, "learning_rate": record.learning_rate}
             self.log.write("train", {"step": record.step, "epoch": progress.epoch + 1, **values})
         self.loss = numbers.loss
-        self.show(bar)
-        bar.update()
+        bar.advance(1, self.shown())
         return numbers.stop
 
     def validate(self) -> None:

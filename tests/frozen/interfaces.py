@@ -149,7 +149,9 @@ def options() -> dict[str, Any]:
 
 def _read_help(text: str) -> dict[str, str]:
     """Option or argument -> "several" if it takes several values, its other names, and "= default" if it tells one."""
-    entries = re.findall(r"^  (?! )(\S.*(?:\n    +.*)*)", text.split("\n\n", 1)[1], flags=re.MULTILINE)
+    entries = re.findall(
+        r"^  (?! )(\S.*(?:\n    +.*)*)", text.split("\n\n", 1)[1].split("\nexamples:\n")[0], flags=re.MULTILINE
+    )
     found = {}
     for entry in entries:
         head, _, explained = re.sub(r"\n +", "  ", entry).partition("  ")

@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -77,8 +76,6 @@ def prepare() -> None:
     """Before the first process starts."""
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     modules = ["cmsbert_fast.training.runs", "cmsbert_fast.training.metrics"]
-    if find_spec("tensorboard"):
-        modules.append("torch.utils.tensorboard")
     multiprocessing.get_context("forkserver").set_forkserver_preload(modules)
 
 

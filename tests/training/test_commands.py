@@ -62,3 +62,24 @@ def test_threads_are_a_setting(train, short, tmp_path):
     status, errors = train(*arguments, "--output", tmp_path / "one", "--resume", "--threads", 2)
     assert status == 2
     assert "threads = 1, not 2" in errors
+
+
+def test_what_is_printed_while_it_trains(train, short, tmp_path, capsys, monkeypatch):
+    """One line of progress, whose last state is final and names its metric, and a table of the epochs; or neither."""
+    told = []
+    monkeypatch.setattr(runs, "_say", lambda *values, **options: told.append(" ".join(map(str, values))))
+    status, errors = train(*short, "--output", tmp_path / "loud")
+    assert status == 0
+    lines = [json.loads(line) for line in next((tmp_path / "loud").glob("*/*/log.jsonl")).read_text().splitlines()]
+    best = min((line for line in lines if line["event"] == "valid"), key=lambda line: line["mae"])
+    loss = [line["loss"] for line in lines if line["event"] == "train"][-1]
+    (line,) = [line for line in errors.splitlines() if "steps" in line]
+    assert line.startswith("cmsbert-clr: 6/6 steps in 0:00:")
+    assert line.endswith(f"epoch 2, loss {loss:.3f}, best valid mae {best['mae']:.3f} in epoch {best['epoch']}")
+    (table,) = [text for text in told if "train loss" in text]
+    assert [row.split()[0] for row in table.splitlines()[2:4]] == ["1", "2"]
+    told.clear()
+    status, errors = train(*short, "--quiet", "--output", tmp_path / "quiet")
+    assert (status, errors) == (0, "")
+    assert len(told) == 1
+    assert "| cmsbert-clr | 1 " in told[0]
