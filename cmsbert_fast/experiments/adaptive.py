@@ -42,10 +42,11 @@ def search(
     if not available():
         raise UsageError("Adaptive search needs Optuna; install it with: pip install 'cmsbert-fast[tune]'.")
     import optuna
+    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(root / FILE)))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(root / FILE)))
     # Of its own for each batch of trials: a resumed search must not draw the first points again.
     seed = zlib.crc32(unit.name.encode())
     study = optuna.create_study(
