@@ -1,14 +1,15 @@
 """What `python -m tests.kills` notices: work that was done twice, and work that failed."""
 
 import random
+import time
 
 import pytest
 
-from tests.kills.__main__ import Job, Undisturbed, finish, killed
+from tests.kills.__main__ import Job, finish, killed
 from tests.training.processes import prepare, start_code
 
-TWICE = "import time\nopen({path!r}, 'a').write('done ')\ntime.sleep(0.5)"
-ONCE = "import os, time\nos.path.exists({path!r}) or open({path!r}, 'a').write('done ')\ntime.sleep(0.5)"
+TWICE = "import time\nopen({path!r}, 'a').write('done ')\ntime.sleep(2)"
+ONCE = "import os, time\nos.path.exists({path!r}) or open({path!r}, 'a').write('done ')\ntime.sleep(2)"
 
 
 def job(code):
@@ -26,10 +27,11 @@ def test_a_difference_is_noticed(tmp_path, code, expected):
 
     class Dice(random.Random):
         def uniform(self, low, high):  # after the work, before the end
-            return high
+            while not (tmp_path / "killed" / "work").exists():
+                time.sleep(0.01)
+            return 0.05
 
-    found = Undisturbed(whole.left, 0.35)
-    kills, differing = killed(job(code), tmp_path / "killed", found, Dice(0))
+    kills, differing = killed(job(code), tmp_path / "killed", whole, Dice(0))
     assert kills >= 1
     assert differing == expected
 
