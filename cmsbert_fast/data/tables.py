@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.untrusted.files import open_regular
+from cmsbert_fast.data.untrusted.first_bytes import LENGTH, check_first_bytes
 from cmsbert_fast.data.untrusted.limits import TEXT
 
 _HEADER = 1 << 20  # characters of a header
@@ -21,9 +22,12 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     """Header (stripped) and rows of a csv or tsv file; the delimiter is the header's most frequent one.
 
     Raises:
-        DataError: The file is empty or not text, or a quotation mark is not closed.
+        DataError: The file is empty, something else than a table, or not text, or a quotation mark is not closed.
     """
     try:
+        with open_regular(path) as raw:
+            if start := raw.read(LENGTH):
+                check_first_bytes(path.name, start)
         with _open(path) as file:
             head = file.readline(_HEADER + 1)
     except PermissionError as error:

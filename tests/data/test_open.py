@@ -205,6 +205,25 @@ def test_first_bytes_tell_what_a_file_is(tmp_path: Path, name: str, content: Any
         assert name in str(error.value)
 
 
+@pytest.mark.parametrize("name", ["v1_0.npy", "v1_0.npz", "v1_0.h5", "v1_0.csv", "COVAREP.csd"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
+        (gzip.compress(b"x" * 100), "compressed with gzip"),
+        (bytes(10_000), "begins with zero bytes only"),
+    ],
+    ids=["lfs", "gzip", "zeros"],
+)
+def test_first_bytes_of_frames_tell_it_too(files: Any, name: str, content: bytes, message: str) -> None:
+    files.table(ROWS[:1])
+    path = files.folder / name if name.endswith(".csd") else files.folder / "visual" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}.*{message}"):
+        read_corpus(files.folder)
+
+
 @pytest.mark.parametrize("encoding", ["gbk", "utf-16"])
 def test_a_table_of_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "label.csv").write_bytes("video_id,clip_id,text,label,标注\nv,1,你好,0.5,x\n".encode(encoding))

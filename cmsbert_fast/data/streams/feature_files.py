@@ -18,18 +18,23 @@ from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.streams.feature_csv import load_csv, names_in
 from cmsbert_fast.data.streams.feature_hdf5 import load_hdf5, verify_hdf5
 from cmsbert_fast.data.untrusted.files import open_regular
+from cmsbert_fast.data.untrusted.first_bytes import LENGTH, check_first_bytes
 from cmsbert_fast.data.untrusted.limits import FLOOR, RATIO
 
 _TABLES = (".csv", ".tsv")
 _HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".npz", *_HDF5, *_TABLES)
+_ZIP = b"PK\x03\x04"
 _FEATURES = "features"  # of several arrays in a .npz
 
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
         with open_regular(path) as file:  # numpy.load would open archives and pickles too
-            if file.read(6) != b"\x93NUMPY":
+            head = file.read(LENGTH)
+            if not head.startswith(b"\x93NUMPY"):
+                if not head.startswith(_ZIP):  # of a .npz that was given another name
+                    check_first_bytes(path.name, head)
                 raise ValueError("it is not a .npy file")
         return _matrix(np.load(path, mmap_mode="r", allow_pickle=False), path)
     except DataError:
@@ -46,6 +51,9 @@ def _load_npy(path: Path) -> np.ndarray:
 def _load_npz(path: Path) -> np.ndarray:
     """The frames of an archive; no more is unpacked than its size warrants."""
     try:
+        with open_regular(path) as file:
+            if not (head := file.read(LENGTH)).startswith(_ZIP):
+                check_first_bytes(path.name, head)
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             named = [entry for entry in entries if entry.filename in (_FEATURES, f"{_FEATURES}.npy")]

@@ -13,11 +13,13 @@ import numpy as np
 from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.streams.chunks import check_layout, check_packed, filters_of
 from cmsbert_fast.data.untrusted.files import open_regular
+from cmsbert_fast.data.untrusted.first_bytes import LENGTH, check_first_bytes
 from cmsbert_fast.data.untrusted.limits import FLOOR, RATIO
 
 _DEFLATE_RATIO = 1100  # zlib cannot expand by more than 1032
 _STRING_CHUNK = 1 << 20  # bytes: what HDF5 keeps of a data set that is read piece by piece
 _POINTER, _STRING = 16, 56  # bytes of a string: in a data set, which points to its text; empty in memory
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError)  # what h5py raises on damaged files
 _LONGEST_WORD = 1000  # bytes; variable-length strings are read a few at a time because their size is not declared
 
@@ -40,7 +42,9 @@ class Hdf5File:
         try:
             self._size = path.stat().st_size
             self.most = RATIO * self._size + FLOOR
-            open_regular(path).close()
+            with open_regular(path) as file:
+                if not (head := file.read(LENGTH)).startswith(_SIGNATURE):  # it may come later
+                    check_first_bytes(path.name, head)
             self.file = h5py.File(path, "r")
         except PermissionError as error:
             raise unreadable(path.name) from error
