@@ -118,7 +118,8 @@ def _open_pickle(path: Path, request: DataRequest) -> Source | None:
     if found is None:
         return None
     found = found if request.labels else unlabelled(found)
-    return without(with_folds(found, request), request.left_out(found.format, found.format == mult.FORMAT))
+    takes_words = found.format in (mult.FORMAT, fet.FORMAT)
+    return without(with_folds(found, request), request.left_out(found.format, takes_words))
 
 
 def _read_pickle(path: Path, request: DataRequest) -> Source | None:

@@ -21,6 +21,7 @@ from cmsbert_fast.data.untrusted import content, pickles
 from cmsbert_fast.data.untrusted.limits import Budget, limit_of
 from cmsbert_fast.data.untrusted.records import Array
 
+FORMAT = "MMSA-FET, single clips"
 _MODALITY = {"visual": ("vision", "video"), "acoustic": ("audio",)}
 _KEYS = {"audio", "vision", "video", "text", "text_bert"}
 
@@ -67,7 +68,7 @@ def fet_source(path: Path, clips: Sequence[Path], request: DataRequest) -> Sourc
 
     return Source(
         name=path.stem,
-        format="MMSA-FET, single clips",
+        format=FORMAT,
         path=path,
         files=[table, *(by_name[name] for name in found)],
         groups=list(found),
