@@ -77,6 +77,18 @@ def test_a_stream_that_starts_late_keeps_its_time(tmp_path: Path) -> None:
     assert sound_of(late, tmp_path).start < 0.01
 
 
+def test_the_clock_starts_with_the_first_stream(tmp_path: Path) -> None:
+    """A transport stream starts somewhere; players show 0."""
+    times = [5.0 + k / 25 for k in range(50)]
+    path = write_media(
+        tmp_path / "a.ts", [arrow()] * 50, tone(1.5), times=times, sound_start=5.5, codecs=("libx264", "aac")
+    )
+    with av.open(str(path)) as container:
+        assert container.start_time > 4_000_000
+    assert abs(pictures_of(path)[0][0]) < 0.05
+    assert abs(sound_of(path, tmp_path).start - 0.5) < 0.08
+
+
 def test_a_gap_in_the_sound_becomes_silence(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:

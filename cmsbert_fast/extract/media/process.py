@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import threading
@@ -16,6 +17,7 @@ RATE = 16_000  # samples a second of all sound
 SIDE, PICTURES = 640, 30  # pixels of the longer side of a picture; pictures a second, at most
 HEADER = struct.Struct("<cI")
 _LARGEST = 64 << 20  # bytes of a message
+_CODES = re.compile(r"\[Errno \d+\] |: '\d+'$")  # of FFmpeg's errors, and the file's number
 _STALL = 120.0  # seconds without a message
 
 
@@ -81,7 +83,7 @@ class Decoder:
         """Why the process ended early."""
         status = self.process.wait()
         self._listener.join()
-        said = self._said.decode("utf-8", "replace").removeprefix("av.error.")
+        said = _CODES.sub("", self._said.decode("utf-8", "replace").removeprefix("av.error."))
         if status < 0:
             return f"decoding it takes too much time or memory, or crashes the decoder (signal {-status})"
         return sentence(f"it cannot be decoded ({said or f'status {status}'})")
