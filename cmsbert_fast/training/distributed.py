@@ -65,8 +65,11 @@ def start(device: str = "auto") -> Ranks:
     if "WORLD_SIZE" not in os.environ:
         return Ranks(0, 1, own)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(minutes=10)))
-    # torchrun's store outlives a failed attempt: without a prefix, restarted workers find the addresses of dead ones.
-    store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    # torchrun's own store outlives a failed attempt: without a prefix, restarted workers find the addresses of dead
+    # ones. Where each attempt has a new store, none: a node that replaces another counts attempts from 0 again.
+    outlives = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if outlives else "0"
+    store = dist.PrefixStore(f"attempt{attempt}", store)
     on_gpu = own.type == "cuda"
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
