@@ -274,6 +274,9 @@ def _embeddings(inputs: Inputs) -> dict[str, Tensor | None]:
     }
 
 
+@torch.compiler.disable(
+    reason="position_ids alone do not say how many utterances a batch has: give cu_seq_lens_q and max_length_q too."
+)
 def _restarts(position_ids: Tensor) -> tuple[Tensor | None, int | None]:
     """cu_seq_lens_q and max_length_q of a row whose positions restart at 0 for every utterance; None for one utterance.
 

@@ -94,9 +94,12 @@ class PackedConv(nn.Conv1d):
             return products[:, 0]
         total, half = rows.shape[0], width // 2
         sequence = sequence_of_row(packing, total)
-        neighbours = F.pad(sequence, (half, half), value=-1).unfold(0, total, 1)  # (width, T)
+        neighbours = F.pad(sequence, (half, half), value=-1)
         shifted = F.pad(products, (0, 0, 0, 0, half, half))
-        taps = [shifted[k : k + total, k].masked_fill((neighbours[k] != sequence)[:, None], 0) for k in range(width)]
+        taps = []
+        for k in range(width):
+            outside = neighbours[k : k + total] != sequence
+            taps.append(shifted[k : k + total, k].masked_fill(outside[:, None], 0))
         return torch.stack(taps).sum(dim=0)
 
 
