@@ -150,7 +150,9 @@ def example_inputs(program: Program, batch: int = 3, lengths: Sequence[int] = (9
         "word_vectors": torch.randn(batch, words, getattr(config, "word_size", 1), generator=generator),
     }
     for name, longest in zip(MODALITIES, most, strict=True):
-        count = of_words.clamp(max=longest) if program.model.frame_level is not FrameLevel.UTTERANCE else counts(longest)
+        count = (
+            of_words.clamp(max=longest) if program.model.frame_level is not FrameLevel.UTTERANCE else counts(longest)
+        )
         if batch > 1:
             count[-1] = 0
         mask, size = valid(count, longest), getattr(config, f"{name}_size")
@@ -218,8 +220,8 @@ def export_onnx(model: Classifier, processor: CMSBertProcessor, path: Path) -> d
         differences.update(compare(program, draft))
         if not all(gap <= TOLERANCE for gap in differences.values()):
             raise UsageError(
-                f"The exported model computes something else than its checkpoint ({_shown(differences)}); please report "
-                "it with the versions of torch, onnxscript and onnxruntime."
+                f"The exported model computes something else than its checkpoint ({_shown(differences)}); please "
+                "report it with the versions of torch, onnxscript and onnxruntime."
             )
 
     atomic.replace_file(path, write)

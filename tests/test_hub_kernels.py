@@ -99,7 +99,9 @@ def test_kernels_loads_it_beside_this_package(tmp_path, monkeypatch):
 
 
 def test_imports_become_relative():
-    source = "from cmsbert_fast import reference\nif 1:\n    from cmsbert_fast.ops.dispatch import (\n        a,\n    )\n"
+    source = (
+        "from cmsbert_fast import reference\nif 1:\n    from cmsbert_fast.ops.dispatch import (\n        a,\n    )\n"
+    )
     assert hub_kernels.relative("ops/x/api.py", source) == (
         "from ... import reference\nif 1:\n    from ...ops.dispatch import (\n        a,\n    )\n"
     )

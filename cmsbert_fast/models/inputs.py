@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cmsbert_fast.packing import Packing, pack_mask, positions, take_rows, uniform_packing, valid_positions, without_rest
+from cmsbert_fast.packing import (
+    Packing,
+    pack_mask,
+    positions,
+    take_rows,
+    uniform_packing,
+    valid_positions,
+    without_rest,
+)
 
 # Arguments of BERT that Hugging Face's tools pass to every model, and why there is nothing to pass here.
 _ABSENT = {

@@ -156,7 +156,8 @@ def _results(outcome: Mapping[str, Any]) -> str:
     for name, value in outcome["test"].items():
         lines.append(f"| {_line(name)} | {_number(value)} | {_number(outcome['valid'].get(name))} |")
     return (
-        "\n".join(lines) + f"\n\nOne run with seed {outcome['settings']['seed']}; the epoch ({outcome['best_epoch']} of "
+        "\n".join(lines)
+        + f"\n\nOne run with seed {outcome['settings']['seed']}; the epoch ({outcome['best_epoch']} of "
         f"{outcome['epochs']}) was chosen on the validation split. acc and f1 are percentages; f1 is weighted; "
         "non_negative: negative against the rest, positive: without the label 0.\n"
     )

@@ -1,4 +1,4 @@
-"""PEFT's adapters, torchao's quantised weights and accelerate's loop on the models; skipped where these libraries are not installed."""
+"""PEFT, torchao and accelerate with the models; skipped where these libraries are not installed."""
 
 import copy
 

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.models.inputs import Frames, PackedInputs
-from cmsbert_fast.packing import Packing, cumulative, padded_packing, positions, sequence_of_row, take_rows, valid_positions
+from cmsbert_fast.packing import (
+    Packing,
+    cumulative,
+    padded_packing,
+    positions,
+    sequence_of_row,
+    take_rows,
+    valid_positions,
+)
 
 
 class WordInputs(NamedTuple):
