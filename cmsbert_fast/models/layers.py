@@ -35,8 +35,8 @@ class Projector(nn.Module):
 class FusionLayer(nn.TransformerEncoderLayer):
     """One post-norm layer of a Transformer over a few tokens, (B, M, d) -> (B, M, d); PyTorch's, batch first.
 
-    PyTorch's reads the weights of its linear layers. Where an adapter wrapped one of them, they are called instead; also
-    under torch.export, whose programs are not to hold PyTorch's fused layer.
+    PyTorch's reads the weights of its linear layers. Where an adapter wrapped one of them, they are called instead. So
+    they are under torch.export, whose programs are not to hold PyTorch's fused layer.
     """
 
     def __init__(self, size: int, heads: int, inner_size: int, dropout: float):
