@@ -1,5 +1,6 @@
 """The model card beside a trained model: it goes where the weights go that it describes, and with no others."""
 
+import functools
 import hashlib
 import os
 import re
@@ -55,8 +56,7 @@ def carry_card(source: str | os.PathLike | None, target: str | os.PathLike) -> b
     if there.resolve() != here.resolve():
         for name in (PICTURE, CARD):
             if (there / name).is_file():
-                copied = there / name
-                atomic.replace_file(here / name, lambda draft, copied=copied: shutil.copyfile(copied, draft))
+                atomic.replace_file(here / name, functools.partial(shutil.copyfile, there / name))
     return True
 
 
