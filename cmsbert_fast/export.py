@@ -5,6 +5,7 @@ makes one for PyTorch (torch.export), :func:`export_onnx` one for ONNX runtimes.
 "torch" are in them.
 """
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsbert_fast import __version__, atomic
+from cmsbert_fast.commandline import examples
 from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.encoding import FrameLevel
@@ -31,6 +33,7 @@ from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.errors import UsageError, os_reason
 from cmsbert_fast.training.exits import exit_status
 
+_PROG = "python -m cmsbert_fast.export"
 OPSET = 20
 TOLERANCE = 1e-4  # of the largest output, or of 1 if that is more
 LARGEST = 2 * 1024**3 - 2**24  # bytes of weights; an ONNX file holds 2 GiB
@@ -301,20 +304,25 @@ def _leave_out(inputs: Batch, modality: str) -> None:
             inputs[name] = torch.full_like(inputs[name], -1)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], prog: str = _PROG) -> int:
     """Runs the command line; the exit status is that of :func:`~cmsbert_fast.training.exits.exit_status`."""
-    return exit_status(lambda: _run(arguments))
+    return exit_status(lambda: _run(command_parser(prog).parse_args(arguments)))
 
 
-def _run(arguments: Sequence[str]) -> None:
+def command_parser(prog: str = _PROG) -> Parser:
+    """The parser of the command line."""
     parser = Parser(
-        prog="python -m cmsbert_fast.export",
+        prog=prog,
         description="Writes a trained model as an ONNX file, checked in onnxruntime against the model. docs/export.md "
         "has its inputs and outputs.",
+        epilog=examples("%(prog)s runs/mine/cmsbert-clr/seed-0 model.onnx"),
     )
     parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
     parser.add_argument("output", type=Path, metavar="OUT.onnx", help="the new file")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def _run(given: argparse.Namespace) -> None:
     if given.output.suffix != ".onnx":
         raise UsageError(f"{given.output} is no name for an ONNX file; end it with .onnx.")
     if given.output.exists():
