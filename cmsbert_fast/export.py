@@ -8,6 +8,7 @@ makes one for PyTorch (torch.export), :func:`export_onnx` one for ONNX runtimes.
 import argparse
 import importlib.util
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ class Program(nn.Module):
 
     def __init__(self, model: Classifier, processor: CMSBertProcessor):
         super().__init__()
-        self.model = model.eval()
+        self.model = model
         self.input_names = input_names(model)
         self.output_names: list[str] = []
         for name in MODALITIES:
@@ -64,6 +65,7 @@ class Program(nn.Module):
             if name in self.input_names and mean is not None:
                 self.register_buffer(f"{name}_mean", torch.tensor(mean, dtype=torch.float64))
                 self.register_buffer(f"{name}_std", torch.tensor(std, dtype=torch.float64))
+        self.eval()
         with torch.no_grad():
             rows = self._rows(*example_inputs(self).values())
         self.output_names = [name for name in rows if name == "logits" or name.endswith("_embeds")]
@@ -328,6 +330,7 @@ def _run(given: argparse.Namespace) -> None:
     if given.output.exists():
         raise UsageError(f"{given.output} exists; remove it or choose another name.")
     model, processor = load_trained(given.checkpoint)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision, which nobody asked for, lacks
     try:
         differences = export_onnx(model.float(), processor, given.output)
     except OSError as error:
