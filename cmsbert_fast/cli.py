@@ -34,6 +34,7 @@ PROGRAMS = {
     "train": Program("cmsbert_fast.training.runs:main", "train CMSBERT-CLR, its variants and the other systems"),
     "predict": Program("cmsbert_fast.predict:main", "write a trained model's score for every example"),
     "evaluate": Program("cmsbert_fast.evaluate:main", "measure a trained model on labelled data"),
+    "export": Program("cmsbert_fast.export:main", "write a trained model as an ONNX file"),
     "inspect": Program("cmsbert_fast.data.__main__:main", "say what data hold, and draw an example", nested=True),
     "convert": Program(
         "cmsbert_fast.data.__main__:main", "write data in the form that is fastest to read", nested=True

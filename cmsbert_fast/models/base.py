@@ -8,6 +8,7 @@ A system is two functions and, rarely, a state:
 3. :meth:`Classifier.training_state`: training state besides parameters and optimiser.
 """
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -19,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.losses import LossTerm, total_loss
+from cmsbert_fast.models.model_card import add_tags, carry_card, tags_of
 
 
 class TrainingState(Protocol):
@@ -176,6 +178,18 @@ class Classifier(PreTrainedModel):
             loss=total_loss(terms) if terms else None, **{name: x for name, x in values.items() if name in known}
         )
         return output.to_tuple() if return_dict is False else output
+
+    def save_pretrained(self, save_directory: "str | os.PathLike", *arguments: Any, **options: Any) -> None:
+        """As Hugging Face's; the card of a trained model goes with its weights."""
+        super().save_pretrained(save_directory, *arguments, **options)
+        carry_card(self.config.name_or_path, save_directory)
+
+    def _upload_modified_files(self, working_dir: Any, *arguments: Any, **options: Any) -> Any:
+        """Hugging Face's last step of ``push_to_hub``, which has just written a card that says nothing of the model."""
+        tags = tags_of(working_dir)
+        if carry_card(self.config.name_or_path, working_dir):
+            add_tags(working_dir, tags)
+        return super()._upload_modified_files(working_dir, *arguments, **options)
 
     def prepare(self, batches: Iterable[Mapping[str, Any]]) -> None:
         """Called once on every rank before a new run's first step, for buffers that hold statistics of the data.

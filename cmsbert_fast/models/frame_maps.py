@@ -49,10 +49,14 @@ class FrameMaps(NamedTuple):
             return frames.flatten()
         size, steps = given.values.shape[:2]
         flat = torch.arange(size * steps, device=frames.device)
-        if given.mask is not None:
-            valid = given.mask.flatten().bool()
-            flat = torch.where(valid, valid.cumsum(0) - 1, -1)
         begins = torch.arange(size, device=frames.device)[:, None] * steps
+        if given.mask is not None:
+            valid = given.mask.bool()
+            if torch.compiler.is_exporting():  # the rows of an utterance begin where the padded ones do
+                flat = torch.where(valid, begins + valid.cumsum(1) - 1, -1).flatten()
+            else:
+                valid = valid.flatten()
+                flat = torch.where(valid, valid.cumsum(0) - 1, -1)
         known = (frames >= 0) & (frames < steps)
         rows = flat.index_select(0, (begins + frames).where(known, 0).flatten()) if steps else frames.flatten()
         counted = torch.where(known.flatten(), rows, -1).view_as(frames)
@@ -80,7 +84,25 @@ class FrameMaps(NamedTuple):
                 f"This system reads the frames of each word; give cu_seq_lens_{name}_of_words and "
                 f"max_length_{name}_of_words, or {name}_words with padded frames."
             )
+        if frames.packing.is_padded:
+            return _by_word(own, frames, words)
         total = int(words.cu_seqlens[-1])
         word = torch.where(own < 0, total, own + words.cu_seqlens[:-1, None])
         counts = word.new_zeros(total + 1).scatter_add(0, word.flatten(), torch.ones_like(word.flatten()))[:-1]
         return Frames(frames.values, Packing(cumulative(counts), own.shape[1]))
+
+
+def _by_word(own: Tensor, frames: Frames, words: Packing) -> Frames:
+    """:meth:`FrameMaps.of_words` for the padded layout of torch.export, where the words share the rows of frames.
+
+    Args:
+        own: (B, N_m), the word of each frame, -1 at padding.
+        frames: Padded; the valid ones come first.
+        words: Padded.
+    """
+    word = torch.arange(words.max_length, device=own.device)[:, None]
+    counts = (own[:, None] == word).sum(dim=2)  # (B, W)
+    starts = counts.cumsum(dim=1) - counts + frames.packing.cu_seqlens[:-1, None]
+    ends = torch.cat([starts.flatten(), frames.packing.cu_seqlens[-1:]]).int()
+    packing = Packing(ends, frames.packing.max_length, row_lengths=counts.flatten().int(), shared=True)
+    return Frames(frames.values, packing)

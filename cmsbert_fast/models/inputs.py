@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cmsbert_fast.packing import Packing, pack_mask, positions, take_rows, uniform_packing, without_rest
+from cmsbert_fast.packing import (
+    Packing,
+    pack_mask,
+    positions,
+    take_rows,
+    uniform_packing,
+    valid_positions,
+    without_rest,
+)
 
 # Arguments of BERT that Hugging Face's tools pass to every model, and why there is nothing to pass here.
 _ABSENT = {
@@ -96,8 +104,17 @@ class Batch(NamedTuple):
     visual: Frames | None
     acoustic: Frames | None
 
+    @property
+    def is_padded(self) -> bool:
+        """Whether the rows are those of a padded batch: a full one, or one of torch.export."""
+        return self.full or self.packing.is_padded
+
+    def mask_of(self, packing: Packing) -> Tensor | None:
+        """(B, n) bool, the valid rows of a padded batch's tokens or frames; None = all."""
+        return None if self.full else valid_positions(packing)
+
     def by_utterance(self, rows: Tensor) -> Tensor:
-        """Token or frame rows of a full batch, (B * n, ...) -> (B, n, ...)."""
+        """Token or frame rows of a padded batch, (B * n, ...) -> (B, n, ...)."""
         size = self.packing.cu_seqlens.shape[0] - 1
         return rows.unflatten(0, (size, rows.shape[0] // size))
 
@@ -265,6 +282,9 @@ def _embeddings(inputs: Inputs) -> dict[str, Tensor | None]:
     }
 
 
+@torch.compiler.disable(
+    reason="position_ids alone do not say how many utterances a batch has: give cu_seq_lens_q and max_length_q too."
+)
 def _restarts(position_ids: Tensor) -> tuple[Tensor | None, int | None]:
     """cu_seq_lens_q and max_length_q of a row whose positions restart at 0 for every utterance; None for one utterance.
 

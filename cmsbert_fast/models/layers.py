@@ -35,7 +35,8 @@ class Projector(nn.Module):
 class FusionLayer(nn.TransformerEncoderLayer):
     """One post-norm layer of a Transformer over a few tokens, (B, M, d) -> (B, M, d); PyTorch's, batch first.
 
-    PyTorch's reads the weights of its linear layers. Where an adapter wrapped one of them, they are called instead.
+    PyTorch's reads the weights of its linear layers. Where an adapter wrapped one of them, they are called instead. So
+    they are under torch.export, whose programs are not to hold PyTorch's fused layer.
     """
 
     def __init__(self, size: int, heads: int, inner_size: int, dropout: float):
@@ -43,7 +44,8 @@ class FusionLayer(nn.TransformerEncoderLayer):
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
         attention = type(self.self_attn) is nn.MultiheadAttention
-        if attention and all(map(is_plain, (self.self_attn.out_proj, self.linear1, self.linear2))):
+        exporting = torch.compiler.is_exporting()
+        if attention and not exporting and all(map(is_plain, (self.self_attn.out_proj, self.linear1, self.linear2))):
             return super().forward(tokens)
         attended = self._attend(tokens) if attention else self.self_attn(tokens, tokens, tokens, need_weights=False)[0]
         tokens = self.norm1(tokens + self.dropout1(attended))

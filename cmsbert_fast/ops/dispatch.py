@@ -106,12 +106,14 @@ def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str
         backend: A name of :data:`BACKENDS`; "auto" asks the environment's ``CMSBERT_BACKEND`` first.
 
     Returns:
-        "reference", "torch", "triton" or "cpu".
+        "reference", "torch", "triton" or "cpu". Under torch.export always "torch", whose operators every runtime has.
 
     Raises:
         ValueError: the backend asked for is unknown or cannot run here; the message says why.
     """
     name = requested_backend(backend)
+    if torch.compiler.is_exporting():
+        return "torch"
     table = OPERATORS[operator]
     if name == "auto":
         for candidate in table.compiled:

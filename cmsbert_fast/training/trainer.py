@@ -25,6 +25,7 @@ from cmsbert_fast.training import (
     distributed,
     evaluate,
     figures,
+    model_card,
     optimiser,
     report,
     strict_json,
@@ -365,6 +366,7 @@ class Trainer:
         if tested:
             # Last: a failure here must not lose the results.
             figures.draw(self.folder, tested)
+            model_card.write_card(self.folder, tested.model, outcome, tuple(self.labels.classes))
 
     def predict(self, split: str, model: Classifier | None = None, with_losses: bool = False) -> Predictions:
         """Predictions for a split, from the model in training or another; ``with_losses`` as in ``evaluate.predict``.

@@ -1,4 +1,4 @@
-"""PEFT's adapters and torchao's quantised weights on the models; skipped where these libraries are not installed."""
+"""PEFT, torchao and accelerate with the models; skipped where these libraries are not installed."""
 
 import copy
 
@@ -71,3 +71,30 @@ def test_torchao_quantises_every_linear_layer(kind, batch):
         logits = model(**batch).logits
         assert 1e-4 < (logits - before).abs().max() < 0.1
         torch.testing.assert_close(logits, plain(**batch).logits, rtol=0, atol=1e-5)
+
+
+@both
+def test_accelerate_trains_saves_and_loads(kind, batch, tmp_path):
+    """Accelerator.prepare, a loop over packed batches of several sizes, save_model, and the weights in a new model."""
+    accelerate = pytest.importorskip("accelerate")
+    batch, model = single(batch), model_of(kind)
+    accelerator = accelerate.Accelerator(cpu=True)
+    examples = [({name: tensor[k : k + 2] for name, tensor in batch.items()}, LABELS[k : k + 2]) for k in (0, 2)]
+    loader = torch.utils.data.DataLoader(examples, batch_size=None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    prepared, optimizer, loader = accelerator.prepare(model.train(), optimizer, loader)
+    losses = []
+    for _ in range(15):
+        for inputs, labels in loader:
+            loss = prepared(**inputs, labels=labels).loss
+            accelerator.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    accelerator.save_model(prepared, tmp_path)
+    new = kind(config(gate_activation="tanh")).float()
+    accelerate.load_checkpoint_in_model(new, tmp_path)
+    with torch.no_grad():
+        expected = accelerator.unwrap_model(prepared).eval()(**batch).logits
+        torch.testing.assert_close(new.eval()(**batch).logits, expected, rtol=0, atol=1e-6)

@@ -238,9 +238,9 @@ def _vectors(given: WordInputs, words: Words, dtype: torch.dtype) -> Text:
     Raises:
         ValueError: They are not given, or too few.
     """
-    if given.word_vectors is None or len(given.word_vectors) < words.total:
+    if given.word_vectors is None:
         raise ValueError(f"text 'vectors' reads word vectors; give word_vectors of shape ({words.total}, e).")
-    return Text(given.word_vectors[: words.total].to(dtype), words.packing)
+    return Text(words.vectors(given.word_vectors).to(dtype), words.packing)
 
 
 def _inputs(given: Mapping[str, Any]) -> Inputs:

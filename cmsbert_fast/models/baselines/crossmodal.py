@@ -51,11 +51,19 @@ class Pairing(NamedTuple):
 def pair(target: Packing, source: Packing, total_target: int, total_source: int) -> Pairing:
     """Sorts the pairs of sequences (n_q, n_k) into buckets. It reads the lengths on the CPU.
 
+    The padded layout of torch.export is one bucket, of all pairs.
+
     Args:
         target, source: The rows of queries and those of keys, of the same utterances.
         total_target, total_source: T_q and T_k.
     """
     device = target.cu_seqlens.device
+    if target.is_padded:
+        shape = (target.cu_seqlens.shape[0] - 1, target.max_length, source.max_length)
+        buckets = [Bucket(shape, _visible(target.lengths, source.lengths, shape))]
+        rows_q, rows_k = (torch.arange(total, device=device) for total in (total_target, total_source))
+        seen = source.lengths[:, None].expand(-1, target.max_length).flatten() > 0
+        return Pairing(rows_q, rows_k, buckets, torch.where(seen, rows_q, total_target))
     starts_q, starts_k = (packing.on_host.long() for packing in (target, source))
     n_q, n_k = starts_q.diff(), starts_k.diff()
     steps = [(BUCKETS_PER_OCTAVE * n.clamp(min=1).double().log2()).ceil().long() for n in (n_q, n_k)]
@@ -96,7 +104,7 @@ def _visible(n_q: Tensor, n_k: Tensor, shape: tuple[int, int, int]) -> Tensor:
     n_q, n_k = n_q[:, None, None], n_k[:, None, None]
     query = torch.arange(shape[1], device=n_q.device)[:, None]
     key = torch.arange(shape[2], device=n_q.device)
-    return ((key < n_k) & (key <= query + (n_k - n_q).abs()))[:, None]
+    return ((key < n_k.clamp(min=1)) & (key <= query + (n_k - n_q).abs()))[:, None]
 
 
 class XavierLinear(nn.Linear):

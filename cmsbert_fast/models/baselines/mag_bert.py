@@ -109,7 +109,7 @@ class MagBertForSequenceClassification(Baseline):
         of_pieces = {}
         for name in self.modalities:
             values, _ = getattr(packed.batch, name)
-            if len(values):
+            if values.shape[0]:
                 rows = maps.token_frames(name, getattr(given, f"{name}_frames"), packed)
                 of_pieces[name] = frames_of_pieces(values, rows)
         return partial(self.shifted, of_pieces)
@@ -124,7 +124,7 @@ class MagBertForSequenceClassification(Baseline):
         h = hidden.new_zeros(())
         for name in self.modalities:
             gated: GatedFrame = getattr(self, f"{name}_gated")
-            own = frames[name] if name in frames else hidden.new_zeros(len(hidden), self.config.frame_sizes[name])
+            own = frames[name] if name in frames else hidden.new_zeros(hidden.shape[0], self.config.frame_sizes[name])
             h = h + gated(own, hidden)
         norm = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
         norm = torch.where(norm == 0, 1, norm)

@@ -183,7 +183,7 @@ class MFMForSequenceClassification(MFN):
         for name, x in views.items():
             autoencoder: Autoencoder = getattr(self, f"{name}_autoencoder")
             rows[f"{name}_code"] = code = autoencoder.encode(x, packing, self.config.backend)
-            error = (autoencoder.decode(code, shared, packing, len(x)) - x).square().mean(dim=1, keepdim=True)
+            error = (autoencoder.decode(code, shared, packing, x.shape[0]) - x).square().mean(dim=1, keepdim=True)
             rows[f"{name}_error"] = segment_mean(error, packing)[:, 0]
         return rows
 

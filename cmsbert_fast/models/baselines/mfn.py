@@ -26,8 +26,9 @@ from cmsbert_fast.models.baselines.base import Baseline, Utterances, register
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.baselines.recurrent import CellLSTM, CellStates, in_order, order_of_time
 from cmsbert_fast.models.encoding import FrameLevel
+from cmsbert_fast.ops.lstm.padded import State, scan_rows
 from cmsbert_fast.ops.lstm.steps import TimeSteps
-from cmsbert_fast.packing import Packing, positions, segment_last
+from cmsbert_fast.packing import Packing, pad, positions, segment_last
 
 VIEWS = ("text", "acoustic", "visual")  # l, a, v: in the order of the published code
 
@@ -110,16 +111,31 @@ class Memory(nn.Module):
         self.retain = TwoLayers(both + size, config.retain_size, size, config.retain_dropout)
         self.update = TwoLayers(both + size, config.update_size, size, config.update_dropout)
 
-    def forward(self, cells: Tensor, packing: Packing, steps: TimeSteps) -> Tensor:
+    def forward(self, cells: Tensor, packing: Packing, steps: "TimeSteps | Packing") -> Tensor:
         """(P, H) -> (B, M); 0 for an utterance without words. ``steps`` are the packing's."""
-        first = positions(packing, len(cells)) == 0
+        first = positions(packing, cells.shape[0]) == 0
         before = cells.roll(1, dims=0).masked_fill(first[:, None], 0)
+        if isinstance(steps, Packing):
+            both = torch.cat([before, cells], dim=1)
+            attended = torch.softmax(self.attention(both), dim=1) * both
+            return segment_last(self._padded(attended, torch.tanh(self.proposal(attended)), packing), packing)
         rows, batch_sizes = steps
         both = torch.cat([before, cells], dim=1).index_select(0, rows)
         attended = torch.softmax(self.attention(both), dim=1) * both
         states = self._scan(attended, torch.tanh(self.proposal(attended)), batch_sizes.tolist())
         sources = (*self.retain.parameters(), *self.update.parameters(), attended)
         return segment_last(in_order(states, rows, (len(cells), self.size), *sources), packing)
+
+    def _padded(self, attended: Tensor, proposals: Tensor, packing: Packing) -> Tensor:
+        """u_t of every row (P, M), from Chat and U, for the padded layout of torch.export."""
+
+        def step(before: State, now: State) -> State:
+            chat, proposal = now
+            both = torch.cat([chat, before[0]], dim=1)
+            return (self.retain(both).sigmoid() * before[0] + self.update(both).sigmoid() * proposal,)
+
+        first = pad(proposals, packing)[:, 0] * 0
+        return scan_rows(step, (first,), (attended, proposals), packing.max_length)[0]
 
     def _scan(self, attended: Tensor, proposals: Tensor, batch_sizes: list[int]) -> list[Tensor]:
         """u_t of every step, from Chat and U, in the order of time."""

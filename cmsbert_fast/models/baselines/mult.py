@@ -92,11 +92,14 @@ class PackedConv(nn.Conv1d):
         products = F.linear(rows, weight).unflatten(1, (width, size))  # of each row with each tap
         if width == 1:
             return products[:, 0]
-        total, half = len(rows), width // 2
+        total, half = rows.shape[0], width // 2
         sequence = sequence_of_row(packing, total)
-        neighbours = F.pad(sequence, (half, half), value=-1).unfold(0, total, 1)  # (width, T)
+        neighbours = F.pad(sequence, (half, half), value=-1)
         shifted = F.pad(products, (0, 0, 0, 0, half, half))
-        taps = [shifted[k : k + total, k].masked_fill((neighbours[k] != sequence)[:, None], 0) for k in range(width)]
+        taps = []
+        for k in range(width):
+            outside = neighbours[k : k + total] != sequence
+            taps.append(shifted[k : k + total, k].masked_fill(outside[:, None], 0))
         return torch.stack(taps).sum(dim=0)
 
 
@@ -151,8 +154,9 @@ class MulTForSequenceClassification(Baseline):
         rows = {"text": self.text_dropout(batch.text.values), **{m: f.values for m, f in batch.frames.items()}}
         packings = {"text": batch.text.packing, **{m: f.packing for m, f in batch.frames.items()}}
         # Every pairing reads the lengths: wait for the device once.
-        packings = {name: packing._replace(host_cu_seqlens=packing.on_host) for name, packing in packings.items()}
-        totals = {name: len(rows[name]) for name in self.sources}
+        if not torch.compiler.is_exporting():
+            packings = {name: packing._replace(host_cu_seqlens=packing.on_host) for name, packing in packings.items()}
+        totals = {name: rows[name].shape[0] for name in self.sources}
         places = {name: positions(packings[name], totals[name]) + 1 for name in self.sources}
         dtype = self.classifier.weight.dtype
         x = {name: getattr(self, f"{name}_conv")(rows[name], packings[name]) for name in self.sources}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cmsbert_fast.ops.lstm.api import PackedLSTM
+from cmsbert_fast.ops.lstm.padded import State, lstm_cell, padded_lstm, scan_rows
 from cmsbert_fast.ops.lstm.steps import TimeSteps, time_steps
-from cmsbert_fast.packing import Packing, reversed_rows, segment_last
+from cmsbert_fast.packing import Packing, reversed_rows, segment_last, without_rest
 
 
 class States(NamedTuple):
@@ -54,7 +55,7 @@ class BidirectionalLSTM(nn.Module):
 
         The last state backwards is that of the first row.
         """
-        mirror = reversed_rows(packing, len(frames))
+        mirror = reversed_rows(packing, frames.shape[0])
         ahead = self.forwards(frames, packing, backend)
         behind = self.backwards(frames.index_select(0, mirror), packing, backend)
         last = torch.cat([segment_last(ahead, packing), segment_last(behind, packing)], dim=-1)
@@ -71,9 +72,12 @@ class CellStates(NamedTuple):
 class CellLSTM(PackedLSTM):
     """A PackedLSTM whose cells are an output too, with gradient: for MFN's memory."""
 
-    def forward(self, frames: Tensor, steps: TimeSteps) -> CellStates:  # type: ignore[override]
+    def forward(self, frames: Tensor, steps: "TimeSteps | Packing") -> CellStates:  # type: ignore[override]
         """(F, d_m) -> hidden states and cells, by PyTorch's own loop; ``steps`` from :func:`order_of_time`."""
         frames = frames.to(self.weight_ih_l0.dtype)
+        if isinstance(steps, Packing):
+            weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
+            return CellStates(*padded_lstm(frames, steps, *weights))
         rows, batch_sizes = steps
         with torch.autocast(frames.device.type, enabled=False):
             bias = self.bias_ih_l0 + self.bias_hh_l0
@@ -125,7 +129,9 @@ class DecoderLSTM(nn.Module):
             (P, size), the hidden states.
         """
         start = start.to(self.weight_ih.dtype)
-        rows, batch_sizes = order_of_time(packing, start.device)
+        if packing.is_padded:
+            return self._padded(start, packing, total)
+        rows, batch_sizes = time_steps(packing.on_host, start.device)
         with torch.autocast(start.device.type, enabled=False):
             bias = self.bias_ih + self.bias_hh
             weight = self.weight_ih + self.weight_hh  # of the steps after the first: input and hidden state are one
@@ -141,6 +147,20 @@ class DecoderLSTM(nn.Module):
                 hidden.append(state[0])
             return in_order(hidden, rows, (total, self.size), *self.parameters(), start)
 
+    def _padded(self, start: Tensor, packing: Packing, total: int) -> Tensor:
+        """The same for the padded layout of torch.export."""
+
+        def step(before: State, now: State) -> State:
+            source, hidden, cells = before
+            products = F.linear(source, self.weight_ih, self.bias_ih) + F.linear(hidden, self.weight_hh, self.bias_hh)
+            new, cells = lstm_cell(products, cells)
+            return new, new, cells
+
+        clock = start.new_zeros(total, 1)
+        zeros = torch.zeros_like(start)
+        _, hidden, _ = scan_rows(step, (start, zeros, zeros.clone()), (clock,), packing.max_length)
+        return without_rest(hidden, packing)
+
 
 def _cell(
     products: Tensor, before: tuple[Tensor, Tensor] | None = None, weight_hh: Tensor | None = None
@@ -151,11 +171,7 @@ def _cell(
     """
     if before is not None and weight_hh is not None:
         products = torch.addmm(products, before[0], weight_hh.T)
-    i, f, g, o = products.chunk(4, dim=1)
-    cells = i.sigmoid() * g.tanh()
-    if before is not None:
-        cells = cells + f.sigmoid() * before[1]
-    return o.sigmoid() * cells.tanh(), cells
+    return lstm_cell(products, None if before is None else before[1])
 
 
 def in_order(states: list[Tensor], rows: Tensor, size: tuple[int, int], *sources: Tensor) -> Tensor:
@@ -169,6 +185,8 @@ def in_order(states: list[Tensor], rows: Tensor, size: tuple[int, int], *sources
     return zeros.index_copy(0, rows, torch.cat(states)) if states else zeros
 
 
-def order_of_time(packing: Packing, device: torch.device) -> TimeSteps:
-    """The order in which a recurrence reads packed rows, laid out on the host."""
+def order_of_time(packing: Packing, device: torch.device) -> "TimeSteps | Packing":
+    """The order in which a recurrence reads packed rows, laid out on the host; a padded layout is its own."""
+    if packing.is_padded:
+        return packing
     return time_steps(packing.on_host, device)

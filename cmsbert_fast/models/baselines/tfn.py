@@ -155,7 +155,7 @@ class TFNForSequenceClassification(Baseline):
 
 def with_one(rows: Tensor) -> Tensor:
     """[1; z], (B, d) -> (B, d + 1)."""
-    return torch.cat([rows.new_ones(len(rows), 1), rows], dim=1)
+    return torch.cat([rows.new_ones(rows.shape[0], 1), rows], dim=1)
 
 
 def outer(slow: Tensor, fast: Tensor) -> Tensor:

@@ -44,9 +44,9 @@ class CMSBertSelfAttention(nn.Module):
         shifts: dict[str, ModalityShift | None] = dict.fromkeys(MODALITIES)
         for name, (token_gate, frame_gate, frames) in self._gate_halves(hidden, batch).items():
             weight = self._shift_weight(name, frames.values)
-            if batch.full:
-                gates = batch.by_utterance(token_gate), batch.by_utterance(frame_gate)
-                shifts[name] = ModalityShift(*gates, batch.by_utterance(frames.values), weight)
+            if batch.is_padded:
+                rows = (batch.by_utterance(rows) for rows in (token_gate, frame_gate, frames.values))
+                shifts[name] = ModalityShift(*rows, weight, mask=batch.mask_of(frames.packing))
             else:
                 lengths = frames.packing.cu_seqlens, frames.packing.max_length
                 shifts[name] = ModalityShift(token_gate, frame_gate, frames.values, weight, *lengths)
@@ -55,8 +55,9 @@ class CMSBertSelfAttention(nn.Module):
             dropout_p=self.config.attention_probs_dropout_prob if self.training else 0.0,
             backend=self.config.backend,
         )
-        if batch.full:  # the padded form: no gathering, and no mask
+        if batch.is_padded:  # no gathering
             query, key, value = (batch.by_utterance(rows) for rows in (query, key, value))
+            arguments["attention_mask"] = batch.mask_of(batch.packing)
             z = cms_attention(query, key, value, shifts["visual"], shifts["acoustic"], **arguments).flatten(0, 1)
         else:
             arguments |= dict(cu_seqlens=batch.packing.cu_seqlens, max_seqlen=batch.packing.max_length)

@@ -19,6 +19,7 @@ from torch.backends.cudnn.rnn import get_cudnn_mode
 from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.lstm import cpu
 from cmsbert_fast.ops.lstm.operator import lstm
+from cmsbert_fast.ops.lstm.padded import padded_lstm
 from cmsbert_fast.ops.lstm.torch import cudnn_lstm
 from cmsbert_fast.packing import Packing
 
@@ -64,6 +65,8 @@ class PackedLSTM(nn.Module):
         frames = frames.to(self.weight_ih_l0.dtype)
         cu_seqlens = packing.cu_seqlens if packing.host_cu_seqlens is None else packing.host_cu_seqlens
         weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
+        if packing.is_padded:
+            return padded_lstm(frames, packing, *weights)[0]
         products = cpu.product_dtype() if choose_backend("lstm", frames, backend) == "cpu" else None
         with torch.autocast(frames.device.type, enabled=False):
             if frames.is_cuda and not torch.compiler.is_compiling():

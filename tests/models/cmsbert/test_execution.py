@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cmsbert_fast import CMSBertCLRForSequenceClassification
+from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertForSequenceClassification
 from tests.models.small import config, packed
 
 
@@ -78,3 +78,15 @@ def test_autocast(batch, dtype):
 def test_half_precision_models_take_float32_frames(batch):
     model = CMSBertCLRForSequenceClassification(config()).to(torch.bfloat16)
     assert model(**batch, labels=torch.zeros(4)).loss.isfinite()
+
+
+def test_position_ids_alone_in_one_graph_say_what_to_give():
+    """Their number of utterances depends on data. With graph breaks they work."""
+    torch.compiler.reset()
+    model = CMSBertForSequenceClassification(config(num_hidden_layers=1, visual_size=0, acoustic_size=0)).eval()
+    inputs = dict(input_ids=torch.arange(1, 6)[None], position_ids=torch.tensor([[0, 1, 0, 1, 2]]))
+    with pytest.raises(Exception, match="give cu_seq_lens_q and max_length_q"):
+        torch.compile(model, fullgraph=True, backend="eager")(**inputs)
+    torch.compiler.reset()
+    logits = torch.compile(model, backend="eager")(**inputs).logits
+    torch.testing.assert_close(logits, model(**inputs).logits)

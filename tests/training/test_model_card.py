@@ -1,0 +1,140 @@
+"""The card of a trained model, and where it goes with the model."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers.utils.hub
+from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData, RepoUrl, repocard
+from huggingface_hub.errors import EntryNotFoundError
+
+from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertProcessor
+from cmsbert_fast.models.model_card import CARD, PICTURE, weights_digest
+from cmsbert_fast.models.registry import VARIANTS
+from cmsbert_fast.training.model_card import _hub_name, equations
+from cmsbert_fast.training.report import read_results
+from tests.models.baselines import systems
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, corpus_folder, bert) -> Path:
+    """A finished run of one epoch."""
+    from cmsbert_fast.training.runs import main as train
+
+    out = tmp_path_factory.mktemp("run")
+    arguments = ["--data", corpus_folder, "--model", bert, "--epochs", 1, "--batch-size", 9, "--output", out]
+    assert train([str(a) for a in arguments], embedded_config=Path("none")) == 0
+    return out / "cmsbert-clr" / "seed-0"
+
+
+@pytest.fixture
+def best(run_folder: Path) -> Path:
+    return run_folder / "best"
+
+
+def test_the_card_of_a_run(run_folder, best, corpus_folder):
+    card, results = ModelCard.load(best / CARD), read_results(run_folder)
+    assert isinstance(card.data, ModelCardData)  # parsed with its results, or a warning would say why not
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values == pytest.approx({n: v for n, v in results["test"].items() if v is not None}, abs=1e-4)
+    assert {r.metric_type for r in card.data.eval_results} == {"mae", "pearsonr", "accuracy", "f1"}
+    assert (card.data.library_name, card.data.license) == ("transformers", "other")
+    assert card.data.base_model is None  # a folder of this machine is no name
+    for title in ("Results", "Data", "Model", "Use", "Settings", "Limits", "Licence", "Citation"):
+        assert f"\n## {title}\n" in card.text
+    for part in ("(Eq. 1, 2)", "(Eq. 17-20, 23)", "25 train, 7 valid, 9 test", "learning_rate: ", "doi"):
+        assert part in card.text
+    assert f"| mae | {results['test']['mae']:.4g} | {results['valid']['mae']:.4g} |" in card.text
+    assert str(corpus_folder.parent) not in str(card)  # nor any other path of the machine
+    assert not re.search(r"/(tmp|home|work)/", str(card))
+
+
+def test_the_map_is_beside_the_card(run_folder, best):
+    assert f"]({PICTURE})" in (best / CARD).read_text()
+    assert (best / PICTURE).read_bytes() == (run_folder / "figures" / PICTURE).read_bytes()
+
+
+def test_the_card_goes_with_the_weights_that_it_describes(best, tmp_path):
+    model = CMSBertCLRForSequenceClassification.from_pretrained(best)
+    model.save_pretrained(tmp_path / "same")
+    assert (tmp_path / "same" / CARD).read_text() == (best / CARD).read_text()
+    assert (tmp_path / "same" / PICTURE).is_file()
+    with torch.no_grad():
+        model.fusion.out_proj.bias += 1
+    model.save_pretrained(tmp_path / "other")
+    assert not (tmp_path / "other" / CARD).exists()
+
+
+class Hub:
+    """A folder in place of the hub: what is committed lies there."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def create_repo(self, repo_id, **options):
+        return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+    def create_commit(self, repo_id, operations, **options):
+        for operation in operations:
+            assert isinstance(operation, CommitOperationAdd)
+            target = self.folder / operation.path_in_repo
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(operation.path_or_fileobj, target)
+        return "committed"
+
+    def download(self, repo_id, filename, **options):
+        if not (self.folder / filename).is_file():
+            raise EntryNotFoundError(filename)
+        return str(self.folder / filename)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Hub:
+    hub = Hub(tmp_path / "hub")
+    monkeypatch.setattr(transformers.utils.hub, "hf_api", lambda *a, **k: hub)
+    monkeypatch.setattr(repocard, "hf_hub_download", hub.download)
+    return hub
+
+
+def test_push_to_hub(best, hub):
+    model = CMSBertCLRForSequenceClassification.from_pretrained(best).eval()
+    processor = CMSBertProcessor.from_pretrained(best)
+    assert model.push_to_hub("somebody/some-model", tags=["mine"]) == "committed"
+    processor.push_to_hub("somebody/some-model")
+    card = ModelCard.load(hub.folder / CARD)
+    assert "mine" in card.data.tags
+    assert card.text.strip() == ModelCard.load(best / CARD).text.strip()
+    assert (hub.folder / PICTURE).is_file()
+    assert weights_digest(hub.folder) == weights_digest(best)
+    again = CMSBertCLRForSequenceClassification.from_pretrained(hub.folder).eval()
+    inputs = CMSBertProcessor.from_pretrained(hub.folder)(["the", "film"], torch.ones(2, 3).numpy())
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
+        expected = model(**processor(["the", "film"], torch.ones(2, 3).numpy())).logits
+        torch.testing.assert_close(again(**inputs).logits, expected, rtol=0, atol=0)
+
+
+def test_another_card_is_left_alone(best, hub, tmp_path):
+    """A model that is not of a run has Hugging Face's own card."""
+    (tmp_path / "base").mkdir()
+    model = CMSBertCLRForSequenceClassification.from_pretrained(best)
+    model.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / CARD).write_text("# Another model\n")
+    CMSBertCLRForSequenceClassification.from_pretrained(tmp_path / "base").push_to_hub("somebody/some-model")
+    assert "automatically generated" in (hub.folder / CARD).read_text()
+
+
+@pytest.mark.parametrize("name", ["misa", "tfn"])
+def test_the_equations_of_a_baseline(name):
+    text = equations(systems.system(name))
+    assert VARIANTS[name].model_class.__module__.split(".")[-1].upper() in text.upper()
+    assert "y = " in text
+    assert "Differences" not in text
+
+
+def test_names_on_the_hub(tmp_path):
+    assert _hub_name("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
+    assert _hub_name(str(tmp_path)) is None
+    assert _hub_name("/no/such/folder") is None
