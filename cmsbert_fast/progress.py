@@ -110,12 +110,14 @@ def tracked(items: Iterable[T], title: str, unit: str, **options: Any) -> Iterat
 
 
 def _live(console: Console) -> Live:
-    def text(field: str) -> TextColumn:
-        column = Column(no_wrap=True, overflow="ellipsis")
+    """The line: in a narrow terminal what is told gives way, not the figures."""
+
+    def text(field: str, ratio: int | None = None) -> TextColumn:
+        column = Column(no_wrap=True, overflow="ellipsis", ratio=ratio)
         return TextColumn(f"{{task.{field}}}", markup=False, table_column=column)
 
     columns = (text("description"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Live(*columns, text("fields[text]"), console=console)
+    return Live(*columns, text("fields[text]", ratio=1), console=console, expand=True)
 
 
 def _clock(seconds: float) -> str:

@@ -209,7 +209,7 @@ reveal_type(pairwise_contrastive_loss)
 reveal_type(cmsbert_fast.cms_attention)
 reveal_type(cmsbert_fast.__version__)
 def mine(text: torch.Tensor) -> torch.Tensor:
-    return pairwise_contrastive_loss(text, text, None, temperature="warm")
+    return pairwise_contrastive_loss(text, text, None, smoothing="much")
 """
 
 
@@ -229,7 +229,7 @@ def test_a_users_type_checker_sees_types(installed, tmp_path):
     assert revealed[3].startswith("def (linguistic: ")
     assert revealed[4].startswith("def (")
     assert revealed[5] == "str"
-    assert 'Argument "temperature"' in told
+    assert 'Argument "smoothing"' in told
 
 
 def test_type_checkers_know_every_public_name():

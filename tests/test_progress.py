@@ -59,6 +59,19 @@ def test_a_terminal_has_one_live_line(monkeypatch):
     assert "best valid mae 0.7 in epoch 2" in last
 
 
+def test_in_a_narrow_terminal_the_figures_stay(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        progress, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=70, color_system=None)
+    )
+    with Progress("cmsbert-clr", 40) as bar:
+        bar.advance(40, "epoch 2, loss 0.025, best valid mae 0.812 in epoch 1")
+    last = re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", screen.getvalue()).rstrip().splitlines()[-1].rpartition("\r")[2]
+    assert "40/40" in last
+    assert len(last) <= 70
+    assert last.endswith("…")
+
+
 def test_short_work_shows_nothing_on_a_terminal(monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=200))

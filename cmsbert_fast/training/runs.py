@@ -109,13 +109,18 @@ def _run_checked(command: Command, checked: Checked, ranks: Ranks, stop: StopReq
         folder = checked.root / folders.run_name(settings)
         say(f"\n{folder}", flush=True)
         data = checked.data[settings.fold]
-        how: dict[str, Any] = {
-            "loaded": loaded,
-            "resuming": checked.resume,
-            "features": features,
-            "quiet": command.quiet,
-        }
-        done.append(run(settings, data, ranks, folder, stop, **how))
+        result = run(
+            settings,
+            data,
+            ranks,
+            folder,
+            stop,
+            loaded=loaded,
+            resuming=checked.resume,
+            features=features,
+            quiet=command.quiet,
+        )
+        done.append(result)
         loaded = None
     if ranks.is_main:
         text_features.remove(features)
