@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from cmsbert_fast.plots import style
+
+_COLOURS = "viridis_r"  # bright is good
+_SCORE = "validation score, lower is better"
 _MOST_VALUES = 8  # of a setting with a row or column of its own
 
 
+@style.styled
 def draw(name: str, points: Sequence[Mapping[str, Any]], scores: Sequence[float], budget: Sequence[float]) -> Figure:
     """A heat map for each pair of settings with few values, the mean over all others; else a point a trial.
 
@@ -29,16 +34,17 @@ def draw(name: str, points: Sequence[Mapping[str, Any]], scores: Sequence[float]
             _map(figure, axis, points, scores, (x, y), values)
         else:
             drawn = [point[y] for point in points] if x != y else list(scores)
-            dots = axis.scatter([point[x] for point in points], drawn, c=scores, cmap="viridis_r")
-            figure.colorbar(dots, ax=axis)
+            dots = axis.scatter([point[x] for point in points], drawn, c=scores, cmap=_COLOURS)
+            figure.colorbar(dots, ax=axis, label=_SCORE)
             axis.set_xscale("log" if _spans(values[0]) else "linear")
             axis.set_yscale("log" if x != y and _spans(values[1]) else "linear")
         axis.set_xlabel(x)
-        axis.set_ylabel(y if x != y else "validation score")
+        axis.set_ylabel(y if x != y else _SCORE)
     axes[-1].plot(range(1, len(budget) + 1), budget)
     axes[-1].set_xlabel("random trials")
-    axes[-1].set_ylabel("expected best validation score")
-    figure.suptitle(name, fontsize=9)
+    axes[-1].set_ylabel("expected best score")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(style.drawable(name), x=0.01, ha="left")
     return figure
 
 
@@ -55,8 +61,14 @@ def _map(
         found = [s for p, s in zip(points, scores, strict=True) if (p[names[0]], p[names[1]]) == (a, b)]
         if found:
             means[i, j] = np.mean(found)
-            axis.text(j, i, f"{means[i, j]:.3f}", ha="center", va="center", fontsize=7)
-    figure.colorbar(axis.imshow(means, cmap="viridis_r", aspect="auto"), ax=axis)
+    image = axis.imshow(means, cmap=_COLOURS, aspect="auto")
+    for (i, j), mean in np.ndenumerate(means):
+        if np.isfinite(mean):
+            red, green, blue, _ = image.cmap(image.norm(mean))
+            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+            axis.text(j, i, f"{mean:.3f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis, label=_SCORE)
     axis.set_xticks(range(len(values[0])), [f"{v:g}" if isinstance(v, float) else str(v) for v in values[0]])
     axis.set_yticks(range(len(values[1])), [f"{v:g}" if isinstance(v, float) else str(v) for v in values[1]])
 
