@@ -52,7 +52,7 @@ def draw(stem: Path, root: Path, title: str, section: Mapping[str, Any]) -> None
     nu = {label: curves for label, of_row in logs.items() if (curves := _curves(of_row, "nu"))}
     missing = sum(map(len, logs.values())) - sum(map(len, systems.values()))
     if missing:
-        title += f" (without {missing} runs whose log is missing or damaged)"
+        title += f" (not drawn, their log is missing or damaged: {missing} of {sum(map(len, logs.values()))} runs)"
     style.save(plot_curves(systems, f"validation {metric.label}", metric.lower, title, nu), stem)
 
 

@@ -15,6 +15,7 @@ from cmsbert_fast.experiments import curves, render
 from cmsbert_fast.experiments.tables import Table, read_table
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.figures import CAPTIONS, FIGURES
+from cmsbert_fast.training.lock import turn
 
 PAGE = "report.html"
 _STYLE = """
@@ -49,22 +50,20 @@ def write_page(root: Path, names: Iterable[str], configs: Path) -> Path | None:
         names: Tables, as on the command line.
         configs: The folder of presets and tables.
     """
-    parts, links = [], []
-    for name in names:
-        table = read_table(name, configs)
-        value = _read_json(root / "tables" / f"{table.name}.json")
-        if value:
-            parts.append(_table(root, table, value))
-            links.append(f'<a href="#{_anchor(table)}">{_text(table.title.split(":")[0])}</a>')
-    if not parts:
-        return None
-    body = "\n".join([f"<nav>{''.join(links)}</nav>", "<h1>Results</h1>", _legend(), *parts])
-    whole = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Results</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
-        f"<body>\n{body}\n</body></html>\n"
-    )
-    atomic.replace_file(root / PAGE, lambda draft: draft.write_text(whole, encoding="utf-8"))
+    with turn(root):  # as the tables are written
+        tables = [read_table(name, configs) for name in names]
+        values = [(table, _read_json(root / "tables" / f"{table.name}.json")) for table in tables]
+        parts = [(table, _table(root, table, value)) for table, value in values if value]
+        if not parts:
+            return None
+        links = [f'<a href="#{_anchor(table)}">{_text(table.title.split(":")[0])}</a>' for table, _ in parts]
+        body = [f"<nav>{''.join(links)}</nav>", "<h1>Results</h1>", _legend(), *(part for _, part in parts)]
+        whole = (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Results</title>'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
+            "<body>\n" + "\n".join(body) + "\n</body></html>\n"
+        )
+        atomic.replace_file(root / PAGE, lambda draft: draft.write_text(whole, encoding="utf-8"))
     return root / PAGE
 
 

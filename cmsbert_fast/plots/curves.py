@@ -11,7 +11,7 @@ from cmsbert_fast.plots import style
 from cmsbert_fast.plots.style import drawable
 
 _ACROSS = 4
-_SHOWN = 97  # percent of all values that the axis must show; the first epochs of some systems are far worse
+_SHOWN = 97  # percent of all values that the axis shows: the first epochs of some systems are far worse
 
 
 class Curve(NamedTuple):
@@ -100,7 +100,7 @@ def _draw(ax: Axes, curves: Sequence[Curve], colour: str, label: str | None = No
 def _draw_nu(ax: Axes, nu: Mapping[str, Sequence[Curve]]) -> None:
     for i, (name, curves) in enumerate(nu.items()):
         _draw(ax, curves, style.COLOURS[i % len(style.COLOURS)], drawable(name))
-    ax.set_yscale("log")
+    ax.set_ylim(bottom=0)
     ax.set_title(r"$\nu$, weight of the contrastive loss", fontsize=7.5, parse_math=True)
     ax.legend(fontsize=5.5, handlelength=1.2)
 
@@ -111,5 +111,5 @@ def _explain(figure: Figure, title: str, cut: bool) -> None:
         "dot: best epoch of a run"
     )
     if cut:
-        text += "; values far worse than the rest lie outside the axis"
+        text += f"; the worst {100 - _SHOWN} % of the values lie outside the axis"
     figure.suptitle(style.wrapped(text, figure.get_figwidth() - 0.1, 7.5), x=0.01, ha="left", fontsize=7.5)
