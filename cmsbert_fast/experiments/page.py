@@ -13,6 +13,7 @@ import numpy as np
 from cmsbert_fast import atomic
 from cmsbert_fast.experiments import curves, render
 from cmsbert_fast.experiments.tables import Table, read_table
+from cmsbert_fast.experiments.tuning import FOLDER as TUNED
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.figures import CAPTIONS, FIGURES
 from cmsbert_fast.training.lock import turn
@@ -58,6 +59,7 @@ def write_page(root: Path, names: Iterable[str], configs: Path) -> Path | None:
             return None
         links = [f'<a href="#{_anchor(table)}">{_text(table.title.split(":")[0])}</a>' for table, _ in parts]
         body = [f"<nav>{''.join(links)}</nav>", "<h1>Results</h1>", _legend(), *(part for _, part in parts)]
+        body += _searches(root)
         whole = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Results</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
@@ -170,6 +172,13 @@ def _models(root: Path, data: str, section: Mapping[str, Any]) -> list[str]:
             title = f"{_text(row['label'])} on {_text(data)}, seed {run['seed']}: figures of the model"
             parts.append(f"<details><summary>{title}</summary>{''.join(shown)}</details>")
     return parts
+
+
+def _searches(root: Path) -> list[str]:
+    """What tuning has found."""
+    found = sorted((root / TUNED).glob("*.svg"))
+    figures = (_figure(path, f"{path.stem}: validation score by pairs of settings.") for path in found)
+    return ["<h2>Tuning</h2>", *figures] if found else []
 
 
 def _transcript(told: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from cmsbert_fast.training.strict_json import write_json
 
 TRIALS = 27  # the paper's grid: 3 x 3 x 3
 FILE = "tune.json"
+FOLDER = "tune"  # of figures
 
 Point = dict[str, Any]  # values by setting
 
@@ -164,7 +165,7 @@ def record(root: Path, units: Mapping[str, tuple[Unit, str, Sequence[Trial]]], s
     with turn(root):
         for name, (_, _, trials) in units.items():
             if value[name]["chosen"] is not None:
-                _draw(root / "tune" / name, name, trials)
+                _draw(root / FOLDER / name, name, trials)
         write_json(root / FILE, value)
 
 

@@ -1,6 +1,6 @@
-"""Draws ``cms.svg`` beside this file: context-driven modality shifting (Fig. 2a of the paper, Eq. 1-7), our own drawing.
+"""Draws ``cms.svg`` beside this file: context-driven modality shifting (Fig. 2a of the paper, Eq. 1-7).
 
-python docs/images/cms.py
+Our own drawing. To draw it again: ``python docs/images/cms.py``.
 """
 
 from pathlib import Path
@@ -101,7 +101,7 @@ def draw() -> Figure:
         ax,
         8.6,
         0.65,
-        "In every layer, each with its own weights; without gates and shifts it is BERT. (1) to (7): the paper's equations.",
+        "In every layer, each with its own weights; without gates and shifts it is BERT. Numbers: equations.",
     )
     return figure
 

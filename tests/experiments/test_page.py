@@ -105,6 +105,7 @@ def test_everything_is_on_the_page(written):
         "Gates of Eq. 1 and 2.",
         "The common space of the modalities.",
         "Predictions.",
+        "x-bert: validation score by pairs of settings.",
     }
 
 
