@@ -37,7 +37,7 @@ figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
 details { margin: .6rem 0; border-left: 3px solid var(--rule); padding-left: .9rem; }
 summary { cursor: pointer; color: var(--accent); }
 .pair { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
-.pair > div { flex: 1 1 14rem; } .pair > figure { flex: 2 1 26rem; margin: 0; }
+.pair > div { flex: 1 1 14rem; } .pair > figure { flex: 2 1 24rem; margin: 0; }
 blockquote { margin: .5rem 0; font-size: 1.15rem; }
 """
 _MAIN = {"linguistic": "L", "visual": "V", "acoustic": "A"}
@@ -166,9 +166,10 @@ def _models(root: Path, data: str, section: Mapping[str, Any]) -> list[str]:
         maps = _figure(folder / "shift_maps.svg", "Gates of Eq. 1 and 2.")
         if maps and isinstance(told := captions.get("shift_maps"), dict):
             shown.append(f'<div class="pair"><div>{_transcript(told)}</div>{maps}</div>')
-        shown.append(_figure(folder / "embeddings.svg", "The common space of the modalities."))
-        shown += [_figure(folder / f"{name}.svg", "Predictions.") for name in ("scatter", "confusion")]
-        if any(shown):
+        others = [_figure(folder / "embeddings.svg", "The common space of the modalities.")]
+        others += [_figure(folder / f"{name}.svg", "Predictions.") for name in ("scatter", "confusion")]
+        shown += [f'<div class="pair">{"".join(others)}</div>'] if any(others) else []
+        if shown:
             title = f"{_text(row['label'])} on {_text(data)}, seed {run['seed']}: figures of the model"
             parts.append(f"<details><summary>{title}</summary>{''.join(shown)}</details>")
     return parts

@@ -76,8 +76,8 @@ def save(figure: Figure, stem: Path) -> None:
 
     Characters that no font has are drawn as boxes, and a sentence on stderr says which font to install.
     """
-    with _applied(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .*missing from")  # said once, in our words
+    with _applied(), warnings.catch_warnings():  # matplotlib's own, a line a glyph
+        warnings.filterwarnings("ignore", message="Glyph .*missing from|Matplotlib currently does not support")
         fonts.cover(figure)
         for suffix, metadata in _FORMATS.items():
             path = stem.with_name(f"{stem.name}.{suffix}")
