@@ -52,14 +52,20 @@ def write_page(root: Path, names: Iterable[str], configs: Path) -> Path | None:
         configs: The folder of presets and tables.
     """
     with turn(root):  # as the tables are written
-        tables = [read_table(name, configs) for name in names]
-        values = [(table, _read_json(root / "tables" / f"{table.name}.json")) for table in tables]
-        parts = [(table, _table(root, table, value)) for table, value in values if value]
+        parts, links = [], []
+        for name in names:
+            try:
+                table = read_table(name, configs)
+            except UsageError as error:  # planned by an earlier command, from a file that is no more
+                parts.append(f"<h2>{_text(name)}</h2><p>{_text(error)}</p>")
+                continue
+            value = _read_json(root / "tables" / f"{table.name}.json")
+            if value:
+                parts.append(_table(root, table, value))
+                links.append(f'<a href="#{_anchor(table)}">{_text(table.title.split(":")[0])}</a>')
         if not parts:
             return None
-        links = [f'<a href="#{_anchor(table)}">{_text(table.title.split(":")[0])}</a>' for table, _ in parts]
-        body = [f"<nav>{''.join(links)}</nav>", "<h1>Results</h1>", _legend(), *(part for _, part in parts)]
-        body += _searches(root)
+        body = [f"<nav>{''.join(links)}</nav>", "<h1>Results</h1>", _legend(), *parts, *_searches(root)]
         whole = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Results</title>'
             f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'

@@ -127,6 +127,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing(written):
 def test_what_is_missing_or_damaged(written):
     root, name = written
     assert page.write_page(root, [], CONFIGS) is None
+    assert "There is no table" in page.write_page(root, [name, "77"], CONFIGS).read_text()
     captions = root / "runs" / "B" / "seed-0" / "figures" / "captions.json"
     captions.unlink()
     assert "Gates of Eq" not in page.write_page(root, [name], CONFIGS).read_text()
