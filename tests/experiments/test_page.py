@@ -41,6 +41,8 @@ def written(tmp_path, scores):
     figures.mkdir()
     for name in ("shift_maps", "embeddings", "scatter"):
         (figures / f"{name}.svg").write_bytes(SVG)
+    (tmp_path / "tune").mkdir()
+    (tmp_path / "tune" / "x-bert.svg").write_bytes(SVG)
     told = {
         "id": "v<1>",
         "words": ["<script>", "&", "good"],
