@@ -138,20 +138,7 @@ def plot_shift_maps(
     axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col", gridspec_kw=ratios)
     scale = maps.scale()
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
-        ax, first = axes[i, j], j == 0
-        if row.kind == "events":
-            _draw_events(ax, column)
-            ax.set_ylim(row.lanes - 0.5, -0.5)
-            continue
-        if row.kind == "words":
-            _draw_words(ax, column, first)
-            continue
-        if row.kind == "means":
-            _draw_means(ax, maps, column.modality, scale, first)
-        else:
-            _draw_map(ax, maps, row.place, column.modality, scale, first)
-        for edge in {edge + 0.5 for event in column.events for edge in (event.start, event.stop)}:
-            ax.axvline(edge, color="white", linewidth=0.7, linestyle=(0, (2, 2)))
+        _draw(axes[i, j], maps, row, column, scale, first=j == 0)
     for j, column in enumerate(columns):
         axes[-1, j].set(xlim=(0.5, column.frames + 0.5), xlabel=f"{column.modality} frame")
         axes[-1, j].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -198,6 +185,23 @@ def _spread(count: int) -> list[int]:
     if count <= _MOST_LAYERS:
         return list(range(count))
     return [round(i * (count - 1) / (_MOST_LAYERS - 1)) for i in range(_MOST_LAYERS)]
+
+
+def _draw(ax: Axes, maps: _Maps, row: _Row, column: _Column, scale: ScalarMappable, first: bool) -> None:
+    """One panel; ``first``: it has the labels of the row."""
+    if row.kind == "events":
+        _draw_events(ax, column)
+        ax.set_ylim(row.lanes - 0.5, -0.5)
+        return
+    if row.kind == "words":
+        _draw_words(ax, column, first)
+        return
+    if row.kind == "means":
+        _draw_means(ax, maps, column.modality, scale, first)
+    else:
+        _draw_map(ax, maps, row.place, column.modality, scale, first)
+    for edge in {edge + 0.5 for event in column.events for edge in (event.start, event.stop)}:
+        ax.axvline(edge, color="white", linewidth=0.7, linestyle=(0, (2, 2)))
 
 
 def _draw_map(ax: Axes, maps: _Maps, place: int, modality: str, scale: ScalarMappable, first: bool) -> None:
