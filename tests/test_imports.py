@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "threads": set(),
     "commandline": set(),
     "progress": set(),
+    "plots": {"atomic"},
     "kernels": set(),
     "ops": {"kernels", "packing"},
     "data.example": {"data.report", "data.text"},
@@ -34,10 +35,10 @@ MAY_IMPORT = {
     "data": {"atomic", "commandline", "progress"},
     "extract": {"atomic", "data", "commandline", "progress"},
     "models": {"ops", "packing", "atomic", "data.example", "data.statistics", "data.word_vectors"},
-    "training": {"models", "ops", "packing", "data", "atomic", "commandline", "progress"},
+    "training": {"models", "ops", "packing", "data", "plots", "atomic", "commandline", "progress"},
     "predict": {"training", "models", "packing", "data", "atomic", "threads", "commandline"},
     "evaluate": {"predict", "training", "models", "packing", "data", "atomic", "threads", "commandline"},
-    "experiments": {"training", "models", "packing", "data", "atomic", "commandline"},
+    "experiments": {"training", "models", "packing", "data", "plots", "atomic", "commandline"},
     "cli": {"experiments", "export", "evaluate", "predict", "training", "data", "extract", "threads", "commandline"},
     "__main__": {"cli"},
     "": {"models", "ops", "training"},  # the public names, for type checkers
@@ -64,7 +65,11 @@ LIBRARIES = {
     "commandline": set(),
     "progress": {"rich"},
 }
-FORBIDDEN_LIBRARIES = {"data": {"torch", "triton"}, "extract": {"torch", "triton", "transformers"}}
+FORBIDDEN_LIBRARIES = {
+    "plots": {"torch", "triton", "transformers"},
+    "data": {"torch", "triton"},
+    "extract": {"torch", "triton", "transformers"},
+}
 NEVER = {"kernels", "bench", "tests"}  # as top-level packages
 
 

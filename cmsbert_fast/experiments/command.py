@@ -14,6 +14,7 @@ import transformers
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.experiments import adaptive, report, tuning
 from cmsbert_fast.experiments.options import Options, command_parser, parse
+from cmsbert_fast.experiments.page import PAGE, write_page
 from cmsbert_fast.experiments.plan import (
     Cell,
     Corpora,
@@ -89,6 +90,7 @@ def _report_only(options: Options, configs: Path) -> int:
             raise UsageError(f"Table {name} has not been planned in {options.output}; run it there first.")
         report.write_report(options.output, name, configs, options.resamples)
         _print_table(options.output, name)
+    print(f"The page is {write_page(options.output, planned, configs)}")
     return 0
 
 
@@ -146,10 +148,10 @@ class _Command:
             self._corpora.check([s for place, cell in cells.items() for s in self._runs_of(place, cell)])
         planned = self._plan(cells)
         self._do(list(planned.values()), self._report_sometimes)
+        self._write()
         for name in self._tables:
-            report.write_report(self._root, name, self._configs, self._options.resamples)
             _print_table(self._root, name)
-        print(f"Everything is in {self._root}")
+        print(f"Everything is in {self._root}; the page is {self._root / PAGE}")
         for run in self._failed:
             print(f"failed: {run.title} ({self._root / run.folder})", file=sys.stderr)
         return EXIT_SOME_FAILED if self._failed else 0
@@ -198,10 +200,15 @@ class _Command:
         if time.monotonic() - self._reported < self._spent / _REPORT_SHARE:
             return
         started = time.monotonic()
-        for name in self._tables:
-            report.write_report(self._root, name, self._configs, self._options.resamples)
+        self._write()
         self._reported = time.monotonic()
         self._spent = self._reported - started
+
+    def _write(self) -> None:
+        """Writes the tables of this command, and the page of all."""
+        for name in self._tables:
+            report.write_report(self._root, name, self._configs, self._options.resamples)
+        write_page(self._root, report.planned_tables(self._root), self._configs)
 
     def _describe(self, cells: Mapping[Place, Cell], units: Mapping[Place, Unit]) -> int:
         planned = list(self._plan(cells).values())

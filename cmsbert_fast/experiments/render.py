@@ -12,15 +12,18 @@ def markdown(table: Table, value: Mapping[str, Any]) -> str:
     """The table as in the paper, the figures beside those of others, and the comparison with the reference."""
     parts = [f"# {table.title}"]
     for data, section in value["data"].items():
-        parts += [f"## {data}", _sample(section), _own_table(table, section), _figures_table(table, section)]
-        parts += _comparison(table, section)
+        parts += [f"## {data}", sample(section), _grid(own_lines(table, section))]
+        for title, lines in (figures_lines(table, section), comparison_lines(table, section)):
+            if lines:
+                parts += [f"{title}:", _grid(lines)]
         notes = [f"- {row['label']}: {'; '.join(row['notes'])}" for row in section["rows"] if row["notes"]]
         if notes:
             parts.append("\n".join(notes))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _sample(section: Mapping[str, Any]) -> str:
+def sample(section: Mapping[str, Any]) -> str:
+    """What the numbers of a section are of, and what the marks mean."""
     if section["examples"] is None:
         return "No run has finished."
     of = f", {section['videos']} videos" if section["videos"] else ""
@@ -30,7 +33,8 @@ def _sample(section: Mapping[str, Any]) -> str:
     )
 
 
-def _own_table(table: Table, section: Mapping[str, Any]) -> str:
+def own_lines(table: Table, section: Mapping[str, Any]) -> list[list[str]]:
+    """Head and rows of the table as in the paper; the best are in ``**``."""
     lines = [["method", "k", *(f"{m.label} {'↓' if m.lower else '↑'}" for m in table.metrics)]]
     for row in section["rows"]:
         if row.get("metrics"):
@@ -45,27 +49,30 @@ def _own_table(table: Table, section: Mapping[str, Any]) -> str:
         if row.get("pooled"):
             cells = [_ours(metric, row["pooled"], _markdown_mark) for metric in table.metrics]
             lines.append([f"{row['label']}, folds pooled", "", *cells])
-    return _grid(lines)
+    return lines
 
 
-def _figures_table(table: Table, section: Mapping[str, Any]) -> str:
-    """A line for each system and metric: ours, and what others print."""
+def figures_lines(table: Table, section: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
+    """Title, and a line for each system and metric: ours, and what others print; no lines if they print nothing."""
+    title = "Ours beside printed figures"
     sources = [source for source in SOURCES if any(source in row["figures"] for row in section["rows"])]
     if not sources:
-        return ""
+        return title, []
     lines = [["method", "metric", "ours", *(SOURCES[source] for source in sources)]]
     for row in section["rows"]:
         for metric in table.metrics:
             ours = _ours(metric, row["metrics"], lambda text, _: text) if row.get("metrics") else "-"
             printed = [_printed(metric, row["figures"].get(source, {})) for source in sources]
             lines.append([row["label"], metric.label, ours, *printed])
-    return "Ours beside printed figures:\n\n" + _grid(lines)
+    return title, lines
 
 
-def _comparison(table: Table, section: Mapping[str, Any]) -> list[str]:
+def comparison_lines(table: Table, section: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
+    """Title, and a line for each system and metric; no lines without a reference."""
+    title = f"Difference from {table.reference}, paired bootstrap over seeds and examples"
     compared = [row for row in section["rows"] if row.get("comparison")]
     if not compared:
-        return []
+        return title, []
     cells = [
         {"method": row["label"], "metric": name, **_compared(row["comparison"][name], metric)}
         for row in compared
@@ -73,8 +80,7 @@ def _comparison(table: Table, section: Mapping[str, Any]) -> list[str]:
         for name in metric.names
         if name in row["comparison"]
     ]
-    title = f"Difference from {table.reference}, paired bootstrap over seeds and examples:"
-    return [title, _grid([list(cells[0]), *(list(line.values()) for line in cells)])]
+    return title, [list(cells[0]), *(list(line.values()) for line in cells)]
 
 
 def _compared(c: Mapping[str, Any], metric: Metric) -> dict[str, str]:

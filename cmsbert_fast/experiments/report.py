@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from cmsbert_fast import atomic
-from cmsbert_fast.experiments import forest, render, results, significance
+from cmsbert_fast.experiments import curves, forest, render, results, significance
 from cmsbert_fast.experiments.measures import LOWER_IS_BETTER
 from cmsbert_fast.experiments.plan import Cell
 from cmsbert_fast.experiments.results import Found
 from cmsbert_fast.experiments.tables import Row, Table, read_table
+from cmsbert_fast.plots import style
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.lock import turn
 from cmsbert_fast.training.report import write_csv
@@ -94,8 +95,9 @@ def _write_report(root: Path, table: Table, plan: Mapping[str, Any], resamples: 
     write_csv(folder / f"{table.name}.csv", render.csv_rows(table, value))
     figure = forest.draw(table, value)
     if figure is not None:
-        path = folder / f"{table.name}.png"
-        atomic.replace_file(path, lambda draft: figure.savefig(draft, dpi=150, format="png"))
+        style.save(figure, folder / table.name)
+    for data, section in value["data"].items():
+        curves.draw(folder / curves.name(table.name, data), root, f"{table.title}; {data}", section)
     return value
 
 

@@ -14,6 +14,7 @@ from cmsbert_fast.training import report
 from cmsbert_fast.training.errors import UsageError
 
 _OF_RUN = ("settings", "best_epoch", "epochs", "steps", "seconds", "parameters", "versions", "commit", "machine")
+_SOMETIMES = ("alignment",)  # for systems with a common space
 
 
 class Predicted(NamedTuple):
@@ -109,6 +110,7 @@ def find(root: Path, folders: dict[int, list[Path]]) -> Found:
         for folder, found in zip(of_folds, results, strict=True):
             assert found is not None
             facts = {name: found.get(name) for name in _OF_RUN}
+            facts |= {name: found[name] for name in _SOMETIMES if name in found}
             metrics = {"test": found["test"], "valid": found["valid"], "fingerprint": found["data"]["fingerprint"]}
             runs.append({"seed": seed, "folder": str(folder), **metrics, **facts})
     if not seeds:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from cmsbert_fast import atomic
 from cmsbert_fast.experiments.plan import Corpora, Run, expanded, finished
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import selection
@@ -22,6 +21,7 @@ from cmsbert_fast.training.strict_json import write_json
 
 TRIALS = 27  # the paper's grid: 3 x 3 x 3
 FILE = "tune.json"
+FOLDER = "tune"  # of figures
 
 Point = dict[str, Any]  # values by setting
 
@@ -165,18 +165,19 @@ def record(root: Path, units: Mapping[str, tuple[Unit, str, Sequence[Trial]]], s
     with turn(root):
         for name, (_, _, trials) in units.items():
             if value[name]["chosen"] is not None:
-                _draw(root / "tune" / f"{name}.png", name, trials)
+                _draw(root / FOLDER / name, name, trials)
         write_json(root / FILE, value)
 
 
-def _draw(path: Path, name: str, trials: Sequence[Trial]) -> None:
+def _draw(stem: Path, name: str, trials: Sequence[Trial]) -> None:
     from cmsbert_fast.experiments.heatmap import draw
+    from cmsbert_fast.plots import style
 
-    path.parent.mkdir(exist_ok=True)
+    stem.parent.mkdir(exist_ok=True)
     whole = [trial for trial in trials if trial.mean is not None]
     scores = [trial.mean or 0.0 for trial in whole]
     figure = draw(name, [trial.settings for trial in whole], scores, expected_best(scores))
-    atomic.replace_file(path, lambda draft: figure.savefig(draft, dpi=150, format="png"))
+    style.save(figure, stem)
 
 
 def named_space(unit: Unit, named: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +111,20 @@ def measure(predictions: Predictions, labels: Labels) -> dict[str, float]:
 
     assert predictions.labels is not None
     return metrics_of(labels, predictions.logits.numpy(), predictions.labels.numpy())
+
+
+def alignment_of(predictions: Predictions, labels: Labels) -> dict[str, Any] | None:
+    """:func:`~cmsbert_fast.training.alignment.alignment`; None without embeddings, or of fewer than 2 examples."""
+    from cmsbert_fast.training.alignment import alignment
+
+    if not predictions.embeddings or len(predictions.ids) < 2:
+        return None
+    known = predictions.labels if labels.kind is not LabelKind.SEVERAL else None
+    return alignment(
+        {name: z.numpy() for name, z in predictions.embeddings.items()},
+        None if known is None else known.numpy(),
+        bool(labels.classes),
+    )
 
 
 def selection(values: dict[str, float]) -> float:

@@ -1,6 +1,11 @@
-"""The figures of a run: ``shift_maps.png`` (Fig. 1 of the paper), ``embeddings.png`` (Fig. 3), ``confusion.png``."""
+"""The figures of a run, each as PNG and SVG, and ``captions.json`` about them.
 
+``shift_maps`` (Fig. 1 of the paper), ``embeddings`` (Fig. 3), ``confusion`` of classes or ``scatter`` of scores.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,13 +13,17 @@ from torch import Tensor
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.embedded import embedded_utterances
-from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.example import MODALITIES, Alignment, Example, outlines
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
-from cmsbert_fast.training.batches import Batches
-from cmsbert_fast.training.evaluate import Predictions
+from cmsbert_fast.training import strict_json
+from cmsbert_fast.training.batches import Batches, fitting
+from cmsbert_fast.training.evaluate import Predictions, alignment_of
 from cmsbert_fast.training.tested import Tested
 
 FIGURES = "figures"
+CAPTIONS = "captions.json"
+# The same utterance for every system and seed, so that their maps can be compared; no look at predictions or gates.
+RULE = "chosen by length alone: the first test utterance of median length"
 
 
 def draw(folder: Path, tested: Tested) -> None:
@@ -23,43 +32,75 @@ def draw(folder: Path, tested: Tested) -> None:
 
 
 def write_figures(folder: Path, tested: Tested) -> None:
-    """Writes ``shift_maps.png`` and ``embeddings.png``, if the model has maps and embeddings.
+    """Writes what the model has: maps, embeddings, and always what it predicts for the test set.
 
-    Where classes are predicted, also ``confusion.png``, the confusion matrix of the test set; of several labels at
-    once, a matrix of absent and present for each.
-
-    A model without maps and embeddings has ``scatter.png``, predicted against true scores.
-
-    The maps show the best-predicted test example among the clearly positive and negative ones; if it is from the
-    embedded corpus, its events are marked.
+    ``captions.json`` holds for each figure its ``title``; for the maps also ``id``, ``words``, ``label``,
+    ``prediction`` and ``rule`` of the utterance; for the embeddings ``alignment``
+    (:func:`cmsbert_fast.training.alignment.alignment`).
     """
     folder.mkdir(exist_ok=True)
-    config = tested.model.config
-    if tested.corpus.classes and tested.predictions.labels is not None:
-        title = f"{tested.corpus.name}, test set"
-        _draw_confusion(folder / "confusion.png", labels_of(tested.corpus), tested.predictions, title)
+    config, captions = tested.model.config, {}
+    labels = labels_of(tested.corpus)
+    title = f"{tested.name}, {tested.corpus.name}, test set"
     if tested.predictions.embeddings:
-        _draw_embeddings(folder / "embeddings.png", tested.corpus, tested.predictions)
+        captions["embeddings"] = _draw_embeddings(folder, tested, labels, title)
     if getattr(config, "cms_layers", ()) and (config.visual_size or config.acoustic_size):
-        _draw_shift_maps(folder / "shift_maps.png", tested)
-    if not any(folder.iterdir()) and tested.predictions.labels is not None:
-        title = f"{tested.corpus.name}, test set"
-        draw_predictions(folder, tested.predictions, labels_of(tested.corpus), title)
+        caption = _draw_shift_maps(folder, tested, labels, title)
+        if caption is not None:
+            captions["shift_maps"] = caption
+    if tested.predictions.labels is not None:
+        captions[draw_predictions(folder, tested.predictions, labels, title)] = {"title": title}
+    strict_json.write_json(folder / CAPTIONS, captions)
 
 
-def _draw_embeddings(path: Path, corpus: Corpus, predictions: Predictions) -> None:
-    from cmsbert_fast.training.plots import plot_embeddings  # slow to import, needed only at the end
+def draw_predictions(folder: Path, predictions: Predictions, labels: Labels, title: str) -> str:
+    """Writes the figure ``confusion`` of classes, or ``scatter`` of scores; returns its name.
 
-    labels, classes = predictions.labels, corpus.classes
-    if labels is not None and corpus.several:
-        labels, classes = _one_of_several(labels), (*(classes or ()), "several", "none")
+    Of several labels at once, there is a matrix of absent and present for each.
+    """
+    from cmsbert_fast.plots import style  # slow to import, needed only at the end
+    from cmsbert_fast.plots.confusion import plot_confusion
+    from cmsbert_fast.plots.scores import plot_scores
+
+    true, logits = predictions.labels, predictions.logits
+    assert true is not None
+    if not labels.classes:
+        style.save(plot_scores(logits[:, 0].numpy(), true.numpy(), title), folder / "scatter")
+        return "scatter"
+    if labels.kind is LabelKind.SEVERAL:
+        pairs = zip(true.long().unbind(1), (logits > 0).long().unbind(1), strict=True)
+        counts = {name: _confusion(*pair, 2) for name, pair in zip(labels.classes, pairs, strict=True)}
+        figure = plot_confusion(counts, ("absent", "present"), title)
+    else:
+        matrix = _confusion(true, logits.argmax(dim=1), len(labels.classes))
+        figure = plot_confusion({"": matrix}, labels.classes, title)
+    style.save(figure, folder / "confusion")
+    return "confusion"
+
+
+def _confusion(true: Tensor, predicted: Tensor, count: int) -> np.ndarray:
+    """How many examples of each true class were predicted as which, (count, count)."""
+    return torch.bincount(true * count + predicted, minlength=count**2).unflatten(0, (count, count)).numpy()
+
+
+def _draw_embeddings(folder: Path, tested: Tested, labels: Labels, title: str) -> dict[str, Any]:
+    from cmsbert_fast.plots import style
+    from cmsbert_fast.plots.embeddings import plot_embeddings
+
+    predictions, classes = tested.predictions, labels.classes or None
+    values = predictions.labels
+    if values is not None and labels.kind is LabelKind.SEVERAL:
+        values, classes = _one_of_several(values), (*(classes or ()), "several", "none")
+    numbers = alignment_of(predictions, labels)
     figure = plot_embeddings(
         {name: z.numpy() for name, z in predictions.embeddings.items()},
-        labels.numpy() if labels is not None else np.zeros(len(predictions.ids)),
+        None if values is None else values.numpy(),
         classes=classes,
-        title=f"{corpus.name}, test set",
+        numbers=numbers,
+        title=title,
     )
-    figure.savefig(path, dpi=150)
+    style.save(figure, folder / "embeddings")
+    return {"title": title, "alignment": numbers}
 
 
 def _one_of_several(labels: Tensor) -> Tensor:
@@ -68,73 +109,96 @@ def _one_of_several(labels: Tensor) -> Tensor:
     return torch.where(count == 1, labels.argmax(dim=1), torch.where(count > 1, width, width + 1))
 
 
-def draw_predictions(folder: Path, predictions: Predictions, labels: Labels, title: str) -> None:
-    """Writes ``confusion.png`` of classes, or ``scatter.png`` of scores."""
-    from cmsbert_fast.training.scatter import plot_scores
+def _draw_shift_maps(folder: Path, tested: Tested, labels: Labels, title: str) -> dict[str, Any] | None:
+    from cmsbert_fast.plots import style
+    from cmsbert_fast.plots.shift_maps import plot_shift_maps
 
-    assert predictions.labels is not None
-    if labels.classes:
-        _draw_confusion(folder / "confusion.png", labels, predictions, title)
-    else:
-        figure = plot_scores(predictions.logits[:, 0].numpy(), predictions.labels.numpy(), title)
-        figure.savefig(folder / "scatter.png", dpi=150)
-
-
-def _draw_confusion(path: Path, labels: Labels, predictions: Predictions, title: str) -> None:
-    from cmsbert_fast.training.plots import plot_confusion
-
-    assert predictions.labels is not None
-    classes, true, logits = labels.classes, predictions.labels, predictions.logits
-    if labels.kind is LabelKind.SEVERAL:
-        pairs = zip(true.long().unbind(1), (logits > 0).long().unbind(1), strict=True)
-        counts = {name: _confusion(*pair, 2) for name, pair in zip(classes, pairs, strict=True)}
-        figure = plot_confusion(counts, ("absent", "present"), title)
-    else:
-        figure = plot_confusion({"": _confusion(true, logits.argmax(dim=1), len(classes))}, classes, title)
-    figure.savefig(path, dpi=150)
-
-
-def _confusion(true: Tensor, predicted: Tensor, count: int) -> np.ndarray:
-    """How many examples of each true class were predicted as which, (count, count)."""
-    return torch.bincount(true * count + predicted, minlength=count**2).unflatten(0, (count, count)).numpy()
-
-
-def _draw_shift_maps(path: Path, tested: Tested) -> None:
-    from cmsbert_fast.training.plots import plot_shift_maps
-
-    model, processor, corpus, predictions, embedded = tested
-    index = _telling_example(predictions)
-    example = corpus.splits["test"][index]
+    model, processor = tested.model, tested.processor
+    index = _example(tested)
+    example = fitting(tested.corpus.splits["test"][index], model.config)
     batches = Batches([example], processor, model, model.device)
     model.eval()
     with torch.no_grad():
         output = model(**batches.load([0], labels=False), output_shift_maps=True)
     maps = [(_first(visual), _first(acoustic)) for visual, acoustic in output.shift_maps]
     if not any(m is not None and m.size for layer in maps for m in layer):
-        return  # this example has no frames
+        return None  # no example has frames
     pieces = processor.tokenizer.convert_ids_to_tokens(batches.load([0])["input_ids"][0].tolist())
-    events = embedded_utterances()["test"][index].events if embedded else ()
-    title = f"{example.id}: {' '.join(example.words)}"
-    if corpus.classes is None:
-        title += f"\nlabel {example.label:.1f}, predicted {predictions.logits[index, 0]:.1f}"
-    figure = plot_shift_maps(maps, pieces, layers=model.config.cms_layers, events=events, title=title)
-    figure.savefig(path, dpi=150)
+    told = _told(tested.predictions, index, labels)
+    lines = [
+        title,
+        f"{example.id}: {' '.join(example.words)}",
+        *(f"{key} {value}" for key, value in told.items()),
+        RULE,
+    ]
+    figure = plot_shift_maps(
+        maps,
+        pieces,
+        layers=model.config.cms_layers,
+        depth=model.config.num_hidden_layers,
+        words={modality: word_spans(example, modality) for modality in MODALITIES},
+        events=embedded_utterances()["test"][index].events if tested.embedded else (),
+        title="\n".join([*lines[:2], "; ".join(lines[2:])]),
+    )
+    style.save(figure, folder / "shift_maps")
+    return {"title": title, "id": example.id, "words": list(example.words), **told, "rule": RULE}
 
 
 def _first(batch: Tensor | None) -> np.ndarray | None:
     return None if batch is None else batch[0].float().cpu().numpy()
 
 
-def _telling_example(predictions: Predictions) -> int:
-    assert predictions.labels is not None
-    if predictions.labels.dim() == 2:
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(
-            predictions.logits.double(), predictions.labels.double(), reduction="none"
-        )
-        return int(losses.sum(dim=1).argmin())
-    if predictions.logits.shape[1] > 1:
-        chances = predictions.logits.softmax(dim=1)
-        return int(chances.gather(1, predictions.labels[:, None]).argmax())
-    error = (predictions.logits[:, 0] - predictions.labels).abs()
-    clear = predictions.labels.abs() >= 1
-    return int(error.masked_fill(~clear, torch.inf).argmin()) if clear.any() else int(error.argmin())
+def _example(tested: Tested) -> int:
+    """The first test example of median length in words, of those with frames of all the model's modalities.
+
+    Or of any of them, where none has all.
+    """
+    known = list(outlines(tested.corpus.splits["test"]))
+    sizes = [m for m in MODALITIES if getattr(tested.model.config, f"{m}_size")]
+    for enough in (all, any):
+        order = [i for i, outline in enumerate(known) if enough(getattr(outline, m) for m in sizes)]
+        order.sort(key=lambda i: len(known[i].words))  # stable: the first of equal ones
+        if order:
+            middle = len(known[order[(len(order) - 1) // 2]].words)
+            return next(i for i in order if len(known[i].words) == middle)
+    return 0
+
+
+def word_spans(example: Example, modality: str) -> Sequence[Any]:
+    """The frames during which each word of an example is said; none where that is not known.
+
+    A word of several pieces of time has a span for each.
+    """
+    from cmsbert_fast.plots.shift_maps import Span
+
+    count = len(getattr(example, modality))
+    if example.frame_words is not None:
+        of_frames: Sequence[int] = getattr(example.frame_words, modality).tolist()
+    elif example.alignment is Alignment.WORDS:
+        of_frames = range(count)
+    else:
+        return []
+    spans: list[Any] = []
+    for frame, word in enumerate(of_frames[:count]):
+        if word < 0 or word >= len(example.words):
+            continue
+        if spans and spans[-1][0] == word and spans[-1][1].stop == frame:
+            spans[-1] = (word, spans[-1][1]._replace(stop=frame + 1))
+        else:
+            spans.append((word, Span(example.words[word], frame, frame + 1)))
+    return [span for _, span in spans]
+
+
+def _told(predictions: Predictions, index: int, labels: Labels) -> Mapping[str, str]:
+    """Label and prediction of an example, as text."""
+
+    def text(values: Tensor, chances: bool) -> str:
+        if labels.kind is LabelKind.SEVERAL:
+            threshold = 0.0 if chances else 0.5
+            return ", ".join(name for name, v in zip(labels.classes, values, strict=True) if v > threshold) or "none"
+        if labels.classes:
+            return labels.classes[int(values.argmax()) if chances else int(values)]
+        return f"{float(values.reshape(-1)[0]):.2f}"
+
+    told = {} if predictions.labels is None else {"label": text(predictions.labels[index], False)}
+    return {**told, "prediction": text(predictions.logits[index], True)}

@@ -23,6 +23,7 @@ class Tested(NamedTuple):
         corpus: The data of the run.
         predictions: For the test set, all finite.
         embedded: Whether ``corpus`` is the embedded one.
+        name: Of the variant.
     """
 
     model: Classifier
@@ -30,6 +31,7 @@ class Tested(NamedTuple):
     corpus: Corpus
     predictions: Predictions
     embedded: bool = False
+    name: str = ""
 
 
 def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> Tested:
@@ -41,7 +43,8 @@ def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: 
     model, processor = load_best(settings, ranks, folder)
     batches = Batches(data.corpus.splits["test"], processor, model, ranks.device)
     predictions = evaluate.predict(model, batches, ranks, settings.batch_size, settings.precision)
-    return Tested(model, processor, data.corpus, evaluate.check_finite(predictions), settings.embedded)
+    finite = evaluate.check_finite(predictions)
+    return Tested(model, processor, data.corpus, finite, settings.embedded, settings.variant)
 
 
 def load_best(settings: TrainingSettings, ranks: Ranks, folder: Path) -> tuple[Classifier, CMSBertProcessor]:

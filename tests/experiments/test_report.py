@@ -92,7 +92,9 @@ def test_what_is_missing_is_said(section, tmp_path):
 
 def test_all_files(section, tmp_path):
     folder = tmp_path / "tables"
-    assert {path.name for path in folder.iterdir()} == {f"mine.{end}" for end in ("json", "md", "tex", "csv", "png")}
+    assert {path.name for path in folder.iterdir()} == {
+        f"mine.{end}" for end in ("json", "md", "tex", "csv", "png", "svg")
+    }
     tex = (folder / "mine.tex").read_text()
     assert r"old \& cited\textsuperscript{c} & 0.900 & -/80.50 \\" in tex
     assert r"\multicolumn{2}{c}{not run: no data}" in tex

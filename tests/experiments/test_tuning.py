@@ -66,7 +66,9 @@ def test_record(tmp_path):
     assert value["mosi-clr"]["chosen"] == {"temperature": 0.07, "momentum": 0.9, "smoothing": 0.7}
     assert value["mosi-clr"]["expected_best"][0] == pytest.approx(0.93)
     assert value["mosi-bert"]["trials"][2]["mean"] is None
-    assert {path.name for path in (tmp_path / "tune").iterdir()} == {"mosi-clr.png", "mosi-bert.png"}
+    assert {path.name for path in (tmp_path / "tune").iterdir()} == {
+        f"mosi-{name}.{end}" for name in ("clr", "bert") for end in ("png", "svg")
+    }
 
 
 def test_a_named_grid_is_for_those_who_list_the_name():

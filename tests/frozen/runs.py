@@ -74,6 +74,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
     for name in ("seconds", "versions", "commit"):
         del results[name]
     del results["machine"]["platform"]
+    results.pop("alignment", None)  # came later
     log: dict[str, dict[str, list]] = {}  # of each event, of each name, the values of all lines
     for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)

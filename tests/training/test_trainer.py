@@ -1,6 +1,7 @@
 """What a run computes and leaves behind."""
 
 import csv
+import itertools
 import json
 import math
 
@@ -107,9 +108,11 @@ def test_every_variant(train, short, tmp_path, capsys):
         expected = "no-ema" in variant or "clr" not in variant
         assert (weights in ({1.0}, {None})) == expected
         figures = {path.name for path in (run / "seed-0" / "figures").iterdir()}
-        assert ("shift_maps.png" in figures) == (variant != "bert")
-        assert ("embeddings.png" in figures) == ("clr" in variant)
-        assert ("scatter.png" in figures) == (variant == "bert")
+        names = {"scatter"} | ({"shift_maps"} if variant != "bert" else set())
+        names |= {"embeddings"} if "clr" in variant else set()
+        assert figures == {"captions.json", *(f"{name}.{end}" for name in names for end in ("png", "svg"))}
+        captions = json.loads((run / "seed-0" / "figures" / "captions.json").read_text())
+        assert captions.keys() == names
 
 
 def test_what_a_run_leaves_behind(train, short, tmp_path, corpus_folder):
@@ -132,8 +135,12 @@ def test_what_a_run_leaves_behind(train, short, tmp_path, corpus_folder):
         error = np.mean([abs(float(row["prediction"]) - float(row["label"])) for row in rows])
         assert error == pytest.approx(result["test"]["mae"], rel=1e-5)
         assert torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"] == 2
-        assert (folder / "figures" / "shift_maps.png").stat().st_size > 10_000
-        assert (folder / "figures" / "embeddings.png").stat().st_size > 10_000
+        captions = json.loads((folder / "figures" / "captions.json").read_text())
+        assert captions["embeddings"]["alignment"] == result["alignment"]
+        assert result["alignment"]["examples"] == len(corpus.splits["test"])
+        assert set(result["alignment"]["recall_at_1"]) == {
+            f"{a}_to_{b}" for a, b in itertools.permutations(("linguistic", "visual", "acoustic"), 2)
+        }
         assert not (folder / "tensorboard").exists()
         valid = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines() if '"valid"' in line]
         assert result["valid"]["mae"] == pytest.approx(min(record["mae"] for record in valid), rel=1e-6)

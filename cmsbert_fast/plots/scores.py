@@ -3,7 +3,10 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from cmsbert_fast.plots import style
 
+
+@style.styled
 def plot_scores(predicted: np.ndarray, true: np.ndarray, title: str) -> Figure:
     """Every example as a point, and the line of perfect predictions; both axes have one scale.
 
@@ -11,14 +14,16 @@ def plot_scores(predicted: np.ndarray, true: np.ndarray, title: str) -> Figure:
         predicted, true: Scores, (n,).
         title: Printed above.
     """
-    figure = Figure(figsize=(4.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(3.6, 3.9), layout="constrained")
     ax = figure.subplots()
     both = np.concatenate([predicted, true])
     margin = 0.05 * max(float(np.ptp(both)), 1e-3)
     limits = (float(both.min()) - margin, float(both.max()) + margin)
-    ax.plot(limits, limits, color="0.6", linewidth=1, label="predicted = true")
-    ax.scatter(true, predicted, s=12, alpha=0.5, linewidths=0)
+    ax.plot(limits, limits, color=style.GREY, linewidth=0.8, linestyle="--", label="predicted = true", zorder=1)
+    ax.scatter(true, predicted, s=9, alpha=0.45, linewidths=0, color=style.BLUE, label="utterance")
     ax.set(xlim=limits, ylim=limits, xlabel="true score", ylabel="predicted score", aspect="equal")
-    ax.set_title(title.replace("$", r"\$"), wrap=True)
-    ax.legend(loc="upper left", fontsize="small")
+    error = float(np.abs(np.asarray(predicted, np.float64) - true).mean())
+    ax.text(0.98, 0.03, f"n = {len(true)}, MAE {error:.3f}", transform=ax.transAxes, ha="right", fontsize=7)
+    figure.suptitle(style.wrapped(title, 3.4, 8), x=0.01, ha="left", fontsize=8)
+    ax.legend(loc="upper left")
     return figure

@@ -1,0 +1,306 @@
+"""CMS maps of one utterance, as in Fig. 1: rows of words and of what is seen and heard, and the gates of layers below.
+
+The gates are g_ij of Eq. 1-2: how far frame j shifts word piece i. All maps of a figure have one colour scale.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from cmsbert_fast.plots import style
+from cmsbert_fast.plots.style import drawable
+
+_MOST_LAYERS = 4  # drawn whole; of more, so many and the means of all
+_ROW = 0.135  # inches a word piece
+_LANE = 0.17  # inches an event
+_LETTER = 0.062  # inches, at most, of the words above a map
+_SENSES = {"visual": "face", "acoustic": "voice"}
+_GATE = r"gate $g_{ij}$ (Eq. 1, 2)"
+
+
+class Span(NamedTuple):
+    """Frames ``start`` to ``stop - 1`` and what they are."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class Event(Protocol):
+    """Something to see or hear in frames ``start`` to ``stop - 1`` of a modality ("visual" or "acoustic")."""
+
+    @property
+    def modality(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+
+
+class _Column(NamedTuple):
+    """A modality: how many frames it has, the words that are said during them, and what happens."""
+
+    modality: str
+    frames: int
+    words: list[Span]
+    events: list[Event]
+
+    @property
+    def width(self) -> float:
+        """In inches."""
+        return float(np.clip(max(0.11 * self.frames, 0.15 * len(self.words)), 1.1, 7.5))
+
+
+class _Row(NamedTuple):
+    """A row of panels: "events" (with so many lanes), "words", "map" (of the layer in that place) or "means"."""
+
+    kind: str
+    height: float  # inches
+    place: int = 0
+    lanes: int = 0
+
+
+class _Maps(NamedTuple):
+    """By layer the gates of each modality that has frames, (N, N_m); the layers' numbers, and how many there are."""
+
+    gates: list[dict[str, np.ndarray]]
+    layers: list[int]
+    depth: int
+    tokens: list[str]
+
+    @property
+    def frames(self) -> dict[str, int]:
+        return {name: gates.shape[1] for panel in self.gates for name, gates in sorted(panel.items(), reverse=True)}
+
+    def scale(self) -> ScalarMappable:
+        """From 0 to the largest gate; where gates are negative too, from minus to plus the largest."""
+        values = np.concatenate([gates.ravel() for panel in self.gates for gates in panel.values()])
+        most = max(float(np.abs(values).max()), 1e-6)
+        signed = bool((values < 0).any())
+        cmap = colormaps[style.SIGNED if signed else style.AMOUNT]
+        return ScalarMappable(Normalize(-most if signed else 0.0, most), cmap)
+
+    def label(self, place: int) -> str:
+        return f"layer {self.layers[place] + 1} of {self.depth}"
+
+
+@style.styled
+def plot_shift_maps(
+    shift_maps: Sequence[tuple[np.ndarray | None, np.ndarray | None]],
+    tokens: Sequence[str],
+    *,
+    layers: Sequence[int] | None = None,
+    depth: int | None = None,
+    words: Mapping[str, Sequence[Span]] | None = None,
+    events: Sequence[Event] = (),
+    title: str = "",
+) -> Figure:
+    """Word pieces down, frames across, one row a layer; bright is an open gate.
+
+    Of more than four layers, four are drawn whole, the first and last among them, and below them the mean over the
+    word pieces for every layer. An utterance with one frame a modality has one map: word pieces by layers.
+
+    Args:
+        shift_maps: For every CMS layer, the gates (visual (N, N_v) or None, acoustic (N, N_a) or None) of the
+            utterance, numpy arrays or CPU tensors, without padding. A map without frames is treated as None.
+        tokens: The N row labels.
+        layers: Numbers of the layers, from 0; 0, 1, ... by default. They are printed from 1.
+        depth: Number of layers of the encoder; by default as many as there are maps.
+        words: By modality, the frames during which each word is said, where that is known: a row above the maps.
+        events: What is seen and heard: further rows.
+        title: Printed above.
+
+    Raises:
+        ValueError: There is no map to draw, or a map does not have one row per token.
+    """
+    maps = _checked(shift_maps, tokens, layers, depth)
+    if max(maps.frames.values()) == 1:
+        return _plot_by_layer(maps, title)
+    columns = []
+    for name, count in maps.frames.items():
+        spans = [span for span in (words or {}).get(name, ()) if span.start < count]
+        columns.append(_Column(name, count, spans, [event for event in events if event.modality == name]))
+    rows = _rows(maps, columns)
+    height = sum(row.height for row in rows) + 0.12 * len(rows) + 1.1
+    engine = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.03, hspace=0.02, wspace=0.02)
+    figure = Figure(figsize=(sum(column.width for column in columns) + 2.2, height), layout=engine)
+    ratios = {"width_ratios": [c.width for c in columns], "height_ratios": [row.height for row in rows]}
+    axes = figure.subplots(len(rows), len(columns), squeeze=False, sharex="col", gridspec_kw=ratios)
+    scale = maps.scale()
+    for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+        _draw(axes[i, j], maps, row, column, scale, first=j == 0)
+    for j, column in enumerate(columns):
+        axes[-1, j].set(xlim=(0.5, column.frames + 0.5), xlabel=f"{column.modality} frame")
+        axes[-1, j].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    _finish(figure, scale, axes[[row.kind == "map" for row in rows]], title)
+    return figure
+
+
+def _checked(
+    shift_maps: Sequence[tuple[np.ndarray | None, np.ndarray | None]],
+    tokens: Sequence[str],
+    layers: Sequence[int] | None,
+    depth: int | None,
+) -> _Maps:
+    named = [{"visual": visual, "acoustic": acoustic} for visual, acoustic in shift_maps]
+    arrays = [{name: np.asarray(gates) for name, gates in panel.items() if gates is not None} for panel in named]
+    panels = [{name: gates for name, gates in panel.items() if gates.size} for panel in arrays]
+    if not any(panels):
+        raise ValueError("no CMS map to draw: the model has no CMS layer or the utterance has no frame")
+    for gates in (gates for panel in panels for gates in panel.values()):
+        if gates.ndim != 2 or gates.shape[0] != len(tokens):
+            raise ValueError(f"a map of shape {gates.shape} does not fit {len(tokens)} tokens")
+    numbers = list(range(len(panels)) if layers is None else layers)
+    return _Maps(panels, numbers, depth or max(numbers) + 1, [drawable(token) for token in tokens])
+
+
+def _rows(maps: _Maps, columns: Sequence[_Column]) -> list[_Row]:
+    """The rows from top to bottom."""
+    rows = []
+    lanes = max(len(column.events) for column in columns)
+    if lanes:
+        rows.append(_Row("events", _LANE * lanes, lanes=lanes))
+    letters = max((len(span.name) for column in columns for span in column.words), default=0)
+    if letters:
+        rows.append(_Row("words", 0.08 + _LETTER * letters))
+    chosen = _spread(len(maps.gates))
+    rows += [_Row("map", max(0.7, _ROW * len(maps.tokens)), place=place) for place in chosen]
+    if len(chosen) < len(maps.gates):
+        rows.append(_Row("means", max(0.5, 0.11 * len(maps.gates))))
+    return rows
+
+
+def _spread(count: int) -> list[int]:
+    """The layers to draw whole: all, or four as evenly spread as possible."""
+    if count <= _MOST_LAYERS:
+        return list(range(count))
+    return [round(i * (count - 1) / (_MOST_LAYERS - 1)) for i in range(_MOST_LAYERS)]
+
+
+def _draw(ax: Axes, maps: _Maps, row: _Row, column: _Column, scale: ScalarMappable, first: bool) -> None:
+    """One panel; ``first``: it has the labels of the row."""
+    if row.kind == "events":
+        _draw_events(ax, column)
+        ax.set_ylim(row.lanes - 0.5, -0.5)
+        return
+    if row.kind == "words":
+        _draw_words(ax, column, first)
+        return
+    if row.kind == "means":
+        _draw_means(ax, maps, column.modality, scale, first)
+    else:
+        _draw_map(ax, maps, row.place, column.modality, scale, first)
+    for edge in {edge + 0.5 for event in column.events for edge in (event.start, event.stop)}:
+        ax.axvline(edge, color="white", linewidth=0.7, linestyle=(0, (2, 2)))
+
+
+def _draw_map(ax: Axes, maps: _Maps, place: int, modality: str, scale: ScalarMappable, first: bool) -> None:
+    _image(ax, maps.gates[place].get(modality), scale)
+    ax.set_yticks(range(len(maps.tokens)), maps.tokens if first else [], fontsize=6.5)
+    ax.tick_params(axis="y", length=0 if not first else 2)
+    if first:
+        ax.set_ylabel(maps.label(place))
+
+
+def _draw_means(ax: Axes, maps: _Maps, modality: str, scale: ScalarMappable, first: bool) -> None:
+    missing = np.full(maps.frames[modality], np.nan)
+    rows = [panel[modality].mean(axis=0) if modality in panel else missing for panel in maps.gates]
+    _image(ax, np.stack(rows), scale)
+    numbers = [str(layer + 1) for layer in maps.layers]
+    ax.set_yticks(range(len(numbers)), numbers if first else [], fontsize=5.5)
+    ax.tick_params(axis="y", length=0)
+    if first:
+        ax.set_ylabel("every layer,\nmean of words")
+
+
+def _image(ax: Axes, gates: np.ndarray | None, scale: ScalarMappable) -> None:
+    ax.spines[:].set_visible(False)
+    if gates is None:
+        ax.set_axis_off()
+    else:
+        rows, columns = gates.shape
+        extent = (0.5, columns + 0.5, rows - 0.5, -0.5)  # columns are numbered from 1
+        ax.imshow(np.asarray(gates, np.float32), aspect="auto", cmap=scale.cmap, norm=scale.norm, extent=extent)  # type: ignore[arg-type]
+
+
+def _draw_words(ax: Axes, column: _Column, first: bool) -> None:
+    """The words, where they are said; upright if one of them is wider than its frames."""
+    spans, inches = column.words, column.width / column.frames
+    upright = any(_LETTER * len(span.name) > inches * (span.stop - span.start) for span in spans)
+    _bare(ax, "word of\nthe frame" if first else "")
+    ax.set_ylim(0, 1)
+    for i, span in enumerate(spans):
+        ax.axvspan(span.start + 0.5, span.stop + 0.5, color="0.93" if i % 2 else "0.85", linewidth=0)
+        ax.text(
+            (span.start + span.stop + 1) / 2,
+            0.04 if upright else 0.5,
+            drawable(span.name),
+            rotation=90 if upright else 0,
+            ha="center",
+            va="bottom" if upright else "center",
+            fontsize=6.5,
+        )
+
+
+def _draw_events(ax: Axes, column: _Column) -> None:
+    """A bar for each event in a lane of its own, its name beside it."""
+    _bare(ax, _SENSES[column.modality])
+    for lane, event in enumerate(sorted(column.events, key=lambda event: (event.start, event.stop))):
+        left, right = event.start + 0.5, event.stop + 0.5
+        ax.barh(lane, right - left, left=left, height=0.42, color=style.VERMILION)
+        after = column.frames - right >= left + 0.5  # the side with more room
+        ax.annotate(
+            drawable(event.name),
+            (right if after else left, lane),
+            (3 if after else -3, 0),
+            textcoords="offset points",
+            ha="left" if after else "right",
+            va="center",
+            fontsize=6.5,
+        )
+
+
+def _bare(ax: Axes, label: str) -> None:
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, labelleft=False, labelbottom=False)
+    ax.set_ylabel(label, rotation=0, ha="right", va="center")
+
+
+def _plot_by_layer(maps: _Maps, title: str) -> Figure:
+    """One map for each modality, word pieces by layers: for utterances with one frame."""
+    modalities = list(maps.frames)
+    width = max(1.4, 0.28 * len(maps.gates))
+    size = (width * len(modalities) + 2.4, max(1.0, _ROW * len(maps.tokens)) + 1.1)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(modalities), squeeze=False)
+    scale = maps.scale()
+    for column, modality in enumerate(modalities):
+        ax = axes[0, column]
+        missing = np.full((len(maps.tokens), 1), np.nan)
+        _image(ax, np.concatenate([panel.get(modality, missing) for panel in maps.gates], axis=1), scale)
+        ax.set_yticks(range(len(maps.tokens)), maps.tokens if column == 0 else [], fontsize=6.5)
+        ax.set_xticks(range(1, len(maps.layers) + 1), [str(layer + 1) for layer in maps.layers])
+        ax.set_xlabel(f"layer (of {maps.depth})")
+        ax.set_title(f"the only {modality} frame")
+    _finish(figure, scale, axes, title)
+    return figure
+
+
+def _finish(figure: Figure, scale: ScalarMappable, axes: Any, title: str) -> None:
+    share = min(1.0, 3.0 / figure.get_figheight())
+    bar = figure.colorbar(scale, ax=list(axes.flat), pad=0.02, aspect=22, shrink=share, anchor=(0, 1))
+    bar.outline.set_visible(False)
+    bar.ax.yaxis.label.set_parse_math(True)
+    bar.set_label(_GATE)
+    if title:
+        figure.suptitle(style.wrapped(title, figure.get_figwidth() - 0.2, 8), x=0.01, ha="left", fontsize=8)
