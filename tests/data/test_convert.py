@@ -88,7 +88,7 @@ def test_a_bar_shows_progress_where_somebody_looks(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     convert.convert(open_source(write("csd", files)), tmp_path / "c")
     said = capsys.readouterr().err
-    assert ("converting data: 100%" in said) == ("3/3" in said) == terminal
+    assert ("converting data" in said) == ("3/3" in said) == terminal
 
 
 def interrupted(source: Source, after: int, seen: list[str]) -> Source:
