@@ -200,6 +200,8 @@ def export_onnx(model: Classifier, processor: CMSBertProcessor, path: Path) -> d
             computes something else than the model.
     """
     _check_possible(model)
+    import onnx_ir  # of onnxscript
+
     program = Program(model, processor)
     shapes = tuple(axes(program).values())
     with torch.no_grad():
@@ -216,7 +218,7 @@ def export_onnx(model: Classifier, processor: CMSBertProcessor, path: Path) -> d
         )
     assert converted is not None
     for value in converted.model.graph.outputs:
-        value.shape = type(value.shape)(["batch", *list(value.shape or ())[1:]])
+        value.shape = onnx_ir.Shape(["batch", *list(value.shape or ())[1:]])
     converted.model.metadata_props.update(metadata(program, processor))
     differences: dict[str, float] = {}
 

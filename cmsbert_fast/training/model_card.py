@@ -112,7 +112,11 @@ def card_data(outcome: Mapping[str, Any], data: str, digest: str | None) -> Mode
         if value is not None and math.isfinite(value)
     ]
     embedded = settings["data"] == "embedded" and settings["model"] is None
-    licence = {"license": "apache-2.0"} if embedded else {"license": "other", "license_name": "base-model-and-data"}
+    more: dict[str, Any] = {"license": "apache-2.0" if embedded else "other"}
+    if not embedded:
+        more["license_name"] = "base-model-and-data"
+    if digest:
+        more[DIGEST] = digest
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
@@ -120,8 +124,7 @@ def card_data(outcome: Mapping[str, Any], data: str, digest: str | None) -> Mode
         base_model=_hub_name(settings["model"]),
         model_name=f"{settings['variant']} on {data}",
         eval_results=results or None,
-        **licence,
-        **({DIGEST: digest} if digest else {}),
+        **more,
     )
 
 
@@ -192,7 +195,9 @@ def _use(model: Classifier) -> str:
 
 def _shareable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings, without folders of the machine."""
-    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    plain: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()
+    }
     named = {name: Path(plain[name]).name for name in _PATHS if isinstance(plain.get(name), str)}
     return {**plain, **{name: _hub_name(plain[name]) or short for name, short in named.items()}}
 

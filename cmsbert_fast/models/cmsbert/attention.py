@@ -45,8 +45,9 @@ class CMSBertSelfAttention(nn.Module):
         for name, (token_gate, frame_gate, frames) in self._gate_halves(hidden, batch).items():
             weight = self._shift_weight(name, frames.values)
             if batch.is_padded:
-                rows = (batch.by_utterance(rows) for rows in (token_gate, frame_gate, frames.values))
-                shifts[name] = ModalityShift(*rows, weight, mask=batch.mask_of(frames.packing))
+                gates = batch.by_utterance(token_gate), batch.by_utterance(frame_gate)
+                mask = batch.mask_of(frames.packing)
+                shifts[name] = ModalityShift(*gates, batch.by_utterance(frames.values), weight, mask=mask)
             else:
                 lengths = frames.packing.cu_seqlens, frames.packing.max_length
                 shifts[name] = ModalityShift(token_gate, frame_gate, frames.values, weight, *lengths)
