@@ -4,7 +4,8 @@ The lines, by "kind":
 
 * "run": a process began to measure: "datetime", "machine_info", "commit_info" as in pytest-benchmark's files. What
   follows was measured under these, up to the next such line.
-* "race", "growth", "profile", "skipped", "scaling": a result as :class:`bench.conftest.Race` keeps it.
+* "race", "growth", "profile", "skipped", "scaling": a result as :class:`bench.conftest.Race` keeps it; "kernels": as
+  :func:`bench.gpu.kernels.times` measures it.
 * "finished": the "test" that ended well; another run of the suites leaves it out.
 * anything else: what :mod:`bench.gpu` keeps of its stages.
 
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ("race", "growth", "profile", "skipped", "scaling")
+RESULTS = ("race", "growth", "profile", "skipped", "scaling", "kernels")
 
 
 def append(path: Path, **line: Any) -> None:

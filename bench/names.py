@@ -77,6 +77,11 @@ def with_projections(case: str) -> str:
     return f"projections and attention, {case}"
 
 
+def by_kernel(case: str) -> str:
+    """The case, timed kernel by kernel (:mod:`bench.gpu`)."""
+    return f"{case}, by kernel"
+
+
 def as_graphs(case: str) -> str:
     """The case replayed as CUDA graphs."""
     return f"{case}, replayed as CUDA graphs"

@@ -14,7 +14,7 @@ from typing import Any
 from bench import goals, lines, names, scaling_model
 from bench.goals import Goal, Result
 from bench.plots import plot_growth, plot_race
-from bench.tables import growth_lines, profile_lines, race_lines, table
+from bench.tables import growth_lines, kernel_lines, profile_lines, race_lines, table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -91,6 +91,7 @@ def _suite_lines(suite: str, results: Sequence[Result]) -> list[str]:
     lines = [f"### {suite}", "", *([] if chosen else ["Not measured.", ""])]
     for result in _of_kind(chosen, "race"):
         lines += race_lines(result)
+    lines += kernel_lines(_of_kind(chosen, "kernels"))
     lines += growth_lines(_of_kind(chosen, "growth"))
     for result in _of_kind(chosen, "profile"):
         lines += profile_lines(result)

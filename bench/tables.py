@@ -100,6 +100,29 @@ def profile_lines(result: Result) -> list[str]:
     return [title, "", *table(["", *profiles], rows), ""]
 
 
+def kernel_lines(results: Sequence[Result]) -> list[str]:
+    """What calls cost on a GPU: as a graph, launched one by one, the host's part, and the slowest kernels."""
+    rows = []
+    for result in results:
+        device = result.get("graph") or result["busy"]
+        shares = ""
+        if "bytes" in result:
+            facts = result["machine"]
+            speed = result["bytes"] / device / facts["copy_bytes_per_second"]
+            rate = result["flops"] / device / facts["matrix_flops_per_second"]["bfloat16"]
+            shares = f"{speed:.0%}, {rate:.0%}"
+        slowest = ", ".join(f"`{name[:40]}` {_time(seconds)}" for name, seconds in list(result["kernels"].items())[:4])
+        graph = _time(result["graph"]) if result.get("graph") else "not captured"
+        times = [graph, _time(result["eager"]), _time(result["host"]), _time(result["busy"])]
+        rows.append([result["case"], *times, f"{result['launches']:.0f}", shares, slowest])
+    header = ["", "as a graph", "one by one", "host", "kernels", "launches", "of copy, of matrix rate", "slowest"]
+    return (
+        ["By kernel (medians; the sum of the kernels by PyTorch's profiler):", "", *table(header, rows), ""]
+        if rows
+        else []
+    )
+
+
 def text_table(results: Sequence[Result]) -> str:
     """The comparison as lines for a terminal."""
     lines = []

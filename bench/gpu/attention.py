@@ -24,14 +24,14 @@ class Case(NamedTuple):
     backward: bool
 
     def __str__(self) -> str:
-        return names.attention_case(*self)
+        return names.by_kernel(names.attention_case(*self))
 
 
 def run(context: Context) -> None:
     """All shapes; those of the goals first."""
     shapes: list[tuple[str | int, int]] = [(3, 2)] if context.rehearsal else SHAPES
     cases = [Case(kind, batch, backward) for kind, batch in shapes for backward in (False, True)]
-    each(context, "attention", cases, lambda case: measure_case(case, torch.device(context.device)))
+    each(context, names.ATTENTION, cases, lambda case: measure_case(case, torch.device(context.device)))
 
 
 def measure_case(case: Case, device: torch.device) -> dict[str, Any]:

@@ -18,14 +18,14 @@ class Case(int):
     """A number of rows."""
 
     def __str__(self) -> str:
-        return names.contrastive_case(int(self), SIZE, smoothed=True)
+        return names.by_kernel(names.contrastive_case(int(self), SIZE, smoothed=True))
 
 
 def run(context: Context) -> None:
     """All sizes, that of the goal first."""
     rows = [20] if context.rehearsal else ROWS
     device = torch.device(context.device)
-    each(context, "loss", map(Case, rows), lambda n: measure_case(n, device))
+    each(context, names.CONTRASTIVE, map(Case, rows), lambda n: measure_case(n, device))
 
 
 def measure_case(n: int, device: torch.device) -> dict[str, Any]:

@@ -151,10 +151,10 @@ def _work(stage: Stage, context: Context, sender: Any) -> None:
         sys.stderr.flush()
 
 
-def each(context: Context, kind: str, cases: Iterable[Any], measure: Callable[[Any], dict[str, Any]]) -> None:
+def each(context: Context, suite: str, cases: Iterable[Any], measure: Callable[[Any], dict[str, Any]]) -> None:
     """Measures what is missing, one case after the other. One that fails is recorded and named at the end."""
     failed = []
-    for case in context.missing(kind, cases):
+    for case in context.missing("kernels", cases):
         try:
             found = measure(case)
         except Exception as error:
@@ -162,9 +162,9 @@ def each(context: Context, kind: str, cases: Iterable[Any], measure: Callable[[A
             if "CUDA error" in str(error):
                 raise  # nothing runs in this process after it
             failed.append(str(case))
-            context.record(f"{kind} failed", case=str(case), why=str(error)[:1000])
+            context.record("failed", suite=suite, case=str(case), why=str(error)[:1000])
             continue
-        context.record(kind, case=str(case), **found)
+        context.record("kernels", suite=suite, case=str(case), **found)
     if failed:
         raise RuntimeError(f"{len(failed)} failed: {', '.join(failed)[:300]}")
 

@@ -23,7 +23,7 @@ class Case(NamedTuple):
     batch: int
 
     def __str__(self) -> str:
-        return f"{self.system}, MOSI lengths, batch {self.batch}"
+        return names.by_kernel(f"{self.system}, MOSI lengths, batch {self.batch}")
 
 
 def run(context: Context) -> None:
@@ -31,7 +31,7 @@ def run(context: Context) -> None:
     device = torch.device(context.device)
     systems, batches = ([names.BERT], [2]) if context.rehearsal else (SYSTEMS, [names.PAPER_BATCH, names.BATCH])
     cases = [Case(system, batch) for batch in batches for system in systems]
-    each(context, "step", cases, lambda case: measure_case(case, device))
+    each(context, names.STEP, cases, lambda case: measure_case(case, device))
 
 
 def measure_case(case: Case, device: torch.device) -> dict[str, Any]:

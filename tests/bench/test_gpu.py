@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import lines, names, report
+from bench import lines, names, report, tables
 from bench.gpu import __main__ as command
 from bench.gpu import runner, stages
 from bench.gpu.runner import Context, Stage
@@ -113,16 +113,17 @@ def test_rehearsal(tmp_path):
     found = lines.read(tmp_path / runner.RESULTS)
     assert found[0]["kind"] == "run"
     assert {line["stage"] for line in found if line["kind"] == "stage"} == {"facts", *stages_run}
-    of = {
-        kind: [line for line in found if line["kind"] == kind]
-        for kind in ("smoke", "attention", "loss", "step", "tiles")
-    }
+    of = {kind: [line for line in found if line["kind"] == kind] for kind in ("smoke", "kernels", "tiles")}
     assert all(line["passed"] for line in of["smoke"])
-    assert [len(of[kind]) for kind in of] == [2, 2, 1, 1, 1]
-    for line in (*of["attention"], *of["loss"], *of["step"]):
+    assert [len(of[kind]) for kind in of] == [2, 4, 1]
+    assert {line["suite"] for line in of["kernels"]} == {names.ATTENTION, names.CONTRASTIVE, names.STEP}
+    for line in of["kernels"]:
         assert line["eager"] > 0
         assert line["launches"] > 0
         assert line["kernels"]
+    (machine,) = report.load(tmp_path).values()
+    page = "\n".join(tables.kernel_lines(report._of_kind(machine["results"], "kernels")))
+    assert all(f"| {line['case']} | not captured |" in page for line in of["kernels"])
 
 
 def test_every_test_that_a_stage_names_exists(context, monkeypatch):
