@@ -59,7 +59,7 @@ def store_rows(x, b_x, o_n, m_n, s_n, o_d, m_d):
     tl.store(p_x, b_x.to(x.dtype.element_ty), mask=m_n[:, None] & m_d[None, :])
 
 
-# ------------------------------------------------------------------ inside kernels: rows of no sequence, or of no tile
+# ------------------------------------------------------------------ inside kernels: rows that belong to no sequence
 
 
 @triton.jit
@@ -72,58 +72,23 @@ def share_of_tail(cu, n_batch, n_rows, i_program, n_programs):
 
 
 @triton.jit
-def fill_rows(x, value, s_n, i_first, i_last, n_columns, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Writes ``value`` to rows [i_first, i_last) (int64) and columns [0, n_columns)."""
+def zero_rows(x, s_n, i_first, i_last, n_columns, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Writes zeros to rows [i_first, i_last) (int64) and columns [0, n_columns)."""
     for i_n in range(0, (i_last - i_first).to(tl.int32), BLOCK_N):
         o_n = i_n + tl.arange(0, BLOCK_N)
         m_n = i_first + o_n < i_last
         for i_d in range(0, n_columns, BLOCK_D):
             o_d = i_d + tl.arange(0, BLOCK_D)
-            b_x = tl.full([BLOCK_N, BLOCK_D], value, dtype=tl.float32)
-            store_rows(x + i_first * s_n, b_x, o_n, m_n, s_n, o_d, o_d < n_columns)
-
-
-@triton.jit
-def fill_vector(x, value, i_first, i_last, BLOCK_N: tl.constexpr):
-    """Writes ``value`` to elements [i_first, i_last) (int64)."""
-    for i_n in range(0, (i_last - i_first).to(tl.int32), BLOCK_N):
-        o_n = i_n + tl.arange(0, BLOCK_N)
-        b_x = tl.full([BLOCK_N], value, dtype=x.dtype.element_ty)
-        tl.store(x + i_first + o_n, b_x, mask=i_first + o_n < i_last)
-
-
-@triton.jit
-def zero_rows(x, s_n, i_first, i_last, n_columns, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """:func:`fill_rows` with zeros: rows that belong to no sequence."""
-    fill_rows(x, 0.0, s_n, i_first, i_last, n_columns, BLOCK_N, BLOCK_D)
+            b_zero = tl.zeros([BLOCK_N, BLOCK_D], dtype=tl.float32)
+            store_rows(x + i_first * s_n, b_zero, o_n, m_n, s_n, o_d, o_d < n_columns)
 
 
 @triton.jit
 def zero_vector(x, i_first, i_last, BLOCK_N: tl.constexpr):
-    """:func:`fill_vector` with zeros: elements that belong to no sequence."""
-    fill_vector(x, 0.0, i_first, i_last, BLOCK_N)
-
-
-# What follows is for sequences longer than the caller said they are: no tile holds their last rows. NaN, for a host
-# that asked would have to wait for the device.
-
-
-@triton.jit
-def poison_rows(x, s_n, i_start, i_n, n, n_columns, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Writes NaN to rows [i_n, n) of the sequence whose first row is ``i_start``, if there are any."""
-    fill_rows(x, float("nan"), s_n, i_start + i_n, i_start + tl.maximum(n, i_n), n_columns, BLOCK_N, BLOCK_D)
-
-
-@triton.jit
-def poison_vector(x, i_start, i_n, n, BLOCK_N: tl.constexpr):
-    """Writes NaN to elements [i_n, n) of the sequence whose first element is ``i_start``, if there are any."""
-    fill_vector(x, float("nan"), i_start + i_n, i_start + tl.maximum(n, i_n), BLOCK_N)
-
-
-@triton.jit
-def nan_if_longer(n, BLOCK_N: tl.constexpr):
-    """1.0; NaN if a sequence of ``n`` rows does not fit into its one tile."""
-    return tl.where(n > BLOCK_N, float("nan"), 1.0)
+    """Writes zeros to elements [i_first, i_last) (int64)."""
+    for i_n in range(0, (i_last - i_first).to(tl.int32), BLOCK_N):
+        o_n = i_n + tl.arange(0, BLOCK_N)
+        tl.store(x + i_first + o_n, tl.zeros([BLOCK_N], dtype=x.dtype.element_ty), mask=i_first + o_n < i_last)
 
 
 # ------------------------------------------------------------------ inside kernels: matrix products

@@ -21,8 +21,6 @@ from cmsbert_fast.kernels.common import (
     extent,
     first_row,
     load_rows,
-    poison_rows,
-    poison_vector,
     share_of_tail,
     store_rows,
     valid,
@@ -119,7 +117,7 @@ def attention_forward_kernel(
     ``lse`` (H, rows) gets the log-sum-exp to base 2.
     """
     i_b, i_m, i_h = tl.program_id(0) // n_tiles, tl.program_id(0) % n_tiles * BLOCK_M, tl.program_id(1)
-    i_start, n = extent(sequences.cu, i_b, length)
+    _, n = extent(sequences.cu, i_b, length)
     if i_m < n:
         attend(
             q, k, v, sequences, dropout, shift, out, lse, i_b, i_h, i_m,
@@ -129,12 +127,8 @@ def attention_forward_kernel(
     if sequences.cu is not None:
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
         s_out = n_heads * head_size
-        p_out, p_lse = out + i_h.to(tl.int64) * head_size, lse + i_h.to(tl.int64) * n_rows
-        zero_rows(p_out, s_out, i_first, i_last, head_size, BLOCK_M, BLOCK_D)
-        zero_vector(p_lse, i_first, i_last, BLOCK_M)
-        if i_m + BLOCK_M == n_tiles * BLOCK_M:  # the last tile of its sequence
-            poison_rows(p_out, s_out, i_start, n_tiles * BLOCK_M, n, head_size, BLOCK_M, BLOCK_D)
-            poison_vector(p_lse, i_start, n_tiles * BLOCK_M, n, BLOCK_M)
+        zero_rows(out + i_h.to(tl.int64) * head_size, s_out, i_first, i_last, head_size, BLOCK_M, BLOCK_D)
+        zero_vector(lse + i_h.to(tl.int64) * n_rows, i_first, i_last, BLOCK_M)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -186,9 +180,6 @@ def attention_backward_query_kernel(
     if sequences.cu is not None:
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
         zero_rows(dq + i_h64 * head_size, s_out, i_first, i_last, head_size, BLOCK_M, BLOCK_D)
-        if i_m + BLOCK_M == n_tiles * BLOCK_M:
-            poison_rows(dq + i_h64 * head_size, s_out, i_start, n_tiles * BLOCK_M, n, head_size, BLOCK_M, BLOCK_D)
-            poison_vector(delta + i_h64 * n_rows, i_start, n_tiles * BLOCK_M, n, BLOCK_M)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -253,9 +244,3 @@ def attention_backward_key_kernel(
         zero_rows(dv + i_h64 * head_size, s_out, i_first, i_last, head_size, BLOCK_N, BLOCK_D)
         if d_shift is not None:
             zero_rows(d_shift + i_h64 * head_size, s_out, i_first, i_last, head_size, BLOCK_N, BLOCK_D)
-        if i_n + BLOCK_N == n_tiles * BLOCK_N:
-            i_poison = n_tiles * BLOCK_N
-            poison_rows(dk + i_h64 * head_size, s_out, i_start, i_poison, n, head_size, BLOCK_N, BLOCK_D)
-            poison_rows(dv + i_h64 * head_size, s_out, i_start, i_poison, n, head_size, BLOCK_N, BLOCK_D)
-            if d_shift is not None:
-                poison_rows(d_shift + i_h64 * head_size, s_out, i_start, i_poison, n, head_size, BLOCK_N, BLOCK_D)

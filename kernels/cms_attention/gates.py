@@ -14,8 +14,6 @@ from cmsbert_fast.kernels.common import (
     extent,
     first_row,
     load_rows,
-    poison_rows,
-    poison_vector,
     share_of_tail,
     store_rows,
     valid,
@@ -169,8 +167,6 @@ def gate_backward_token_kernel(
     if sequences.cu is not None:
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
         zero_vector(gradients.token_gate, i_first, i_last, BLOCK_N)
-        if i_n + BLOCK_N == n_tiles * BLOCK_N:  # the last tile of its sequence
-            poison_vector(gradients.token_gate, i_start, n_tiles * BLOCK_N, n, BLOCK_N)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -234,8 +230,3 @@ def gate_backward_frame_kernel(
             zero_vector(gradients.frame_gate, i_first, i_last, BLOCK_F)
             if gradients.frames is not None:
                 zero_rows(gradients.frames, size, i_first, i_last, size, BLOCK_F, BLOCK_X)
-            if i_f + BLOCK_F == n_tiles * BLOCK_F:  # the last tile of its sequence
-                i_poison = n_tiles * BLOCK_F
-                poison_vector(gradients.frame_gate, i_start_f, i_poison, n_f, BLOCK_F)
-                if gradients.frames is not None:
-                    poison_rows(gradients.frames, size, i_start_f, i_poison, n_f, size, BLOCK_F, BLOCK_X)

@@ -24,9 +24,6 @@ from cmsbert_fast.kernels.common import (
     extent,
     first_row,
     load_rows,
-    nan_if_longer,
-    poison_rows,
-    poison_vector,
     share_of_tail,
     store_rows,
     valid,
@@ -83,7 +80,7 @@ def short_forward_kernel(
         b_s = dot(b_q, tl.trans(b_k), None, PRECISION) * (scale * LOG2_E)  # [BLOCK_N, BLOCK_N]
         b_s = tl.where(m_n[None, :], b_s, -float("inf"))
         b_s = tl.exp2(b_s - tl.max(b_s, 1)[:, None])
-        b_sum = tl.sum(b_s, 1) * nan_if_longer(n, BLOCK_N)
+        b_sum = tl.sum(b_s, 1)
         if dropout is not None:
             b_keep = keep(tl.load(dropout.seed), i_b, i_h, o_n[:, None], o_n[None, :], threshold)
             b_s = tl.where(b_keep, b_s * dropout.keep_scale, 0.0)
@@ -95,16 +92,12 @@ def short_forward_kernel(
 
     if sequences.cu is not None:
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, i_b, n_batch)
-        i_column = i_g * HEADS * head_size
-        n_columns = tl.minimum(HEADS * head_size, s_out - i_column)
         if i_first < i_last:
+            i_column = i_g * HEADS * head_size
+            n_columns = tl.minimum(HEADS * head_size, s_out - i_column)
             zero_rows(out + i_column, s_out, i_first, i_last, n_columns, BLOCK_N, BLOCK_D)
             if (i_g == 0) & (s_mean > 0):
                 zero_rows(mean, s_mean, i_first, i_last, s_mean, BLOCK_N, BLOCK_D)
-        if n > BLOCK_N:
-            poison_rows(out + i_column, s_out, i_start, BLOCK_N, n, n_columns, BLOCK_N, BLOCK_D)
-            if (i_g == 0) & (s_mean > 0):
-                poison_rows(mean, s_mean, i_start, BLOCK_N, n, s_mean, BLOCK_N, BLOCK_D)
 
 
 @triton.jit
@@ -166,7 +159,7 @@ def short_backward_kernel(
         b_s = dot(b_q, tl.trans(b_k), None, PRECISION) * (scale * LOG2_E)  # [BLOCK_N, BLOCK_N]
         b_s = tl.where(m_n[None, :], b_s, -float("inf"))
         b_s = tl.exp2(b_s - tl.max(b_s, 1)[:, None])
-        b_s = tl.where(m_n[:, None] & m_n[None, :], b_s / (tl.sum(b_s, 1) * nan_if_longer(n, BLOCK_N))[:, None], 0.0)
+        b_s = tl.where(m_n[:, None] & m_n[None, :], b_s / tl.sum(b_s, 1)[:, None], 0.0)
         b_ds = dot(b_do, tl.trans(b_v), None, PRECISION)  # [BLOCK_N, BLOCK_N]
         if dropout is not None:
             b_keep = keep(tl.load(dropout.seed), i_b, i_h, o_n[:, None], o_n[None, :], threshold)
@@ -189,20 +182,14 @@ def short_backward_kernel(
 
     if sequences.cu is not None:
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, i_b, n_batch)
-        i_column = i_g * HEADS * head_size
-        n_columns = tl.minimum(HEADS * head_size, s_out - i_column)
         if i_first < i_last:
+            i_column = i_g * HEADS * head_size
+            n_columns = tl.minimum(HEADS * head_size, s_out - i_column)
             zero_rows(dq + i_column, s_out, i_first, i_last, n_columns, BLOCK_N, BLOCK_D)
             zero_rows(dk + i_column, s_out, i_first, i_last, n_columns, BLOCK_N, BLOCK_D)
             zero_rows(dv + i_column, s_out, i_first, i_last, n_columns, BLOCK_N, BLOCK_D)
             if d_shift is not None:
                 zero_rows(d_shift + i_column, s_out, i_first, i_last, n_columns, BLOCK_N, BLOCK_D)
-        if n > BLOCK_N:
-            poison_rows(dq + i_column, s_out, i_start, BLOCK_N, n, n_columns, BLOCK_N, BLOCK_D)
-            poison_rows(dk + i_column, s_out, i_start, BLOCK_N, n, n_columns, BLOCK_N, BLOCK_D)
-            poison_rows(dv + i_column, s_out, i_start, BLOCK_N, n, n_columns, BLOCK_N, BLOCK_D)
-            if d_shift is not None:
-                poison_rows(d_shift + i_column, s_out, i_start, BLOCK_N, n, n_columns, BLOCK_N, BLOCK_D)
 
 
 @triton.jit
@@ -226,7 +213,7 @@ def _short_gate_backward(
         b_w = load_rows(source.weight, o_c, o_c < hidden_size, source.s_w, o_x, m_x)  # [BLOCK_C, BLOCK_X]
         b_dm = dot(b_da, b_w, b_dm, PRECISION)
     i_start_f, n_f = extent(source.cu, i_b, length_f)
-    b_dm = b_dm / (count_frames(source.mask, i_b, n_f, length_f, BLOCK_F) * nan_if_longer(n, BLOCK_N))
+    b_dm = b_dm / count_frames(source.mask, i_b, n_f, length_f, BLOCK_F)
     b_dm = b_dm.to(source.frames.dtype.element_ty)  # [BLOCK_N, BLOCK_X]
 
     b_p = load_token_gates(source, sequences.cu, i_b, i_start, o_n, m_n)
@@ -255,7 +242,6 @@ def _short_gate_backward(
     if sequences.cu is not None:
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, i_b, n_batch)
         zero_vector(gradients.token_gate, i_first, i_last, BLOCK_N)
-        poison_vector(gradients.token_gate, i_start, BLOCK_N, n, BLOCK_N)
         i_first, i_last = share_of_tail(source.cu, n_batch, n_frame_rows, i_b, n_batch)
         zero_vector(gradients.frame_gate, i_first, i_last, BLOCK_F)
         if gradients.frames is not None:

@@ -14,7 +14,6 @@ from cmsbert_fast.kernels.common import (
     dot,
     extent,
     load_rows,
-    poison_rows,
     share_of_tail,
     store_rows,
     valid,
@@ -96,9 +95,6 @@ def shift_forward_kernel(
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
         zero_rows(mean, s_mean, i_first, i_last, s_mean, BLOCK_N, BLOCK_D)
         zero_rows(shift, hidden_size, i_first, i_last, hidden_size, BLOCK_N, BLOCK_D)
-        if i_n + BLOCK_N == n_tiles * BLOCK_N:  # the last tile of its sequence
-            poison_rows(mean, s_mean, i_start, n_tiles * BLOCK_N, n, s_mean, BLOCK_N, BLOCK_D)
-            poison_rows(shift, hidden_size, i_start, n_tiles * BLOCK_N, n, hidden_size, BLOCK_N, BLOCK_D)
 
 
 @triton.jit

@@ -50,9 +50,9 @@ def cms_attention(
         visual, acoustic: What each modality adds; None = absent.
         cu_seqlens: (B + 1,) int32, packed form only: starts at 0 and never falls. Its values are checked on the CPU;
             on a GPU that would wait for the device. Rows from ``cu_seqlens[-1]`` on belong to no sequence.
-        max_seqlen: The longest sequence's length, or any larger number; packed form only. Smaller ones are refused on
-            the CPU. On a GPU that would wait for the device: instead, NaN is what z and the gradients hold in every row
-            of a longer sequence that would be missing or wrong. The same holds for a modality's ``max_length``.
+        max_seqlen: The longest sequence's length, or any larger number; packed form only. Smaller ones are refused.
+            The Triton backend cannot read lengths without waiting for the GPU: there an assertion on the device ends
+            the process's use of it (PyTorch: "device-side assert triggered"). Likewise a modality's ``max_length``.
         attention_mask: (B, N) bool, True = valid, any pattern; padded form only. None = all valid.
         activation: "relu", "sigmoid" or "tanh" (sigma of Eq. 1 and 2).
         scale: Factor of the scores; None = 1 / sqrt(d_h).

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from cmsbert_fast.ops.attention.types import Call, ModalityShift, flatten, group
 from cmsbert_fast.ops.autograd import once_differentiable, register_operator
@@ -61,6 +62,11 @@ def cms_attention(call: Call) -> Tensor:
     of a CUDA graph draw anew, recomputation under checkpointing the same.
     """
     query, visual, acoustic, packing = call.query, call.visual, call.acoustic, call.packing
+    if query.is_cuda and packing is not None:
+        assert_longest(packing.cu_seqlens, packing.max_length, "max_seqlen")
+        for name, shift in (("visual", visual), ("acoustic", acoustic)):
+            if shift is not None and shift.cu_seqlens is not None:
+                assert_longest(shift.cu_seqlens, _longest(shift), f"{name}.max_length")
     seed = torch.randint(2**62, (1,), dtype=torch.int64, device=query.device) if call.dropout_p > 0 else None
     return _CMSAttention.apply(
         query,
@@ -78,6 +84,22 @@ def cms_attention(call: Call) -> Tensor:
         call.scale,
         call.dropout_p,
     )
+
+
+_asserted: "WeakTensorKeyDictionary" = WeakTensorKeyDictionary()
+
+
+def assert_longest(cu_seqlens: Tensor, max_length: int, name: str) -> None:
+    """Fails on the device, without waiting for it, where a sequence is longer than ``max_length``: its last rows would
+    have no tile. Once for each tensor, so that the layers of a model share it: four small launches a batch.
+    """
+    if torch.compiler.is_compiling():
+        return
+    known = _asserted.get(cu_seqlens)
+    if known is not None and known[0] == cu_seqlens._version and known[1] <= max_length:
+        return
+    torch._assert_async(cu_seqlens.diff().max() <= max_length, f"{name}={max_length}: a sequence is longer")
+    _asserted[cu_seqlens] = (cu_seqlens._version, max_length)
 
 
 def _modality(shift: ModalityShift | None) -> Modality:
