@@ -110,8 +110,9 @@ def test_a_tracker_that_ends_is_started_again(tmp_path: Path) -> None:
         "def send(kind, payload): sys.stdout.buffer.write(struct.pack('<cI', kind, len(payload)) + payload)\n"
         'send(b\'V\', b\'{"version": "0", "detector": true}\')\n'
         "sys.stdout.flush()\n"
-        "kind, length = struct.unpack('<cI', sys.stdin.buffer.read(5))\n"
-        "send(b'M', sys.stdin.buffer.read(length)[:8] + struct.pack('<Hf', 1, 0.5))\n"
+        "def read(): return sys.stdin.buffer.read(struct.unpack('<cI', sys.stdin.buffer.read(5))[1])\n"
+        "first, second = read(), read()  # one is on its way while the other is answered\n"
+        "send(b'M', first[:8] + struct.pack('<Hf', 1, 0.5))\n"
         "sys.stdout.flush()\n"
         "print('out of luck', file=sys.stderr)\n"
     )
