@@ -1,4 +1,4 @@
-"""What ``extraction.json`` says of features that `cmsbert_fast.extract` made: which command and versions, which columns.
+"""What ``extraction.json`` says of features that `cmsbert_fast.extract` made: the command, versions and columns.
 
 The file lies beside a table of segments, and is as untrusted as the rest of the folder. Features of another fingerprint
 have another meaning, even where their sizes agree.
@@ -32,24 +32,48 @@ def read_extraction(folder: Path) -> dict[str, Extraction]:
         return {}
     try:
         found = json.loads(read_text(path, _LARGEST))
-        units = found["units"]
         return {
             modality: checked(
                 {
                     "fingerprint": found["fingerprint"],
                     "columns": columns,
-                    "units": [units.get(column, "") for column in columns],
+                    "units": [found["units"][modality].get(column, "") for column in columns],
                 }
             )
             for modality, columns in found["columns"].items()
             if modality in MODALITIES and columns
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"{type(error).__name__}: {error!s:.200}"
-        raise DataError(
-            f"Extract the videos of {folder} again, or remove {FILE} if its features are no longer the extractor's: "
-            f"{FILE} is damaged ({what})."
-        ) from error
+        raise _damaged(folder, error) from error
+
+
+def recordings(folder: Path) -> dict[str, Path]:
+    """The recordings that a folder was extracted from, by the name that they have in it.
+
+    Those that are still where they were, or beside the folder.
+
+    Raises:
+        DataError: ``extraction.json`` is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        videos = json.loads(read_text(path, _LARGEST)).get("videos", {})
+        files = {name: Path(video["file"]) for name, video in videos.items()}
+        places = {name: (file, folder.parent / file.name) for name, file in files.items()}
+        found = {name: next((p for p in both if p.is_file()), None) for name, both in places.items()}
+        return {name: file for name, file in found.items() if file is not None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> DataError:
+    what = f"{type(error).__name__}: {error!s:.200}"
+    return DataError(
+        f"Extract the videos of {folder} again, or remove {FILE} if its features are no longer the extractor's: "
+        f"{FILE} is damaged ({what})."
+    )
 
 
 def checked(entry: Any) -> Extraction:

@@ -45,8 +45,12 @@ def build(
     """
     model, tokenizer = loaded or load(settings, build_config(settings, corpus, vectors))
     config = model.config
-    options = dict(max_length=settings.max_length, repeat_frames=settings.repeat_frames)
-    processor = CMSBertProcessor(tokenizer, **options, extraction=fingerprints(corpus, modalities_of(config)))
+    processor = CMSBertProcessor(
+        tokenizer,
+        max_length=settings.max_length,
+        repeat_frames=settings.repeat_frames,
+        extraction=fingerprints(corpus, modalities_of(config)),
+    )
     if reads_vectors(config):
         processor.word_vectors = vectors
     standardise = corpus.standardise and settings.standardise

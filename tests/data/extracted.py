@@ -9,7 +9,7 @@ import numpy as np
 
 FINGERPRINT = "5eed" * 8
 COLUMNS = {"visual": ["roll", "smile", "brow"], "acoustic": ["f0", "voicing"]}
-UNITS = {"roll": "degrees", "f0": "Hz"}
+UNITS = {"visual": {"roll": "degrees", "smile": "", "brow": ""}, "acoustic": {"f0": "Hz", "voicing": ""}}
 TEXTS = ("the film was good", "the plot was very dull and bad")
 RATES = {"face": 10, "voice": 20}  # frames a second
 
@@ -21,6 +21,7 @@ def write_extracted(
     fingerprint: str | None = FINGERPRINT,
     video: str = "clip",
     labels: bool = False,
+    file: Path | None = None,
 ) -> Path:
     """Segments of one video, one after the other; a word takes 0.4 s, a pause between segments 0.6 s.
 
@@ -31,6 +32,7 @@ def write_extracted(
         fingerprint: None: there is no manifest.
         video: Its id.
         labels: Whether the table has scores.
+        file: The recording, where there is one.
     """
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
@@ -57,6 +59,7 @@ def write_extracted(
         header = ",".join(["start", "stop", *names])
         np.savetxt(folder / stream / f"{video}.csv", table, "%.6g", ",", header=header, comments="")
     if fingerprint is not None:
-        manifest = {"fingerprint": fingerprint, "columns": COLUMNS, "units": UNITS, "videos": {}}
+        manifest = {"fingerprint": fingerprint, "columns": COLUMNS, "units": UNITS}
+        manifest["videos"] = {} if file is None else {video: {"file": str(file), "outcome": "extracted"}}
         (folder / "extraction.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder

@@ -55,7 +55,8 @@ def test_the_converted_form_keeps_it(tmp_path: Path) -> None:
         {"fingerprint": None},
         {"columns": ["f0"]},
         {"columns": {"visual": ["a", 1, "b"], "acoustic": COLUMNS["acoustic"]}},
-        {"units": {"roll": 3}},
+        {"units": {"visual": {"roll": 3}, "acoustic": {}}},
+        {"units": {}},
         {"units": None},
     ],
 )
@@ -67,7 +68,7 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, changes: dict[str, Any]) -> 
 
 def test_features_that_are_not_those_of_the_file_are_an_error(tmp_path: Path) -> None:
     folder = altered(write_extracted(tmp_path / "data"), columns={**COLUMNS, "visual": ["roll"]})
-    with pytest.raises(DataError, match="face has 3 features, but .* names 1"):
+    with pytest.raises(DataError, match=r"face has 3 features, but .* names 1"):
         read_corpus(folder, labels=False)
 
 
