@@ -8,7 +8,7 @@ import argparse
 import csv
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmsbert_fast.threads import wait_without_spinning
@@ -59,7 +59,8 @@ def _run(given: argparse.Namespace) -> None:
     # Before the data, which can take long to read.
     model, processor = load_trained(given.checkpoint)
     device = find_device(given.device)
-    data, files, note = given.data[0], {}, ""
+    data, note = given.data[0], ""
+    files: Mapping[str, Path] = {}
     if videos:
         check_trained_on_videos(processor, model)
         data, files = extract_videos(videos, options, given.output or given.page)

@@ -79,7 +79,7 @@ def extract_videos(videos: Sequence[Path], options: ExtractOptions, beside: Path
         folder = Path(tempfile.mkdtemp(prefix="cmsbert-features-"))
     else:
         folder = beside.with_name(f"{beside.stem}-features")
-    print(f"extracting {len(videos)} videos into {folder}", file=sys.stderr, flush=True)
+    print(f"extracting {len(videos)} video{'s' * (len(videos) != 1)} into {folder}", file=sys.stderr, flush=True)
     summary = extract(videos, folder, options)
     print(summary.text, file=sys.stderr)
     if not summary.segments:

@@ -21,7 +21,7 @@ def write_extracted(
     fingerprint: str | None = FINGERPRINT,
     video: str = "clip",
     labels: bool = False,
-    file: Path | None = None,
+    recording: Path | None = None,
 ) -> Path:
     """Segments of one video, one after the other; a word takes 0.4 s, a pause between segments 0.6 s.
 
@@ -32,7 +32,7 @@ def write_extracted(
         fingerprint: None: there is no manifest.
         video: Its id.
         labels: Whether the table has scores.
-        file: The recording, where there is one.
+        recording: Its file, where there is one.
     """
     random = np.random.default_rng(0)
     folder.mkdir(parents=True)
@@ -60,6 +60,6 @@ def write_extracted(
         np.savetxt(folder / stream / f"{video}.csv", table, "%.6g", ",", header=header, comments="")
     if fingerprint is not None:
         manifest = {"fingerprint": fingerprint, "columns": COLUMNS, "units": UNITS}
-        manifest["videos"] = {} if file is None else {video: {"file": str(file), "outcome": "extracted"}}
+        manifest["videos"] = {} if recording is None else {video: {"file": str(recording), "outcome": "extracted"}}
         (folder / "extraction.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder

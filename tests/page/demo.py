@@ -1,7 +1,7 @@
 """The page of a made recording: ``python -m tests.page.demo RUN FOLDER``.
 
-RUN is ``train.py``'s ``cmsbert-clr`` on the embedded corpus. Utterances of its test set are spoken one after the other by
-a drawn face, whose features are the frames that the model reads. FOLDER gets the recording, the page and pictures of it.
+RUN is ``train.py``'s ``cmsbert-clr`` on the embedded corpus. A drawn face speaks utterances of its test set one after
+the other; its features are the frames that the model reads. FOLDER gets the recording, the page and pictures of it.
 """
 
 import sys
