@@ -74,10 +74,9 @@ def page_of(
             media[name] = Media(name) if file is None else Media(file.name, media_url(file, target))
         segments.append(_segment(one, list(media).index(name), model))
     only = next(iter(media.values())).name if len(media) == 1 else corpus.name
-    kinds = len(model.classes) or 1
-    what = f"{len(segments)} segment{'s' * (len(segments) != 1)}, " + (
-        f"{kinds} classes" if model.classes else "a score each"
-    )
+    what = f"{len(segments)} segment{'s' * (len(segments) != 1)}"
+    if model.classes:
+        what += f", {len(model.classes)} classes"
     return Page(
         title=only,
         model=f"{model.name} \N{MIDDLE DOT} {what}",

@@ -163,7 +163,10 @@ class SegmentCard {
     const [low, high] = [Math.min(...values), Math.max(...values)].map((value) => number(value));
     const gates = this.gatesOver(modality);
     let range = `${low} to ${high}${unit}`;
-    if (gates) range += `; gate ${number(Math.min(...gates.values))} to ${number(Math.max(...gates.values))}`;
+    if (gates) {
+      const [least, most] = [Math.min(...gates.values), Math.max(...gates.values)].map((gate) => number(gate));
+      range += least === most ? `; gate ${least}` : `; gate ${least} to ${most}`;
+    }
     const label = `${NAMES[modality]}, ${columns[chosen]}: ${range}`;
     const chart = traceChart(segment, frames, values, gates, this.selected, label);
     chart.addEventListener("click", (event) => {

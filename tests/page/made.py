@@ -82,8 +82,8 @@ def face(features: dict[str, float]) -> Image.Image:
             (cx + 16 * scale, cy - 20 * scale - brow),
         ]
         draw.line(line, fill=(62, 47, 40), width=4 * scale, joint="curve")
-    draw.line([(x + turn, y - 4 * scale), (x + turn + 4 * scale, y + 18 * scale), (x + turn - 3 * scale, y + 19 * scale)],
-              fill=(196, 146, 120), width=3 * scale, joint="curve")  # fmt: skip
+    nose = [(x + turn, y - 4 * scale), (x + turn + 4 * scale, y + 18 * scale), (x + turn - 3 * scale, y + 19 * scale)]
+    draw.line(nose, fill=(196, 146, 120), width=3 * scale, joint="curve")
     smile = 4 * scale * float(np.clip(features.get("lip_corner", 0), -3, 3))
     open_ = scale * float(np.clip(5 + 4 * features.get("jaw", 0), 2, 18))
     mouth = y + 44 * scale
