@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from cmsbert_fast.data.embedded import ACOUSTIC_FEATURES, VISUAL_FEATURES, embedded_corpus
 from cmsbert_fast.data.example import Clock, Corpus, Example
@@ -98,8 +99,11 @@ def picture(page: Path, target: Path, scheme: str = "light") -> None:
         for name, feature in (("visual", "gaze_y"), ("acoustic", "pitch_slope")):
             view.locator(f"#feature-0-{name}").select_option(label=feature)
         view.mouse.move(0, 0)
-        view.wait_for_timeout(400)
+        view.wait_for_timeout(2000)  # the player takes its sign of waiting away
         view.screenshot(path=target)
+    with Image.open(target) as taken:  # few colours: a third of the bytes
+        small = taken.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(target, optimize=True)
 
 
 if __name__ == "__main__":
