@@ -6,6 +6,7 @@ const still = matchMedia("(prefers-reduced-motion: reduce)");
 const state = {
   layer: 0,
   scales: scalesOf(page),
+  gated: gatedOf(page),
   mostScore: Math.max(3, ...page.segments.map((segment) => Math.abs(segment.scores[0]))),
   media: 0,
   time: null,
@@ -76,14 +77,16 @@ function goTo(media, time) {
     if (player) load(media);
     prepareClock();
   }
-  if (player && !player.error) player.currentTime = time;
+  if (player && page.media[media].url && !player.error) player.currentTime = time;
   follow(time);
 }
 
 function load(media) {
   const { url, name } = page.media[media];
   at("media-note").textContent = url ? "" : `There is no recording of ${name}; its times are those of the features.`;
-  if (url) player.src = url; else player.removeAttribute("src");
+  if (url) player.src = url;
+  player.hidden = !url;
+  if (!url) player.pause();
   player.setAttribute("aria-label", name);
 }
 
@@ -139,7 +142,7 @@ function makeSettings() {
   }
   at("settings").hidden = false;
   for (const entry of document.querySelectorAll(".legend > div")) {
-    entry.hidden = !page.features[entry.dataset.modality];
+    entry.hidden = !state.gated.includes(entry.dataset.modality);
   }
   at("layer").max = page.layers.length - 1;
   at("layer").value = state.layer;

@@ -8,8 +8,13 @@ function scalesOf(page) {
   })]));
 }
 
+/** The modalities with gates. */
+function gatedOf(page) {
+  return MODALITIES.filter((modality) => page.segments.some((segment) => segment.frames[modality]?.gates));
+}
+
 class SegmentCard {
-  /** `page`, the segment and its number; `state` holds the layer and scales; `actions` seek and select. */
+  /** `page`, the segment and its number; `state`: layer, scales, modalities with gates; `actions` seek and select. */
   constructor(page, segment, index, state, actions) {
     Object.assign(this, { page, segment, index, state, actions, selected: null, maps: {}, values: {}, cursors: [] });
     this.choices = Object.fromEntries(MODALITIES.map((modality) => [modality, 0]));
@@ -62,8 +67,7 @@ class SegmentCard {
       const bars = html("span", { className: page.signed ? "bars signed" : "bars" });
       bars.setAttribute("aria-hidden", "true");
       if (k < segment.read) {
-        bars.append(...MODALITIES.filter((modality) => page.features[modality]).map((modality) =>
-          html("i", { className: `bar ${modality}` })));
+        bars.append(...this.state.gated.map((modality) => html("i", { className: `bar ${modality}` })));
       }
       made.append(bars);
     }

@@ -25,6 +25,7 @@ def test_a_corpus_knows_its_extraction(tmp_path: Path) -> None:
     folder = write_extracted(tmp_path / "data")
     corpus = read_corpus(folder, labels=False)
     assert corpus.extraction == {"visual": VISUAL, "acoustic": Extraction(FINGERPRINT, ("f0", "voicing"), ("Hz", ""))}
+    assert "extracted from video: visual, acoustic (fingerprint 5eed5eed5eed)" in str(corpus.report)
     assert list(read_corpus(folder, labels=False, visual="none").extraction) == ["acoustic"]
     assert read_corpus(write_extracted(tmp_path / "other", fingerprint=None), labels=False).extraction == {}
 

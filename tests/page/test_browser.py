@@ -85,6 +85,7 @@ def show(chromium: Any) -> Iterator[Any]:
         view.page.goto(path.as_uri())
         if view.page.locator("video").count() and (path.parent / "clip.webm").exists():
             view.until("document.querySelector('video').readyState >= 2")
+        view.until("[...document.querySelectorAll('details[open]')].every(opened => opened.querySelector('.plot'))")
         return view
 
     yield open_page
@@ -181,7 +182,7 @@ def test_the_keyboard_is_enough(show, file) -> None:
     assert view.current() == ["not"]
     keys.press("Tab")
     keys.press("Enter")  # opens the features of the second segment
-    assert view.page.locator("article").nth(1).locator(".plot").count() == 2
+    view.until("document.querySelectorAll('article:nth-of-type(2) .plot').length === 2")
     assert view.focused() == "Features and gates over time"
 
 
@@ -303,6 +304,52 @@ def test_a_recording_that_cannot_be_played_is_said(show, tmp_path) -> None:
     view.requests = [request for request in view.requests if not request.endswith("clip.txt")]
 
 
+def test_words_of_another_recording_are_played_from_it(show, file, tmp_path) -> None:
+    for name in ("clip", "other"):
+        (tmp_path / f"{name}.webm").write_bytes((file.parent / "clip.webm").read_bytes())
+    page = content.page()
+    second = replace(page.segments[1], media=1)
+    media = [*page.media, content.Media("other.webm", "./other.webm"), content.Media("gone")]
+    third = replace(page.segments[1], media=2)
+    write_page(tmp_path / "p.html", replace(page, media=media, segments=[page.segments[0], second, third]))
+    view = show(tmp_path / "p.html")
+    source = "document.querySelector('video').currentSrc.split('/').pop()"
+    view.seek(2.6)
+    assert view.current() == []  # a word of another recording at the same time
+    assert view.page.get_by_role("heading", level=2).all_inner_texts() == ["clip.webm", "other.webm", "gone"]
+    view.word(1, 0).click()
+    view.until(f"{source} === 'other.webm' && document.querySelector('video').readyState >= 2")
+    assert view.time() == pytest.approx(2.5, abs=0.01)
+    assert view.current() == ["not"]
+    view.word(2, 1).click()
+    assert "There is no recording of gone" in view.page.get_by_role("status").inner_text()
+    assert view.page.locator("#time").is_visible()
+    assert view.page.locator(".word.current").count() == 1
+    view.word(0, 0).click()
+    view.until(f"{source} === 'clip.webm' && document.querySelector('video').readyState >= 2")
+    assert view.current() == ["so"]
+    assert not view.page.locator("#time").is_visible()
+    view.requests = [request for request in view.requests if not request.endswith("other.webm")]
+
+
+def test_what_turns_text_is_shown_as_a_mark(show, file) -> None:
+    view = show(file)
+    assert view.word(1, 1).locator(".text").inner_text() == "\ufffdbad\ufffd"
+    assert view.word(0, 2).locator(".text").inner_text() == "</script><b>film"
+
+
+def test_a_modality_that_the_model_does_not_read_has_no_bars(show, tmp_path) -> None:
+    page = content.page(url=None)
+    segments = [
+        replace(s, frames={**s.frames, "visual": s.frames["visual"]._replace(gates=None)}) for s in page.segments
+    ]
+    write_page(tmp_path / "p.html", replace(page, segments=segments))
+    view = show(tmp_path / "p.html")
+    assert (view.page.locator(".bar.visual").count(), view.page.locator(".bar.acoustic").count()) == (0, 5)
+    assert not view.page.locator("#scale-visual").is_visible()
+    assert view.page.locator(".trace.visual").count() == 1
+
+
 def test_classes_and_signed_gates(show, tmp_path) -> None:
     page = content.page(url=None)
     segments = [replace(segment, scores=[0.2, 0.7, 0.1]) for segment in page.segments]
@@ -327,7 +374,7 @@ def test_the_policy_stops_requests_and_strange_scripts(chromium, file) -> None:
       const script = document.createElement('script'); script.textContent = 'window.strange = true';
       const player = document.createElement('video'); player.src = url + 'video.webm';
       document.body.append(image, script, player);
-      const answer = await fetch(url).then(() => 'answered', () => 'refused');
+      const answer = await fetch(url, { signal: AbortSignal.timeout(3000) }).then(() => 'answered', () => 'refused');
       return [answer, Boolean(window.strange)];
     }"""
     page = chromium.new_page()

@@ -108,6 +108,8 @@ class _Reader:
         self.extraction = extraction_of(folder, streams)  # after their widths were looked up, which reads their names
         if self.extraction:
             self.files.append(folder / FILE)
+            prints = sorted({one.fingerprint[:12] for one in self.extraction.values()})
+            self.notes.append(f"extracted from video: {', '.join(self.extraction)} (fingerprint {', '.join(prints)})")
         self._heard: tuple[list[str], np.ndarray] | None = None  # words and times of the video that is read
 
     def read(self, video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
