@@ -69,8 +69,18 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, changes: dict[str, Any]) -> 
 
 def test_features_that_are_not_those_of_the_file_are_an_error(tmp_path: Path) -> None:
     folder = altered(write_extracted(tmp_path / "data"), columns={**COLUMNS, "visual": ["roll"]})
-    with pytest.raises(DataError, match=r"face has 3 features, but .* names 1"):
+    with pytest.raises(DataError, match=r"face has a feature 'smile', which extraction\.json does not name"):
         read_corpus(folder, labels=False)
+
+
+def test_the_fingerprint_is_of_the_columns_that_are_read(tmp_path: Path) -> None:
+    folder = write_extracted(tmp_path / "data")
+    every, some, others = (read_corpus(folder, labels=False, columns=c).extraction for c in (None, "r*,brow", "smile"))
+    assert some["visual"][1:] == (("roll", "brow"), ("degrees", ""))
+    assert some["acoustic"] == every["acoustic"]  # no column of the voice was chosen: all of them are read
+    prints = [found["visual"].fingerprint for found in (every, some, others)]
+    assert len(set(prints)) == 3
+    assert prints[1] == read_corpus(folder, labels=False, columns="roll,brow").extraction["visual"].fingerprint
 
 
 def test_a_file_that_is_no_file_or_endless_is_an_error(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def show(chromium: Any) -> Iterator[Any]:
-    """Opens a page; at the end, it must have asked for nothing but itself and its recording, and complained of nothing."""
+    """Opens a page; at the end, it must have asked for nothing but itself and its recording, without a complaint."""
     views: list[tuple[View, Path]] = []
 
     def open_page(path: Path, **options: Any) -> View:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -50,7 +51,7 @@ def test_curves_and_gates_are_those_of_the_frames() -> None:
         count = len(frames.values)
         assert (entry["count"], entry["points"], len(entry["times"])) == (count, points, points)
         bounds = np.linspace(0, count, points + 1).round().astype(int)
-        pairs = list(zip(bounds[:-1], bounds[1:], strict=True))
+        pairs = list(itertools.pairwise(bounds))
         means = np.stack([frames.values[a:b].mean(axis=0) for a, b in pairs], axis=1)
         values = numbers(entry["values"], "<u2", points)
         np.testing.assert_allclose(values, means, atol=2 * np.ptp(means) / 65535)

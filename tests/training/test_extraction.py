@@ -72,10 +72,8 @@ def test_the_same_features_are_taken(capsys, trained, tmp_path, bert) -> None:
 def test_what_a_model_does_not_read_may_be_any(trained, tmp_path, bert) -> None:
     text_only = train_on(data(tmp_path / "data", None), bert, tmp_path / "out", "--variant", "bert")
     assert predict.main([str(text_only), str(data(tmp_path / "extracted"))]) == 0
-    assert (
-        predict.main([str(trained["released"]), str(tmp_path / "extracted"), *"--visual none --acoustic none".split()])
-        == 0
-    )
+    without = ["--visual", "none", "--acoustic", "none"]
+    assert predict.main([str(trained["released"]), str(tmp_path / "extracted"), *without]) == 0
 
 
 def test_a_damaged_processor_of_the_checkpoint_is_an_error(capsys, trained, tmp_path) -> None:
