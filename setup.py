@@ -23,5 +23,6 @@ setup(
         KERNELS: ["*.json"],
         f"{KERNELS}.cpu": ["*.cpp", "*.h"],
         **{name: ["*.yaml"] for name in SETTINGS},
+        "cmsbert_fast.page": ["*.html", "*.css", "*.js"],
     },
 )

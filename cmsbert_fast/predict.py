@@ -1,10 +1,14 @@
-"""Scores for every example of a source: ``python -m cmsbert_fast.predict CHECKPOINT DATA``."""
+"""Scores for every example of a source: ``python -m cmsbert_fast.predict CHECKPOINT DATA``.
+
+DATA may be videos: they are extracted first (`cmsbert_fast.extract`), and each segment has a score. With ``--page`` the
+scores become a page, too, with words, gates and features over time.
+"""
 
 import argparse
 import csv
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cmsbert_fast.threads import wait_without_spinning
@@ -17,12 +21,16 @@ from transformers import PreTrainedConfig
 
 from cmsbert_fast.commandline import examples
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import MODALITIES, Corpus, outlines
+from cmsbert_fast.data.example import MODALITIES, Corpus, Example, outlines
+from cmsbert_fast.data.extraction import recordings
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.text import printable
+from cmsbert_fast.extract.__main__ import add_options as add_extract_options
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.processing import CMSBertProcessor
+from cmsbert_fast.predict_page import Scores, check_count, check_page, examples_of, write_scores_page
+from cmsbert_fast.predict_videos import check_trained_on_videos, extract_options, extract_videos, videos_among
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.command import Parser
@@ -30,6 +38,7 @@ from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.exits import exit_status
+from cmsbert_fast.training.extraction import check_fingerprints, modalities_of
 from cmsbert_fast.training.preflight import frames_have_words, unread_pieces
 from cmsbert_fast.training.report import prediction_rows, write_csv
 from cmsbert_fast.training.texts import check_texts
@@ -44,15 +53,33 @@ def main(arguments: Sequence[str], prog: str = _PROG) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     check_options(given)
+    check_page(given.page)
+    videos = videos_among(given.data)
+    options = extract_options(given, videos)
     # Before the data, which can take long to read.
     model, processor = load_trained(given.checkpoint)
     device = find_device(given.device)
-    note = f"  labels are not read; metrics: python -m cmsbert_fast.evaluate {given.checkpoint} --data {given.data}\n"
-    corpus = read_for(model, DataRequest.of(given.data, **options_in(given), labels=False), note)
+    data, note = given.data[0], ""
+    files: Mapping[str, Path] = {}
+    if videos:
+        check_trained_on_videos(processor, model)
+        data, files = extract_videos(videos, options, given.output or given.page)
+    else:
+        note = f"  labels are not read; metrics: python -m cmsbert_fast.evaluate {given.checkpoint} --data {data}\n"
+    timed = bool(videos) or given.page is not None
+    request = DataRequest.of(data, **options_in(given), labels=False, clocks=timed)
+    corpus = read_for(model, request, note)
     say_of_words(corpus, model, processor, given.split)
+    if given.page is not None:
+        check_count(corpus, given.split)
+        files = files or recordings(Path(data))
     predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
-    several = model.config.problem_type == "multi_label_classification"
-    _write(prediction_rows(predictions, classes or (), several), given.output)
+    rows = prediction_rows(predictions, classes or (), model.config.problem_type == "multi_label_classification")
+    if given.page is not None:
+        scores = Scores(model, processor, predictions.logits, classes or [], str(given.checkpoint))
+        write_scores_page(given.page, corpus, given.split, scores, files)
+        print(f"the page is {given.page}", file=sys.stderr)
+    _write(with_times(rows, examples_of(corpus, given.split)) if videos else rows, given.output)
 
 
 def check_options(given: argparse.Namespace) -> None:
@@ -102,22 +129,37 @@ def command_parser(prog: str = _PROG) -> Parser:
     """The parser of the command line."""
     parser = Parser(
         prog=prog,
-        description="Writes a score for every example as CSV. Labels are not read; cmsbert_fast.evaluate does.",
+        description="Writes a score for every example, or for every segment of videos, as CSV. Labels are not read; "
+        "cmsbert_fast.evaluate does.",
         epilog=examples(
             "%(prog)s runs/mine/cmsbert-clr/seed-0 DIR --output scores.csv",
             "%(prog)s runs/mine/cmsbert-clr/seed-0 embedded --split test",
+            "%(prog)s runs/mine/cmsbert-clr/seed-0 clip.mp4 --transcript clip.txt --page clip.html",
         ),
     )
     parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
-    parser.add_argument("data", help="a file or folder in a known format, or 'embedded'")
+    parser.add_argument(
+        "data", nargs="+", help="a file or folder in a known format, or 'embedded'; or videos, which are extracted"
+    )
     parser.add_argument("--split", help="only this split of the data (default: all)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="new CSV file (default: standard output)")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="new HTML file that shows words, scores, gates and features over time"
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
     )
     add_options(parser)
+    add_extract_options(parser)
     return parser
+
+
+def with_times(rows: list[list[str]], examples: Sequence[Example]) -> list[list[str]]:
+    """Rows of :func:`prediction_rows` with start and stop of each segment in its video, in seconds, after the id."""
+    spans = [("", "") if e.clock is None or e.clock.span is None else e.clock.span for e in examples]
+    times = [("start", "stop"), *([t if isinstance(t, str) else f"{t:.3f}" for t in span] for span in spans)]
+    return [[row[0], *time, *row[1:]] for row, time in zip(rows, times, strict=True)]
 
 
 def _write(rows: Sequence[Sequence[str]], output: Path | None) -> None:
@@ -156,8 +198,8 @@ def predict_corpus(
         The predictions, and the model's classes (None for scores).
 
     Raises:
-        UsageError: There is no such split, the model was trained with frames of another size or reads frames of words,
-            or a score is not finite.
+        UsageError: There is no such split, the model was trained with frames of another size or extraction or reads
+            frames of words, or a score is not finite.
     """
     if split is not None and split not in corpus.splits:
         raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
@@ -165,6 +207,7 @@ def predict_corpus(
     examples = [dataclasses.replace(e, label=None) for s in splits for e in corpus.splits[s]]
     if not examples:
         raise UsageError(f"{corpus.name} has no examples to predict; give data with at least one.")
+    check_fingerprints(processor.extraction, corpus, modalities_of(model.config))
     _check_width(model.config, corpus)
     if model.frame_level is not FrameLevel.UTTERANCE and not frames_have_words(corpus, processor.repeat_frames):
         raise UsageError(

@@ -36,7 +36,13 @@ MAY_IMPORT = {
     "extract": {"atomic", "data", "commandline", "progress"},
     "models": {"ops", "packing", "atomic", "data.example", "data.statistics", "data.word_vectors"},
     "training": {"models", "ops", "packing", "data", "plots", "atomic", "commandline", "progress"},
-    "predict": {"training", "models", "packing", "data", "atomic", "threads", "commandline"},
+    "page": {"atomic", "data"},
+    "predict_page": {"page", "training", "models", "data"},
+    "predict_videos": {"extract", "training", "models", "data"},
+    "predict": {
+        *("predict_page", "predict_videos", "extract", "training", "models", "packing", "data", "atomic", "threads"),
+        "commandline",
+    },
     "evaluate": {"predict", "training", "models", "packing", "data", "atomic", "threads", "commandline"},
     "experiments": {"training", "models", "packing", "data", "plots", "atomic", "commandline"},
     "cli": {"experiments", "export", "evaluate", "predict", "training", "data", "extract", "threads", "commandline"},
@@ -69,6 +75,7 @@ FORBIDDEN_LIBRARIES = {
     "plots": {"torch", "triton", "transformers"},
     "data": {"torch", "triton"},
     "extract": {"torch", "triton", "transformers"},
+    "page": {"torch", "triton", "transformers"},
 }
 NEVER = {"kernels", "bench", "tests"}  # as top-level packages
 
@@ -221,6 +228,8 @@ FORBIDDEN = {
     "kernels at the top level": {"ops.lstm.cpu": "from kernels.cpu import library", "kernels.cpu.library": ""},
     "a test": {"training.trainer": "from tests.conftest import Disk"},
     "torch by data": {"data.align": "import torch"},
+    "torch by the page": {"page.build": "import torch"},
+    "the model by the page": {"page.build": "from cmsbert_fast.models.base import Classifier", "models.base": ""},
     "torch by extract": {"extract.__main__": "from torch import nn"},
     "numpy by kernels": {"kernels.tiles": "import numpy as np"},
     "in a circle": {

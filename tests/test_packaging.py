@@ -121,6 +121,7 @@ def test_what_the_wheel_holds(built):
         metadata = archive.read(next(name for name in names if name.endswith("/METADATA"))).decode()
     assert f"\nVersion: {cmsbert_fast.__version__}\n" in metadata
     wanted = {"py.typed", "kernels/contrastive/statistics.py", "kernels/cpu/cms_attention.cpp", "kernels/tiles.json"}
+    wanted |= {f"page/page.{kind}" for kind in ("html", "css", "js")}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml")}
     assert {f"cmsbert_fast/{file}" for file in wanted} <= names
     assert {name.split("/")[0] for name in names} == {

@@ -20,6 +20,7 @@ import numpy as np
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import MODALITIES, DataError, Example
+from cmsbert_fast.data.extraction import stored
 from cmsbert_fast.data.folds import video_of
 from cmsbert_fast.data.formats.converted import EXAMPLES, MANIFEST, VERSION, words_file
 from cmsbert_fast.data.report import ReadReport
@@ -195,6 +196,7 @@ class _Writer:
             "standardise": True,  # no format says otherwise yet
             "timed": self.timed,
             "report": asdict(self.report),
+            "extraction": stored(source.extraction),
             "folds": {name: list(rotation.valid) for name, rotation in source.rotations.items()},
             "statistics": {modality: _statistics(self.moments[modality]) for modality in self.report.widths},
             "source": {

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +42,37 @@ class FrameWords(NamedTuple):
     acoustic: np.ndarray
 
 
+class Clock(NamedTuple):
+    """When an utterance and its parts are in the recording, in seconds.
+
+    Attributes:
+        video: The recording.
+        span: Start and stop of the utterance; None where they are not known.
+        words: Start and stop of each word, float64 (words, 2); None where they are not known.
+        visual, acoustic: The same of each frame.
+    """
+
+    video: str
+    span: tuple[float, float] | None
+    words: np.ndarray | None
+    visual: np.ndarray | None
+    acoustic: np.ndarray | None
+
+
+class Extraction(NamedTuple):
+    """Of which extraction the frames of one modality are (`cmsbert_fast.data.extraction`).
+
+    Attributes:
+        fingerprint: Of versions, options and columns; hexadecimal.
+        columns: The name of each feature.
+        units: The unit of each feature; "" for a number without one.
+    """
+
+    fingerprint: str
+    columns: tuple[str, ...]
+    units: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One utterance, without padding.
@@ -56,6 +87,7 @@ class Example:
         alignment: What frame k of each modality belongs to. WORDS: N_v, N_a are 0 or the number of words. PIECES: they
             are 0 or the number of word pieces, or less where the source cut a long text.
         frame_words: The word of each frame where words have any number of frames; None where that is not known.
+        clock: When all of it is in the recording, where the request asks for it and the source tells; else None.
     """
 
     id: str
@@ -65,6 +97,7 @@ class Example:
     acoustic: np.ndarray
     alignment: Alignment = Alignment.NONE
     frame_words: FrameWords | None = None
+    clock: Clock | None = None
 
 
 class Outline(NamedTuple):
@@ -133,6 +166,8 @@ class Corpus:
         report: What the reader found.
         statistics: Mean and standard deviation of each feature over the frames of the training split, by modality,
             where they are known without reading the frames (converted data); else None.
+        extraction: Of which extraction the frames are, by modality; none for those that `cmsbert_fast.extract` did not
+            make.
     """
 
     name: str
@@ -144,3 +179,4 @@ class Corpus:
     standardise: bool = True
     statistics: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None
     several: bool = False
+    extraction: Mapping[str, Extraction] = field(default_factory=dict)

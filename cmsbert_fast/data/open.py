@@ -208,6 +208,8 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
             source or of what was converted from it.
         task: "classification" or "regression" (`cmsbert_fast.data.task.with_task`); None: what the labels are.
         labels: False for prediction: labels are None, need not be there, and no example is dropped for lack of one.
+        clocks: True: examples of a table of segments or a ``.csd`` set keep the times of their words and frames
+            (`Example.clock`); those of other formats have none. Conversion does not keep them.
 
     Returns:
         The corpus in memory (memory-mapped where the source was converted). Print ``corpus.report``: it says what was

@@ -67,9 +67,11 @@ class DataRequest(DataOptions):
 
     Attributes:
         labels: False for prediction: labels are None, need not be there, and no example is dropped for lack of one.
+        clocks: Whether examples keep their times (`Example.clock`).
     """
 
     labels: bool = True
+    clocks: bool = False
 
     @classmethod
     def of(cls, source: "str | Path | DataRequest", **options: Any) -> "DataRequest":

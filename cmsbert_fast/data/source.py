@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cmsbert_fast.data.example import MODALITIES, SPLITS, Corpus, DataError, Example, no_frames
+from cmsbert_fast.data.example import MODALITIES, SPLITS, Corpus, DataError, Example, Extraction, no_frames
 from cmsbert_fast.data.folds import Rotation, absent_note, video_of
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
@@ -33,6 +33,7 @@ class Source:
         rotations: Its own folds by name, the default first.
         request: What it was opened for.
         listed: The ids of the file of folds, if there is one.
+        extraction: Of which extraction its frames are, by modality.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source:
     rotations: Mapping[str, Rotation] = field(default_factory=dict)
     request: DataRequest | None = None
     listed: frozenset[str] = frozenset()
+    extraction: Mapping[str, Extraction] = field(default_factory=dict)
 
     def new_report(self) -> ReadReport:
         """An empty report."""
@@ -136,6 +138,7 @@ def collect(source: Source) -> Corpus:
         report=report,
         classes=source.classes,
         several=source.several,
+        extraction=source.extraction,
     )
 
 

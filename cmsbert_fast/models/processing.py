@@ -39,6 +39,9 @@ class CMSBertProcessor(ProcessorMixin):
         max_length: Maximum number of word pieces, [CLS] and [SEP] included. Longer utterances are cut at a word
             boundary, together with word-aligned frames.
         repeat_frames: For systems that work per word, whether the only frame of an utterance belongs to each word.
+        extraction: The fingerprint of the extraction that the training frames are of, by modality
+            (:attr:`cmsbert_fast.data.example.Corpus.extraction`); None or no entry: `cmsbert_fast.extract` did not make
+            them.
 
     Attributes:
         word_vectors: For systems that read words as vectors; saved in a file of its own.
@@ -53,6 +56,7 @@ class CMSBertProcessor(ProcessorMixin):
         acoustic_std: list[float] | None = None,
         max_length: int = 50,
         repeat_frames: bool = False,
+        extraction: dict[str, str] | None = None,
         **kwargs: object,
     ):
         if isinstance(max_length, bool) or not isinstance(max_length, int):
@@ -69,6 +73,8 @@ class CMSBertProcessor(ProcessorMixin):
         self.acoustic_mean, self.acoustic_std = acoustic_mean, acoustic_std
         self.max_length = max_length
         self.repeat_frames = repeat_frames
+        _check_extraction(extraction)
+        self.extraction = extraction
         self.word_vectors: WordVectors | None = None
         super().__init__(tokenizer, **kwargs)
 
@@ -314,6 +320,20 @@ def _check_statistics(name: str, mean: object, std: object) -> None:
             raise ValueError(f"{name}_mean and {name}_std must be finite.")
     if len(mean) != len(std) or not all(value > 0 for value in std):  # type: ignore[arg-type,attr-defined]
         raise ValueError(f"{name}_std must have as many numbers as {name}_mean, all above 0.")
+
+
+def _check_extraction(extraction: object) -> None:
+    """Checks fingerprints, which may come from a file.
+
+    Raises:
+        ValueError: They are not texts by modality.
+    """
+    if extraction is None:
+        return
+    if not isinstance(extraction, dict) or not set(MODALITIES) >= extraction.keys():
+        raise ValueError(f"extraction must hold a fingerprint for each of {', '.join(MODALITIES)}, or for one of them.")
+    if not all(isinstance(fingerprint, str) for fingerprint in extraction.values()):
+        raise ValueError("The fingerprints of extraction must be text.")
 
 
 def _finite(frames: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.best import BEFORE, BEST, CHECKSUMS
 from cmsbert_fast.training.config import build_config, check_architecture, reads_vectors
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.extraction import fingerprints, modalities_of
 from cmsbert_fast.training.pretrained import check_folder, check_tokenizer, check_weights, reason, saved_config
 from cmsbert_fast.training.settings import TrainingSettings
 
@@ -44,7 +45,12 @@ def build(
     """
     model, tokenizer = loaded or load(settings, build_config(settings, corpus, vectors))
     config = model.config
-    processor = CMSBertProcessor(tokenizer, max_length=settings.max_length, repeat_frames=settings.repeat_frames)
+    processor = CMSBertProcessor(
+        tokenizer,
+        max_length=settings.max_length,
+        repeat_frames=settings.repeat_frames,
+        extraction=fingerprints(corpus, modalities_of(config)),
+    )
     if reads_vectors(config):
         processor.word_vectors = vectors
     standardise = corpus.standardise and settings.standardise

@@ -59,7 +59,7 @@ def test_options_become_requests() -> None:
     options = DataOptions(data="x", words="w", fold=3)
     assert options.request() == DataRequest(data="x", words="w", fold=3)
     assert options.request(labels=False) == DataRequest(data="x", words="w", fold=3, labels=False)
-    assert {field.name for field in fields(DataRequest)} == {"data", "labels", "task", *CHOICES}
+    assert {field.name for field in fields(DataRequest)} == {"data", "labels", "clocks", "task", *CHOICES}
     assert DataRequest.of(options.request(), visual="v") == DataRequest(data="x", visual=("v",), words="w", fold=3)
 
 

@@ -60,7 +60,10 @@ def test_the_best_model_predicts_what_the_run_wrote(folders, name, variant):
 
 
 # What later versions write besides.
-SINCE_THEN = {"files": {"CHECKSUMS.json", "README.md", "shift_maps.png"}, "processor": {"repeat_frames"}}
+SINCE_THEN = {
+    "files": {"CHECKSUMS.json", "README.md", "shift_maps.png"},
+    "processor": {"repeat_frames", "extraction"},
+}
 
 
 def test_files_of_a_model(folders, recorded):

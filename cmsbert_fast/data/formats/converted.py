@@ -1,8 +1,9 @@
 """The converted form: a corpus that opens at once and is read a row at a time.
 
 It is a folder:
-    manifest.json           version, format, splits, widths, counts, statistics, the SHA-256 of the source, and for each
-                            way of making folds the part that validates in every fold
+    manifest.json           version, format, splits, widths, counts, statistics, of which extraction the frames are, the
+                            SHA-256 of the source, and for each way of making folds the part that validates in every
+                            fold
     examples.jsonl          a line an example: id, split, words, label, frames of each modality and the CRC-32 of their
                             bytes; its video where the id does not tell it, how many of its values were not finite and
                             what else was counted of it, where there was something, and its part in each way of making
@@ -37,6 +38,7 @@ from cmsbert_fast.data.example import (
     Outline,
     no_frames,
 )
+from cmsbert_fast.data.extraction import checked
 from cmsbert_fast.data.folds import NAMED, NO_FOLD, absent_note, choose, read_folds, split_by_part
 from cmsbert_fast.data.mapped import MappedRows
 from cmsbert_fast.data.report import ReadReport
@@ -178,6 +180,7 @@ def open_converted(request: DataRequest) -> Corpus:
         several=stored.several and request.labels,
         standardise=stored.standardise,
         statistics=statistics if split_of is None else None,
+        extraction={modality: one for modality, one in stored.extraction.items() if modality not in without},
     )
 
 
@@ -213,6 +216,8 @@ class _Stored:
             for found, valid in typed(manifest.get("folds", {}), dict).items()
         }
         self.statistics = checked_statistics(manifest["statistics"], self.widths)
+        extraction = typed(manifest.get("extraction", {}), dict)
+        self.extraction = {modality: checked(extraction[modality]) for modality in MODALITIES if modality in extraction}
         counted = {split: len(lines) for split, lines in self.splits.items()}
         frames = self.report.frames
         if counted != self.report.counts or any(ends[m] != frames.get(m, 0) for m in MODALITIES if self.widths[m]):

@@ -93,7 +93,7 @@ class _Reader:
                 "no folds were given: all examples are in one split; give the standard folds with --folds FILE"
             )
         self.budget = Budget.of_streams(self.files)
-        self._frames = FrameReader(assignment, self.budget, request.average_words)
+        self._frames = FrameReader(assignment, self.budget, request.average_words, request.clocks)
         # Segments of one video are read together: a stream may hold its frames in one entry.
         self.groups: dict[str, list[str]] = {}
         for key in self._keys():

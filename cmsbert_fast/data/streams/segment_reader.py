@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from cmsbert_fast.data.align import MOST_PAIRS, word_times
-from cmsbert_fast.data.example import DataError, Example
+from cmsbert_fast.data.example import MODALITIES, DataError, Example
+from cmsbert_fast.data.extraction import FILE, extraction_of
 from cmsbert_fast.data.folds import NO_FOLD, Rotation, choose, read_folds
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
@@ -73,6 +74,7 @@ def table_source(table: Path, selection: Selection, request: DataRequest, folder
         budget=reader.budget,
         by_video=True,
         rotations={} if from_file else selection.rotations,  # of what a file names, which may be less than all
+        extraction=reader.extraction,
     )
 
 
@@ -82,12 +84,13 @@ class _Reader:
     def __init__(self, table: Path, selection: Selection, request: DataRequest, folder: Path) -> None:
         self._table, self._labels, self._dropped = table, request.labels, selection.dropped
         self._split_of = _splitter(table, selection.rotations, request)
-        # The table holds labels and text: label streams are not needed, and words only where they are named.
-        words, columns = request.words or "none", request.columns
+        # The table holds labels and text: label streams are not needed, and words only where they are named or their
+        # times are wanted.
+        words, columns = request.words or (None if request.clocks else "none"), request.columns
         assignment = Assignment(folder, request.visual, request.acoustic, words, "none", columns)
         self.notes: list[str] = []
         assignment.describe(self.notes)
-        self._words = assignment.words
+        self._words, self._aligns = assignment.words, request.words is not None
         if self._words is None and not request.average_words:
             raise DataError(
                 "Name a stream of words with --words NAME, or leave out --average-words: no words have times."
@@ -100,7 +103,13 @@ class _Reader:
         transcripts = (segment.transcript for segment in selection.segments if segment.transcript)
         self.files = list(dict.fromkeys([table, *transcripts, *assignment.files]))
         self.budget = Budget.of_streams(self.files)
-        self._frames = FrameReader(assignment, self.budget, request.average_words)
+        self._frames = FrameReader(assignment, self.budget, request.average_words, request.clocks)
+        streams = {modality: getattr(assignment, modality) for modality in MODALITIES}
+        self.extraction = extraction_of(folder, streams)  # after their widths were looked up, which reads their names
+        if self.extraction:
+            self.files.append(folder / FILE)
+            prints = sorted({one.fingerprint[:12] for one in self.extraction.values()})
+            self.notes.append(f"extracted from video: {', '.join(self.extraction)} (fingerprint {', '.join(prints)})")
         self._heard: tuple[list[str], np.ndarray] | None = None  # words and times of the video that is read
 
     def read(self, video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
@@ -131,12 +140,15 @@ class _Reader:
         times = None
         if self._words is not None:
             times = self._word_times(self._words, video, segment, spoken, report)
-            if times is None:
+            if times is None and self._aligns:
+                report.drop(f"its video is not in {self._words.name}")
                 return None
         # An id without a number is its own video; its files hold nothing else, unless the table names the video.
         alone = segment.id == video and len(self.groups[video]) == 1 and not segment.has_video
         place = Place(segment.id, None if alone else video, segment.span)
-        frames = self._frames.read(place, times, report)
+        frames = self._frames.read(place, times if self._aligns else None, report)
+        if frames.clock is not None:
+            frames = frames._replace(clock=frames.clock._replace(words=times))
         label = segment.label if self._labels else None
         value = self._class[label] if isinstance(label, str) else label
         return Example(segment.id, spoken, value, *frames)
@@ -144,11 +156,10 @@ class _Reader:
     def _word_times(
         self, words: CsdStream, video: str, segment: Segment, spoken: tuple[str, ...], report: ReadReport
     ) -> np.ndarray | None:
-        """When each word of a segment is spoken (n, 2); None, and counted, where the video is not in the stream."""
-        if segment.span is None:
+        """When each word of a segment is spoken (n, 2); None where the stream does not tell."""
+        if segment.span is None and self._aligns:
             raise DataError(f"Give {self._table.name} columns start and stop: words are cut by time.")
-        if video not in words:
-            report.drop(f"its video is not in {words.name}")
+        if segment.span is None or video not in words:
             return None
         if self._heard is None:
             self.budget.spend(ROW * words.rows(video))

@@ -15,6 +15,23 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
 _TORCH_LEGACY = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # the number that torch.save began with until 1.6
 
 
+# Containers and streams of pictures and sound; of MP4 and QuickTime the kind of the first box, after its length.
+_RECORDINGS = (
+    *(b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3", b"FLV\x01", b"\0\0\x01\xba", b"\0\0\x01\xb3", b"caff", b"#!AMR"),
+    *(b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xf1", b"\xff\xf9", b".snd"),
+    *(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", b"\x06\x0e\x2b\x34"),
+)
+_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
+_IFF = {b"RIFF": (b"AVI ", b"WAVE"), b"RF64": (b"WAVE",), b"FORM": (b"AIFF", b"AIFC")}
+
+
+def is_recording(head: bytes) -> bool:
+    """Whether a file of these first `LENGTH` bytes is a video or a sound file."""
+    if head.startswith(_RECORDINGS) or head[4:8] in _BOXES or head[8:12] in _IFF.get(head[:4], ()):
+        return True
+    return any(head[at : at + 1] == head[at + step : at + step + 1] == b"G" for at, step in ((0, 188), (4, 192)))
+
+
 def check_first_bytes(name: str, head: bytes) -> None:
     """Finds files that are something else than data.
 

@@ -1,0 +1,1 @@
+"""A static page of scores, words, gates and features: plain data in, one HTML file out."""
