@@ -1,4 +1,4 @@
-"""From your own transcripts and features to scores: writes a folder of data, trains on it and scores its test part.
+"""From your own transcripts and features to a page: writes a folder of data, trains on it, shows what the model makes.
 
     python examples/own_features.py
 
@@ -63,10 +63,10 @@ def main() -> None:
     settings = ["--epochs", given.epochs, "--batch-size", 32, "--learning-rate", 2e-3, "--max-grad-norm", 1]
     run("train", "--data", data, "--model", bert, "--variant", "cmsbert-clr", *settings, "--output", runs)
 
-    # What the model makes of data: a score for each utterance, and the gates of a word and a frame as a picture.
-    trained, scores = runs / "cmsbert-clr" / "seed-0", given.output / "scores.csv"
-    run("predict", trained, data, "--split", "test", "--output", scores)
-    print(f"scores: {scores}; gates of one utterance: {trained / 'figures' / 'shift_maps.png'}")
+    # What the model makes of data: words, the score of each utterance, and bars for its gates.
+    page = given.output / "page.html"
+    run("predict", runs / "cmsbert-clr" / "seed-0", data, "--split", "test", "--page", page)
+    print(f"open {page}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The examples run as they are given to the reader, at small sizes, and do what they say."""
 
-import csv
 import re
 import subprocess
 import sys
@@ -89,7 +88,6 @@ def test_contrastive_loss_on_many_processes() -> None:
 def test_own_features(tmp_path: Path) -> None:
     told = run("own_features.py", "--epochs", 1, "--examples", 24)
     assert "$ cmsbert inspect own/data" in told
-    with open(tmp_path / "own" / "scores.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["id"] for row in rows] == [f"test-{k:04d}" for k in range(24)]
+    page = (tmp_path / "own" / "page.html").read_text(encoding="utf-8")
+    assert all(f"test-{k:04d}" in page for k in range(24))
     assert (tmp_path / "own" / "runs" / "cmsbert-clr" / "seed-0" / "figures" / "shift_maps.png").stat().st_size > 10_000
