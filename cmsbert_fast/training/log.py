@@ -32,14 +32,16 @@ class RunLog:
     def __init__(self, folder: Path, length: int = 0, step: int = 0, settings: TrainingSettings | None = None):
         try:
             self._file = open(folder / LOG, "a+b")  # noqa: SIM115 - lives as long as the run
-            kept = _whole_lines(self._file, length)
-            self._file.seek(kept)
-            cut = sum(line.endswith(b"\n") for line in self._file)  # those lines are written again, the same
+            kept, before, cut = _lines(self._file, length)
+        except OSError as error:
+            raise _not_written(folder, error) from None
+        # Before the log is cut: the trackers note what they have.
+        self._trackers = None if settings is None else Trackers(settings, folder, step if kept else 0, before, cut)
+        try:
             self._file.truncate(kept)
         except OSError as error:
-            raise UsageError(f"{folder / LOG} cannot be written ({os_reason(error)}); remove it.") from None
+            raise _not_written(folder, error) from None
         self._file.seek(0, os.SEEK_END)
-        self._trackers = None if settings is None else Trackers(settings, folder, step if kept else 0, cut)
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
         """Appends one line. ``values`` must hold "step"; its numbers go to the trackers as ``event/name``."""
@@ -61,8 +63,16 @@ class RunLog:
             self._trackers.close(finished)
 
 
-def _whole_lines(file: IO[bytes], length: int) -> int:
-    """``length``, or less where the file was cut within a line before it: then where its last line ends."""
+def _lines(file: IO[bytes], length: int) -> tuple[int, int, int]:
+    """What to keep of a log: ``length`` bytes, or less where the file was cut within a line before it: then up to where
+    its last line ends. Also, how many lines these are, and how many follow.
+    """
     file.seek(0)
-    kept = file.read(length)
-    return length if len(kept) == length else kept.rfind(b"\n") + 1
+    content = file.read()
+    kept = length if len(content) >= length else content.rfind(b"\n") + 1
+    lines = content.count(b"\n", 0, kept)
+    return kept, lines, content.count(b"\n") - lines
+
+
+def _not_written(folder: Path, error: OSError) -> UsageError:
+    return UsageError(f"{folder / LOG} cannot be written ({os_reason(error)}); remove it.")

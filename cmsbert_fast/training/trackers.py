@@ -16,14 +16,21 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TRACKERS, TrainingSettings
 from cmsbert_fast.training.strict_json import write_json
 
-FILE_NAME = "trackers.json"  # in a run's folder: what its runs are called in the trackers
+FILE_NAME = "trackers.json"  # in a run's folder: what its runs are called in the trackers, and what these have
 PROJECT = "cmsbert"
+
+
+class _Known(NamedTuple):
+    """A run in a tracker: its name there, and how many records of the log it has or had, from the first."""
+
+    id: str
+    sent: int
 
 
 class Tracker(Protocol):
@@ -140,32 +147,37 @@ class Trackers:
         settings: Of the run; ``settings.track`` names the trackers.
         folder: Its folder.
         step: The step to continue from; 0: a new run, which starts new runs in the trackers.
-        sent: How many records will be logged again that the trackers already have.
+        kept: How many records of the log the run continues behind.
+        cut: How many records of the log followed these. They are logged again, and are in the trackers already.
 
     Raises:
         UsageError: One cannot start.
     """
 
-    def __init__(self, settings: TrainingSettings, folder: Path, step: int = 0, sent: int = 0) -> None:
+    def __init__(self, settings: TrainingSettings, folder: Path, step: int = 0, kept: int = 0, cut: int = 0) -> None:
         self._open: dict[str, Tracker] = {}
         self._skip: dict[str, int] = {}
         if not step:
             (folder / FILE_NAME).unlink(missing_ok=True)
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        ids = _read_ids(folder)
+        known = _read_known(folder)
         for name in settings.track:
             if name not in TRACKERS:
                 continue
+            before = known.get(name)
             try:
-                self._open[name] = _start(name, settings, folder, step, ids.get(name))
+                tracker = self._open[name] = _start(name, settings, folder, step, before and before.id)
             except Exception as error:
                 self.close(False)
                 raise UsageError(f"{_failure(name, error)}; {_ADVICE[name]}, or leave out --track {name}.") from None
-            # TensorBoard hides what is repeated, and a run that is new to a tracker has nothing there.
-            self._skip[name] = sent if name in ids else 0
-        ids |= {name: tracker.id for name, tracker in self._open.items() if tracker.id is not None}
-        if ids:
-            write_json(folder / FILE_NAME, ids)
+            # TensorBoard hides what is repeated, and a run that is new to a tracker has nothing there. A run that was
+            # stopped while it repeated records has a log with fewer of them than the tracker.
+            sent = max(before.sent, kept + cut) if before else kept
+            self._skip[name] = sent - kept
+            if tracker.id is not None:
+                known[name] = _Known(tracker.id, sent)
+        if known:
+            write_json(folder / FILE_NAME, {name: one._asdict() for name, one in known.items()})
 
     def log(self, event: str, values: Mapping[str, Any]) -> None:
         """The numbers of a record of the log, as curves ``event/name`` over "step"."""
@@ -220,10 +232,11 @@ def _failure(name: str, error: Exception) -> str:
     return f"{name} failed ({reason:.200})"
 
 
-def _read_ids(folder: Path) -> dict[str, str]:
-    """The names of a run's runs in the trackers; none if the file is damaged, and new ones are started."""
+def _read_known(folder: Path) -> dict[str, _Known]:
+    """A run's runs in the trackers; none if the file is damaged, and new ones are started."""
     try:
         found = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = {name: _Known(**one) for name, one in found.items() if name in TRACKERS}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return {k: v for k, v in found.items() if k in TRACKERS and isinstance(v, str)} if isinstance(found, dict) else {}
+    return {name: one for name, one in known.items() if type(one.id) is str and type(one.sent) is int}

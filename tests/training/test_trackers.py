@@ -151,6 +151,37 @@ def test_a_tracker_that_fails_does_not_end_the_run(recorded, tmp_path, capsys) -
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_run_that_is_stopped_while_it_repeats_records_doubles_no_point(recorded, tmp_path) -> None:
+    settings = TrainingSettings(track=("mlflow",))
+    log = RunLog(tmp_path, settings=settings)
+    write(log, RECORDS[:3])
+    kept = log.length()
+    for records in (RECORDS[3:5], RECORDS[3:4], RECORDS[3:]):
+        write(log, records)
+        log.close()
+        log = RunLog(tmp_path, kept, 2, settings)
+    log.close()
+    assert [step for step, _ in recorded["mlflow"].points] == [1, 2, 2, 3, 4, 4]
+
+
+def test_a_tracker_that_cannot_start_leaves_the_log(recorded, tmp_path, monkeypatch) -> None:
+    """Its length tells what the trackers have."""
+    settings = TrainingSettings(track=("mlflow",))
+    log = RunLog(tmp_path, settings=settings)
+    write(log, RECORDS[:3])
+    kept = log.length()
+    write(log, RECORDS[3:])
+    log.close()
+    with monkeypatch.context() as patched:
+        patched.delattr(trackers, "_start")
+        with pytest.raises(UsageError, match="mlflow failed"):
+            RunLog(tmp_path, kept, 2, settings)
+    log = RunLog(tmp_path, kept, 2, settings)
+    write(log, RECORDS[3:])
+    log.close()
+    assert [step for step, _ in recorded["mlflow"].points] == [1, 2, 2, 3, 4, 4]
+
+
 def test_a_tracker_that_cannot_start_is_told(tmp_path, monkeypatch) -> None:
     first = Recorded()
 
@@ -219,4 +250,4 @@ def test_only_rank_0_tracks(start_run, short, tmp_path) -> None:
     run = start_run(tmp_path, [*short, "--variant", "bert", "--epochs", 1, "--track", "wandb"], 2, BEFORE)
     assert run.wait() == [0, 0], run.errors()
     assert [run.output(rank).count("closed True") for rank in (0, 1)] == [1, 0]
-    assert json.loads(next(tmp_path.glob("out/*/*/trackers.json")).read_text()) == {"wandb": "one"}
+    assert json.loads(next(tmp_path.glob("out/*/*/trackers.json")).read_text()) == {"wandb": {"id": "one", "sent": 0}}
