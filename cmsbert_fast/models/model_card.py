@@ -16,6 +16,7 @@ PICTURE = "shift_maps.png"  # the CMS map that a card may show
 WEIGHTS = "model.safetensors"
 DIGEST = "weights_sha256"  # the field of the card's metadata
 _LONGEST = 1 << 20  # bytes of a card
+_GENERATED = "This model card has been automatically generated."  # in Hugging Face's empty card
 
 
 def weights_digest(folder: Path) -> str | None:
@@ -32,15 +33,22 @@ def weights_digest(folder: Path) -> str | None:
 
 def described_weights(folder: Path) -> str | None:
     """The digest of the weights that the card in a folder describes; None: there is no card, or not one of ours."""
+    found = re.search(rf"^{DIGEST}: '?([0-9a-f]{{64}})'?$", _read(folder), re.MULTILINE)
+    return found and found[1]
+
+
+def _read(folder: Path) -> str:
+    """The card in a folder; "" where there is none, or one too long to be ours."""
     path = folder / CARD
     if not path.is_file() or path.stat().st_size > _LONGEST:
-        return None
-    found = re.search(rf"^{DIGEST}: '?([0-9a-f]{{64}})'?$", path.read_text("utf-8", "replace"), re.MULTILINE)
-    return found and found[1]
+        return ""
+    return path.read_text("utf-8", "replace")
 
 
 def carry_card(source: str | os.PathLike | None, target: str | os.PathLike) -> bool:
     """Copies the card and its picture from the folder that a model was loaded from, if the weights are the same.
+
+    Replaces Hugging Face's empty card and one of ours about other weights. Any other is somebody's work and is kept.
 
     Args:
         source: That folder, or a name of another kind.
@@ -53,10 +61,11 @@ def carry_card(source: str | os.PathLike | None, target: str | os.PathLike) -> b
     described = described_weights(there) if source and there.is_dir() else None
     if described is None or described != weights_digest(here):
         return False
-    if there.resolve() != here.resolve():
-        for name in (PICTURE, CARD):
-            if (there / name).is_file():
-                atomic.replace_file(here / name, functools.partial(shutil.copyfile, there / name))
+    if (here / CARD).exists() and _GENERATED not in _read(here) and described_weights(here) in (None, described):
+        return False
+    for name in (PICTURE, CARD):
+        if (there / name).is_file():
+            atomic.replace_file(here / name, functools.partial(shutil.copyfile, there / name))
     return True
 
 

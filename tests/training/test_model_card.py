@@ -67,6 +67,21 @@ def test_the_card_goes_with_the_weights_that_it_describes(best, tmp_path):
     assert not (tmp_path / "other" / CARD).exists()
 
 
+def test_a_card_that_somebody_wrote_is_kept(best, tmp_path):
+    model = CMSBertCLRForSequenceClassification.from_pretrained(best)
+    card = (best / CARD).read_text()
+    digest = weights_digest(best)
+    edited = card.replace("## Limits", "## Mine\n\n## Limits")
+    for before, after in (
+        ("# Mine\n", "# Mine\n"),
+        (edited, edited),
+        (card.replace(digest, "0" * 64), card),  # of other weights
+    ):
+        (tmp_path / CARD).write_text(before)
+        model.save_pretrained(tmp_path)
+        assert (tmp_path / CARD).read_text() == after
+
+
 class Hub:
     """A folder in place of the hub: what is committed lies there."""
 
@@ -114,6 +129,17 @@ def test_push_to_hub(best, hub):
         torch.testing.assert_close(again(**inputs).logits, model(**inputs).logits, rtol=0, atol=0)
         expected = model(**processor(["the", "film"], torch.ones(2, 3).numpy())).logits
         torch.testing.assert_close(again(**inputs).logits, expected, rtol=0, atol=0)
+
+
+def test_pushed_again_the_card_is_the_one_that_was_edited_on_the_hub(best, hub):
+    model = CMSBertCLRForSequenceClassification.from_pretrained(best)
+    hub.folder.mkdir()
+    card = (best / CARD).read_text()
+    (hub.folder / CARD).write_text(card.replace("## Limits", "## Mine\n\n## Limits"))
+    model.push_to_hub("somebody/some-model", tags=["mine"])
+    pushed = ModelCard.load(hub.folder / CARD)
+    assert "## Mine" in pushed.text
+    assert "mine" in pushed.data.tags
 
 
 def test_another_card_is_left_alone(best, hub, tmp_path):
