@@ -16,7 +16,7 @@ from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.model_card import CARD, DIGEST, PICTURE, weights_digest
-from cmsbert_fast.training.build import BEST
+from cmsbert_fast.training import best
 from cmsbert_fast.training.figures import FIGURES
 
 _TYPES = {"mae": "mae", "corr": "pearsonr", "acc": "accuracy", "f1": "f1", "wa": "accuracy", "ua": "recall"}
@@ -56,17 +56,19 @@ The paper's authors were not involved in this software.
 def write_card(folder: Path, model: Classifier, outcome: Mapping[str, Any], classes: tuple[str, ...]) -> None:
     """Writes the card of the best model in the folder of a run, and copies the CMS map that it shows.
 
+    It lies beside the weights that were tested: those before the best, if the best is lost.
+
     Args:
         folder: Of the run; its figures are drawn.
         model: The best one.
         outcome: The contents of ``results.json``, with "test".
         classes: The classes that it predicts; none: a score.
     """
-    best, picture = folder / BEST, folder / FIGURES / PICTURE
+    where, picture = best.find(folder).folder, folder / FIGURES / PICTURE
     if picture.is_file():
-        atomic.replace_file(best / PICTURE, lambda draft: shutil.copyfile(picture, draft))
-    text = card_text(model, outcome, classes, weights_digest(best), picture.is_file())
-    atomic.replace_file(best / CARD, lambda draft: draft.write_text(text, encoding="utf-8"))
+        atomic.replace_file(where / PICTURE, lambda draft: shutil.copyfile(picture, draft))
+    text = card_text(model, outcome, classes, weights_digest(where), picture.is_file())
+    atomic.replace_file(where / CARD, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def card_text(
@@ -158,12 +160,16 @@ def _results(outcome: Mapping[str, Any]) -> str:
     lines = ["| metric | test | validation |", "| --- | --- | --- |"]
     for name, value in outcome["test"].items():
         lines.append(f"| {_line(name)} | {_number(value)} | {_number(outcome['valid'].get(name))} |")
-    return (
-        "\n".join(lines)
-        + f"\n\nOne run with seed {outcome['settings']['seed']}; the epoch ({outcome['best_epoch']} of "
-        f"{outcome['epochs']}) was chosen on the validation split. acc and f1 are percentages; f1 is weighted; "
-        "non_negative: negative against the rest, positive: without the label 0.\n"
-    )
+    notes = [
+        f"One run with seed {outcome['settings']['seed']}; epoch {outcome['best_epoch'] or 'unknown'} of "
+        f"{outcome['epochs']} was chosen on the validation split."
+    ]
+    if "lost" in outcome:
+        notes.append("A damaged disk took the best model; this is the best before it.")
+    notes.append("All but mae and corr are percentages; f1 is weighted.")
+    if "acc2_positive" in outcome["test"]:
+        notes.append("non_negative: negative against the rest; positive: without the label 0.")
+    return "\n".join(lines) + f"\n\n{' '.join(notes)}\n"
 
 
 def _number(value: float | None) -> str:

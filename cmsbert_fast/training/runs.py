@@ -13,11 +13,15 @@ import transformers
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.data.text import printable
+from cmsbert_fast.models.model_card import CARD
 from cmsbert_fast.training import (
+    best,
     distributed,
     figures,
     folders,
+    model_card,
     preflight,
     presets,
     report,
@@ -155,7 +159,7 @@ def run(
         stop: Whether to stop early.
         loaded: Model and tokenizer from :func:`cmsbert_fast.training.preflight.check`; None = load them now.
         resuming: Continue from the checkpoint in ``folder``, if any. A finished run is not repeated, but missing
-            figures are drawn.
+            figures are drawn and a missing model card is written.
         testing: False: the test set is not even predicted, and there is no "test" in the results.
         features: As in :class:`Trainer`.
         quiet: Show neither progress nor the table of epochs.
@@ -176,7 +180,7 @@ def run(
         )
         if finished is not None:
             if testing:
-                _draw_missing_figures(settings, data, ranks, folder)
+                _finish_what_is_shown(settings, data, ranks, folder, finished)
             return finished
         saved = resume.last_checkpoint(settings, data.fingerprint, folder)
         if saved is not None and "damaged" in saved and ranks.is_main:
@@ -193,13 +197,24 @@ def run(
     return outcome
 
 
-def _draw_missing_figures(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> None:
-    """Draws the figures of a finished run that was stopped while drawing them."""
-    if distributed.from_main((folder / figures.FIGURES).is_dir, ranks):
-        return
-    tested = load_and_test(settings, data, ranks, folder)
-    if ranks.is_main:
-        figures.draw(folder, tested)
+def _finish_what_is_shown(
+    settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path, results: dict[str, Any]
+) -> None:
+    """Draws the figures and writes the model card of a finished run that was stopped before it had done so."""
+
+    def missing() -> tuple[bool, bool]:
+        model = folder / best.BEST  # the experiments may remove it
+        described = not model.is_dir() or (model / CARD).is_file() or (best.find(folder).folder / CARD).is_file()
+        return not (folder / figures.FIGURES).is_dir(), not described
+
+    drawing, describing = distributed.from_main(missing, ranks)
+    if drawing or describing:
+        tested = load_and_test(settings, data, ranks, folder)
+        if ranks.is_main:
+            if drawing:
+                figures.draw(folder, tested)
+            if describing:
+                model_card.write_card(folder, tested.model, results, tuple(labels_of(data.corpus).classes))
 
 
 def _say(*values: object, **options: Any) -> None:

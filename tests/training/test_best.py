@@ -8,6 +8,7 @@ import torch
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cmsbert_fast.evaluate import main as evaluate
+from cmsbert_fast.models.model_card import weights_digest
 from cmsbert_fast.training import best, checksums, report
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.errors import UsageError
@@ -115,6 +116,11 @@ def test_a_run_is_tested_with_the_one_before_and_says_so(run, train, corpus_fold
     results = report.read_results(folder)
     assert results["best_epoch"] == 2
     assert "of epoch 2" in results["lost"]
+    card = (folder / "best-before" / "README.md").read_text()
+    assert "epoch 2 of 3 was chosen" in card
+    assert "this is the best before it" in card
+    assert weights_digest(folder / "best-before") in card
+    assert not (folder / "best" / "README.md").exists()
     capsys.readouterr()
     assert evaluate([str(folder), "--data", str(corpus_folder)]) == 0
     out, errors = capsys.readouterr()

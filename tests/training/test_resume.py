@@ -29,6 +29,11 @@ def test_figures_of_a_finished_run_are_drawn_when_it_is_resumed(train, short, tm
     assert train(*arguments, "--resume", figures=True)[0] == 0
     assert {path.name for path in (folder / "figures").iterdir()} >= {"shift_maps.svg", "embeddings.svg"}
     assert (folder / "results.json").read_bytes() == before
+    card = (folder / "best" / "README.md").read_text()
+    assert "](shift_maps.png)" in card
+    (folder / "best" / "README.md").unlink()
+    assert train(*arguments, "--resume", figures=True)[0] == 0
+    assert (folder / "best" / "README.md").read_text() == card
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": {}, "data": {}, "test": {}}'])
