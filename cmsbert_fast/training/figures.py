@@ -16,8 +16,9 @@ from cmsbert_fast.data.embedded import embedded_utterances
 from cmsbert_fast.data.example import MODALITIES, Alignment, Example, outlines
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.training import strict_json
-from cmsbert_fast.training.batches import Batches, fitting
+from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.evaluate import Predictions, alignment_of
+from cmsbert_fast.training.gates import has_gates, shift_maps
 from cmsbert_fast.training.tested import Tested
 
 FIGURES = "figures"
@@ -39,12 +40,12 @@ def write_figures(folder: Path, tested: Tested) -> None:
     (:func:`cmsbert_fast.training.alignment.alignment`).
     """
     folder.mkdir(exist_ok=True)
-    config, captions = tested.model.config, {}
+    captions = {}
     labels = labels_of(tested.corpus)
     title = f"{tested.name}, {tested.corpus.name}, test set"
     if tested.predictions.embeddings:
         captions["embeddings"] = _draw_embeddings(folder, tested, labels, title)
-    if getattr(config, "cms_layers", ()) and (config.visual_size or config.acoustic_size):
+    if has_gates(tested.model.config):
         caption = _draw_shift_maps(folder, tested, labels, title)
         if caption is not None:
             captions["shift_maps"] = caption
@@ -116,14 +117,10 @@ def _draw_shift_maps(folder: Path, tested: Tested, labels: Labels, title: str) -
     model, processor = tested.model, tested.processor
     index = _example(tested)
     example = fitting(tested.corpus.splits["test"][index], model.config)
-    batches = Batches([example], processor, model, model.device)
-    model.eval()
-    with torch.no_grad():
-        output = model(**batches.load([0], labels=False), output_shift_maps=True)
-    maps = [(_first(visual), _first(acoustic)) for visual, acoustic in output.shift_maps]
+    maps = shift_maps(model, processor, example)
     if not any(m is not None and m.size for layer in maps for m in layer):
         return None  # no example has frames
-    pieces = processor.tokenizer.convert_ids_to_tokens(batches.load([0])["input_ids"][0].tolist())
+    pieces = processor.tokenizer.convert_ids_to_tokens(processor.input_ids(example.words))
     told = _told(tested.predictions, index, labels)
     lines = [
         title,
@@ -142,10 +139,6 @@ def _draw_shift_maps(folder: Path, tested: Tested, labels: Labels, title: str) -
     )
     style.save(figure, folder / "shift_maps")
     return {"title": title, "id": example.id, "words": list(example.words), **told, "rule": RULE}
-
-
-def _first(batch: Tensor | None) -> np.ndarray | None:
-    return None if batch is None else batch[0].float().cpu().numpy()
 
 
 def _example(tested: Tested) -> int:

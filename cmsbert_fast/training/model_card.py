@@ -15,6 +15,7 @@ from cmsbert_fast import atomic
 from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.base import Classifier
+from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.model_card import CARD, DIGEST, PICTURE, weights_digest
 from cmsbert_fast.training import best
 from cmsbert_fast.training.figures import FIGURES
@@ -183,19 +184,21 @@ def _data(outcome: Mapping[str, Any]) -> str:
 
 
 def _use(model: Classifier) -> str:
-    frames = ", ".join(f"{name}={name}" for name in MODALITIES if getattr(model.config, f"{name}_size"))
-    sizes = ", ".join(
-        f"{name}: (frames, {getattr(model.config, f'{name}_size')}) array"
-        for name in MODALITIES
-        if getattr(model.config, f"{name}_size")
-    )
+    sizes = {name: size for name in MODALITIES if (size := getattr(model.config, f"{name}_size"))}
+    given = ["words", *(f"{name}={name}" for name in sizes)]
+    notes = [f"# {name}: array of shape (frames, {size})\n" for name, size in sizes.items()]
+    if not hasattr(model.config, "cms_layers"):  # what the processor makes by itself is for CMSBERT
+        if model.frame_level is not FrameLevel.UTTERANCE:
+            given.append("aligned=True")
+            notes.append("# aligned: frame k belongs to word k; or give visual_words and acoustic_words\n")
+        given.append("model=model")
     name, module = type(model).__name__, type(model).__module__
     return (
         f"```python\nfrom {module} import {name}\nfrom cmsbert_fast import CMSBertProcessor\n\n"
-        f"model = {name}.from_pretrained(FOLDER_OR_NAME)\n"
-        f"processor = CMSBertProcessor.from_pretrained(FOLDER_OR_NAME)\n"
-        f"inputs = processor(words{', ' + frames if frames else ''})" + (f"  # {sizes}" if sizes else "") + "\n"
-        "output = model(**inputs)\n```\n\nOr `python -m cmsbert_fast.predict FOLDER_OR_NAME DATA`.\n"
+        f"model = {name}.from_pretrained(FOLDER_OR_NAME).eval()\n"
+        "processor = CMSBertProcessor.from_pretrained(FOLDER_OR_NAME)\n"
+        f"{''.join(notes)}inputs = processor({', '.join(given)})\n"
+        "output = model(**inputs)\n```\n\nOr `cmsbert predict FOLDER_OR_NAME DATA`.\n"
     )
 
 

@@ -69,31 +69,15 @@ def test_events_of_the_embedded_corpus_are_those_of_the_chosen_utterance(monkeyp
     )
     monkeypatch.setattr("cmsbert_fast.plots.style.save", lambda figure, stem: None)
     frames = len(told.visual), len(told.acoustic)
-    maps = [tuple(torch.rand(1, len(told.words) + 2, count) for count in frames)]
-
-    class Model:
-        config = SimpleNamespace(visual_size=8, acoustic_size=6, cms_layers=[0], num_hidden_layers=1)
-        device = "cpu"
-
-        def eval(self) -> None: ...
-        def __call__(self, **given) -> SimpleNamespace:
-            return SimpleNamespace(shift_maps=maps)
-
-    class Inputs:
-        def __init__(self, examples, *rest) -> None:
-            assert [e.id for e in examples] == [told.id]
-
-        def load(self, *_, **__) -> dict:
-            return {"input_ids": torch.zeros(1, 3, dtype=torch.int64)}
-
-    monkeypatch.setattr(figures, "Batches", Inputs)
+    maps = [tuple(np.ones((len(told.words) + 2, count)) for count in frames)]
+    config = SimpleNamespace(visual_size=8, acoustic_size=6, cms_layers=[0], num_hidden_layers=1)
+    monkeypatch.setattr(figures, "shift_maps", lambda model, processor, e: maps if e.id == told.id else None)
     tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda ids: ["x"] * len(ids))
+    processor = SimpleNamespace(tokenizer=tokenizer, input_ids=lambda words: [0, *range(len(words)), 1])
     predictions = Predictions(
         [], {"logits": torch.arange(7.0)[:, None]}, torch.tensor([u.example.label for u in utterances])
     )
-    whole = tested.Tested(
-        Model(), SimpleNamespace(tokenizer=tokenizer), corpus, predictions, embedded=True, name="cmsbert"
-    )
+    whole = tested.Tested(SimpleNamespace(config=config), processor, corpus, predictions, embedded=True, name="cmsbert")
     caption = figures._draw_shift_maps(tmp_path, whole, Labels(LabelKind.SENTIMENT), "title")
     assert drawn["events"] == utterances[index].events
     assert caption["id"] == told.id

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers.utils.hub
@@ -11,9 +12,10 @@ from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData, RepoUr
 from huggingface_hub.errors import EntryNotFoundError
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertProcessor
+from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.models.model_card import CARD, PICTURE, weights_digest
 from cmsbert_fast.models.registry import VARIANTS
-from cmsbert_fast.training.model_card import _hub_name, equations
+from cmsbert_fast.training.model_card import _hub_name, _use, equations
 from cmsbert_fast.training.report import read_results
 from tests.models.baselines import systems
 
@@ -158,6 +160,21 @@ def test_the_equations_of_a_baseline(name):
     assert VARIANTS[name].model_class.__module__.split(".")[-1].upper() in text.upper()
     assert "y = " in text
     assert "Differences" not in text
+
+
+@pytest.mark.parametrize("name", ["tfn", "mag-bert"])
+def test_how_a_baseline_is_used(name, tmp_path):
+    """The code of the card runs; the processor's inputs are those of the system."""
+    tokenizer = embedded_tokenizer()
+    model = systems.system(name, vocab_size=len(tokenizer)).float()
+    model.save_pretrained(tmp_path)
+    CMSBertProcessor(tokenizer).save_pretrained(tmp_path)
+    code = _use(model).split("```")[1].removeprefix("python").replace("FOLDER_OR_NAME", repr(str(tmp_path)))
+    frames = {m: np.ones((2, getattr(model.config, f"{m}_size")), np.float32) for m in ("visual", "acoustic")}
+    found = {"words": ["good", "film"], **frames}
+    exec(code, found)
+    assert found["output"].logits.shape == (1, 1)
+    assert "aligned=True" in code if name == "mag-bert" else "aligned" not in code
 
 
 def test_names_on_the_hub(tmp_path):
