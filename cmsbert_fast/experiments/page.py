@@ -106,13 +106,16 @@ def _table(root: Path, table: Table, value: Mapping[str, Any]) -> str:
 
 
 def _finding(table: Table, section: Mapping[str, Any]) -> str:
-    """One sentence: the best by the first metric, and who cannot be told apart from it."""
-    metric = table.metrics[0]
-    measured = [row for row in section["rows"] if row.get("metrics", {}).get(metric.names[0])]
-    best = next(row for row in measured if row["metrics"][metric.names[0]]["best"])
-    like = [row["label"] for row in measured if row["metrics"][metric.names[0]]["like_best"]]
+    """One sentence: the best by the first metric that the data have, and who cannot be told apart from it."""
     text = f"{section['examples']} test examples"
     text += f" of {section['videos']} videos. " if section["videos"] else ". "
+    rows = [row for row in section["rows"] if row.get("metrics")]
+    metric = next((m for m in table.metrics if any(m.names[0] in row["metrics"] for row in rows)), None)
+    if metric is None:  # classes in a table of scores, or the reverse
+        return f"{text}The labels have none of this table's metrics."
+    measured = [row for row in rows if metric.names[0] in row["metrics"]]
+    best = next(row for row in measured if row["metrics"][metric.names[0]]["best"])
+    like = [row["label"] for row in measured if row["metrics"][metric.names[0]]["like_best"]]
     text += f"{best['label']} has the best {metric.label}, {best['metrics'][metric.names[0]]['mean']:.{metric.digits}f}"
     if len(measured) == 1:
         return f"{text}; no other row has finished."

@@ -143,6 +143,19 @@ def test_what_is_missing_or_damaged(written):
         page.write_page(root, [name], CONFIGS)
 
 
+def test_data_without_the_metrics_of_the_table(written):
+    """Classes in a table of scores: "--data NAME=DIR" adds any data set to any table."""
+    root, name = written
+    table = read_table(name, CONFIGS)
+    section = json.loads((root / "tables" / "mine.json").read_text())["data"]["x"]
+    assert page._finding(table, section).startswith("60 test examples of 12 videos. B has the best MAE, ")
+    for row in section["rows"]:
+        row["metrics"] = {"wa": row["metrics"]["mae"]}
+    assert page._finding(table, section) == (
+        "60 test examples of 12 videos. The labels have none of this table's metrics."
+    )
+
+
 def test_curves_come_from_the_logs(written, monkeypatch):
     root, _ = written
     section = json.loads((root / "tables" / "mine.json").read_text())["data"]["x"]
