@@ -68,11 +68,9 @@ def figures_lines(table: Table, section: Mapping[str, Any]) -> tuple[str, list[l
 
 
 def comparison_lines(table: Table, section: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
-    """Title, and a line for each system and metric; no lines without a reference."""
+    """Title, and a line for each system and metric; no lines without a reference, or any metric of the table."""
     title = f"Difference from {table.reference}, paired bootstrap over seeds and examples"
     compared = [row for row in section["rows"] if row.get("comparison")]
-    if not compared:
-        return title, []
     cells = [
         {"method": row["label"], "metric": name, **_compared(row["comparison"][name], metric)}
         for row in compared
@@ -80,7 +78,7 @@ def comparison_lines(table: Table, section: Mapping[str, Any]) -> tuple[str, lis
         for name in metric.names
         if name in row["comparison"]
     ]
-    return title, [list(cells[0]), *(list(line.values()) for line in cells)]
+    return title, [list(cells[0]), *(list(line.values()) for line in cells)] if cells else []
 
 
 def _compared(c: Mapping[str, Any], metric: Metric) -> dict[str, str]:

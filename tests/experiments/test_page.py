@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cmsbert_fast.experiments import curves, page, report
+from cmsbert_fast.experiments import curves, page, render, report
 from cmsbert_fast.experiments.plan import Cell
 from cmsbert_fast.experiments.tables import read_table
 from cmsbert_fast.training.errors import UsageError
@@ -151,6 +151,9 @@ def test_data_without_the_metrics_of_the_table(written):
     assert page._finding(table, section).startswith("60 test examples of 12 videos. B has the best MAE, ")
     for row in section["rows"]:
         row["metrics"] = {"wa": row["metrics"]["mae"]}
+        if row.get("comparison"):
+            row["comparison"] = {"wa": row["comparison"]["mae"]}
+    assert render.comparison_lines(table, section)[1] == []
     assert page._finding(table, section) == (
         "60 test examples of 12 videos. The labels have none of this table's metrics."
     )
