@@ -175,7 +175,7 @@ def export_program(model: Classifier, processor: CMSBertProcessor) -> torch.expo
     """The program of a model for PyTorch: ``export_program(...).module()(*inputs)``, or torch.export.save.
 
     Args:
-        model: In float32.
+        model: In float32. It is in eval mode afterwards.
         processor: Its statistics of frames go into the program.
     """
     program = Program(model, processor)
@@ -188,7 +188,7 @@ def export_onnx(model: Classifier, processor: CMSBertProcessor, path: Path) -> d
     """Writes the program of a model as an ONNX file, which appears once it was checked in onnxruntime.
 
     Args:
-        model: In float32.
+        model: In float32. It is in eval mode afterwards.
         processor: Its statistics of frames go into the program, what else it does into the metadata.
         path: The new file.
 
