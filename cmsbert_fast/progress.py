@@ -1,5 +1,7 @@
 """Progress of long work on stderr: one live line on a terminal, plain lines elsewhere."""
 
+import contextlib
+import contextvars
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -14,6 +16,17 @@ from rich.table import Column
 
 T = TypeVar("T")
 EVERY = 30.0  # seconds between two plain lines
+_HIDDEN = contextvars.ContextVar("hidden", default=False)
+
+
+@contextlib.contextmanager
+def hidden(wanted: bool = True) -> Iterator[None]:
+    """No progress within is shown, if that is wanted."""
+    token = _HIDDEN.set(wanted or _HIDDEN.get())
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
 
 
 class Progress:
@@ -48,6 +61,7 @@ class Progress:
         self._delay, self._text = delay, ""
         console = Console(stderr=True)
         terminal = console.is_terminal and not console.is_dumb_terminal
+        show = show and not _HIDDEN.get()
         self._plain = show and plain and not terminal
         self._live = _live(console) if show and terminal else None
         self._task: Any = None

@@ -42,7 +42,13 @@ def test_silence(clock, capsys):
         assert list(tracked([1, 2], "work", "items", **options)) == [1, 2]
     with pytest.raises(ZeroDivisionError), Progress("work", 2):
         raise ZeroDivisionError
+    for wanted in (True, False):
+        with progress.hidden(), progress.hidden(wanted):
+            assert list(tracked([1, 2], "work", "items")) == [1, 2]
     assert capsys.readouterr().err == ""
+    with progress.hidden(False):
+        assert list(tracked([1], "work", "items")) == [1]
+    assert capsys.readouterr().err == "work: 1/1 items in 0:00:00\n"
 
 
 def test_a_terminal_has_one_live_line(monkeypatch):

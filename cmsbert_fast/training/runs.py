@@ -16,6 +16,7 @@ from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.model_card import CARD
+from cmsbert_fast.progress import hidden
 from cmsbert_fast.training import (
     best,
     distributed,
@@ -98,7 +99,7 @@ def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     warning = precision_warning(command.runs[0], ranks.device)
     if warning:
         say(warning, file=sys.stderr, flush=True)
-    with ExitStack() as locks:
+    with hidden(command.quiet), ExitStack() as locks:
         checked = preflight.check_command(command, ranks, say, locks)
         with explained(checked.root):
             _run_checked(command, checked, ranks, stop, say)
@@ -162,7 +163,7 @@ def run(
             figures are drawn and a missing model card is written.
         testing: False: the test set is not even predicted, and there is no "test" in the results.
         features: As in :class:`Trainer`.
-        quiet: Show neither progress nor the table of epochs.
+        quiet: Do not print the table of epochs.
 
     Returns:
         The contents of ``results.json``, on every rank.
@@ -191,7 +192,7 @@ def run(
     else:
         trainer.restore(saved)
         del saved  # as large as model and optimiser
-    outcome = trainer.run(testing, quiet)
+    outcome = trainer.run(testing)
     if ranks.is_main and not quiet:
         _say(f"\n{epoch_table(folder)}", flush=True)
     return outcome

@@ -111,12 +111,11 @@ class Trainer:
         self.loss = math.nan  # of the last step
         self.log: RunLog | None = None  # rank 0 only
 
-    def run(self, testing: bool = True, quiet: bool = False) -> dict[str, Any]:
+    def run(self, testing: bool = True) -> dict[str, Any]:
         """The whole run after :meth:`begin`, or the rest of it after :meth:`restore`.
 
         Args:
             testing: False: the test set is not even predicted.
-            quiet: Show no progress.
 
         Returns:
             The contents of ``results.json``, on every rank.
@@ -126,7 +125,7 @@ class Trainer:
             Interrupted: A stop was requested; the checkpoint has been written.
         """
         try:
-            self.fit(quiet)
+            self.fit()
             return self.finish(testing)
         finally:
             if self.log is not None:
@@ -204,10 +203,10 @@ class Trainer:
         }
         checkpoint.save(self.folder, state)
 
-    def fit(self, quiet: bool = False) -> None:
+    def fit(self) -> None:
         """Trains to the last epoch or until validation stops improving."""
-        patience, show = self.settings.early_stopping, self.ranks.is_main and not quiet
-        with Bar(self.settings.variant, self.total_steps, done=self.progress.step, show=show) as bar:
+        patience = self.settings.early_stopping
+        with Bar(self.settings.variant, self.total_steps, done=self.progress.step, show=self.ranks.is_main) as bar:
             while self.progress.epoch < self.settings.epochs:
                 if patience is not None and self.progress.stalled >= patience:
                     break
