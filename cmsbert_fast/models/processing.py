@@ -241,17 +241,28 @@ class CMSBertProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors={return_tensors!r} is unknown; choose 'pt' or 'np'.")
         words = text if words is None else words
         assert words is not None
+        of_frames = {"visual": visual_words, "acoustic": acoustic_words}
+        examples = self._examples(words, {"visual": visual, "acoustic": acoustic}, of_frames, aligned)
+        inputs: Mapping[str, Any] = self._read_by(model, examples, packed)
+        if return_tensors == "np":
+            inputs = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        return BatchFeature(dict(inputs))
+
+    def _examples(
+        self,
+        words: str | Sequence[str] | Sequence[Sequence[str]],
+        given: Mapping[str, np.ndarray | Sequence[np.ndarray] | None],
+        of_frames: Mapping[str, np.ndarray | Sequence[np.ndarray] | None],
+        aligned: bool,
+    ) -> list[Example]:
+        """The utterances of a call, of the arguments of :meth:`__call__`; frames and their words by modality."""
         batch = not isinstance(words, str) and (
             any(not isinstance(text, str) or len(text.split()) > 1 for text in words)
-            or any(isinstance(frames, (list, tuple)) for frames in (visual, acoustic))
+            or any(isinstance(frames, (list, tuple)) for frames in given.values())
         )
         texts: Sequence = words if batch else [words]
         utterances = [tuple(text.split() if isinstance(text, str) else text) for text in texts]
-        frames = {
-            name: self._utterance_frames(name, values, batch, len(utterances))
-            for name, values in (("visual", visual), ("acoustic", acoustic))
-        }
-        of_frames = {"visual": visual_words, "acoustic": acoustic_words}
+        frames = {name: self._utterance_frames(name, v, batch, len(utterances)) for name, v in given.items()}
         known = None
         if any(values is not None for values in of_frames.values()):
             if aligned:
@@ -259,14 +270,10 @@ class CMSBertProcessor(ProcessorMixin):
             listed: Any = {n: [v] if v is not None and not batch else v for n, v in of_frames.items()}
             known = frame_words(listed, frames, utterances)
         alignment = Alignment.WORDS if aligned else Alignment.NONE
-        examples = [
+        return [
             Example(str(k), text, None, v, a, alignment, None if known is None else known[k])
             for k, (text, v, a) in enumerate(zip(utterances, frames["visual"], frames["acoustic"], strict=True))
         ]
-        inputs: Mapping[str, Any] = self._read_by(model, examples, packed)
-        if return_tensors == "np":
-            inputs = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        return BatchFeature(dict(inputs))
 
     def _read_by(self, model: Reader | None, examples: Sequence[Example], packed: bool) -> Mapping[str, Any]:
         """The inputs that a model reads; None: CMSBERT."""
