@@ -331,6 +331,8 @@ def _run(given: argparse.Namespace) -> None:
         raise UsageError(f"{given.output} is no name for an ONNX file; end it with .onnx.")
     if given.output.exists():
         raise UsageError(f"{given.output} exists; remove it or choose another name.")
+    if not given.output.parent.is_dir():
+        raise UsageError(f"There is no folder {given.output.parent}; make it or choose another name.")
     model, processor = load_trained(given.checkpoint)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision, which nobody asked for, lacks
     try:

@@ -130,6 +130,7 @@ def test_mistakes_are_said(processor, tmp_path, capsys, monkeypatch):
     assert "end it with .onnx" in said(tmp_path, tmp_path / "model.pt")
     (tmp_path / "model.onnx").touch()
     assert "exists; remove it" in said(tmp_path, tmp_path / "model.onnx")
+    assert "There is no folder" in said(tmp_path, tmp_path / "nowhere" / "new.onnx")
     assert "no config.json" in said(tmp_path, tmp_path / "new.onnx")
     monkeypatch.setattr(export, "LIBRARIES", ("no_such_library",))
     with pytest.raises(export.UsageError, match=r"needs no_such_library; pip install 'cmsbert-fast\[export\]'"):
