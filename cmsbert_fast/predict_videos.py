@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cmsbert_fast.data.untrusted.files import open_regular
 from cmsbert_fast.data.untrusted.first_bytes import LENGTH, is_recording
-from cmsbert_fast.extract import ExtractOptions, extract
+from cmsbert_fast.extract import ExtractOptions, extract, others_in
 from cmsbert_fast.extract.__main__ import options_in
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
@@ -72,13 +72,18 @@ def extract_videos(videos: Sequence[Path], options: ExtractOptions, beside: Path
         beside: The output beside which the folder of features is made; None: a folder for temporary files.
 
     Raises:
-        UsageError: No segment came of them.
+        UsageError: No segment came of them, or the folder has features of other videos, which would be scored, too.
         DataError: They cannot be extracted as asked.
     """
     if beside is None:
         folder = Path(tempfile.mkdtemp(prefix="cmsbert-features-"))
     else:
         folder = beside.with_name(f"{beside.stem}-features")
+    if others := others_in(folder, videos):
+        raise UsageError(
+            f"Choose another --output or --page: {folder} has features of other videos ({', '.join(others[:3])}"
+            f"{', ...' * (len(others) > 3)}), which would be scored, too."
+        )
     print(f"extracting {len(videos)} video{'s' * (len(videos) != 1)} into {folder}", file=sys.stderr, flush=True)
     summary = extract(videos, folder, options)
     print(summary.text, file=sys.stderr)

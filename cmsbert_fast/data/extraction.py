@@ -60,7 +60,7 @@ def recordings(folder: Path) -> dict[str, Path]:
         return {}
     try:
         videos = json.loads(read_text(path, _LARGEST)).get("videos", {})
-        files = {name: Path(video["file"]) for name, video in videos.items()}
+        files = {name: folder / video["file"] for name, video in videos.items()}
         places = {name: (file, folder.parent / file.name) for name, file in files.items()}
         found = {name: next((p for p in both if p.is_file()), None) for name, both in places.items()}
         return {name: file for name, file in found.items() if file is not None}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cmsbert_fast.extract.options import ExtractOptions
     from cmsbert_fast.extract.outcomes import Summary
-    from cmsbert_fast.extract.run import CAVEAT, extract
+    from cmsbert_fast.extract.run import CAVEAT, extract, others_in
 
-__all__ = ["CAVEAT", "ExtractOptions", "Summary", "extract"]
+__all__ = ["CAVEAT", "ExtractOptions", "Summary", "extract", "others_in"]
 
 
 def __getattr__(name: str) -> Any:

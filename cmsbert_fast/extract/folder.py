@@ -1,6 +1,6 @@
 """The folder of extracted features: what the reader of tables of segments takes, and what is known of each video.
 
-segments.tsv        id, video, start, stop, text; columns that a user added stay
+segments.tsv        id, video, start, stop, text; columns that a user added stay with their texts
 words.csd           the words with their times (``--words words``)
 face/ID.csv         measures of the face
 voice/ID.csv        the voice
@@ -10,6 +10,7 @@ parts/ID.json       what came of a video; written last, so that an interrupted o
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +21,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cmsbert_fast.atomic import replace_file
+from cmsbert_fast.atomic import link, replace_file
 from cmsbert_fast.data.example import DataError
-from cmsbert_fast.data.tables import read_table
+from cmsbert_fast.extract.added import Added
 
 MANIFEST, TABLE, WORDS, PARTS = "extraction.json", "segments.tsv", "words.csd", "parts"
 COLUMNS = ("id", "video", "start", "stop", "text")
@@ -58,6 +59,7 @@ class Folder:
                 )
         elif (path / TABLE).exists():
             raise DataError(f"Choose another --output: {path} holds a {TABLE} that was not extracted.")
+        Added(path / TABLE, COLUMNS)  # a table that cannot be read is found before any work
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -80,47 +82,47 @@ class Folder:
 
     def keep(self, video: str, part: Mapping[str, Any]) -> None:
         """Keeps what came of a video."""
-        content = json.dumps(part, ensure_ascii=False)
+        content = json.dumps(part)  # ASCII: a file may be called what is no UTF-8
         replace_file(self.path / PARTS / f"{video}.json", lambda draft: draft.write_text(content, encoding="utf-8"))
 
-    def finish(self, about: Mapping[str, Any]) -> None:
-        """Writes the table, the words and the manifest from the parts of all videos, also of earlier commands."""
+    def finish(self, about: Mapping[str, Any]) -> Path | None:
+        """Writes the table, the words and the manifest from the parts of all videos, also of earlier commands.
+
+        Returns:
+            A copy of the table as it was, if cells that a user added belong to no segment any more.
+        """
         names = sorted(path.stem for path in (self.path / PARTS).glob("*.json"))
-        self._write_table(names)
+        copy = self._write_table(names)
         self._write_words(names)
         videos = {}
         for name in names:
             part = self.part(name)
             videos[name] = {key: value for key, value in part.items() if key not in ("segments", "key")}
             videos[name]["segments"] = len(part.get("segments", ()))
-        content = json.dumps({**about, "videos": videos}, ensure_ascii=False, indent=1)
+        content = json.dumps({**about, "videos": videos}, indent=1)
         replace_file(self.path / MANIFEST, lambda draft: draft.write_text(content, encoding="utf-8"))
+        return copy
 
-    def _write_table(self, names: Sequence[str]) -> None:
-        extra, known = self._added()
+    def _write_table(self, names: Sequence[str]) -> Path | None:
+        table = self.path / TABLE
+        added = Added(table, COLUMNS)
 
         def write(draft: Path) -> None:
             with open(draft, "w", encoding="utf-8", newline="") as file:
-                file.write("\t".join([*COLUMNS, *extra]) + "\n")
+                file.write("\t".join([*COLUMNS, *added.columns]) + "\n")
                 for name in names:
-                    for k, segment in enumerate(self.part(name).get("segments", ())):
-                        key = f"{name}_{k}"
+                    segments = self.part(name).get("segments", ())
+                    own = added.cells(name, [segment["text"] for segment in segments])
+                    for k, (segment, cells) in enumerate(zip(segments, own, strict=True)):
                         times = f"{segment['start']:.3f}", f"{segment['stop']:.3f}"
-                        cells = [key, name, *times, segment["text"], *known.get(key, [""] * len(extra))]
-                        file.write("\t".join(cells) + "\n")
+                        file.write("\t".join([f"{name}_{k}", name, *times, segment["text"], *cells]) + "\n")
+            if added.lost:
+                link(table, copy)
 
-        replace_file(self.path / TABLE, write)
-
-    def _added(self) -> tuple[list[str], dict[str, list[str]]]:
-        """Columns that a user added to the table, and their cells by id."""
-        if not (self.path / TABLE).exists():
-            return [], {}
-        header, rows = read_table(self.path / TABLE)
-        extra = [name for name in header if name not in COLUMNS]
-        if not extra or "id" not in header:
-            return [], {}
-        at, key = [header.index(name) for name in extra], header.index("id")
-        return extra, {row[key]: [row[k] for k in at] for row in rows if len(row) == len(header)}
+        numbers = (self.path / f"{TABLE}.{number}.bak" for number in itertools.count(1))
+        copy = next(path for path in numbers if not path.exists())
+        replace_file(table, write)
+        return copy if added.lost else None
 
     def _write_words(self, names: Sequence[str]) -> None:
         spoken = False

@@ -66,12 +66,14 @@ class Summary:
         output: The folder.
         fingerprint: Of the extractors; features of two folders are comparable where it is the same.
         again: Videos that were extracted before and are as they were.
+        copy: A copy of the former table, if cells that a user added belong to no segment any more.
     """
 
     results: Mapping[str, Result]
     output: Path
     fingerprint: str
     again: int = 0
+    copy: Path | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -86,14 +88,18 @@ class Summary:
 
     @property
     def text(self) -> str:
-        """The summary for a user: a line for all, one for each outcome, one for each video with a condition."""
+        """The summary for a user: a line for all, one for each outcome, one for each video with more to say."""
         seconds = sum(result.seconds for result in self.results.values())
         lines = [f"{len(self.results)} videos, {seconds / 60:.1f} minutes, {self.segments} segments in {self.output}"]
         if self.again:
             lines.append(f"  {self.again} were extracted before")
+        if self.copy is not None:
+            lines.append(
+                f"  some cells that you added had texts that are no longer there: {self.copy} keeps the former table"
+            )
         lines += [f"  {count} {name}: {MEANINGS[name]}" for name, count in self.counts.items()]
         for name, result in self.results.items():
-            if result.conditions:
+            if result.conditions or result.detail:
                 detail = f" ({result.detail})" if result.detail else ""
-                lines.append(f"    {name}: {', '.join(result.conditions)}{detail}")
+                lines.append(f"    {name}: {', '.join(result.conditions or [EXTRACTED])}{detail}")
         return printable("\n".join(lines))

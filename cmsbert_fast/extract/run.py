@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from cmsbert_fast.data.example import DataError
 from cmsbert_fast.extract import outcomes
 from cmsbert_fast.extract.face import measures
 from cmsbert_fast.extract.face.process import Tracker
-from cmsbert_fast.extract.folder import Folder, fingerprint_of, size_and_time
+from cmsbert_fast.extract.folder import PARTS, Folder, fingerprint_of, size_and_time
 from cmsbert_fast.extract.media.process import PICTURES, SIDE
 from cmsbert_fast.extract.options import ExtractOptions, version_of, videos_in
 from cmsbert_fast.extract.outcomes import Result, Summary, outcome_of
@@ -30,7 +31,7 @@ CAVEAT = (
 )
 _FORMAT = 1
 _SHARES = {"face": 0.6, "voice": 0.25, "words": 0.15}  # of the time that a video takes, for the progress bar
-_UNSAFE = re.compile(r"[\x00-\x20\x7f/\\]+")
+_UNSAFE = re.compile(r"[\x00-\x20\x7f/\\\ud800-\udfff]+")
 
 
 def extract(videos: Sequence[Path], output: Path, options: ExtractOptions) -> Summary:
@@ -62,7 +63,7 @@ def extract(videos: Sequence[Path], output: Path, options: ExtractOptions) -> Su
         recogniser = Recogniser(options.asr, options.language) if options.asr is not None else None
         tools = Tools(tracker, Aligner() if options.align else None, recogniser)
         bar = stack.enter_context(_Bar(files, options.progress))
-        results, again = {}, 0
+        results, again, copy = {}, 0, None
         try:
             for name, file in files.items():
                 key = _key(file, transcripts[name], about)
@@ -71,13 +72,23 @@ def extract(videos: Sequence[Path], output: Path, options: ExtractOptions) -> Su
                     again += 1
                 else:
                     account = extract_video(file, name, transcripts[name], tools, folder.path, bar.begin(name))
-                    part = _part(file, key, account)
+                    part = _part(os.path.relpath(file.resolve(), folder.path.resolve()), key, account)
                     folder.keep(name, part)
                 bar.end(name)
                 results[name] = _result(file, part)
         finally:  # also after Ctrl-C
-            folder.finish(about)
-    return Summary(results, Path(output), about["fingerprint"], again)
+            copy = folder.finish(about)
+    return Summary(results, Path(output), about["fingerprint"], again, copy)
+
+
+def others_in(output: Path, videos: Sequence[Path]) -> list[str]:
+    """The ids of other videos than these that a folder of `extract` has.
+
+    Raises:
+        DataError: A video does not exist, or two have one id.
+    """
+    names = _by_id(videos_in(list(videos)))
+    return sorted(path.stem for path in (output / PARTS).glob("*.json") if path.stem not in names)
 
 
 def _by_id(files: Sequence[Path]) -> dict[str, Path]:
@@ -138,8 +149,8 @@ def _key(file: Path, transcript: Transcript | None, about: dict[str, Any]) -> st
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
-def _part(file: Path, key: str, account: Account) -> dict[str, Any]:
-    return {"file": str(file), "outcome": outcome_of(account.conditions), **dataclasses.asdict(account), "key": key}
+def _part(file: str, key: str, account: Account) -> dict[str, Any]:
+    return {"file": file, "outcome": outcome_of(account.conditions), **dataclasses.asdict(account), "key": key}
 
 
 def _result(file: Path, part: dict[str, Any]) -> Result:

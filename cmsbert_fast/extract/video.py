@@ -32,6 +32,10 @@ _ROWS = 500  # rows that are kept before they are written
 Progress = Callable[[str, float], None]  # a part of the work, and the share of it that is done
 
 
+class _Stopped(Exception):
+    """The rest of the work failed or was interrupted: what is written of the face so far is dropped."""
+
+
 @dataclass(frozen=True)
 class Tools:
     """What is started once for all videos; None where it is not asked for."""
@@ -124,6 +128,8 @@ def _both(
                 total = max(account.duration, 1.0)
                 sound = decode_sound(path, draft, lambda seconds: progress("voice", 0.3 * min(seconds / total, 1.0)))
                 _voice(sound, folder / VOICE / f"{name}.csv", account, progress)
+            if following is not None and (sound is None or tools.aligner is None):
+                following.result()  # a text without times is as long as the video, which may not declare its length
             _words(transcript, sound, tools, account, progress)
             if following is not None:
                 following.result()
@@ -155,7 +161,7 @@ def _face(
         waiting: np.ndarray | None = None  # its stop is the start of the next picture
         for seen in tracker.track(path):
             if stop.is_set():
-                return
+                raise _Stopped
             if not isinstance(seen, Seen):
                 counts.update(seen)
                 break
@@ -181,8 +187,10 @@ def _face(
     account.face = {**counts, "end": last}
     if not counts["faces"]:
         account.conditions.append(outcomes.NO_FACE)
-    if counts.get("lost"):
+    if counts.get("lost") or counts.get("untimed"):
         account.conditions.append(outcomes.DAMAGED)
+    if counts.get("untimed"):
+        account.detail = account.detail or f"{counts['untimed']} pictures have no time and are left out"
     if counts["several"] >= max(_SEVERAL * counts["pictures"], 1):
         account.conditions.append(outcomes.SEVERAL)
 

@@ -55,7 +55,7 @@ def media_url(file: Path, page: Path) -> str:
         relative = os.path.relpath(file.resolve(), page.resolve().parent)
     except ValueError:  # on another drive of Windows
         return file.resolve().as_uri()
-    return "./" + quote(Path(relative).as_posix())  # "./": a name with a colon is no scheme
+    return "./" + quote(Path(relative).as_posix(), errors="surrogateescape")  # "./": a name with a colon is no scheme
 
 
 def _file(name: str) -> str:

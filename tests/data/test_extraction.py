@@ -10,6 +10,7 @@ import pytest
 
 from cmsbert_fast.data import DataError, convert, open_source, read_corpus
 from cmsbert_fast.data.example import Alignment, Extraction
+from cmsbert_fast.data.extraction import recordings
 from tests.data.extracted import COLUMNS, FINGERPRINT, write_extracted
 
 VISUAL = Extraction(FINGERPRINT, ("roll", "smile", "brow"), ("degrees", "", ""))
@@ -65,6 +66,18 @@ def test_a_damaged_file_is_an_error(tmp_path: Path, changes: dict[str, Any]) -> 
     folder = altered(write_extracted(tmp_path / "data"), **changes)
     with pytest.raises(DataError, match=r"extraction\.json is damaged"):
         read_corpus(folder, labels=False)
+
+
+def test_recordings_are_found_from_the_folder_wherever_the_command_runs(tmp_path: Path, monkeypatch) -> None:
+    folder = write_extracted(tmp_path / "one" / "data")
+    for place in ("videos", "one", "elsewhere/videos"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        (tmp_path / place / "clip.mp4").touch()
+    altered(folder, videos={"clip": {"file": "../../videos/clip.mp4"}})
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert recordings(folder)["clip"].samefile(tmp_path / "videos" / "clip.mp4")
+    (tmp_path / "videos" / "clip.mp4").unlink()
+    assert recordings(folder)["clip"].samefile(tmp_path / "one" / "clip.mp4")
 
 
 def test_features_that_are_not_those_of_the_file_are_an_error(tmp_path: Path) -> None:

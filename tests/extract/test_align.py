@@ -163,3 +163,24 @@ def test_recognised_text_gets_the_times_of_its_words(aligner: Aligner) -> None:
     starts = np.array([word.start for segment in result.segments for word in segment.words])
     assert len(starts) == len(words)
     assert np.median(np.abs(starts - 1.0 - truth)) < 0.03
+
+
+def test_recognised_words_lie_within_the_sound(aligner: Aligner) -> None:
+    noise = (np.random.default_rng(0).normal(size=RATE) * 50).astype(np.int16)
+    cues = [Cue("quite another text that nobody says here at all", (0.0, 1.0))]
+    (segment,) = timing.recognised(cues, Sound(noise, 2.0, 0, 0.0), aligner, nothing).segments
+    assert segment.start >= 2.0
+    assert segment.stop <= 3.0
+
+
+def test_a_subtitle_without_length_is_counted(aligner: Aligner) -> None:
+    cues = [Cue("it was good", (0.5, 0.5)), Cue("not bad", (9.0, 9.5))]
+    found = timing.timed(cues, Sound(np.zeros(RATE, np.int16), 0.0, 0, 0.0), aligner, nothing)
+    assert (found.words, found.missing, len(found.segments)) == (5, 5, 1)
+
+
+def test_the_names_of_the_aligner_are_no_words(aligner: Aligner) -> None:
+    aligner._entry(aligner._decoder(1e-60), "zebra")
+    (name,) = [name for word, name in aligner._names.items() if word == "zebra"]
+    assert not any(name == f"w{k}" for k in range(9999))
+    assert aligner._decoder(1e-60).lookup_word("w0") is None

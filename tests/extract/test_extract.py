@@ -6,13 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, DataRequest, read_corpus
+from cmsbert_fast.data.extraction import recordings
 from cmsbert_fast.extract import ExtractOptions, extract, outcomes, run
+from cmsbert_fast.extract import video as extract_module
 from cmsbert_fast.extract.__main__ import main
 from cmsbert_fast.extract.face import measures
 from cmsbert_fast.extract.voice import features as voice
@@ -266,6 +270,82 @@ def test_columns_that_a_user_added_stay(tmp_path: Path, spoken: np.ndarray) -> N
     assert [(row["id"], row["label"], row["split"]) for row in rows] == [("a_0", "1.5", "train"), ("b_0", "", "")]
 
 
+def test_what_a_user_added_stays_with_its_text(tmp_path: Path) -> None:
+    sound, said = silence(8.0), tmp_path / "a.srt"
+    sound[RATE : 2 * RATE] = vowel(np.full(RATE, 140.0))
+    video = clip(tmp_path / "a.wav", sound, None, codecs=("", "pcm_s16le"))
+    options = ExtractOptions(transcript=said, align=False, face=False)
+
+    def cues(*found: str) -> None:
+        said.write_text("\n".join(f"00:00:0{k},000 --> 00:00:0{k + 1},000\n{cue}\n" for k, cue in enumerate(found)))
+
+    cues("Yes.", "Good, I think.", "Yes.", "Bad.")
+    extract([video], tmp_path / "out", options)
+    path = tmp_path / "out" / "segments.tsv"
+    header, *lines = path.read_text().splitlines()
+    marked = [f"{line}\t{label}" for line, label in zip(lines, ("1", "2", "3", "4"), strict=True)]
+    marked[1] = marked[1].replace("Good, I think.", '"Good, I think."')  # as a spreadsheet saves it
+    path.write_text("\n".join([f"{header}\tlabel", *reversed(marked)]) + "\n")
+    cues("Well.", "Yes.", "Good, I think.", "Yes.", "Bad.")
+    summary = extract([video], tmp_path / "out", options)
+    assert [(row["id"], row["label"]) for row in table(path)] == [
+        ("a_0", ""), ("a_1", "1"), ("a_2", "2"), ("a_3", "3"), ("a_4", "4"),
+    ]  # fmt: skip
+    assert summary.copy is None
+    before = path.read_text()
+    cues("Well.", "Yes.", "Good, I think.", "Yes.", "Worse.")
+    summary = extract([video], tmp_path / "out", options)
+    assert [row["label"] for row in table(path)] == ["", "1", "2", "3", ""]
+    assert summary.copy is not None
+    assert summary.copy.read_text() == before
+    assert f"{summary.copy} keeps the former table" in summary.text
+    path.write_text(path.read_text().replace("\t1\n", "\n"))
+    with pytest.raises(DataError, match=r"line 3 has 5"):
+        extract([video], tmp_path / "out", options)
+
+
+def test_a_text_without_times_is_as_long_as_pictures_that_declare_no_length(tmp_path: Path, python: Path) -> None:
+    video = write_media(tmp_path / "a.mjpeg.mkv", [GREY] * 50, None, codecs=("mpeg4", ""))
+    options = ExtractOptions(transcript=texts(tmp_path / "t", **{"a.mjpeg": TEXT}), face_python=python)
+    probe = extract_module.probe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract_module, "probe", lambda path: {**probe(path), "duration": None})
+        extract([video], tmp_path / "out", options)
+    (row,) = table(tmp_path / "out" / "segments.tsv")
+    assert float(row["stop"]) == pytest.approx(49 / 25, abs=0.01)
+
+
+def test_an_interrupted_face_leaves_no_file(tmp_path: Path, spoken: np.ndarray, python: Path) -> None:
+    video = clip(tmp_path / "a.mp4", spoken)
+    real, seen, enough = extract_module._row, [], threading.Event()
+
+    def row(*given: object) -> object:
+        seen.append(given)
+        if len(seen) == 20:
+            enough.set()
+            time.sleep(0.3)
+        return real(*given)  # type: ignore[arg-type]
+
+    def interrupted(*_: object) -> None:
+        assert enough.wait(60)
+        raise KeyboardInterrupt
+
+    options = ExtractOptions(transcript=texts(tmp_path / "t", a=TEXT), align=False, face_python=python)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract_module, "_row", row)
+        patch.setattr(extract_module, "_ROWS", 5)
+        patch.setattr(extract_module, "decode_sound", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            extract([video], tmp_path / "out", options)
+    assert 20 <= len(seen) < 100
+    assert not list((tmp_path / "out").glob("face/*"))
+
+
+def test_a_summary_tells_of_words_that_were_not_found() -> None:
+    result = outcomes.Result(Path("a.mp4"), outcomes.EXTRACTED, (), "3 of 9 words were not found in the sound", 1, 4.0)
+    assert "a: extracted (3 of 9 words" in outcomes.Summary({"a": result}, Path("out"), "0").text
+
+
 def test_other_numbers_do_not_come_into_a_folder(tmp_path: Path, spoken: np.ndarray, python: Path) -> None:
     video = clip(tmp_path / "a.mp4", spoken[: 2 * RATE])
     said = texts(tmp_path / "t", a=TEXT)
@@ -365,6 +445,16 @@ def test_torch_is_never_loaded() -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(run.__file__).parents[2])}
     said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "set()"
+
+
+def test_a_name_that_is_no_utf8_becomes_an_id(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    clip(tmp_path / "a.wav", silence(0.5), None, codecs=("", "pcm_s16le")).rename(file)
+    said = tmp_path / "a.txt"
+    said.write_text(TEXT)
+    summary = extract([file], tmp_path / "out", ExtractOptions(transcript=said, align=False, face=False))
+    assert list(summary.results) == ["caf_"]
+    assert recordings(tmp_path / "out")["caf_"].samefile(file)
 
 
 def test_names_of_videos_become_ids(tmp_path: Path, spoken: np.ndarray) -> None:

@@ -49,6 +49,9 @@ def test_plain_text_is_one_cue_on_one_line(tmp_path: Path) -> None:
     assert read_transcript(tmp_path / "a.txt").cues == (Cue("It was good. Not 00:01 --> bad.?", None),)
     (tmp_path / "b.txt").write_text(" \n")
     assert read_transcript(tmp_path / "b.txt").cues == ()
+    (tmp_path / "c.txt").write_text(SRT)
+    with pytest.raises(DataError, match=r"Call c\.txt \.srt or \.vtt"):
+        read_transcript(tmp_path / "c.txt")
     assert read_transcript(tmp_path / "a.txt").digest != read_transcript(tmp_path / "b.txt").digest
 
 
@@ -58,6 +61,8 @@ def test_plain_text_is_one_cue_on_one_line(tmp_path: Path) -> None:
         (b"\xff\xfeh\0i\0", "UTF-8"),
         (b"1\n00:00:01 --> 00:00:02\nhi\n", "line 2"),
         (b"1\n00:00:03,000 --> 00:00:02,000\nhi\n", "before it starts"),
+        (b"1\n00:00:01,000 --> 00:00:02,000\nhi\nyou\n\n2\n00:00:04 --> 00:00:05\nhi\n", "line 7"),
+        (b"1\n00:00:01,000 --> 00:00:02,000\nhi\n2\n00:00:02,000 --> 00:00:05,000\nhi\n", "before line 5"),
     ],
 )
 def test_what_is_wrong_with_subtitles_is_said(tmp_path: Path, content: bytes, message: str) -> None:
@@ -72,6 +77,9 @@ def test_the_transcript_of_a_video_is_found(tmp_path: Path) -> None:
     assert find_transcript(tmp_path, "a") == tmp_path / "a.txt"
     assert find_transcript(tmp_path, "c") is None
     assert find_transcript(tmp_path / "b.srt", "other") == tmp_path / "b.srt"
+    (tmp_path / "b.sbv").write_text("x")
+    with pytest.raises(DataError, match=r"b\.sbv is none"):
+        find_transcript(tmp_path / "b.sbv", "other")
     with pytest.raises(DataError, match=r"b\.srt, b\.vtt"):
         find_transcript(tmp_path, "b")
 

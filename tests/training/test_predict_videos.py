@@ -84,6 +84,11 @@ def test_a_video_is_extracted_and_scored(predict, trained, made, tmp_path) -> No
     status, more, err = predict(trained, renamed, *options, "--output", tmp_path / "p.csv")  # extracted before
     assert (status, more) == (0, "")
     assert "1 were extracted before" in err
+    other = tmp_path / "other.webm"
+    other.write_bytes(renamed.read_bytes())
+    status, more, err = predict(trained, other, *options, "--output", tmp_path / "p.tsv")
+    assert (status, more) == (2, "")
+    assert f"{folder} has features of other videos (clip), which would be scored, too" in err
     assert (tmp_path / "p.csv").read_text() == out
 
 

@@ -133,7 +133,7 @@ class Aligner:
 
     def _entry(self, decoder: Any, word: str) -> str:
         """The decoder's own name of a word, under which it knows the pronunciations."""
-        name = self._names.setdefault(word, f"w{len(self._names)}")
+        name = self._names.setdefault(word, f"__{len(self._names)}")  # no word of a text is written like that
         if decoder.lookup_word(name) is None:
             for k, phones in enumerate(self._pronunciations(word)):
                 decoder.add_word(name if k == 0 else f"{name}({k + 1})", phones, False)

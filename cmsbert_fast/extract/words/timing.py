@@ -66,14 +66,17 @@ def _subtitles(
     for cue in cues:
         start, stop = cue.span or (sound.start, sound.stop)
         tokens = words_of(cue.text)
-        if not tokens or stop <= start:
+        if not tokens:
+            continue
+        count += len(tokens)
+        if stop <= start:
+            missing += len(tokens)
             continue
         first = max(round((start - around - sound.start) * RATE), 0)
         last = max(round((stop + around - sound.start) * RATE), first)
         times = aligner.within(sound.samples[first:last], tokens)
         spans = np.clip(times.spans + sound.start + first / RATE, start, stop)
         missing += int(np.isnan(spans[:, 0]).sum())
-        count += len(tokens)
         costs += [times.cost] if math.isfinite(times.cost) else []
         words = placed(tokens, spans, (start, stop))
         segments.append(Segment(cue.text, start, stop, tuple(words)))
@@ -84,7 +87,10 @@ def _subtitles(
 def recognised(cues: Sequence[Cue], sound: Sound, aligner: Aligner, progress: Callable[[float], None]) -> Timed:
     """Segments of recognised text: its words are aligned around the recogniser's own times, then cut like text."""
     words: list[Word] = []
-    wide = [Cue(c.text, c.span and (c.span[0] - _AROUND_HEARD, c.span[1] + _AROUND_HEARD)) for c in cues]
+    end = len(sound.samples) / RATE
+    wide = [
+        Cue(c.text, c.span and (max(c.span[0] - _AROUND_HEARD, 0.0), min(c.span[1] + _AROUND_HEARD, end))) for c in cues
+    ]
     whole = _subtitles(cues_on_clock(wide, sound), sound, aligner, progress, 0.0)
     for segment in whole.segments:
         words += segment.words

@@ -42,9 +42,11 @@ def find_transcript(given: Path, video: str) -> Path | None:
     """The transcript of a video: the file given, or the one of its name in the folder given; None: it has none.
 
     Raises:
-        DataError: The folder has several.
+        DataError: The folder has several, or the file is of another kind.
     """
     if given.is_file():
+        if given.suffix.lower() not in SUFFIXES:
+            raise DataError(f"Give --transcript a file {', '.join(SUFFIXES)}: {given.name} is none.")
         return given
     found = [path for suffix in SUFFIXES if (path := given / f"{video}{suffix}").is_file()]
     if len(found) > 1:
@@ -64,6 +66,8 @@ def read_transcript(path: Path) -> Transcript:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Save the transcript {path.name} as UTF-8 text: it cannot be read ({error}).") from error
     timed = path.suffix.lower() in (".srt", ".vtt")
+    if not timed and any(map(_ARROW.match, text.splitlines())):
+        raise DataError(f"Call {path.name} .srt or .vtt: it has times of subtitles, which would be read as words.")
     cues = _cues(text, path.name) if timed else [Cue(_clean(text), None)]
     return Transcript(tuple(cue for cue in cues if cue.text), hashlib.sha256(content).hexdigest())
 
@@ -71,8 +75,8 @@ def read_transcript(path: Path) -> Transcript:
 def _cues(text: str, name: str) -> list[Cue]:
     """The cues of subtitles: a line with an arrow between two times, then text up to an empty line."""
     cues: list[Cue] = []
-    lines = iter(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"))
-    for number, line in enumerate(lines, 1):
+    lines = iter(enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1))
+    for number, line in lines:
         match = _ARROW.match(line)
         if match is None:
             if "-->" in line:
@@ -82,9 +86,11 @@ def _cues(text: str, name: str) -> list[Cue]:
         if stop < start:
             raise DataError(f"Let no subtitle stop before it starts: line {number} of {name} has {line!r}.")
         spoken = []
-        for following in lines:
+        for at, following in lines:
             if not following.strip():
                 break
+            if _ARROW.match(following):
+                raise DataError(f"Put an empty line between subtitles: there is none before line {at} of {name}.")
             spoken.append(following)
         cues.append(Cue(_clean(html.unescape(_TAGS.sub("", " ".join(spoken)))), (start, stop)))
     return sorted(cues, key=lambda cue: cue.span or (0.0, 0.0))
