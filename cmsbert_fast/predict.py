@@ -251,7 +251,7 @@ def _check_width(config: PreTrainedConfig, corpus: Corpus) -> None:
         if trained and given and trained != given:
             raise UsageError(
                 f"The {modality} stream of {corpus.name} has {given} features a frame but the model was trained with "
-                f"{trained}; give the stream it was trained with."
+                f"{trained}; give the stream and the --columns it was trained with."
             )
 
 

@@ -123,7 +123,7 @@ def checked_report(entry: dict[str, Any]) -> ReadReport:
     typed(report.source, str)
     for note in typed(report.notes, list):
         typed(note, str)
-    for names in typed(report.columns, dict).values():
+    for names in [*typed(report.columns, dict).values(), *typed(report.features, dict).values()]:
         for name in typed(names, list):
             typed(name, str)
     for numbers in (report.counts, report.non_finite, report.dropped, report.widths, report.frames, report.tallies):

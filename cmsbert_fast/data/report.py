@@ -19,6 +19,7 @@ class ReadReport:
         non_finite: Values that were -inf, inf or NaN and became 0, by modality.
         dropped: Examples that were dropped, by reason.
         columns: Names of the features of each stream whose files have them.
+        features: The same by modality, in the order of a frame, where all of its streams have names.
         notes: Anything else the user should know, one sentence each.
     """
 
@@ -31,6 +32,7 @@ class ReadReport:
     frames: dict[str, int] = field(default_factory=dict)
     tallies: dict[str, int] = field(default_factory=dict)
     columns: dict[str, list[str]] = field(default_factory=dict)
+    features: dict[str, list[str]] = field(default_factory=dict)
 
     def drop(self, reason: str, count: int = 1) -> None:
         """Count an example that is dropped."""

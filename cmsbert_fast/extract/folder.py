@@ -91,7 +91,7 @@ class Folder:
         Returns:
             A copy of the table as it was, if cells that a user added belong to no segment any more.
         """
-        names = sorted(path.stem for path in (self.path / PARTS).glob("*.json"))
+        names = sorted(videos_of(self.path))
         copy = self._write_table(names)
         self._write_words(names)
         videos = {}
@@ -143,6 +143,11 @@ class Folder:
         replace_file(self.path / WORDS, write)
         if not spoken:
             (self.path / WORDS).unlink()
+
+
+def videos_of(folder: Path) -> set[str]:
+    """The ids of the videos of which something is kept in a folder."""
+    return {path.stem for path in (folder / PARTS).glob("*.json")}
 
 
 def _json(path: Path) -> dict[str, Any]:

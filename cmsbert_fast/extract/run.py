@@ -14,7 +14,7 @@ from cmsbert_fast.data.example import DataError
 from cmsbert_fast.extract import outcomes
 from cmsbert_fast.extract.face import measures
 from cmsbert_fast.extract.face.process import Tracker
-from cmsbert_fast.extract.folder import PARTS, Folder, fingerprint_of, size_and_time
+from cmsbert_fast.extract.folder import Folder, fingerprint_of, size_and_time, videos_of
 from cmsbert_fast.extract.media.process import PICTURES, SIDE
 from cmsbert_fast.extract.options import ExtractOptions, version_of, videos_in
 from cmsbert_fast.extract.outcomes import Result, Summary, outcome_of
@@ -59,6 +59,7 @@ def extract(videos: Sequence[Path], output: Path, options: ExtractOptions) -> Su
             tracker = stack.enter_context(Tracker(options.face_python, options.face_model))
         about = _about(options, tracker)
         folder = Folder(Path(output), about["fingerprint"])
+        _check_names({*files, *videos_of(folder.path)})
         stack.enter_context(folder.locked())
         recogniser = Recogniser(options.asr, options.language) if options.asr is not None else None
         tools = Tools(tracker, Aligner() if options.align else None, recogniser)
@@ -87,8 +88,7 @@ def others_in(output: Path, videos: Sequence[Path]) -> list[str]:
     Raises:
         DataError: A video does not exist, or two have one id.
     """
-    names = _by_id(videos_in(list(videos)))
-    return sorted(path.stem for path in (output / PARTS).glob("*.json") if path.stem not in names)
+    return sorted(videos_of(output).difference(_by_id(videos_in(list(videos)))))
 
 
 def _by_id(files: Sequence[Path]) -> dict[str, Path]:
@@ -99,6 +99,21 @@ def _by_id(files: Sequence[Path]) -> dict[str, Path]:
         if other is not file:
             raise DataError(f"Rename one of {other} and {file}: the name without suffix is the id of a video.")
     return found
+
+
+def _check_names(names: set[str]) -> None:
+    """Finds a video that is called as a segment of another: the reader would take the frames of one for the other's.
+
+    Raises:
+        DataError: With its name.
+    """
+    for name in sorted(names):
+        video, _, number = name.rpartition("_")
+        if number.isdecimal() and video in names:
+            raise DataError(
+                f"Rename the video {name}, or extract it to another --output: a segment of the video {video} has the "
+                "same name."
+            )
 
 
 def _transcripts(files: dict[str, Path], options: ExtractOptions) -> dict[str, Transcript | None]:

@@ -119,6 +119,9 @@ def _features(corpus: Corpus, modality: str) -> Features:
     known = corpus.extraction.get(modality)
     if known is not None and len(known.columns) == size:
         return Features(known.columns, known.units)
+    named = corpus.report.features.get(modality, ())
+    if len(named) == size:
+        return Features(named, [""] * size)
     names = _EMBEDDED[modality] if corpus.name == "embedded" and len(_EMBEDDED[modality]) == size else None
     return Features(names or [f"feature {k + 1}" for k in range(size)], [""] * size)
 

@@ -62,8 +62,8 @@ def check_fingerprints(
             )
         raise UsageError(
             f"The {modality} features of {corpus.name} are of another extraction ({theirs[:12]}) than those that "
-            f"{model} was trained on ({ours[:12]}): other options or versions give other numbers; extract the training "
-            "videos with the same command as these and train on them, or extract these with that of those."
+            f"{model} was trained on ({ours[:12]}): other options, versions or --columns give other numbers; extract "
+            "the training videos with the same command as these and train on them, or extract these with that of those."
         )
 
 

@@ -447,6 +447,17 @@ def test_torch_is_never_loaded() -> None:
     assert said.stdout.strip() == "set()"
 
 
+def test_no_video_is_called_as_a_segment_of_another(tmp_path: Path) -> None:
+    one = clip(tmp_path / "talk.wav", silence(0.5), None, codecs=("", "pcm_s16le"))
+    other = shutil.copy(one, tmp_path / "talk_1.wav")
+    options = ExtractOptions(transcript=texts(tmp_path / "t", talk=TEXT, talk_1=TEXT), align=False, face=False)
+    extract([one], tmp_path / "out", options)
+    for videos, output in (([one, other], "both"), ([other], "out")):
+        with pytest.raises(DataError, match=r"Rename the video talk_1, .* a segment of the video talk has"):
+            extract(videos, tmp_path / output, options)
+    assert extract([other], tmp_path / "alone", options).counts == {"no speech": 1}
+
+
 def test_a_name_that_is_no_utf8_becomes_an_id(tmp_path: Path) -> None:
     file = tmp_path / os.fsdecode(b"caf\xe9.wav")
     clip(tmp_path / "a.wav", silence(0.5), None, codecs=("", "pcm_s16le")).rename(file)

@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cmsbert_fast.data.example import Corpus, Example
+from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.page.build import html, media_url, write_page
+from cmsbert_fast.page.collect import Model, Scored, page_of
 from cmsbert_fast.page.content import Frames, Media
 from cmsbert_fast.page.packing import POINTS, packed, shown
 from tests.page import content
@@ -124,3 +127,12 @@ def test_a_page_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.
 def test_numbers_that_json_does_not_know_are_an_error() -> None:
     with pytest.raises(ValueError, match="JSON"):
         html(replace(content.page(), segments=[replace(content.segment(0), scores=[float("nan")])]))
+
+
+def test_features_are_called_as_in_their_files() -> None:
+    example = Example("a", ("good",), None, np.zeros((2, 2), np.float32), np.zeros((2, 1), np.float32))
+    report = ReadReport("a table", features={"visual": ["AU01_r", "gaze_0_x"], "acoustic": ["F0", "energy"]})
+    corpus = Corpus("talk", {"all": [example]}, 2, 1, report)
+    page = page_of(corpus, [Scored(example, [0.5], 1, {})], Model("m"), {}, Path("p.html"))
+    assert page.features["visual"].columns == ["AU01_r", "gaze_0_x"]
+    assert page.features["acoustic"].columns == ["feature 1"]  # not those names: there is one feature

@@ -11,6 +11,7 @@ pytest.importorskip("av")
 
 from cmsbert_fast.extract import ExtractOptions, extract
 from cmsbert_fast.predict import main
+from cmsbert_fast.predict_videos import videos_among
 from cmsbert_fast.training.runs import main as train
 from tests.page.content import write_clip
 from tests.training.test_predict_page import content
@@ -98,6 +99,14 @@ def test_without_an_output_features_go_to_a_folder_that_is_said(predict, trained
     assert status == 0
     (folder,) = tmp_path.glob("cmsbert-features-*")
     assert f"extracting 1 video into {folder}" in err
+
+
+def test_a_table_is_no_stream_of_packets(tmp_path) -> None:
+    table, stream = tmp_path / "a.csv", tmp_path / "a.ts"
+    table.write_bytes((b"G" + b"," * 187) * 2 + b"1\n" * 500)
+    stream.write_bytes((b"G" + b"\0" * 187) * 4)
+    assert videos_among([str(table)]) == []
+    assert videos_among([str(stream)]) == [stream]
 
 
 def test_users_errors(predict, trained, made, tmp_path, corpus_folder, bert) -> None:

@@ -67,6 +67,8 @@ class Cutter:
         """Notes what was found in a file: names of features, columns that are none, frames without a face."""
         if stream.columns:
             report.columns[stream.name] = list(stream.columns)
+            if all(one.columns for one in self._streams):
+                report.features[self._modality] = [name for one in self._streams for name in one.columns]
         if not isinstance(stream, FileStream):
             return
         if stream.left_out:

@@ -29,7 +29,8 @@ def is_recording(head: bytes) -> bool:
     """Whether a file of these first `LENGTH` bytes is a video or a sound file."""
     if head.startswith(_RECORDINGS) or head[4:8] in _BOXES or head[8:12] in _IFF.get(head[:4], ()):
         return True
-    return any(head[at : at + 1] == head[at + step : at + step + 1] == b"G" for at, step in ((0, 188), (4, 192)))
+    # MPEG-TS: packets of 188 bytes, or 192 with a time before each.
+    return any(head[at : at + 3 * step : step] == b"GGG" for at, step in ((0, 188), (4, 192)))
 
 
 def check_first_bytes(name: str, head: bytes) -> None:

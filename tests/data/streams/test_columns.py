@@ -82,9 +82,11 @@ def test_a_stream_without_a_match_keeps_its_features(files: Any, faces: dict[str
     assert (corpus.visual_size, corpus.acoustic_size) == (3, 2)
     assert "voice: all features, no name of which --columns matches" in str(corpus.report)
     assert corpus.report.columns == {"openface": OPENFACE[-3:], "voice": ["F0", "energy"]}
+    assert corpus.report.features == {"visual": OPENFACE[-3:], "acoustic": ["F0", "energy"]}
     convert.convert(open_source(files.folder, columns="AU*"), files.folder / "c")
     converted = read_corpus(files.folder / "c")
     assert converted.report.columns == corpus.report.columns
+    assert converted.report.features == corpus.report.features
     with pytest.raises(DataError, match="Leave out --words, --label and --columns"):
         read_corpus(files.folder / "c", columns="AU*")
 
