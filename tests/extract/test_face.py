@@ -96,11 +96,20 @@ def test_a_mesh_without_extent_has_no_measures() -> None:
     assert measure(np.full((POINTS, 3), np.nan)) is None
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"cmsbert-fast\[extract-face\]"):
         Tracker(_python(tmp_path, "raise ModuleNotFoundError('no mediapipe')"), None)
     with pytest.raises(DataError, match="--face-python"):
         Tracker(tmp_path / "absent", None)
+    monkeypatch.setattr("cmsbert_fast.extract.face.process._EXIT", 0.2)
+    code = (
+        f"import os, time; print(os.getpid(), file=open({str(tmp_path / 'id')!r}, 'w'), flush=True); "
+        "os.write(1, b'X' + bytes(4)); time.sleep(60)"
+    )
+    with pytest.raises(DataError, match="There is no face mesh"):
+        Tracker(_python(tmp_path, code), None)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "id").read_text()), 0)
 
 
 def test_a_tracker_that_ends_is_started_again(tmp_path: Path) -> None:

@@ -181,9 +181,12 @@ def _intervals(values: _Values, path: Path) -> np.ndarray | None:
         raise DataError(f"Give every frame of {path.name} a finite time.")
     if values.marked == 2:
         return marks
-    step = float(np.median(np.diff(marks[:, 0]))) if len(marks) > 1 else 0.0
-    stops = np.append(marks[1:], marks[-1:] + step, axis=0)
-    return np.concatenate([marks, stops], axis=1)
+    order = np.argsort(marks[:, 0], kind="stable")  # rows may be in any order
+    begin = marks[order, 0]
+    step = float(np.median(np.diff(begin))) if len(begin) > 1 else 0.0
+    stops = np.empty_like(begin)
+    stops[order] = np.append(begin[1:], begin[-1:] + step)
+    return np.column_stack([marks[:, 0], stops])
 
 
 def _numbered(features: np.ndarray, header: list[str], columns: list[int], path: Path) -> bool:

@@ -19,6 +19,7 @@ from cmsbert_fast.extract.media.process import HEADER, PICTURES, SIDE, Decoder, 
 
 _SCRIPT = Path(__file__).with_name("tracker.py")
 _MESH = struct.Struct("<dHf")
+_EXIT = 5.0  # seconds that a process may take to end
 _INSTALL = (
     'install it with pip install "cmsbert-fast[extract-face]" (Python 3.12 or older), give --face-python the Python of '
     "an environment that has it, or give --no-face"
@@ -66,12 +67,18 @@ class Tracker:
         self._answers = read_messages(self._process.stdout, self._process.kill)
         kind, payload = next(self._answers, (b"", b""))
         if kind != b"V":
-            raise DataError(f"There is no face mesh ({self._reason()}): {_INSTALL}.")
+            reason = self._reason()
+            self._end()
+            raise DataError(f"There is no face mesh ({reason}): {_INSTALL}.")
         told = json.loads(payload)
         self.version, self.detector = str(told["version"]), bool(told["detector"])
 
     def _reason(self) -> str:
-        self._process.wait()
+        try:
+            self._process.wait(_EXIT)
+        except subprocess.TimeoutExpired:  # it said something else than a message, and runs on
+            self._process.kill()
+            self._process.wait()
         self._said.seek(0)
         lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
         return sentence(lines[-1] if lines else f"status {self._process.returncode}")

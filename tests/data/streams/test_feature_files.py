@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -11,7 +12,7 @@ import pytest
 
 from cmsbert_fast.data import DataError, read_corpus
 from cmsbert_fast.data.streams import feature_files
-from cmsbert_fast.data.streams.feature_csv import seconds_of
+from cmsbert_fast.data.streams.feature_csv import load_csv, seconds_of
 from tests.data.sources import ROWS
 
 
@@ -351,3 +352,8 @@ def test_frames_in_hdf5(files: Any) -> None:
 )
 def test_times_in_seconds(cell: str, seconds: float) -> None:
     assert seconds_of(cell) == seconds
+
+
+def test_rows_of_a_csv_may_be_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("timestamp,x\n0.2,2\n0.0,0\n0.1,1\n")
+    np.testing.assert_allclose(load_csv(tmp_path / "a.csv").track.intervals, [[0.2, 0.3], [0.0, 0.1], [0.1, 0.2]])
