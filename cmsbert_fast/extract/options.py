@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.extract.words.recognise import check_model
+from cmsbert_fast.extract.words.transcript import SUFFIXES
 
 _SUFFIXES = (
     ".3g2 .3gp .aac .aif .aiff .amr .asf .avi .caf .flac .flv .m2ts .m4a .m4v .mka .mkv .mov .mp3 .mp4 .mpeg .mpg .mts "
@@ -79,6 +80,13 @@ def version_of(package: str) -> str:
         return ""
 
 
+def passed_over(given: list[Path]) -> list[str]:
+    """What folders hold beside media and transcripts: `videos_in` looks into no folder in them."""
+    inside = [p for path in given if path.is_dir() for p in sorted(path.iterdir()) if not p.name.startswith(".")]
+    known = MEDIA.union(SUFFIXES)
+    return [f"{p.name}/" if p.is_dir() else p.name for p in inside if p.is_dir() or p.suffix.lower() not in known]
+
+
 def videos_in(given: list[Path]) -> list[Path]:
     """The files named, and those of the folders named that are called like media.
 
@@ -88,7 +96,8 @@ def videos_in(given: list[Path]) -> list[Path]:
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in MEDIA and not p.name.startswith("."))
+            known = (p for p in path.iterdir() if p.suffix.lower() in MEDIA and not p.is_dir())
+            inside = sorted(p for p in known if not p.name.startswith("."))
             if not inside:
                 raise DataError(f"Give a folder with videos: {path} has none ({', '.join(sorted(MEDIA)[:6])} ...).")
             found += inside

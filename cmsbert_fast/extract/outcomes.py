@@ -28,6 +28,7 @@ MEANINGS = {
     NARROW: "its sound has fewer than 16,000 samples a second: cepstrum and slope do not compare with other videos'",
     EXTRACTED: "words, voice and face, as far as they were asked for",
 }
+_NAMED = 5  # of what is left out
 RETRIED = (UNREADABLE, TRACKER_FAILED, NO_TRANSCRIPT)
 
 
@@ -67,6 +68,7 @@ class Summary:
         fingerprint: Of the extractors; features of two folders are comparable where it is the same.
         again: Videos that were extracted before and are as they were.
         copy: A copy of the former table, if cells that a user added belong to no segment any more.
+        passed_over: Files and folders in the folders given that are not called like media.
     """
 
     results: Mapping[str, Result]
@@ -74,6 +76,7 @@ class Summary:
     fingerprint: str
     again: int = 0
     copy: Path | None = None
+    passed_over: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -93,6 +96,9 @@ class Summary:
         lines = [f"{len(self.results)} videos, {seconds / 60:.1f} minutes, {self.segments} segments in {self.output}"]
         if self.again:
             lines.append(f"  {self.again} were extracted before")
+        if self.passed_over:
+            some = ", ".join(self.passed_over[:_NAMED]) + ", ..." * (len(self.passed_over) > _NAMED)
+            lines.append(f"  {len(self.passed_over)} files and folders are not called like media, left out: {some}")
         if self.copy is not None:
             lines.append(
                 f"  some cells that you added had texts that are no longer there: {self.copy} keeps the former table"

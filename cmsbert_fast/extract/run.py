@@ -16,7 +16,7 @@ from cmsbert_fast.extract.face import measures
 from cmsbert_fast.extract.face.process import Tracker
 from cmsbert_fast.extract.folder import Folder, fingerprint_of, size_and_time, videos_of
 from cmsbert_fast.extract.media.process import PICTURES, SIDE
-from cmsbert_fast.extract.options import ExtractOptions, version_of, videos_in
+from cmsbert_fast.extract.options import ExtractOptions, passed_over, version_of, videos_in
 from cmsbert_fast.extract.outcomes import Result, Summary, outcome_of
 from cmsbert_fast.extract.video import Account, Tools, extract_video
 from cmsbert_fast.extract.voice import features as voice
@@ -79,7 +79,8 @@ def extract(videos: Sequence[Path], output: Path, options: ExtractOptions) -> Su
                 results[name] = _result(file, part)
         finally:  # also after Ctrl-C
             copy = folder.finish(about)
-    return Summary(results, Path(output), about["fingerprint"], again, copy)
+    others = tuple(passed_over([Path(video) for video in videos]))
+    return Summary(results, Path(output), about["fingerprint"], again, copy, others)
 
 
 def others_in(output: Path, videos: Sequence[Path]) -> list[str]:

@@ -122,9 +122,11 @@ def test_each_hard_case_has_its_outcome(tmp_path: Path, spoken: np.ndarray, pyth
     cut.write_bytes(cut.read_bytes()[: 2 * len(spoken) + 2000])
     (folder / "broken.mp4").write_bytes(b"\0" * 1000)
     (folder / "notes.docx").write_bytes(b"no media")
+    (folder / "notes.srt").write_text("a transcript")
+    (folder / "more").mkdir()
     turned_phone = clip(folder / "phone.mp4", spoken)
     turn_phone(turned_phone, 90)
-    names = [path.stem for path in folder.iterdir() if path.suffix != ".docx"]
+    names = [path.stem for path in folder.iterdir() if path.suffix not in ("", ".docx", ".srt")]
     said = texts(tmp_path / "said", **{name: TEXT for name in names if name != "untold"})
     texts(said, empty=" ", short=" ".join([SENTENCES[0], *["and so it went on for ever"] * 9]))
     texts(said, other="Yesterday we went to the market because my brother wanted fresh apples and bread for tea. " * 2)
@@ -148,6 +150,7 @@ def test_each_hard_case_has_its_outcome(tmp_path: Path, spoken: np.ndarray, pyth
         "broken": "unreadable",
     }
     assert "damaged" in summary.results["cut"].conditions
+    assert "2 files and folders are not called like media, left out: more/, notes.docx" in summary.text
     assert sum(summary.counts.values()) == len(names)
     for name, outcome in found.items():
         assert outcome == "extracted" or f"{name}: {outcome}" in summary.text
