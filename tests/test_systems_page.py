@@ -1,4 +1,4 @@
-"""The table of systems in ``docs/systems.md`` and that in README.md: every system, with its numbers of parameters."""
+"""The table of systems in ``docs/systems.md``: every system, with its numbers of parameters; and the names of variants."""
 
 import re
 from pathlib import Path
@@ -14,9 +14,9 @@ VISUAL = {"mosi": 47, "mosei": 35}
 TEXTS = {"bert": "BERT", "bert-frozen": "frozen BERT", "vectors": "word vectors"}
 
 
-def row(file: str, name: str) -> list[str]:
+def row(name: str) -> list[str]:
     """The cells of a system's row."""
-    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs/systems.md").read_text(encoding="utf-8").splitlines()
     (line,) = [line for line in lines if line.startswith(f"| `{name}` | [")]
     return [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -33,19 +33,17 @@ def new_parameters(name: str, corpus: str) -> int:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_system_in_both_tables(name):
-    long, short = row("docs/systems.md", name), row("README.md", name)
+def test_a_system_of_the_table(name):
+    cells = row(name)
     found = {corpus: new_parameters(name, corpus) for corpus in VISUAL}
-    assert long[-1] == f"{found['mosi']:,} / {found['mosei']:,}"
-    assert short[-1] == f"{found['mosi'] / 1e6:.2f} M"
-    config_class = VARIANTS[name].model_class.config_class
-    assert long[2] == short[2] == TEXTS[config_class.text]
+    assert cells[-1] == f"{found['mosi']:,} / {found['mosei']:,}"
+    assert cells[2] == TEXTS[VARIANTS[name].model_class.config_class.text]
     of_words = bool(VARIANTS[name].needs & {"word_frames", "frames_of_words"})
-    assert ("of words" in short[3]) == ("frames of words" in long[3]) == of_words
-    assert re.findall(r"arxiv.org/abs/[\d.]+", long[1]) == re.findall(r"arxiv.org/abs/[\d.]+", short[1])
+    assert ("frames of words" in cells[3]) == of_words
+    assert re.search(r"arxiv.org/abs/[\d.]+", cells[1])
 
 
 def test_every_variant_is_named():
-    for file in ("docs/systems.md", "README.md"):
-        text = (ROOT / file).read_text(encoding="utf-8")
+    for file in ("systems", "train"):
+        text = (ROOT / "docs" / f"{file}.md").read_text(encoding="utf-8")
         assert all(f"`{name}`" in text for name in VARIANTS if "-no-" not in name)

@@ -18,7 +18,7 @@ PAGES = ["BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/*.py"))
 LINK = re.compile(r"(\]\(|<a href=\")([^)\"#:]+)")
 DIAGRAM = re.compile(r"```mermaid\n(.*?)```\n", re.DOTALL)
-ROLE = re.compile(r":(?:attr|class|func|meth|mod):(?=<code>)")
+ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?")
 
 
 def on_files(files, config):
@@ -38,7 +38,7 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_page_content(html, page, config, files):
     """Docstrings' remains of reStructuredText: roles, and the double colon before a literal block."""
-    return ROLE.sub("", html).replace("::</p>", ":</p>")
+    return ROLE.sub("<code>", html).replace("::</p>", ":</p>")
 
 
 def page_of(name: str) -> str:
@@ -59,30 +59,32 @@ def site_link(here: str, target: str) -> str:
 
 def drawing(flowchart: str) -> str:
     """A flowchart of Mermaid's as SVG: Mermaid itself would be loaded from a CDN when the page is viewed."""
-    graph = nx.DiGraph()
-    labels = {}
+    graph, names, notes = nx.DiGraph(), {}, {}
     for line in flowchart.strip().splitlines()[1:]:
-        found = re.fullmatch(r"\s*(\w+)(?:\[(.+?)\])? (?:--(?: (.+) --)?)> (\w+)", line)
+        found = re.fullmatch(r"\s*(\w+)(?:\[(.+?)\])? --(?: (.+) --)?> (\w+)", line)
         if found is None:
             raise ValueError(f"not an arrow of a flowchart: {line!r}")
-        source, name, label, target = found.groups()
+        source, name, note, target = found.groups()
         graph.add_edge(source, target)
-        labels[source] = name or labels.get(source, source)
-        labels[target] = labels.get(target, target) + (f"\n({label})" if label else "")
-    floors = nx.topological_generations(graph)
-    for floor, rooms in enumerate(floors):
-        for room in rooms:
-            graph.nodes[room]["subset"] = -floor
-    places = nx.multipartite_layout(graph, align="horizontal")
-    figure = Figure(figsize=(9, 6))
+        names |= {source: name or names.get(source, source), target: names.get(target, target)}
+        if note:
+            notes[source, target] = note
+    places: dict[str, tuple[float, float]] = {}
+    for floor, rooms in enumerate(nx.topological_generations(graph)):
+        centres = {room: [places[above][0] for above in graph.predecessors(room)] or [0.5] for room in rooms}
+        row = sorted(centres, key=lambda room: sum(centres[room]) / len(centres[room]))
+        gap = 1 / len(row)
+        places |= {room: ((k + 0.5 + 0.25 * (-1) ** floor) * gap, -floor) for k, room in enumerate(row)}
+    figure = Figure(figsize=(10, 7))
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
-    ax.margins(0.1)
     shape = {"boxstyle": "round", "facecolor": "#e8eaf6", "edgecolor": "#3f51b5"}
-    nx.draw_networkx_edges(
-        graph, places, ax=ax, edge_color="#8a8fa8", width=0.8, node_size=1500, connectionstyle="arc3,rad=0.08"
+    arrows = {"edge_color": "#8a8fa8", "width": 0.8, "node_size": 900, "connectionstyle": "arc3,rad=0.06"}
+    nx.draw_networkx_edges(graph, places, ax=ax, **arrows)
+    nx.draw_networkx_labels(graph, places, names, ax=ax, font_size=10, bbox=shape, clip_on=False)
+    nx.draw_networkx_edge_labels(
+        graph, places, notes, ax=ax, font_size=7, connectionstyle="arc3,rad=0.06", rotate=False, clip_on=False
     )
-    nx.draw_networkx_labels(graph, places, labels, ax=ax, font_size=9, bbox=shape)
     svg = io.StringIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     picture = svg.getvalue()
