@@ -301,6 +301,9 @@ def test_the_lowest_versions_are_those_that_are_promised() -> None:
         "alembic",
         "optuna",
         "faster-whisper",
+        "mkdocs",
+        "mkdocs-material",
+        "networkx",
         "ruff",
         "mypy",
     ):

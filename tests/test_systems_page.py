@@ -1,4 +1,4 @@
-"""The table of systems in ``docs/systems.md``: every system, with its numbers of parameters; and the names of variants."""
+"""The table of systems in ``docs/systems.md``: every system, with its numbers of parameters."""
 
 import re
 from pathlib import Path

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import networkx as nx
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from mkdocs.structure.files import File
 
@@ -86,7 +87,8 @@ def drawing(flowchart: str) -> str:
         graph, places, notes, ax=ax, font_size=7, connectionstyle="arc3,rad=0.06", rotate=False, clip_on=False
     )
     svg = io.StringIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    picture = svg.getvalue()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rooms"}):  # text stays text
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    picture = svg.getvalue().replace("<svg ", '<svg role="img" aria-label="Which room imports which" ', 1)
     picture = re.sub(r"<metadata>.*?</metadata>", "", picture[picture.index("<svg") :], flags=re.DOTALL)
     return "<div>" + re.sub(r"\n\s*", " ", picture) + "</div>\n"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from markdown_it import MarkdownIt
+from markdown_it import MarkdownIt  # comes with rich
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
