@@ -19,7 +19,7 @@ PAGES = ["BENCHMARKS.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/*.py"))
 LINK = re.compile(r"(\]\(|<a href=\")([^)\"#:]+)")
 DIAGRAM = re.compile(r"```mermaid\n(.*?)```\n", re.DOTALL)
-ROLE = re.compile(r":(?:attr|class|func|meth|mod):<code>~?")
+ROLE = re.compile(r":[a-z]+:<code>~?")
 
 
 def on_files(files, config):

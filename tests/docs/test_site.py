@@ -11,10 +11,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 import cmsbert_fast
 from cmsbert_fast import data, reference
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import PAGES, ROOT
 from tests.page import browser
 
 DOCS = ROOT / "docs"
@@ -105,8 +106,24 @@ def test_the_pages_are_whole(site):
     assert all(f">{room}</text>" in diagram for room in ("train.py", "predict_videos", "kernels", "Example only"))
     for path in (site / "api").glob("*.html"):
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r":(?:attr|class|func|meth|mod):|::</p>", text)
+        assert not re.search(r":[a-z]+:<code>|<code>~|::</p>", text)
     assert not list(site.rglob("*.py"))
+
+
+@needs_mkdocs
+@pytest.mark.parametrize(
+    "page", [path for path in PAGES if path.parent in (DOCS, DOCS / "kernels")], ids=lambda p: p.stem
+)
+def test_a_page_has_the_same_parts_as_on_github(site, page):
+    """Python-Markdown nests what is indented by 4 spaces, CommonMark by less."""
+    text = page.read_text(encoding="utf-8")
+    github = MarkdownIt().enable("table").render(text)
+    built = (site / page.relative_to(DOCS).with_suffix(".html")).read_text(encoding="utf-8")
+    article = built.split("<article")[1].split("</article>")[0]
+    tags = ("h2", "li", "ol", "pre", "table", "ul")
+    found, expected = ({tag: len(re.findall(rf"<{tag}[ >]", html)) for tag in tags} for html in (article, github))
+    expected["pre"] -= text.count("```mermaid")
+    assert found == expected
 
 
 @needs_mkdocs
