@@ -185,7 +185,7 @@ def test_onnx() -> None:
     processor = processor_of(47, 74)
     fields = dict(vocab_size=len(embedded_tokenizer()), num_hidden_layers=1, max_position_embeddings=64)
     model = CMSBertForSequenceClassification(config(visual_size=47, acoustic_size=74, **fields)).eval()
-    export.export_onnx(model, processor, Path("model.onnx"))  # without LSTMs: a third of the time
+    export.export_onnx(model, processor, Path("model.onnx"))  # a model without LSTMs exports sooner
     names = run("docs/export.md", 0, {"processor": processor, "text": "the film was good"})
     assert np.isfinite(names["logits"]).all()
 
