@@ -42,6 +42,7 @@ class CMSBertProcessor(ProcessorMixin):
         extraction: The fingerprint of the extraction that the training frames are of, by modality
             (:attr:`cmsbert_fast.data.example.Corpus.extraction`); None or no entry: `cmsbert_fast.extract` did not make
             them.
+        feature_names: The names of the training frames' features, by modality; None or no entry: not known.
 
     Attributes:
         word_vectors: For systems that read words as vectors; saved in a file of its own.
@@ -57,6 +58,7 @@ class CMSBertProcessor(ProcessorMixin):
         max_length: int = 50,
         repeat_frames: bool = False,
         extraction: dict[str, str] | None = None,
+        feature_names: dict[str, list[str]] | None = None,
         **kwargs: object,
     ):
         if isinstance(max_length, bool) or not isinstance(max_length, int):
@@ -75,6 +77,8 @@ class CMSBertProcessor(ProcessorMixin):
         self.repeat_frames = repeat_frames
         _check_extraction(extraction)
         self.extraction = extraction
+        _check_feature_names(feature_names)
+        self.feature_names = feature_names
         self.word_vectors: WordVectors | None = None
         super().__init__(tokenizer, **kwargs)
 
@@ -349,3 +353,17 @@ def _finite(frames: np.ndarray) -> np.ndarray:
 
 
 AutoProcessor.register(CMSBertConfig, CMSBertProcessor)
+
+
+def _check_feature_names(names: object) -> None:
+    """Checks names of features, which may come from a file.
+
+    Raises:
+        ValueError: They are not lists of texts by modality.
+    """
+    if names is None:
+        return
+    if not isinstance(names, dict) or not set(MODALITIES) >= names.keys():
+        raise ValueError(f"feature_names must hold names for each of {', '.join(MODALITIES)}, or for one of them.")
+    if not all(isinstance(each, list | tuple) and all(isinstance(n, str) for n in each) for each in names.values()):
+        raise ValueError("feature_names must be lists of texts.")

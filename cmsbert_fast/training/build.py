@@ -22,7 +22,7 @@ from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.best import BEFORE, BEST, CHECKSUMS
 from cmsbert_fast.training.config import build_config, check_architecture, reads_vectors
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.extraction import fingerprints, modalities_of
+from cmsbert_fast.training.extraction import feature_names, fingerprints, modalities_of
 from cmsbert_fast.training.pretrained import check_folder, check_tokenizer, check_weights, reason, saved_config
 from cmsbert_fast.training.settings import TrainingSettings
 
@@ -50,6 +50,7 @@ def build(
         max_length=settings.max_length,
         repeat_frames=settings.repeat_frames,
         extraction=fingerprints(corpus, modalities_of(config)),
+        feature_names=feature_names(corpus, modalities_of(config)),
     )
     if reads_vectors(config):
         processor.word_vectors = vectors

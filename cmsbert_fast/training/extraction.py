@@ -1,7 +1,7 @@
-"""Whether features mean the same as those that a model was trained on: the fingerprints of their extraction."""
+"""Whether features mean the same as those that a model was trained on: their names, and how they were extracted."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import PROCESSOR_NAME
 
 from cmsbert_fast.data.example import MODALITIES, Corpus
+from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.files import read_text
 from cmsbert_fast.training.errors import UsageError
 
@@ -67,19 +68,57 @@ def check_fingerprints(
         )
 
 
-def trained_fingerprints(name: str) -> dict[str, str] | None:
-    """The fingerprints in a checkpoint's folder; None where it has none, as those of BERT.
+def feature_names(corpus: Corpus, modalities: Collection[str]) -> dict[str, list[str]] | None:
+    """The names of the features of each modality that a model reads; None where no names are known."""
+    found = {modality: names for modality, names in corpus.report.features.items() if modality in modalities}
+    return found or None
+
+
+def check_names(
+    trained: Mapping[str, Sequence[str]] | None, corpus: Corpus, modalities: Collection[str], model: str = "this model"
+) -> None:
+    """Finds features of other names, or in another order, than the training data's, where both are known.
+
+    Args:
+        trained: The processor's ``feature_names``.
+        corpus, modalities, model: As for :func:`check_fingerprints`.
+
+    Raises:
+        UsageError: With what to do about it.
+    """
+    for modality in modalities:
+        ours, theirs = (list((names or {}).get(modality, ())) for names in (trained, corpus.report.features))
+        if not ours or not theirs or ours == theirs:
+            continue
+        if len(ours) != len(theirs):
+            differ = f"{len(theirs)} features, those had {len(ours)}"
+        else:
+            k = next(k for k, pair in enumerate(zip(ours, theirs, strict=True)) if len(set(pair)) > 1)
+            differ = f"{theirs[k]!r:.80} as feature {k + 1}, those had {ours[k]!r:.80}"
+        raise UsageError(
+            printable(
+                f"The {modality} frames of {corpus.name} are not of the features that {model} was trained on "
+                f"(these have {differ}); choose the same with --columns."
+            )
+        )
+
+
+def trained_features(name: str) -> tuple[dict[str, str] | None, dict[str, list[str]] | None]:
+    """The fingerprints and names of features in a checkpoint's folder; None where it has none, as those of BERT.
 
     Raises:
         UsageError: The file that has them is damaged.
     """
     path = Path(name) / PROCESSOR_NAME
     if not path.is_file():
-        return None
+        return None, None
     try:
-        found: Any = json.loads(read_text(path, _LARGEST)).get("extraction")
-        if found is None or all(isinstance(value, str) for value in found.values()):
-            return found
+        entries: Any = json.loads(read_text(path, _LARGEST))
+        prints, names = entries.get("extraction"), entries.get("feature_names")
+        if all(isinstance(value, str) for value in (prints or {}).values()) and all(
+            isinstance(value, list) and all(isinstance(n, str) for n in value) for value in (names or {}).values()
+        ):
+            return prints, names
     except (OSError, ValueError, AttributeError, RecursionError):
         pass
     raise UsageError(f"{path} is damaged; restore it, or give another checkpoint.")

@@ -62,7 +62,7 @@ def test_the_best_model_predicts_what_the_run_wrote(folders, name, variant):
 # What later versions write besides.
 SINCE_THEN = {
     "files": {"CHECKSUMS.json", "README.md", "shift_maps.png"},
-    "processor": {"repeat_frames", "extraction"},
+    "processor": {"repeat_frames", "extraction", "feature_names"},
 }
 
 

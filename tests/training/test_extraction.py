@@ -8,7 +8,7 @@ import pytest
 from cmsbert_fast import evaluate, predict
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.runs import main as train
-from tests.data.extracted import FINGERPRINT, write_extracted
+from tests.data.extracted import COLUMNS, FINGERPRINT, write_extracted
 
 SPLITS = ("train", "valid", "test")
 TEXTS = ("the film was good", "dull and bad") * 6
@@ -67,6 +67,24 @@ def test_the_same_features_are_taken(capsys, trained, tmp_path, bert) -> None:
         folder = data(tmp_path / model, fingerprint)
         assert predict.main([str(trained[model]), str(folder)]) == 0
         train_on(folder, trained[model] / "best", tmp_path / f"{model}-again")
+
+
+def test_features_of_other_names_are_refused(capsys, trained, tmp_path) -> None:
+    """As many as the model reads, but others: those of another ``--columns``, or in another order."""
+    assert load_trained(trained["released"])[1].feature_names == COLUMNS
+    folder = data(tmp_path / "data", None)
+    for file in (folder / "face").glob("*.csv"):
+        file.write_text(file.read_text().replace("roll,smile", "smile,roll", 1))
+    again = ["--data", folder, "--model", trained["released"] / "best", "--output", tmp_path / "out"]
+    for run in (
+        lambda: predict.main([str(trained["released"]), str(folder)]),
+        lambda: train([str(a) for a in again], embedded_config=Path("none")),
+    ):
+        assert run() == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert "'smile' as feature 1, those had 'roll'); choose the same with --columns." in message
+    without = ["--visual", "none"]
+    assert predict.main([str(trained["released"]), str(folder), *without]) == 0
 
 
 def test_what_a_model_does_not_read_may_be_any(trained, tmp_path, bert) -> None:
