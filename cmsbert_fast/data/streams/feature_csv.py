@@ -19,6 +19,7 @@ from cmsbert_fast.data.align import Track
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.tables import START, STOP, number_of, read_table
 
+_IMPLAUSIBLE_STEP = 10  # seconds between frames; of 100 a second, in milliseconds, it is 10
 _ROW_NUMBERS = re.compile(r"(unnamed: 0|index)?")  # names of the first column where pandas wrote its index
 _COUNTED = 3  # rows from which a first column 0, 1, 2, ... without a name is no feature by chance
 _POINT = ("timestamp", "frametime", "time")
@@ -184,6 +185,10 @@ def _intervals(values: _Values, path: Path) -> np.ndarray | None:
     order = np.argsort(marks[:, 0], kind="stable")  # rows may be in any order
     begin = marks[order, 0]
     step = float(np.median(np.diff(begin))) if len(begin) > 1 else 0.0
+    if step >= _IMPLAUSIBLE_STEP:
+        raise DataError(
+            f"Give the times of {path.name} in seconds: its frames are {step:g} apart, as milliseconds are."
+        )
     stops = np.empty_like(begin)
     stops[order] = np.append(begin[1:], begin[-1:] + step)
     return np.column_stack([marks[:, 0], stops])

@@ -357,3 +357,9 @@ def test_times_in_seconds(cell: str, seconds: float) -> None:
 def test_rows_of_a_csv_may_be_in_any_order(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("timestamp,x\n0.2,2\n0.0,0\n0.1,1\n")
     np.testing.assert_allclose(load_csv(tmp_path / "a.csv").track.intervals, [[0.2, 0.3], [0.0, 0.1], [0.1, 0.2]])
+
+
+def test_times_in_milliseconds_are_no_seconds(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("timestamp,x\n0,2\n40,0\n80,1\n")
+    with pytest.raises(DataError, match=r"times of a\.csv in seconds: its frames are 40 apart"):
+        load_csv(tmp_path / "a.csv")
