@@ -34,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _path = config.getoption("--lines")
 
 
+@pytest.hookimpl(trylast=True)  # after -k has chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if _path is None:
         return

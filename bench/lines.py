@@ -14,6 +14,7 @@ A line that was cut off, as by a kill, is left out on reading; the next begins o
 
 import datetime
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ def append(path: Path, **line: Any) -> None:
                 file.write(b"\n")
         file.write(json.dumps(line).encode() + b"\n")
         file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: Path) -> list[dict[str, Any]]:

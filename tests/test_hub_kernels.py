@@ -82,12 +82,12 @@ def test_the_files_of_a_variant(folder):
 
 def test_kernels_loads_it_beside_this_package(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    kernels = pytest.importorskip("kernels")
-    from kernels._rust import Digest, DigestAlgorithm
+    rust = pytest.importorskip("kernels._rust")  # in a checkout our folder kernels has the name, too
+    import kernels
 
     folder = tmp_path / "kernel"
     hub_kernels.write_layout(folder)
-    actual = Digest.hash_variant(DigestAlgorithm.SHA256, folder / "build" / "torch-cpu")
+    actual = rust.Digest.hash_variant(rust.DigestAlgorithm.SHA256, folder / "build" / "torch-cpu")
     loaded = kernels.get_local_kernel(folder, backend="cpu")
     found = next(one for one in kernels.get_loaded_kernels() if one.module is loaded)
     assert (str(found.metadata.name), found.metadata.version, found.metadata.license) == ("cmsbert", 1, "Apache-2.0")

@@ -1,5 +1,6 @@
 """Which stream of a folder serves as what."""
 
+import json
 import re
 from typing import Any
 
@@ -56,7 +57,8 @@ def test_frames_that_cannot_be_read_are_no_absent_stream(files: Any, name: str, 
 
 def test_other_files_beside_a_table_are_noted(files: Any) -> None:
     frames_beside(files, "unaligned_39.pkl")
-    (files.folder / "extraction.json").write_text('{"fingerprint": "0f", "columns": {"visual": ["a"]}}')
+    manifest = {"fingerprint": "0f" * 16, "columns": {"visual": ["a"]}, "units": {"visual": {"a": ""}}}
+    (files.folder / "extraction.json").write_text(json.dumps(manifest))
     assert "not read: unaligned_39.pkl, which has a single .pkl file" in str(read_corpus(files.folder).report)
 
 
