@@ -4,7 +4,6 @@ Through each tracker's own client. accelerate's wrappers of the same clients do 
 state may set the number of threads of a process, which is part of a run's result, and pick its GPU.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -106,22 +105,27 @@ class _MLflow:
         self._metric, self._client = Metric, MlflowClient()
         if id is not None:
             self.id: str | None = id
+            self._run_id = id
             self._client.update_run(id, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-        with contextlib.suppress(Exception):  # it exists, perhaps since a moment ago
-            self._client.create_experiment(name)
-        experiment = self._client.get_experiment_by_name(name).experiment_id
-        self.id = self._client.create_run(experiment, run_name=_name(settings)).info.run_id
+        try:
+            experiment = self._client.create_experiment(name)
+        except Exception:  # it exists, perhaps since a moment ago
+            known = self._client.get_experiment_by_name(name)
+            if known is None:
+                raise
+            experiment = known.experiment_id
+        self.id = self._run_id = self._client.create_run(experiment, run_name=_name(settings)).info.run_id
         params = [Param(key, str(value)) for key, value in dataclasses.asdict(settings).items()]
-        self._client.log_batch(self.id, params=params)
+        self._client.log_batch(self._run_id, params=params)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
-        self._client.log_batch(self.id, metrics=[self._metric(k, v, now, step) for k, v in values.items()])
+        self._client.log_batch(self._run_id, metrics=[self._metric(k, v, now, step) for k, v in values.items()])
 
     def close(self, finished: bool) -> None:
-        self._client.set_terminated(self.id, "FINISHED" if finished else "KILLED")
+        self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
 
 
 def check_trackers(names: Sequence[str]) -> None:
