@@ -10,7 +10,7 @@ from bench.gpu.runner import Context, side_by_side
 REHEARSED = [("attention", "short, head 24", "float16"), ("loss", 40, 24, "float32")]
 
 
-def cases() -> list[tuple[Any, ...]]:
+def cases(_: object = None) -> list[tuple[Any, ...]]:
     """Attention's grid of the tests and the loss at sizes of all its plans, in all dtypes."""
     from tests.kernels.cms_attention.test_values import GRID
 
@@ -25,7 +25,7 @@ def run(context: Context) -> None:
         wanted = REHEARSED
     else:
         # Which of its modules asks for the GPU is the tests' affair: in processes of their own, this one asks nothing.
-        ((_, wanted),) = side_by_side(lambda _: cases(), [None], 2)
+        ((_, wanted),) = side_by_side(cases, [None], 2)
     missing = set(context.missing("smoke", map(str, wanted)))
     wanted = [case for case in wanted if str(case) in missing]
     check = functools.partial(check_case, device=context.device)

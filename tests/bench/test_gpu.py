@@ -10,7 +10,7 @@ import pytest
 
 from bench import lines, names, report, tables
 from bench.gpu import __main__ as command
-from bench.gpu import runner, stages
+from bench.gpu import runner, smoke, stages
 from bench.gpu.runner import Context, Stage
 from cmsbert_fast.ops.capability import HAS_TRITON
 
@@ -124,6 +124,19 @@ def test_rehearsal(tmp_path):
     (machine,) = report.load(tmp_path).values()
     page = "\n".join(tables.kernel_lines(report._of_kind(machine["results"], "kernels")))
     assert all(f"| {line['case']} | not captured |" in page for line in of["kernels"])
+
+
+def passes(case, device):
+    assert device == "cuda"
+
+
+def test_smoke_hands_every_case_to_processes(tmp_path, monkeypatch):
+    """As on a GPU; what a case does there is replaced."""
+    monkeypatch.setattr(smoke, "check_case", passes)
+    smoke.run(Context(tmp_path, "cuda", 2))
+    found = lines.read(tmp_path / runner.RESULTS)
+    assert [line["case"] for line in found] == [str(case) for case in smoke.cases()]
+    assert all(line["passed"] for line in found)
 
 
 def test_every_test_that_a_stage_names_exists(context, monkeypatch):
