@@ -43,9 +43,8 @@ def lean_varlen(
 
     ``rows`` (T,) is where the tokens lie in the padded batch, flattened.
     """
-    a = sum(F.linear(_packed_means(shift, rows), shift.weight) for shift in (visual, acoustic))
-    assert isinstance(a, Tensor)
-    a = a.unflatten(-1, query.shape[-2:])
+    of_visual, of_acoustic = (F.linear(_packed_means(shift, rows), shift.weight) for shift in (visual, acoustic))
+    a = (of_visual + of_acoustic).unflatten(-1, query.shape[-2:])
     return text_varlen(query + a, key + a, value + a, cu_seqlens, longest)
 
 
