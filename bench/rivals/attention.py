@@ -74,6 +74,12 @@ def bucketed_attention(
     return torch.cat(parts).index_select(0, torch.cat([rows for rows, _ in buckets]).argsort())
 
 
+def augmented_weight(weight: Tensor, visual: ModalityShift, acoustic: ModalityShift) -> Tensor:
+    """[W, S_v, S_a] of W (3 D, D): S, shared by query, key and value, stands in W's rows three times."""
+    shared = torch.cat([visual.weight, acoustic.weight], dim=1).repeat(3, 1)
+    return torch.cat([weight, shared], dim=1)
+
+
 def augmented_attention(
     hidden: Tensor,
     weight: Tensor,
@@ -87,7 +93,7 @@ def augmented_attention(
     buckets: Buckets,
 ) -> Tensor:
     """Projections and CMS attention with the shift inside the projections' one product, on the valid tokens only:
-    [h, mean_v, mean_a] [W, S_v, S_a]^T, where S, shared by query, key and value, stands in W's rows three times.
+    [h, mean_v, mean_a] [W, S_v, S_a]^T.
 
     ``hidden`` is packed, (T, D); ``rows`` (T,) is where its tokens lie in the padded batch, flattened. Where lengths
     differ, attention runs in buckets. Returns z, padded.
@@ -95,8 +101,7 @@ def augmented_attention(
     means = [mean_frames(shift).flatten(0, 1) for shift in (visual, acoustic)]
     if attention_mask is not None:
         means = [mean.index_select(0, rows) for mean in means]
-    shared = torch.cat([visual.weight, acoustic.weight], dim=1).repeat(3, 1)
-    qkv = F.linear(torch.cat([hidden, *means], dim=1), torch.cat([weight, shared], dim=1), bias)
+    qkv = F.linear(torch.cat([hidden, *means], dim=1), augmented_weight(weight, visual, acoustic), bias)
     shape = visual.token_gate.shape
     if attention_mask is None:
         q, k, v = qkv.unflatten(0, shape).unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.rivals.attention import mean_frames
+from bench.rivals.attention import augmented_weight, mean_frames
 from cmsbert_fast import ModalityShift
 
 
@@ -61,8 +61,7 @@ def augmented_varlen(
 ) -> Tensor:
     """As :func:`bench.rivals.attention.augmented_attention`, all of it packed: (T, D) -> (T, H, d_h)."""
     means = [_packed_means(shift, rows) for shift in (visual, acoustic)]
-    shared = torch.cat([visual.weight, acoustic.weight], dim=1).repeat(3, 1)
-    qkv = F.linear(torch.cat([hidden, *means], dim=1), torch.cat([weight, shared], dim=1), bias)
+    qkv = F.linear(torch.cat([hidden, *means], dim=1), augmented_weight(weight, visual, acoustic), bias)
     return text_varlen(*qkv.unflatten(1, (3, heads, -1)).unbind(1), cu_seqlens, longest)
 
 
