@@ -37,34 +37,32 @@ def dtype_of(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
+def with_gradients(function, inputs, grad, backward):
+    """The call of a function without arguments: z, and where ``backward``, its gradients to the inputs."""
+
+    def run():
+        with torch.set_grad_enabled(backward):
+            z = function()
+        return z, torch.autograd.grad(z, inputs, grad) if backward else ()
+
+    return run
+
+
 def calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> dict:
     """Every way to compute the same thing: name -> call; a call returns z of the valid tokens, packed or padded."""
     compiled = torch.compile(lean_attention, dynamic=False)
 
     def call(operator, form, backend):
         arguments, options = batch.packed if form == "packed" else batch.padded
-        inputs = batch.inputs if form == "packed" else batch.padded_inputs
-
-        def run():
-            with torch.set_grad_enabled(backward):
-                z = operator(*arguments, **options, **({"backend": backend} if backend else {}))
-            if not backward:
-                return z, ()
-            own = grad if form == "packed" else padded_grad
-            return z, torch.autograd.grad(z, inputs, own)
-
-        return run
+        inputs, own = (batch.inputs, grad) if form == "packed" else (batch.padded_inputs, padded_grad)
+        chosen = {"backend": backend} if backend else {}
+        return with_gradients(lambda: operator(*arguments, **options, **chosen), inputs, own, backward)
 
     def text(eager):
         arguments, options = batch.padded
         qkv = arguments[:3]
-
-        def run():
-            with torch.set_grad_enabled(backward):
-                z = text_attention(*qkv, options["attention_mask"], eager)
-            return z, torch.autograd.grad(z, qkv, padded_grad) if backward else ()
-
-        return run
+        attend = functools.partial(text_attention, *qkv, options["attention_mask"], eager)
+        return with_gradients(attend, qkv, padded_grad, backward)
 
     padded_grad = pad(grad, batch.packing) * valid_positions(batch.packing)[..., None, None].to(grad.dtype)
     lengths = batch.packing.lengths.tolist()
@@ -93,17 +91,11 @@ def varlen_calls(batch: AttentionBatch, backward: bool, grad: torch.Tensor) -> d
     rows = valid_positions(batch.packing).flatten().nonzero()[:, 0]
     known = batch.packing.cu_seqlens, batch.packing.max_length
 
-    def call(function, inputs):
-        def run():
-            with torch.set_grad_enabled(backward):
-                z = function()
-            return z, torch.autograd.grad(z, inputs, grad) if backward else ()
-
-        return run
-
+    lean = functools.partial(lean_varlen, *qkv, *shifts, rows, *known)
+    text = functools.partial(text_varlen, *qkv, *known)
     return {
-        names.VARLEN: call(lambda: lean_varlen(*qkv, *shifts, rows, *known), (*qkv, *batch.padded_inputs[3:])),
-        f"{TEXT_ONLY}: varlen attention": call(lambda: text_varlen(*qkv, *known), qkv),
+        names.VARLEN: with_gradients(lean, (*qkv, *batch.padded_inputs[3:]), grad, backward),
+        f"{TEXT_ONLY}: varlen attention": with_gradients(text, qkv, grad, backward),
     }
 
 
@@ -186,12 +178,7 @@ def calls_with_projections(batch: AttentionBatch, backward: bool, grad: torch.Te
         return lambda: function(hidden, weight, bias, HEADS, *padded_arguments[3:], **known)
 
     def call(function, inputs, own):
-        def run():
-            with torch.set_grad_enabled(backward):
-                z = function()
-            return z, torch.autograd.grad(z, (hidden, weight, bias, *inputs), own) if backward else ()
-
-        return run
+        return with_gradients(function, (hidden, weight, bias, *inputs), own, backward)
 
     theirs = batch.padded_inputs[3:]
     runs = {

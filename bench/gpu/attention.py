@@ -7,6 +7,7 @@ import torch
 from bench import names
 from bench.gpu import kernels
 from bench.gpu.runner import Context, each
+from bench.test_attention import with_gradients
 from bench.workload import HEADS, HIDDEN, AttentionBatch, attention_bytes, attention_flops, draw_lengths
 from cmsbert_fast import cms_attention
 
@@ -55,13 +56,7 @@ def make_call(case: Case, device: torch.device) -> Any:
     batch = AttentionBatch.draw(lengths, lengths, device, dtype, HEADS, HIDDEN // HEADS)
     grad = torch.randn_like(batch.inputs[0])
     arguments, options = batch.packed
-
-    def call() -> tuple[Any, ...]:
-        with torch.set_grad_enabled(case.backward):
-            z = cms_attention(*arguments, **options)
-        return (z, *torch.autograd.grad(z, batch.inputs, grad)) if case.backward else (z,)
-
-    return call
+    return with_gradients(lambda: cms_attention(*arguments, **options), batch.inputs, grad, case.backward)
 
 
 def compile_case(case: Case) -> None:
