@@ -18,10 +18,10 @@ def times(run: Callable[[], object], device: torch.device, rounds: int = ROUNDS)
     for _ in range(min(3, rounds)):
         run()
     measure.synchronize(device)
-    found: dict[str, Any] = {"eager": _median(run, device, rounds), "host": host(run, device, rounds)}
+    found: dict[str, Any] = {"eager": median(run, device, rounds), "host": host(run, device, rounds)}
     if device.type == "cuda":
         try:
-            found["graph"] = _median(measure.graphed(run), device, rounds)
+            found["graph"] = median(measure.graphed(run), device, rounds)
         except RuntimeError as error:
             torch.cuda.synchronize()
             found |= {"graph": None, "why": str(error).splitlines()[0][:200]}
@@ -29,9 +29,10 @@ def times(run: Callable[[], object], device: torch.device, rounds: int = ROUNDS)
     return found
 
 
-def _median(run: Callable[[], object], device: torch.device, rounds: int) -> float:
-    (seconds,) = measure.take_turns({"run": run}, device, 2.0, fewest=min(5, rounds), most=rounds).values()
-    return sorted(seconds)[len(seconds) // 2]
+def median(run: Callable[[], object], device: torch.device, rounds: int, seconds: float = 2.0) -> float:
+    """Median seconds of a call: of so many rounds, or of those that fit so many seconds, at least 5."""
+    (times,) = measure.take_turns({"run": run}, device, seconds, fewest=min(5, rounds), most=rounds).values()
+    return sorted(times)[len(times) // 2]
 
 
 def host(run: Callable[[], object], device: torch.device, rounds: int) -> float:

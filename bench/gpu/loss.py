@@ -7,6 +7,7 @@ import torch
 from bench import names
 from bench.gpu import kernels
 from bench.gpu.runner import Context, each
+from bench.test_contrastive import draw
 from bench.workload import contrastive_bytes, contrastive_flops
 from cmsbert_fast import pairwise_contrastive_loss
 
@@ -39,11 +40,7 @@ def measure_case(n: int, device: torch.device) -> dict[str, Any]:
 
 def make_call(n: int, device: torch.device, size: int = SIZE) -> Any:
     """Loss and gradients as a function without arguments."""
-    torch.manual_seed(0)
-    common = torch.randn(n, size, device=device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
-    embeddings = [(common + torch.randn_like(common)).to(dtype).requires_grad_() for _ in range(3)]
-    labels = (torch.rand(n, device=device) * 6 - 3).mul(10).round() / 10
+    embeddings, labels = draw(n, size, device, torch.bfloat16 if device.type == "cuda" else torch.float16)
 
     def call() -> tuple[Any, ...]:
         return torch.autograd.grad(pairwise_contrastive_loss(*embeddings, labels, 0.1, 0.9), embeddings)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench import measure, names
+from bench import names
 from bench.gpu import kernels
 from bench.gpu.runner import Context, each
 from bench.rivals.models import MagBert, TextBert
@@ -41,8 +41,7 @@ def measure_case(case: Case, device: torch.device) -> dict[str, Any]:
     for _ in range(min(3, rounds)):
         if not torch.isfinite(call()):
             raise FloatingPointError("the loss is not finite")
-    (seconds,) = measure.take_turns({"run": call}, device, 4.0, fewest=min(5, rounds), most=rounds).values()
-    found = {"eager": sorted(seconds)[len(seconds) // 2], "host": kernels.host(call, device, min(3, rounds))}
+    found = {"eager": kernels.median(call, device, rounds, 4.0), "host": kernels.host(call, device, min(3, rounds))}
     return found | kernels.by_kernel(call, device, min(3, rounds))
 
 
