@@ -32,17 +32,17 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 def test_step(race, device):
     """Ours against what people run today."""
-    race_steps(race, device, names.STEP_CASE, BATCH, 110)
+    race_steps(race, device, names.STEP_CASE, BATCH)
 
 
 def test_step_of_the_papers_batch(race, device):
     if device.type == "cpu":
         race.skip(names.STEP, names.PAPER_STEP_CASE, "it is for GPUs, which smaller batches leave idle")
         return
-    race_steps(race, device, names.PAPER_STEP_CASE, PAPER_BATCH, 110)
+    race_steps(race, device, names.PAPER_STEP_CASE, PAPER_BATCH)
 
 
-def race_steps(race, device, case, batch_size, seconds):
+def race_steps(race, device, case, batch_size):
     """Every model has gradients and optimiser state of its own."""
     config = make_config()
     lengths = draw_lengths("mosi", batch_size)
@@ -75,7 +75,7 @@ def race_steps(race, device, case, batch_size, seconds):
         names.STEP,
         case,
         steps,
-        seconds=seconds,
+        seconds=110,
         fewest=9,
         work=Work(step_flops(config, lengths, True)),
         facts={
