@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from cmsbert_fast.packing import cumulative
 from tests.kernels import aot
 from tests.kernels.aot import Launch, needs_compiler
 
@@ -42,11 +43,11 @@ def attend(lengths: torch.Tensor, dtype: torch.dtype) -> list[Launch]:
     from cmsbert_fast.kernels import cms_attention as kernels
 
     heads, size, rows, longest = 12, 64, int(lengths.sum()), int(lengths.max())
-    cu = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+    cu = cumulative(lengths)
     q, k, v = (torch.empty(rows, heads, size, dtype=dtype) for _ in range(3))
     token_gates = torch.empty(rows, 2, dtype=dtype)
     frames = lengths + lengths % 3  # not as many as tokens
-    cu_frames = torch.nn.functional.pad(frames.cumsum(0), (1, 0)).int()
+    cu_frames = cumulative(frames)
     total, most = int(frames.sum()), int(frames.max())
 
     def modality(i: int, width: int) -> Any:

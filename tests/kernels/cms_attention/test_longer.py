@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from cmsbert_fast.ops.attention import triton as attention_triton
+from cmsbert_fast.packing import cumulative
 
 
 def cu(*lengths: int) -> torch.Tensor:
-    return torch.nn.functional.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int()
+    return cumulative(torch.tensor(lengths))
 
 
 def test_too_small_a_maximum_fails_on_the_device() -> None:
