@@ -91,7 +91,8 @@ _asserted: "WeakTensorKeyDictionary" = WeakTensorKeyDictionary()
 
 def assert_longest(cu_seqlens: Tensor, max_length: int, name: str) -> None:
     """Fails on the device, without waiting for it, where a sequence is longer than ``max_length``: its last rows would
-    have no tile. Once for each tensor, so that the layers of a model share it: four small launches a batch.
+    have no tile. Once for each tensor, so that the layers of a model share it: four small launches for each of the at
+    most three tensors of a batch.
     """
     if torch.compiler.is_compiling():
         return
