@@ -34,6 +34,7 @@ class Source:
         request: What it was opened for.
         listed: The ids of the file of folds, if there is one.
         extraction: Of which extraction its frames are, by modality.
+        dropped: Examples that are left out before any is read, by reason.
     """
 
     name: str
@@ -51,10 +52,12 @@ class Source:
     request: DataRequest | None = None
     listed: frozenset[str] = frozenset()
     extraction: Mapping[str, Extraction] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def new_report(self) -> ReadReport:
-        """An empty report."""
-        return ReadReport(source=f"{self.path.name or self.path} ({self.format})", notes=list(self.notes))
+        """A report before any example is read."""
+        name = f"{self.path.name or self.path} ({self.format})"
+        return ReadReport(source=name, notes=list(self.notes), dropped=dict(self.dropped))
 
 
 class Counter:

@@ -132,12 +132,8 @@ def iemocap_pickle_source(path: Path, root: Sequence[Any], request: DataRequest)
     groups: dict[str, list[Segment]] = {}
     for segment in chosen:
         groups.setdefault(segment.video, []).append(segment)
-    first = next(iter(groups), None)
 
     def read(video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
-        if video == first:
-            for reason, count in dropped.items():
-                report.drop(reason, count)
         for segment in groups[video]:
             spoken = words_of(segment.text)
             if not spoken:
@@ -162,6 +158,7 @@ def iemocap_pickle_source(path: Path, root: Sequence[Any], request: DataRequest)
         classes=CLASSES if request.labels else None,
         by_video=True,
         rotations=_rotations(_select(segments)[0]),
+        dropped=dropped,
     )
 
 

@@ -75,6 +75,7 @@ def table_source(table: Path, selection: Selection, request: DataRequest, folder
         by_video=True,
         rotations={} if from_file else selection.rotations,  # of what a file names, which may be less than all
         extraction=reader.extraction,
+        dropped=selection.dropped,
     )
 
 
@@ -82,7 +83,7 @@ class _Reader:
     """Reads the segments of one video after the other."""
 
     def __init__(self, table: Path, selection: Selection, request: DataRequest, folder: Path) -> None:
-        self._table, self._labels, self._dropped = table, request.labels, selection.dropped
+        self._table, self._labels = table, request.labels
         self._split_of = _splitter(table, selection.rotations, request)
         # The table holds labels and text: label streams are not needed, and words only where they are named or their
         # times are wanted.
@@ -99,7 +100,7 @@ class _Reader:
         self.groups: dict[str, list[Segment]] = {}
         for segment in selection.segments:
             self.groups.setdefault(segment.video, []).append(segment)
-        self._first, self._last = next(iter(self.groups), None), next(reversed(self.groups), None)
+        self._last = next(reversed(self.groups), None)
         transcripts = (segment.transcript for segment in selection.segments if segment.transcript)
         self.files = list(dict.fromkeys([table, *transcripts, *assignment.files]))
         self.budget = Budget.of_streams(self.files)
@@ -114,9 +115,6 @@ class _Reader:
 
     def read(self, video: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         """The examples of a video, with their splits."""
-        if video == self._first:
-            for reason, count in self._dropped.items():
-                report.drop(reason, count)
         self._heard = None
         report.tally_twice([segment.span for segment in self.groups[video] if segment.span is not None])
         for segment in self.groups[video]:
