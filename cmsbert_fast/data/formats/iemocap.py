@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cmsbert_fast.data.example import DataError, Example, frames_of
-from cmsbert_fast.data.folds import NAMED, Rotation
+from cmsbert_fast.data.folds import ALL, NAMED, Rotation
 from cmsbert_fast.data.pickled import rows_of
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
@@ -128,7 +128,10 @@ def iemocap_pickle_source(path: Path, root: Sequence[Any], request: DataRequest)
     if request.label is not None:
         raise DataError(f"Leave out --label: {path.name} has one label an example.")
     segments, place = _utterances(path, root)
-    chosen, dropped = _select(segments) if request.labels else (segments, {})
+    chosen, dropped = _select(segments)
+    folds = _rotations(chosen)  # the same with and without labels
+    if not request.labels:
+        chosen, dropped = segments, {}
     groups: dict[str, list[Segment]] = {}
     for segment in chosen:
         groups.setdefault(segment.video, []).append(segment)
@@ -157,7 +160,7 @@ def iemocap_pickle_source(path: Path, root: Sequence[Any], request: DataRequest)
         notes=[_SPLITS],
         classes=CLASSES if request.labels else None,
         by_video=True,
-        rotations=_rotations(_select(segments)[0]),
+        rotations=folds,
         dropped=dropped,
     )
 
@@ -185,5 +188,5 @@ def _utterances(path: Path, root: Sequence[Any]) -> tuple[list[Segment], dict[st
             if name in place:
                 raise DataError(f"Repair {path.name}: the utterance {name!r:.60} occurs twice.")
             place[name] = number
-            segments.append(Segment(name, video, split_of.get(video, "all"), None, _NUMBERED[int(value)], text))
+            segments.append(Segment(name, video, split_of.get(video, ALL), None, _NUMBERED[int(value)], text))
     return segments, place
