@@ -98,6 +98,15 @@ class DataRequest(DataOptions):
         """Everything but where the data are, by name."""
         return {name: getattr(self, name) for name in CHOICES}
 
+    def check_one_label(self, name: str) -> None:
+        """Checks that no label is chosen in a file, of this name, that has one an example.
+
+        Raises:
+            DataError: One is.
+        """
+        if self.label is not None:
+            raise DataError(f"Leave out --label: {name} has one label an example.")
+
     def left_out(self, format: str, takes_words: bool = False) -> list[str]:
         """The modalities to leave out of a format that has one stream of each.
 

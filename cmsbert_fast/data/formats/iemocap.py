@@ -125,8 +125,7 @@ def iemocap_pickle_source(path: Path, root: Sequence[Any], request: DataRequest)
     Raises:
         DataError: Its parts do not fit one another.
     """
-    if request.label is not None:
-        raise DataError(f"Leave out --label: {path.name} has one label an example.")
+    request.check_one_label(path.name)
     segments, place = _utterances(path, root)
     chosen, dropped = _select(segments)
     folds = _rotations(chosen)  # the same with and without labels

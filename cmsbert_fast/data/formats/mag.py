@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cmsbert_fast.data.example import DataError, Example
+from cmsbert_fast.data.example import Example
 from cmsbert_fast.data.folds import split_name
 from cmsbert_fast.data.pickled import Parts, example_of, score_of, splits_of, unpack
 from cmsbert_fast.data.report import ReadReport
@@ -39,8 +39,7 @@ def recognise(root: Any) -> bool:
 def mag_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
     """The examples of a MAG-BERT file."""
     labels = request.labels
-    if request.label is not None:
-        raise DataError(f"Leave out --label: {path.name} has one label an example.")
+    request.check_one_label(path.name)
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         reading = Reading(path)

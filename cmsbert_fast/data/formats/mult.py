@@ -81,8 +81,7 @@ def mult_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> So
     table = Path(words)
     if not table.is_file():
         raise DataError(f"Name a table of words with --words TABLE: {words} is not a file.")
-    if request.label is not None:
-        raise DataError(f"Leave out --label: {path.name} has one label an example.")
+    request.check_one_label(path.name)
     source = _Words(table)
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:

@@ -35,8 +35,7 @@ def recognise(root: Any) -> bool:
 def ur_funny_source(path: Path, root: Mapping[str, Any], request: DataRequest) -> Source:
     """The punchlines of a UR-FUNNY file."""
     labels = request.labels
-    if request.label is not None:
-        raise DataError(f"Leave out --label: {path.name} has one label an example.")
+    request.check_one_label(path.name)
 
     def read(split: str, report: ReadReport) -> Iterator[tuple[str, Example]]:
         reading = Reading(path)

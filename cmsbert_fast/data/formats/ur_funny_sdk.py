@@ -47,8 +47,7 @@ def ur_funny_sdk_source(path: Path, request: DataRequest) -> Source:
     Raises:
         DataError: A file is missing, or one is no dictionary by segment.
     """
-    if request.label is not None:
-        raise DataError(f"Leave out --label: {path.name} has one label an example.")
+    request.check_one_label(path.name)
     reader = _Reader(path, request.labels)
     files = [path / name for name in reader.roots]
     return Source(
