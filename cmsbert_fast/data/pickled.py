@@ -11,6 +11,7 @@ from cmsbert_fast.data.labels import LabelChoice
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.untrusted import content
 
+HUMOUR = ("no humour", "humour")  # the classes of UR-FUNNY
 _COLUMNS = 64  # of a label, at most
 _SPLITS = 64  # of a pickle, at most: any number of names can be given to one split
 
@@ -79,6 +80,18 @@ def score_of(value: Any, where: str) -> float | None:
         raise DataError(f"Choose another file: the label of {where} is not one number, it has {size}.")
     score = float(flat[0])
     return score if np.isfinite(score) else None
+
+
+def humour_of(value: Any, where: str) -> int | None:
+    """A label of UR-FUNNY, an index of `HUMOUR`; None where it is NaN.
+
+    Raises:
+        DataError: It is another number, or not one number.
+    """
+    score = score_of(value, where)
+    if score not in (None, 0.0, 1.0):
+        raise DataError(f"Repair {where}: its label is {score}, expected 0 or 1.")
+    return None if score is None else int(score)
 
 
 def example_of(

@@ -9,14 +9,12 @@ from typing import Any
 
 from cmsbert_fast.data.example import DataError, Example
 from cmsbert_fast.data.folds import split_name
-from cmsbert_fast.data.pickled import Parts, example_of, score_of, splits_of
+from cmsbert_fast.data.pickled import HUMOUR, Parts, example_of, humour_of, splits_of
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source
 from cmsbert_fast.data.untrusted.content import Reading, text_of
 from cmsbert_fast.data.untrusted.records import LongText
-
-CLASSES = ("no humour", "humour")
 
 
 def recognise(root: Any) -> bool:
@@ -46,15 +44,12 @@ def ur_funny_source(path: Path, root: Mapping[str, Any], request: DataRequest) -
             if len(item[0]) != 4:
                 raise DataError(f"Repair {where}: its punchline does not have 4 parts.")
             words, visual, acoustic, _ = item[0]
-            value = score_of(item[-1], where) if labels else None
+            value = humour_of(item[-1], where) if labels else None
             if isinstance(words, str | bytes | memoryview | LongText) and (value is not None or not labels):
                 words = reading.text_of(words).split()
-            if value not in (None, 0.0, 1.0):
-                raise DataError(f"Repair {where}: its label is {value}, expected 0 or 1.")
             name = _name(item[2]) if len(item) > 3 else f"{split}[{number}]"
-            chosen = None if value is None else int(value)
             parts = Parts(where, name, words, visual, acoustic)
-            example = example_of(parts, chosen, labels, reading, report)
+            example = example_of(parts, value, labels, reading, report)
             if example is not None:
                 yield split_name(split), example
 
@@ -66,7 +61,7 @@ def ur_funny_source(path: Path, root: Mapping[str, Any], request: DataRequest) -
         groups=splits_of(root, path),
         read=read,
         notes=["the punchline is the utterance; contexts are not used"],
-        classes=CLASSES,
+        classes=HUMOUR,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from cmsbert_fast.data.example import DataError, Example, no_frames
 from cmsbert_fast.data.folds import split_name
-from cmsbert_fast.data.pickled import Parts, example_of, score_of, splits_of
+from cmsbert_fast.data.pickled import HUMOUR, Parts, example_of, humour_of, splits_of
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.source import Source
@@ -23,7 +23,6 @@ from cmsbert_fast.data.untrusted import content, pickles
 from cmsbert_fast.data.untrusted.limits import Budget, limit_of
 from cmsbert_fast.data.untrusted.records import Array, LongText
 
-CLASSES = ("no humour", "humour")
 _FOLDS, _LABELS = "data_folds.pkl", "humor_label_sdk.pkl"
 _LANGUAGE, _INDEXES, _WORDS = "language_sdk.pkl", "word_embedding_indexes_sdk.pkl", "word_list.pkl"
 _FRAMES = {"visual": "openface_features_sdk.pkl", "acoustic": "covarep_features_sdk.pkl"}
@@ -58,7 +57,7 @@ def ur_funny_sdk_source(path: Path, request: DataRequest) -> Source:
         groups=splits_of(reader.roots[_FOLDS], path / _FOLDS),
         read=reader.read,
         notes=["the punchline is the utterance; contexts are not used", *reader.absent],
-        classes=CLASSES if request.labels else None,
+        classes=HUMOUR,
         budget=Budget(sum(map(limit_of, files))),
     )
 
@@ -114,15 +113,13 @@ class _Reader:
         if key not in language:
             report.drop(f"it is not in {self._language}")
             return None
-        value = score_of(self.roots[_LABELS].get(key, float("nan")), where) if self._labels else None
-        if value not in (None, 0.0, 1.0):
-            raise DataError(f"Repair {where}: its label is {value}, expected 0 or 1.")
+        value = humour_of(self.roots[_LABELS].get(key, float("nan")), where) if self._labels else None
         words = _indexed(language[key], self.roots[_WORDS], text) if self._first else _words(language[key], text)
         rows = dict.fromkeys(_FRAMES, no_frames())
         for modality, name in self._frames.items():
             rows[modality] = _rows(self.roots[name].get(key), where, readings[name])
         parts = Parts(where, str(key) if isinstance(key, int) else key, words, rows["visual"], rows["acoustic"])
-        return example_of(parts, None if value is None else int(value), self._labels, text, report)
+        return example_of(parts, value, self._labels, text, report)
 
 
 def _words(entry: Mapping[str, Any], reading: content.Reading) -> list[str]:
