@@ -76,8 +76,7 @@ def cmu_raw_source(layout: Layout, request: DataRequest) -> Source:
         segments = [_segment(line, None, None) for line in spoken.values()]
     else:
         segments = list(_labelled(labels, spoken, request.labels))
-        silent = len(segments) - sum(bool(segment.text) for segment in segments)
-        if more := len(spoken) - (len(segments) - silent):
+        if more := len(spoken) - sum(bool(segment.text) for segment in segments):
             notes.append(f"{more} transcribed segments are not in {labels.name}")
     if not segments:
         raise DataError(f"Add segments to {(labels or folder).name}: it has none.")
