@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.folds import ALL, split_name, video_of
-from cmsbert_fast.data.tables import START, STOP, number_of, read_table
+from cmsbert_fast.data.tables import START, STOP, is_number, number_of, read_table
 from cmsbert_fast.data.untrusted.files import read_text
 from cmsbert_fast.data.untrusted.limits import TEXT
 
@@ -116,7 +116,7 @@ class _Columns:
         has_clip = "clip_id" in header and self._at["video"] is not None  # as in MMSA's label.csv
         self._clip = header.index("clip_id") if has_clip else None
         no_id = self._at["id"] is None and self._clip is None
-        if no_id and sum(_is_number(name) for name in header) > 1:
+        if no_id and sum(is_number(name) for name in header) > 1:
             raise DataError(
                 f"Give {table.name} a header line with the columns id and text: its first line is a row, "
                 f"{', '.join(header):.200} (CMU-MOSI's own labels are read with their raw folder)."
@@ -203,14 +203,6 @@ class _Columns:
                 f"Let no segment stop before it starts: line {line} of {self._table.name} has {start} to {stop}."
             )
         return span
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        number_of(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _transcript(folder: Path, name: str) -> tuple[str, Path]:

@@ -113,3 +113,12 @@ def number_of(cell: str) -> float:
     if "_" in cell:
         raise ValueError(f"could not convert string to float: {cell!r}")
     return float(cell)
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number, as `number_of` reads it."""
+    try:
+        number_of(cell)
+    except ValueError:
+        return False
+    return True

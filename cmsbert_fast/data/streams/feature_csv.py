@@ -17,7 +17,7 @@ import numpy as np
 
 from cmsbert_fast.data.align import Track
 from cmsbert_fast.data.example import DataError
-from cmsbert_fast.data.tables import START, STOP, number_of, read_table
+from cmsbert_fast.data.tables import START, STOP, is_number, number_of, read_table
 
 _IMPLAUSIBLE_STEP = 10  # seconds between frames; of 100 a second, in milliseconds, it is 10
 _ROW_NUMBERS = re.compile(r"(unnamed: 0|index)?")  # names of the first column where pandas wrote its index
@@ -96,11 +96,8 @@ def _features(header: list[str]) -> list[int]:
 
 def _frame_of(header: list[str]) -> bool:
     """Whether the first line of a csv is a frame: all numbers, but not 0, 1, 2, ..., the names that pandas gives."""
-    try:
-        _ = [number_of(name) for name in header]
-    except ValueError:
-        return False
-    return len(header) == 1 or header != [str(k) for k in range(len(header))]
+    as_pandas = [str(k) for k in range(len(header))]
+    return all(map(is_number, header)) and (len(header) == 1 or header != as_pandas)
 
 
 class _Values:
