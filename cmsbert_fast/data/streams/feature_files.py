@@ -6,6 +6,7 @@ array, or as the one called ``features``. A file named by the video is cut by ti
 times, ``NAME@HZ``.
 """
 
+import functools
 import os
 import zipfile
 from collections.abc import Iterator
@@ -143,7 +144,7 @@ class FileStream:
     def files(self) -> list[Path]:
         return list(self._files.values())
 
-    @property
+    @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Names of all features, from the header of the first csv file; empty where there is none."""
         table = next((file for file in self._files.values() if file.suffix.lower() in _TABLES), None)
@@ -151,8 +152,7 @@ class FileStream:
 
     def choose(self, places: list[int]) -> None:
         """Reads these features only, by their places in `names`."""
-        names = self.names
-        self._wanted = frozenset(names[place] for place in places)
+        self._wanted = frozenset(self.names[place] for place in places)
 
     def read(self, key: str) -> Track:
         """The frames of one file.
