@@ -17,7 +17,7 @@ import numpy as np
 from cmsbert_fast.data.align import Track
 from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.streams.feature_csv import load_csv, names_in
-from cmsbert_fast.data.streams.feature_hdf5 import load_hdf5, verify_hdf5
+from cmsbert_fast.data.streams.feature_hdf5 import FEATURES, load_hdf5, verify_hdf5
 from cmsbert_fast.data.untrusted.files import open_regular
 from cmsbert_fast.data.untrusted.first_bytes import LENGTH, check_first_bytes
 from cmsbert_fast.data.untrusted.limits import FLOOR, RATIO
@@ -26,7 +26,6 @@ _TABLES = (".csv", ".tsv")
 _HDF5 = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".npz", *_HDF5, *_TABLES)
 _ZIP = b"PK\x03\x04"
-_FEATURES = "features"  # of several arrays in a .npz
 
 
 def _load_npy(path: Path) -> np.ndarray:
@@ -57,12 +56,12 @@ def _load_npz(path: Path) -> np.ndarray:
                 check_first_bytes(path.name, head)
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-            named = [entry for entry in entries if entry.filename in (_FEATURES, f"{_FEATURES}.npy")]
+            named = [entry for entry in entries if entry.filename in (FEATURES, f"{FEATURES}.npy")]
             entry = named[-1] if named else entries[0] if len(entries) == 1 else None
             if entry is None:
                 names = ", ".join(found.filename.removesuffix(".npy")[:200] for found in entries[:20])
                 raise DataError(
-                    f"Save {path.name} with the frames as its only array or as {_FEATURES!r}: it has {len(entries)} "
+                    f"Save {path.name} with the frames as its only array or as {FEATURES!r}: it has {len(entries)} "
                     f"({names[:200]})."
                 )
             if entry.file_size > RATIO * os.fstat(file.fileno()).st_size + FLOOR:

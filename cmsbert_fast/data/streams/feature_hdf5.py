@@ -1,6 +1,7 @@
 """Frames in HDF5 files, ``.h5`` or ``.hdf5``: the only data set of the file, or the one called ``features``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -10,7 +11,7 @@ from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.streams.hdf5 import ERRORS, Hdf5File
 from cmsbert_fast.data.untrusted import child
 
-_FEATURES = "features"
+FEATURES = "features"  # of several arrays
 _FILES = 500  # that another process is given at a time
 
 
@@ -20,26 +21,28 @@ def load_hdf5(path: Path) -> np.ndarray:
     Raises:
         DataError: It is damaged, holds several data sets, or more than its size warrants.
     """
+    with _opened(path) as (file, frames):
+        return file.array(frames)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Hdf5File, h5py.Dataset]]:
+    """A file and the data set of its frames; closed afterwards."""
     file = Hdf5File(path)
-    try:
-        found = file.array(_frames(file))
-    except ERRORS as error:
-        raise file.damaged("it cannot be read", error) from error
-    file.close()
-    return found
-
-
-def _frames(file: Hdf5File) -> h5py.Dataset:
-    """The data set of the frames."""
     root = file.file
     assert root is not None
-    names = [_FEATURES] if _FEATURES in root else list(root)[:20]
-    if len(names) != 1:
-        raise DataError(
-            f"Save {file.path.name} with the frames as its only data set or as {_FEATURES!r}: it has "
-            f"{', '.join(name[:40] for name in names) or 'none'}."
-        )
-    return file.data_set(root, names[0])
+    try:
+        names = [FEATURES] if FEATURES in root else list(root)[:20]
+        if len(names) != 1:
+            raise DataError(
+                f"Save {path.name} with the frames as its only data set or as {FEATURES!r}: it has "
+                f"{', '.join(name[:40] for name in names) or 'none'}."
+            )
+        yield file, file.data_set(root, names[0])
+    except ERRORS as error:
+        raise file.damaged("it cannot be read", error) from error
+    finally:
+        file.close()
 
 
 def verify_hdf5(paths: Sequence[Path]) -> None:
@@ -58,9 +61,5 @@ def check_hdf5(path: Path) -> None:
     Raises:
         DataError: It is damaged.
     """
-    file = Hdf5File(path)
-    try:
-        _frames(file)
-    except ERRORS as error:
-        raise file.damaged("it cannot be read", error) from error
-    file.close()
+    with _opened(path):
+        pass
