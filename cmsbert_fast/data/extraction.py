@@ -7,7 +7,8 @@ have another meaning, even where their sizes agree.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,11 +28,9 @@ def read_extraction(folder: Path) -> dict[str, Extraction]:
     Raises:
         DataError: The file is damaged.
     """
-    path = folder / FILE
-    if not path.exists():
+    if not (folder / FILE).exists():
         return {}
-    try:
-        found = json.loads(read_text(path, _LARGEST))
+    with _reading(folder) as found:
         return {
             modality: checked(
                 {
@@ -43,8 +42,6 @@ def read_extraction(folder: Path) -> dict[str, Extraction]:
             for modality, columns in found["columns"].items()
             if modality in MODALITIES and columns
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(folder, error) from error
 
 
 def recordings(folder: Path) -> dict[str, Path]:
@@ -55,25 +52,26 @@ def recordings(folder: Path) -> dict[str, Path]:
     Raises:
         DataError: ``extraction.json`` is damaged.
     """
-    path = folder / FILE
-    if not path.is_file():
+    if not (folder / FILE).is_file():
         return {}
-    try:
-        videos = json.loads(read_text(path, _LARGEST)).get("videos", {})
-        files = {name: folder / video["file"] for name, video in videos.items()}
+    with _reading(folder) as content:
+        files = {name: folder / video["file"] for name, video in content.get("videos", {}).items()}
         places = {name: (file, folder.parent / file.name) for name, file in files.items()}
         found = {name: next((p for p in both if p.is_file()), None) for name, both in places.items()}
         return {name: file for name, file in found.items() if file is not None}
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[Any]:
+    """The content of ``extraction.json``; what goes wrong while it is used is its damage."""
+    try:
+        yield json.loads(read_text(folder / FILE, _LARGEST))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(folder, error) from error
-
-
-def _damaged(folder: Path, error: Exception) -> DataError:
-    what = f"{type(error).__name__}: {error!s:.200}"
-    return DataError(
-        f"Extract the videos of {folder} again, or remove {FILE} if its features are no longer the extractor's: "
-        f"{FILE} is damaged ({what})."
-    )
+        what = f"{type(error).__name__}: {error!s:.200}"
+        raise DataError(
+            f"Extract the videos of {folder} again, or remove {FILE} if its features are no longer the extractor's: "
+            f"{FILE} is damaged ({what})."
+        ) from error
 
 
 def checked(entry: Any) -> Extraction:
@@ -104,24 +102,26 @@ class Named(Protocol):
     """A stream whose features have names."""
 
     name: str
-    columns: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
 
 
-def extraction_of(folder: Path, streams: Mapping[str, Sequence[Any]]) -> dict[str, Extraction]:
+def extraction_of(folder: Path, streams: Mapping[str, Sequence[Named]]) -> dict[str, Extraction]:
     """The extraction of the streams that are read, by modality; those of other origin are left out.
 
     Where only some columns are read (``--columns``), the fingerprint is of these.
 
     Args:
         folder: Of the streams.
-        streams: The streams of each modality, :class:`Named`, with the names of those that were read.
+        streams: The streams of each modality, with the names of those that were read.
 
     Raises:
         DataError: ``extraction.json`` is damaged, or the features are not those that it names.
     """
     found = {}
     for modality, one in read_extraction(folder).items():
-        own: Sequence[Named] = streams.get(modality, ())
+        own = streams.get(modality, ())
         if [stream.name for stream in own] == [STREAMS[modality]]:
             found[modality] = _of_columns(one, own[0].columns, folder, STREAMS[modality])
     return found
