@@ -157,13 +157,13 @@ def open_converted(request: DataRequest) -> Corpus:
         raise DataError(f"Convert {path} again: it is damaged ({what}).") from error
     report, splits = stored.report, stored.splits
     statistics = {modality: found for modality, found in stored.statistics.items() if modality not in without}
-    split_of = _splitter(request, stored.rotations)
+    split_of, listed = _splitter(request, stored.rotations)
     if split_of is not None:
         splits = _resplit(path, stored.lines, split_of, report)
-        if request.folds is not None and choose(stored.rotations, request.folds) is None:
-            found = {line.id for line in stored.lines} | {line.video for line in stored.lines}
-            for sentence in absent_note(read_folds(request.folds, request.fold).ids, found, Path(request.folds).name):
-                report.note(sentence)
+    if listed:
+        found = {line.id for line in stored.lines} | {line.video for line in stored.lines}
+        for sentence in absent_note(listed, found, Path(str(request.folds)).name):
+            report.note(sentence)
     for modality in without:
         stored.widths[modality], stored.frames[modality] = 0, _Frames(path, modality, 0, 0, False)
         for counts in (report.widths, report.frames, report.non_finite):
@@ -246,21 +246,27 @@ class _Stored:
         return begins
 
 
-def _splitter(request: DataRequest, rotations: Mapping[str, Sequence[int]]) -> Callable[[Line], str | None] | None:
-    """How lines are split, as on the source: by its own folds or by a file; None where their own splits hold."""
+def _splitter(
+    request: DataRequest, rotations: Mapping[str, Sequence[int]]
+) -> tuple[Callable[[Line], str | None] | None, frozenset[str]]:
+    """How lines are split, as on the source: by its own folds or by a file; None where their own splits hold.
+
+    Also the ids of the file.
+    """
     folds, fold = request.folds, request.fold
     if folds is None and fold is None:
-        return None
+        return None, frozenset()
     chosen = choose(rotations, folds)
     if chosen is not None:
         split = split_by_part(rotations[chosen], fold)
-        return lambda line: split(line.parts.get(chosen) if line.parts else None)
+        return lambda line: split(line.parts.get(chosen) if line.parts else None), frozenset()
     if folds is None or (folds in NAMED and not Path(folds).exists()):
         raise DataError(
             f"Give a JSON file of folds with --folds FILE, or convert the source again: no such folds of its own were "
             f"stored in {request.path}."
         )
-    return read_folds(folds, fold).splitter
+    found = read_folds(folds, fold)
+    return found.splitter, found.ids
 
 
 def _sum(counts: Iterable[dict[str, int] | None]) -> dict[str, int]:
