@@ -20,7 +20,7 @@ from cmsbert_fast.data.mapped import Resident
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.segment_table import find_table, read_segments
 from cmsbert_fast.data.source import Source, collect
-from cmsbert_fast.data.tables import read_table
+from cmsbert_fast.data.tables import SUFFIXES, read_table
 from cmsbert_fast.data.task import with_task
 from cmsbert_fast.data.untrusted import pickles
 from cmsbert_fast.data.untrusted.files import open_regular
@@ -83,16 +83,17 @@ def _check_content(path: Path) -> None:
         DataError: There is one; the message names it.
     """
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    tables = []
     for file in files:
-        is_table = file.suffix.lower() in (".tsv", ".csv")
+        is_table = file.suffix.lower() in SUFFIXES
         with open_regular(file) as opened:
             head = opened.read(LENGTH)
         if head or not is_table:  # an empty table lacks a header, as its reader says
             check_first_bytes(file.name, head)
         if path.is_dir() and is_table:
             read_table(file)
-    tables = [file for file in files if file.suffix.lower() in (".tsv", ".csv")]
-    if path.is_dir() and len(tables) == 1:
+            tables.append(file)
+    if len(tables) == 1:
         read_segments(tables[0])  # says which columns are missing
 
 

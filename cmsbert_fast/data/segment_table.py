@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.folds import ALL, split_name, video_of
-from cmsbert_fast.data.tables import START, STOP, is_number, number_of, read_table
+from cmsbert_fast.data.tables import START, STOP, SUFFIXES, is_number, number_of, read_table
 from cmsbert_fast.data.untrusted.files import read_text
 from cmsbert_fast.data.untrusted.limits import TEXT
 
@@ -44,8 +44,8 @@ class Segment:
 def find_table(path: Path) -> Path | None:
     """The table of segments at a path: the file itself, or the one table in the folder that has an id and a text."""
     if path.is_file():
-        return path if path.suffix.lower() in (".tsv", ".csv") else None
-    tables = sorted(p for p in path.iterdir() if p.suffix.lower() in (".tsv", ".csv") and p.is_file())
+        return path if path.suffix.lower() in SUFFIXES else None
+    tables = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     named = [table for table in tables if table.stem.lower() == "segments"]
     found = named or [table for table in tables if _is_table(table)]
     if len(found) > 1:

@@ -11,6 +11,7 @@ from cmsbert_fast.data.untrusted.files import open_regular
 from cmsbert_fast.data.untrusted.first_bytes import LENGTH, check_first_bytes
 from cmsbert_fast.data.untrusted.limits import TEXT
 
+SUFFIXES = (".csv", ".tsv")
 _HEADER = 1 << 20  # characters of a header
 _COLUMNS = 20_000
 _CELLS = 200_000  # of a row: those of its text, which may have commas, are counted too

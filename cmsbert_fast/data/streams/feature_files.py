@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cmsbert_fast.data import tables
 from cmsbert_fast.data.align import Track
 from cmsbert_fast.data.example import DataError, unreadable
 from cmsbert_fast.data.streams.feature_csv import load_csv, names_in
@@ -22,9 +23,8 @@ from cmsbert_fast.data.untrusted.files import open_regular
 from cmsbert_fast.data.untrusted.first_bytes import LENGTH, check_first_bytes
 from cmsbert_fast.data.untrusted.limits import FLOOR, RATIO
 
-_TABLES = (".csv", ".tsv")
 _HDF5 = (".h5", ".hdf5")
-SUFFIXES = (".npy", ".npz", *_HDF5, *_TABLES)
+SUFFIXES = (".npy", ".npz", *_HDF5, *tables.SUFFIXES)
 _ZIP = b"PK\x03\x04"
 
 
@@ -146,7 +146,7 @@ class FileStream:
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
         """Names of all features, from the header of the first csv file; empty where there is none."""
-        table = next((file for file in self._files.values() if file.suffix.lower() in _TABLES), None)
+        table = next((file for file in self._files.values() if file.suffix.lower() in tables.SUFFIXES), None)
         return () if table is None else names_in(table)
 
     def choose(self, places: list[int]) -> None:
@@ -161,7 +161,7 @@ class FileStream:
         """
         path = self._files[key]
         suffix = path.suffix.lower()
-        if suffix in _TABLES:
+        if suffix in tables.SUFFIXES:
             track = self._read_csv(path)
         elif self._wanted is not None:
             raise DataError(f"Leave out --columns: the features of {path.name} in {self.name} have no names.")
