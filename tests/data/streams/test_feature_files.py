@@ -200,9 +200,15 @@ def test_an_archive_that_inflates_is_refused(files: Any, monkeypatch: pytest.Mon
         ("0,7\n1,8\n2,9\n", "Give a.csv a header line, or remove its first column: it counts 0, 1, 2"),
         ("x,y\n1_0,2\n", "Fill every cell"),
         ("frame, face_id, timestamp, x\n1, 0, 0.1, 5\n1, 1, 0.1, 6\n", "rows of one face"),
+        ("file,start,end,x\na.wav,0,1,5\nb.wav,0,1,5\n", "Make a file of the rows of each recording in a.csv: .* 2"),
+        ("start,end,x\n0 days 00:00:00,NaT,5\n", "Fill every cell"),
+        ("start,end,x\n0 days 1,0 days,5\n", "Fill every cell"),
+        ("start,end,x\n0 days 00:00:00," + "9" * 5000 + " days,5\n", "Fill every cell"),
     ],
 )
-def test_a_csv_of_two_faces_or_of_what_is_no_number_is_refused(files: Any, content: str, message: str) -> None:
+def test_a_csv_of_two_faces_or_recordings_or_of_what_is_no_number_is_refused(
+    files: Any, content: str, message: str
+) -> None:
     files.table([["a", "train", 0, 1, 0, "hi"]])
     (files.folder / "visual").mkdir()
     (files.folder / "visual" / "a.csv").write_text(content)
@@ -288,23 +294,6 @@ def test_times_as_opensmile_and_pandas_write_them(files: Any, header: str, row: 
     (example,) = corpus.splits["valid"]  # from 2 to 4 s
     expected = [[2, 5], [3, 5]] if "end" in header else [[1, 5], [2, 5], [3, 5]]  # until the next frame
     np.testing.assert_array_equal(example.acoustic, expected)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("file,start,end,x\na.wav,0,1,5\nb.wav,0,1,5\n", "Make a file of the rows of each recording in a.csv: .* 2"),
-        ("start,end,x\n0 days 00:00:00,NaT,5\n", "Fill every cell"),
-        ("start,end,x\n0 days 1,0 days,5\n", "Fill every cell"),
-        ("start,end,x\n0 days 00:00:00," + "9" * 5000 + " days,5\n", "Fill every cell"),
-    ],
-)
-def test_times_and_files_that_opensmile_does_not_mean(files: Any, content: str, message: str) -> None:
-    files.table([["a", "train", 0, 1, 0, "hi"]])
-    (files.folder / "audio").mkdir()
-    (files.folder / "audio" / "a.csv").write_text(content)
-    with pytest.raises(DataError, match=message):
-        read_corpus(files.folder)
 
 
 def test_frames_in_hdf5(files: Any) -> None:
