@@ -31,15 +31,12 @@ class FrameReader:
         average: Whether to average the frames of each word, where words have times; else all frames are kept, and which
             word each belongs to.
         clocks: Whether to keep the times of frames.
-
-    Attributes:
-        widths: Features of a frame of each modality.
     """
 
     def __init__(self, streams: Assignment, budget: Budget, average: bool, clocks: bool = False) -> None:
         self._average, self._clocks = average, clocks
         self._cutters = {m: Cutter(getattr(streams, m), m, budget) for m in MODALITIES}
-        self.widths = {m: cutter.width for m, cutter in self._cutters.items()}
+        self._widths = {m: cutter.width for m, cutter in self._cutters.items()}
 
     def read(self, place: Place, times: np.ndarray | None, report: ReadReport) -> SegmentFrames:
         """The frames of a segment.
@@ -66,7 +63,7 @@ class FrameReader:
                 heard[modality] = None if track is None else track.intervals
                 if times is not None and track is not None:
                     words[modality] = _words(track.intervals, times, modality, place, report)
-            width = self.widths[modality]
+            width = self._widths[modality]
             if width and (found is None or not len(found)):
                 report.tally(f"examples have no {modality} frame", 1)
             frames[modality] = no_frames(width) if found is None else found
