@@ -150,10 +150,6 @@ class _Columns:
         Raises:
             DataError: A cell cannot be read.
         """
-        if len(row) != len(self._header):
-            raise DataError(
-                f"Give every line of {self._table.name} {len(self._header)} cells: line {line} has {len(row)}."
-            )
         cells = {role: None if at is None else row[at].strip() for role, at in self._at.items()}
         name = cells["id"] or ""
         if self._at["id"] is None and self._clip is not None:

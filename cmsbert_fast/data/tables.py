@@ -23,7 +23,8 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     """Header (stripped) and rows of a csv or tsv file; the delimiter is the header's most frequent one.
 
     Raises:
-        DataError: The file is empty, something else than a table, or not text, or a quotation mark is not closed.
+        DataError: The file is empty, something else than a table, or not text, a quotation mark is not closed, or a row
+            has more or less cells than the header.
     """
     try:
         with open_regular(path) as raw:
@@ -62,10 +63,13 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
             reader = parse(lines)
             try:
                 next(reader)
-                for row in reader:
+                for line, row in enumerate(filter(None, reader), 2):
                     lines.cells = 0
-                    if row:
-                        yield row
+                    if len(row) != len(header):
+                        raise DataError(
+                            f"Give every line of {path.name} {len(header)} cells: line {line} has {len(row)}."
+                        )
+                    yield row
             except (csv.Error, UnicodeDecodeError) as error:
                 if "field larger" in str(error):
                     raise DataError(

@@ -41,9 +41,7 @@ class Added:
             raise DataError(f"Give {table.name} its columns video, start and text again: it has {', '.join(header)}.")
         video, start, text = (header.index(name) for name in ("video", "start", "text"))
         places = [header.index(name) for name in self.columns]
-        for line, row in enumerate(rows, 2):
-            if len(row) != len(header):
-                raise DataError(f"Give every line of {table.name} {len(header)} cells: line {line} has {len(row)}.")
+        for row in rows:
             cells = [row[k] for k in places]
             self._rows.setdefault(row[video], []).append((_seconds(row[start]), _said(row[text]), cells))
         for name, known in self._rows.items():

@@ -148,12 +148,12 @@ def _lines(file: Path) -> Iterator[_Line]:
 def _labelled(table: Path, spoken: dict[tuple[str, str], _Line], labels: bool) -> Iterator[Segment]:
     """The segments of the table of labels."""
     header, rows = read_table(table)
+    if len(header) != _COLUMNS:
+        raise DataError(f"Give {table.name} the columns start, stop, video, segment, label: line 1 has not.")
     for number, row in enumerate(chain([header], rows), 1):
         cells = [cell.strip() for cell in row]
-        if number == 1 and len(cells) == _COLUMNS and cells[0].lower() in ("start", "start_time"):
+        if number == 1 and cells[0].lower() in ("start", "start_time"):
             continue  # somebody gave it a header
-        if len(cells) != _COLUMNS:
-            raise DataError(f"Give {table.name} the columns start, stop, video, segment, label: line {number} has not.")
         line = spoken.get((cells[2], cells[3])) or _Line(cells[2], cells[3], None, "", table)
         label = _number(cells[4], table, number) if labels else None
         yield _segment(line, (_number(cells[0], table, number), _number(cells[1], table, number)), label)

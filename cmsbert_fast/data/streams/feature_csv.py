@@ -112,7 +112,7 @@ class _Values:
     """
 
     def __init__(self, path: Path, header: list[str], columns: list[int]) -> None:
-        self._path, self._width, self._columns = path, len(header), columns
+        self._path, self._columns = path, columns
         lower = [name.lower() for name in header]
         bounds = [lower.index(name) for names in (START, STOP) for name in names if name in lower]
         in_order = len(bounds) == 2 and lower[bounds[0]] in START and lower[bounds[1]] in STOP
@@ -130,11 +130,11 @@ class _Values:
         """Reads all rows; the first is the line ``first`` of the file.
 
         Raises:
-            DataError: A cell is no number, a row has another number of cells, or rows are of several faces or files.
+            DataError: A cell is no number, or rows are of several faces or files.
         """
         try:
             for row in rows:
-                self._see(row, self.count + first)
+                self._see(row)
         except ValueError as error:
             line = self.count + first
             raise DataError(
@@ -144,9 +144,7 @@ class _Values:
             if len(found) > 1:
                 raise DataError(_SAME[name].format(path=self._path.name, count=len(found)))
 
-    def _see(self, row: list[str], line: int) -> None:
-        if len(row) != self._width:
-            raise DataError(f"Give every line of {self._path.name} {self._width} cells: line {line} has {len(row)}.")
+    def _see(self, row: list[str]) -> None:
         self.numbers.extend([number_of(row[k]) for k in self._columns])
         self.times.extend([seconds_of(row[k]) for k in self._timed])
         for name, place in self._same.items():

@@ -140,6 +140,14 @@ def test_a_row_of_very_many_cells(tmp_path: Path) -> None:
     assert read_corpus(path).report.counts == {"all": 60_000}  # those of all rows together do not count
 
 
+def test_a_row_of_another_number_of_cells_than_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "segments.csv"
+    for row, count in (("w", 1), ("w,so,good", 3)):
+        path.write_text(f"id,text\nv,good\n\n{row}\n")
+        with pytest.raises(DataError, match=f"Give every line of segments.csv 2 cells: line 3 has {count}"):
+            read_corpus(path)
+
+
 def test_a_csv_of_frames_takes_memory_in_proportion(tmp_path: Path) -> None:
     (tmp_path / "visual").mkdir()
     (tmp_path / "segments.tsv").write_text("id\ttext\tlabel\nv\tgood\t1\n")
