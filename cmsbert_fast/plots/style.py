@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.rcsetup import cycler
 
 from cmsbert_fast import atomic
@@ -90,6 +90,11 @@ def _applied() -> Iterator[None]:
         matplotlib.rcdefaults()  # whatever a user's matplotlibrc says
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+def head(figure: FigureBase, text: str, inches: float, size: float = 8) -> None:
+    """Prints a title at the upper left, in lines that fit a width; ``size`` in points."""
+    figure.suptitle(wrapped(text, inches, size), x=0.01, ha="left", fontsize=size)
 
 
 _SHAPELESS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # categories: control characters, joiners, surrogates, ...
