@@ -23,7 +23,6 @@ _R = TypeVar("_R")
 # Okabe and Ito's colours, told apart with every kind of colour blindness; the yellow is too light for lines.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, "#000000", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 AMOUNT = "inferno"  # of colour maps: from little to much
 SIGNED = "coolwarm"  # from negative over 0 to positive
 GREY, PALE = "0.45", "0.9"
