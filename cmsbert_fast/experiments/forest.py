@@ -55,7 +55,7 @@ def draw(table: Table, value: Mapping[str, Any]) -> Figure | None:
     axes[0, 0].set_ylim(len(labels) - 0.5, -0.5)  # from top to bottom
     differences = any(_compared(section) for _, section, *_ in panels)
     title = table.title + (f"; difference from {table.reference}" if differences else "")
-    figure.suptitle(style.wrapped(title, figure.get_figwidth() - 0.2, 9), x=0.01, ha="left")
+    style.head(figure, title, figure.get_figwidth() - 0.2, 9)
     printed = [
         source for source in _PRINTED if any(source in row["figures"] for _, s, *_ in panels for row in s["rows"])
     ]

@@ -12,7 +12,7 @@ def markdown(table: Table, value: Mapping[str, Any]) -> str:
     """The table as in the paper, the figures beside those of others, and the comparison with the reference."""
     parts = [f"# {table.title}"]
     for data, section in value["data"].items():
-        parts += [f"## {data}", sample(section), _grid(own_lines(table, section))]
+        parts += [f"## {data}", _sample(section), _grid(own_lines(table, section))]
         for title, lines in (figures_lines(table, section), comparison_lines(table, section)):
             if lines:
                 parts += [f"{title}:", _grid(lines)]
@@ -22,7 +22,7 @@ def markdown(table: Table, value: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def sample(section: Mapping[str, Any]) -> str:
+def _sample(section: Mapping[str, Any]) -> str:
     """What the numbers of a section are of, and what the marks mean."""
     if section["examples"] is None:
         return "No run has finished."

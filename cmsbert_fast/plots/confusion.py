@@ -26,7 +26,7 @@ def plot_confusion(counts: Mapping[str, np.ndarray], classes: Sequence[str], tit
     side = 1.2 + 0.42 * len(names)
     figure = Figure(figsize=(columns * side + 0.9, rows * (side + 0.2) + 0.4), layout="constrained")
     if title:
-        figure.suptitle(style.wrapped(title, figure.get_figwidth() - 0.2, 8), x=0.01, ha="left", fontsize=8)
+        style.head(figure, title, figure.get_figwidth() - 0.2)
     panels = figure.subplots(rows, columns, squeeze=False).reshape(-1)
     for ax, (name, matrix) in zip(panels, counts.items(), strict=False):
         share = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)

@@ -112,4 +112,4 @@ def _explain(figure: Figure, title: str, cut: bool) -> None:
     )
     if cut:
         text += f"; the worst {100 - _SHOWN} % of the values lie outside the axis"
-    figure.suptitle(style.wrapped(text, figure.get_figwidth() - 0.1, 7.5), x=0.01, ha="left", fontsize=7.5)
+    style.head(figure, text, figure.get_figwidth() - 0.1, 7.5)

@@ -84,7 +84,7 @@ def plot_embeddings(
     _explain(upper, panels, palette, tuple(points))
     sample = f"{labels.size} of {total}" if labels.size < total else str(total)
     method = f"t-SNE of z (cosine, perplexity {perplexity:g}), {sample} utterances, {len(given)} modalities"
-    upper.suptitle(style.wrapped(f"{title}\n{method}".strip(), 7.0, 8), x=0.01, ha="left", fontsize=8)
+    style.head(upper, f"{title}\n{method}".strip(), 7.0)
     if lines:
         lower.text(0.01, 0.98, "\n".join(lines), va="top", family="DejaVu Sans Mono", fontsize=6.8)
     return figure

@@ -27,12 +27,12 @@ _PREFERRED = (
     "Symbola",
     "Segoe UI Emoji",
 )
-# What to install, by the first words of a character's Unicode name.
+# What to install.
 _CJK = "Noto Sans CJK (Debian and Ubuntu: apt install fonts-noto-cjk)"
 _EMOJI = "Symbola (Debian and Ubuntu: apt install fonts-symbola); fonts of coloured emoji cannot be drawn"
-_PACKAGES = {"CJK": _CJK, "HIRAGANA": _CJK, "KATAKANA": _CJK, "HANGUL": _CJK, "BOPOMOFO": _CJK, "FULLWIDTH": _CJK}
 _OTHERS = "a Noto Sans font of that script (Debian and Ubuntu: apt install fonts-noto-core)"
-_NAMES = {
+# What the font for Chinese, Japanese and Korean has, by the first word of a character's Unicode name.
+_CJK_SCRIPTS = {
     "CJK": "Chinese characters",
     "HIRAGANA": "Japanese kana",
     "KATAKANA": "Japanese kana",
@@ -51,7 +51,7 @@ def cover(figure: Figure) -> None:
     Where no installed font has them, a sentence on stderr, once a process and script, says what to install.
     """
     texts = [text for text in figure.findobj(Text) if not text.get_text().isascii()]
-    known = _characters(_path_of(DEFAULT))
+    known = _characters(font_manager.findfont(DEFAULT))
     needed = sorted({c for text in texts for c in text.get_text() if not c.isspace() and ord(c) not in known})
     if not needed:
         return
@@ -113,10 +113,6 @@ def _new_fonts() -> list[font_manager.FontEntry]:
     return manager.ttflist[before:]
 
 
-def _path_of(name: str) -> str:
-    return font_manager.findfont(name)
-
-
 @functools.lru_cache(maxsize=4096)
 def _characters(path: str) -> frozenset[int]:
     """The code points that a font has; none if it cannot be read."""
@@ -141,8 +137,8 @@ def _sentences(missing: Iterable[str]) -> list[str]:
 def _script(character: str) -> tuple[str, str]:
     """What a character is called, and the font to install."""
     first = unicodedata.name(character, "UNKNOWN").split()[0].split("-")[0]
-    if first in _PACKAGES:
-        return _NAMES[first], _PACKAGES[first]
+    if first in _CJK_SCRIPTS:
+        return _CJK_SCRIPTS[first], _CJK
     if unicodedata.category(character) in ("So", "Sk") and ord(character) > 0x2300:
         return "emoji and symbols", _EMOJI
     return f"{first.capitalize()} characters", _OTHERS

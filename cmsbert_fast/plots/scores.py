@@ -24,6 +24,6 @@ def plot_scores(predicted: np.ndarray, true: np.ndarray, title: str) -> Figure:
     ax.set(xlim=limits, ylim=limits, xlabel="true score", ylabel="predicted score", aspect="equal")
     error = float(np.abs(np.asarray(predicted, np.float64) - true).mean())
     ax.text(0.98, 0.03, f"n = {len(true)}, MAE {error:.3f}", transform=ax.transAxes, ha="right", fontsize=7)
-    figure.suptitle(style.wrapped(title, 3.4, 8), x=0.01, ha="left", fontsize=8)
+    style.head(figure, title, 3.4)
     ax.legend(loc="upper left")
     return figure

@@ -303,4 +303,4 @@ def _finish(figure: Figure, scale: ScalarMappable, axes: Any, title: str) -> Non
     bar.ax.yaxis.label.set_parse_math(True)
     bar.set_label(_GATE)
     if title:
-        figure.suptitle(style.wrapped(title, figure.get_figwidth() - 0.2, 8), x=0.01, ha="left", fontsize=8)
+        style.head(figure, title, figure.get_figwidth() - 0.2)

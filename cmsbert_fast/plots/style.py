@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import matplotlib
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.rcsetup import cycler
 
 from cmsbert_fast import atomic
@@ -23,7 +23,6 @@ _R = TypeVar("_R")
 # Okabe and Ito's colours, told apart with every kind of colour blindness; the yellow is too light for lines.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, "#000000", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 AMOUNT = "inferno"  # of colour maps: from little to much
 SIGNED = "coolwarm"  # from negative over 0 to positive
 GREY, PALE = "0.45", "0.9"
@@ -90,6 +89,11 @@ def _applied() -> Iterator[None]:
         matplotlib.rcdefaults()  # whatever a user's matplotlibrc says
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+def head(figure: FigureBase, text: str, inches: float, size: float = 8) -> None:
+    """Prints a title at the upper left, in lines that fit a width; ``size`` in points."""
+    figure.suptitle(wrapped(text, inches, size), x=0.01, ha="left", fontsize=size)
 
 
 _SHAPELESS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # categories: control characters, joiners, surrogates, ...

@@ -54,29 +54,27 @@ def save(run: Path, epoch: int, write: Callable[[Path], None]) -> None:
 
 def find(run: Path) -> Best:
     """The best model of the run in a folder: the one before where the best is damaged and that is not."""
-    fault = _fault(run / BEST)
-    if fault is None or _fault(run / BEFORE) is not None:
-        return Best(run / BEST, _epoch(run / BEST))
-    epoch = _epoch(run / BEFORE)
+    fault, epoch = _examined(run / BEST)
+    if fault is None:
+        return Best(run / BEST, epoch)
+    fault_before, before = _examined(run / BEFORE)
+    if fault_before is not None:
+        return Best(run / BEST)
     lost = f"{run / BEST} is damaged ({fault}): the best model is lost. In its place is the best before it"
-    lost += f", of epoch {epoch}" if epoch is not None else ""
-    return Best(run / BEFORE, epoch, f"{lost} ({run / BEFORE}).")
+    lost += f", of epoch {before}" if before is not None else ""
+    return Best(run / BEFORE, before, f"{lost} ({run / BEFORE}).")
 
 
-def _fault(folder: Path) -> str | None:
-    """What is wrong with the weights in a folder; None where nothing is known to be."""
-    weights = folder / SAFE_WEIGHTS_NAME
+def _examined(folder: Path) -> tuple[str | None, int | None]:
+    """What is wrong with the weights in a folder, None where nothing is known to be; and their epoch, if known."""
+    weights, sums = folder / SAFE_WEIGHTS_NAME, folder / CHECKSUMS
     if not weights.is_file():
-        return f"it has no {SAFE_WEIGHTS_NAME}"
-    return "the checksum of its weights is another" if checksums.is_damaged(weights, folder / CHECKSUMS) else None
-
-
-def _epoch(folder: Path) -> int | None:
-    try:
-        found = checksums.digest(folder / SAFE_WEIGHTS_NAME)
-    except OSError:
-        return None
-    return checksums.epochs(folder / CHECKSUMS).get(found)
+        return f"it has no {SAFE_WEIGHTS_NAME}", None
+    known = checksums.known(sums)
+    if not known:
+        return None, None
+    found = checksums.digest(weights)
+    return None if found in known else "the checksum of its weights is another", checksums.epochs(sums).get(found)
 
 
 def _link_all(folder: Path, draft: Path) -> None:

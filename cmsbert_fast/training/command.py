@@ -21,7 +21,7 @@ from cmsbert_fast.training import presets
 from cmsbert_fast.training.conversion import MAPPINGS, assignments, converted, layered, read_yaml
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.saved_runs import saved_runs
-from cmsbert_fast.training.settings import SCHEDULES, TRACKERS, TrainingSettings, settings_from
+from cmsbert_fast.training.settings import DEVICES, PRECISIONS, SCHEDULES, TRACKERS, TrainingSettings, settings_from
 
 _RUNS = 1000  # of a command
 RUN_AXES = ("fold", "variant", "seed")  # each value of these is a run of its own
@@ -62,8 +62,8 @@ _SUGGESTED: dict[str, Sequence[str]] = {
     "variant": tuple(VARIANTS),
     "schedule": SCHEDULES,
     "task": TASKS,
-    "device": ("auto", "cpu", "cuda"),
-    "precision": ("fp32", "bf16"),
+    "device": DEVICES,
+    "precision": PRECISIONS,
     "backend": BACKENDS,
     "gate_activation": ACTIVATIONS,
     "track": (*TRACKERS, "none"),

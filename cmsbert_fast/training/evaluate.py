@@ -11,6 +11,7 @@ from torch import Tensor
 from cmsbert_fast.data.task import LabelKind, Labels
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.cmsbert.outputs import SUBNETWORKS
+from cmsbert_fast.training.alignment import alignment
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
 from cmsbert_fast.training.errors import NotFinite
@@ -115,8 +116,6 @@ def measure(predictions: Predictions, labels: Labels) -> dict[str, float]:
 
 def alignment_of(predictions: Predictions, labels: Labels) -> dict[str, Any] | None:
     """:func:`~cmsbert_fast.training.alignment.alignment`; None without embeddings, or of fewer than 2 examples."""
-    from cmsbert_fast.training.alignment import alignment
-
     if not predictions.embeddings or len(predictions.ids) < 2:
         return None
     known = predictions.labels if labels.kind is not LabelKind.SEVERAL else None

@@ -17,7 +17,7 @@ from cmsbert_fast.data.example import MODALITIES, Alignment, Example, outlines
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.training import strict_json
 from cmsbert_fast.training.batches import fitting
-from cmsbert_fast.training.evaluate import Predictions, alignment_of
+from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.gates import has_gates, shift_maps
 from cmsbert_fast.training.tested import Tested
 
@@ -92,16 +92,15 @@ def _draw_embeddings(folder: Path, tested: Tested, labels: Labels, title: str) -
     values = predictions.labels
     if values is not None and labels.kind is LabelKind.SEVERAL:
         values, classes = _one_of_several(values), (*(classes or ()), "several", "none")
-    numbers = alignment_of(predictions, labels)
     figure = plot_embeddings(
         {name: z.numpy() for name, z in predictions.embeddings.items()},
         None if values is None else values.numpy(),
         classes=classes,
-        numbers=numbers,
+        numbers=tested.alignment,
         title=title,
     )
     style.save(figure, folder / "embeddings")
-    return {"title": title, "alignment": numbers}
+    return {"title": title, "alignment": tested.alignment}
 
 
 def _one_of_several(labels: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from cmsbert_fast.training.errors import UsageError
 # Settings that some systems have as fields of their configuration.
 FIELDS = ("projection_size", "gate_activation", "text", "loss", "pooling", "frozen_layers")
 SCHEDULES = ("linear", "constant")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("fp32", "bf16")
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
@@ -116,8 +118,8 @@ class TrainingSettings(DataOptions):
         _check_choice("schedule", self.schedule, SCHEDULES)
         if self.task is not None:
             _check_choice("task", self.task, TASKS)
-        _check_choice("device", self.device, ("auto", "cpu", "cuda"))
-        _check_choice("precision", self.precision, ("fp32", "bf16"))
+        _check_choice("device", self.device, DEVICES)
+        _check_choice("precision", self.precision, PRECISIONS)
         for name in self.track if self.track != ("none",) else ():
             _check_choice("track", name, TRACKERS)
         try:

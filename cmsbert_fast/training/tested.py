@@ -1,9 +1,10 @@
 """The best model of a run and what it predicts for the test set: what results, predictions and figures are made of."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.training import evaluate
@@ -24,6 +25,7 @@ class Tested(NamedTuple):
         predictions: For the test set, all finite.
         embedded: Whether ``corpus`` is the embedded one.
         name: Of the variant.
+        alignment: Of the predictions' embeddings (:func:`~cmsbert_fast.training.evaluate.alignment_of`).
     """
 
     model: Classifier
@@ -32,6 +34,7 @@ class Tested(NamedTuple):
     predictions: Predictions
     embedded: bool = False
     name: str = ""
+    alignment: dict[str, Any] | None = None
 
 
 def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> Tested:
@@ -44,7 +47,8 @@ def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: 
     batches = Batches(data.corpus.splits["test"], processor, model, ranks.device)
     predictions = evaluate.predict(model, batches, ranks, settings.batch_size, settings.precision)
     finite = evaluate.check_finite(predictions)
-    return Tested(model, processor, data.corpus, finite, settings.embedded, settings.variant)
+    aligned = evaluate.alignment_of(finite, labels_of(data.corpus))
+    return Tested(model, processor, data.corpus, finite, settings.embedded, settings.variant, aligned)
 
 
 def load_best(settings: TrainingSettings, ranks: Ranks, folder: Path) -> tuple[Classifier, CMSBertProcessor]:

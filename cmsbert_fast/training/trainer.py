@@ -331,11 +331,10 @@ class Trainer:
             tested = load_and_test(self.settings, self.data, self.ranks, self.folder)
         model = tested.model if tested else load_best(self.settings, self.ranks, self.folder)[0]
         found = best.find(self.folder)
-        aligned = evaluate.alignment_of(tested.predictions, self.labels) if tested else None
         outcome = {
             **({"test": evaluate.measure(tested.predictions, self.labels)} if tested else {}),
             "valid": evaluate.measure(self.predict("valid", model), self.labels),
-            **({"alignment": aligned} if aligned else {}),
+            **({"alignment": tested.alignment} if tested and tested.alignment else {}),
             "best_epoch": self.progress.best_epoch if found.lost is None else found.epoch,
             **({} if found.lost is None else {"lost": found.lost}),
             "epochs": self.progress.epoch,

@@ -86,6 +86,17 @@ def bert_without_dropout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bert(tmp_path_factory.mktemp("bert"), dropout=0.0)
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path, bert: Path) -> Path:
+    """A trained CMSBERT-CLR with what its run left behind. Tests only read it."""
+    from cmsbert_fast.training.runs import main as train
+
+    out = tmp_path_factory.mktemp("run")
+    arguments = ["--data", corpus_folder, "--model", bert, "--epochs", 2, "--batch-size", 9, "--output", out]
+    assert train([str(a) for a in arguments], embedded_config=Path("none")) == 0
+    return out / "cmsbert-clr" / "seed-0"
+
+
 @pytest.fixture
 def short(corpus_folder: Path, bert_without_dropout: Path) -> list:
     """Arguments of two epochs of three steps."""

@@ -19,6 +19,13 @@ def records(out: Path, event: str) -> list[dict]:
     return [line for line in lines if line.pop("event") == event]
 
 
+def flip(path: Path, place: float = 0.5) -> None:
+    """Flips one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.write_bytes(content)
+
+
 def tiny_corpus(count: int) -> Corpus:
     frames = np.ones((1, 3), np.float32)
     splits = {

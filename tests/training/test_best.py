@@ -13,12 +13,7 @@ from cmsbert_fast.training import best, checksums, report
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.trainer import Trainer
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 4
-    path.write_bytes(data)
+from tests.training.helpers import flip
 
 
 def writes(number):

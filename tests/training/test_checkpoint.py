@@ -12,6 +12,7 @@ from cmsbert_fast.training import checkpoint
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.log import RunLog
+from tests.training.helpers import flip
 
 CPU = torch.device("cpu")
 
@@ -61,13 +62,6 @@ def test_what_cannot_be_loaded(tmp_path):
     torch.save({"format": checkpoint.FORMAT + 1}, path)
     with pytest.raises(UsageError, match="another version"):
         checkpoint.load(tmp_path)
-
-
-def flip(path, place=0.5):
-    """Flips one bit of a file."""
-    content = bytearray(path.read_bytes())
-    content[int(place * (len(content) - 1))] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 1.0])

@@ -20,17 +20,6 @@ from cmsbert_fast.training.report import read_results
 from tests.models.baselines import systems
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, corpus_folder, bert) -> Path:
-    """A finished run of one epoch."""
-    from cmsbert_fast.training.runs import main as train
-
-    out = tmp_path_factory.mktemp("run")
-    arguments = ["--data", corpus_folder, "--model", bert, "--epochs", 1, "--batch-size", 9, "--output", out]
-    assert train([str(a) for a in arguments], embedded_config=Path("none")) == 0
-    return out / "cmsbert-clr" / "seed-0"
-
-
 @pytest.fixture
 def best(run_folder: Path) -> Path:
     return run_folder / "best"

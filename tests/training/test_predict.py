@@ -16,17 +16,6 @@ from cmsbert_fast.data import SPLITS, convert, open_source, read_corpus
 from cmsbert_fast.predict import _write, main
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory, corpus_folder, bert) -> Path:
-    """A trained CMSBERT-CLR with what its run left behind."""
-    from cmsbert_fast.training.runs import main as train
-
-    out = tmp_path_factory.mktemp("run")
-    arguments = ["--data", corpus_folder, "--model", bert, "--epochs", 2, "--batch-size", 9, "--output", out]
-    assert train([str(a) for a in arguments], embedded_config=Path("none")) == 0
-    return out / "cmsbert-clr" / "seed-0"
-
-
 def rows(text: str) -> dict[str, float]:
     return {row["id"]: float(row["prediction"]) for row in csv.DictReader(io.StringIO(text))}
 
