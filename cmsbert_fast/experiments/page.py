@@ -92,7 +92,12 @@ def _table(root: Path, table: Table, value: Mapping[str, Any]) -> str:
             continue
         parts += [f"<h3>{_text(data)}</h3>", f"<p>{_text(_finding(table, section))}</p>"]
         parts.append(_grid(render.own_lines(table, section)))
-        for title, lines in (render.comparison_lines(table, section), render.figures_lines(table, section)):
+        details = (
+            render.comparison_lines(table, section),
+            render.figures_lines(table, section),
+            render.cost_lines(section),
+        )
+        for title, lines in details:
             if lines:
                 parts.append(f"<details><summary>{_text(title)}</summary>{_grid(lines)}</details>")
         notes = [f"<li>{_text(row['label'])}: {_text(note)}</li>" for row in section["rows"] for note in row["notes"]]

@@ -13,7 +13,7 @@ def markdown(table: Table, value: Mapping[str, Any]) -> str:
     parts = [f"# {table.title}"]
     for data, section in value["data"].items():
         parts += [f"## {data}", _sample(section), _grid(own_lines(table, section))]
-        for title, lines in (figures_lines(table, section), comparison_lines(table, section)):
+        for title, lines in (figures_lines(table, section), comparison_lines(table, section), cost_lines(section)):
             if lines:
                 parts += [f"{title}:", _grid(lines)]
         notes = [f"- {row['label']}: {'; '.join(row['notes'])}" for row in section["rows"] if row["notes"]]
@@ -97,6 +97,20 @@ def _compared(c: Mapping[str, Any], metric: Metric) -> dict[str, str]:
         "P(better)": f"{c['superiority']:.2f} {_range(c['superiority_interval'], '{:.2f}'.format)}",
         "80 % power at": "-" if c["resolvable"] is None else f"{c['resolvable']:.{metric.digits}f}",
     }
+
+
+def cost_lines(section: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
+    """Title, and a line for each system that has runs: what one costs, as a mean over them; no lines without runs."""
+    title = "Cost of a run, loading, validation and test included"
+    lines = [["method", "parameters", "epochs", "seconds", "seconds an epoch"]]
+    for row in section["rows"]:
+        runs = [run for run in row["runs"] if run["epochs"]]
+        if runs:
+            epochs, seconds = (sum(run[name] for run in runs) / len(runs) for name in ("epochs", "seconds"))
+            parameters = " to ".join(f"{n:,}" for n in sorted({run["parameters"] for run in runs}))
+            each = sum(run["seconds"] / run["epochs"] for run in runs) / len(runs)
+            lines.append([row["label"], parameters, f"{epochs:.1f}", f"{seconds:.0f}", f"{each:.1f}"])
+    return title, lines if len(lines) > 1 else []
 
 
 def latex(table: Table, value: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from cmsbert_fast.experiments import report, results
+from cmsbert_fast.experiments import render, report, results
 from cmsbert_fast.experiments.plan import Cell
 from cmsbert_fast.experiments.tables import read_table
 from cmsbert_fast.training.errors import UsageError
@@ -63,6 +63,19 @@ def test_numbers_are_those_of_the_runs(section, tmp_path):
     assert row["seeds"] == [0, 1, 2]
     assert row["runs"][1]["folder"] == "runs/A/seed-1"
     assert row["runs"][1]["test"] == tested[1]
+
+
+def test_the_cost_of_a_run_is_a_mean_over_runs(tmp_path, scores):
+    ids, labels, predict = scores
+    folders = {k: [Path(f"runs/A/seed-{k}")] for k in range(3)}
+    for k, seconds, epochs in ((0, 30.0, 10), (1, 10.0, 2)):
+        write_run(
+            tmp_path / folders[k][0], ids, labels, predict(1.0), seconds=seconds, epochs=epochs, parameters=12_345
+        )
+    section = make(tmp_path, ROWS, {"A": folders}, {"old & cited": "cited", "B": "not run", "C": "not run"})
+    assert render.cost_lines(section)[1][1:] == [["A", "12,345", "6.0", "20", "4.0"]]
+    assert "| A      | 12,345     | 6.0    | 20      | 4.0" in (tmp_path / "tables" / "mine.md").read_text()
+    assert not render.cost_lines({"rows": [{"label": "A", "runs": []}]})[1]
 
 
 def test_the_worse_system_is_found_worse(section):
