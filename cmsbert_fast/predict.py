@@ -38,7 +38,7 @@ from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.exits import exit_status
-from cmsbert_fast.training.extraction import check_fingerprints, check_names, modalities_of
+from cmsbert_fast.training.extraction import check_features, modalities_of
 from cmsbert_fast.training.preflight import frames_have_words, unread_pieces
 from cmsbert_fast.training.report import prediction_rows, write_csv
 from cmsbert_fast.training.texts import check_texts
@@ -207,8 +207,7 @@ def predict_corpus(
     examples = [dataclasses.replace(e, label=None) for s in splits for e in corpus.splits[s]]
     if not examples:
         raise UsageError(f"{corpus.name} has no examples to predict; give data with at least one.")
-    check_fingerprints(processor.extraction, corpus, modalities_of(model.config))
-    check_names(processor.feature_names, corpus, modalities_of(model.config))
+    check_features(processor.extraction, processor.feature_names, corpus, modalities_of(model.config))
     _check_width(model.config, corpus)
     if model.frame_level is not FrameLevel.UTTERANCE and not frames_have_words(corpus, processor.repeat_frames):
         raise UsageError(
