@@ -11,6 +11,7 @@ from transformers.utils import PROCESSOR_NAME
 from cmsbert_fast.data.example import MODALITIES, Corpus
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.files import read_text
+from cmsbert_fast.models.processing import check_known_features
 from cmsbert_fast.training.errors import UsageError
 
 _LARGEST = 64 << 20  # bytes of a processor's file: it holds the statistics of frames
@@ -121,10 +122,7 @@ def trained_features(name: str) -> tuple[dict[str, str] | None, dict[str, list[s
     try:
         entries: Any = json.loads(read_text(path, _LARGEST))
         prints, names = entries.get("extraction"), entries.get("feature_names")
-        if all(isinstance(value, str) for value in (prints or {}).values()) and all(
-            isinstance(value, list) and all(isinstance(n, str) for n in value) for value in (names or {}).values()
-        ):
-            return prints, names
+        check_known_features(prints, names)
     except (OSError, ValueError, AttributeError, RecursionError):
-        pass
-    raise UsageError(f"{path} is damaged; restore it, or give another checkpoint.")
+        raise UsageError(f"{path} is damaged; restore it, or give another checkpoint.") from None
+    return prints, names
