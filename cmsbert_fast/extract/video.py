@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmsbert_fast.data.extraction import STREAMS
 from cmsbert_fast.extract import outcomes
 from cmsbert_fast.extract.face import measures
 from cmsbert_fast.extract.face.process import Seen, Tracker, TrackerFailed
@@ -22,7 +23,7 @@ from cmsbert_fast.extract.words.align import Aligner
 from cmsbert_fast.extract.words.recognise import Recogniser
 from cmsbert_fast.extract.words.transcript import Transcript
 
-FACE, VOICE = "face", "voice"  # folders of the tables
+FACE, VOICE = STREAMS["visual"], STREAMS["acoustic"]  # folders of the tables
 _SPOKEN = 0.3  # seconds of voiced sound from which somebody speaks
 _SEVERAL = 0.1  # share of pictures
 _FEW = 0.5  # share of a transcript's words that must be found
