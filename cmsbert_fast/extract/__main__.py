@@ -1,13 +1,12 @@
 """``python -m cmsbert_fast.extract VIDEO... -o DIR``: words, face and voice of videos, to train or predict on."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cmsbert_fast import commandline
-from cmsbert_fast.commandline import examples
+from cmsbert_fast.commandline import examples, unread
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.extract import CAVEAT, ExtractOptions, extract
 
@@ -80,10 +79,9 @@ def main(arguments: Sequence[str], prog: str = "python -m cmsbert_fast.extract")
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return unread()
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
         print(f"error: Make room, or choose another --output: {error}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
