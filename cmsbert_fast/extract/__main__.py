@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmsbert_fast import commandline
+from cmsbert_fast import extract as extraction
 from cmsbert_fast.commandline import examples, unread
 from cmsbert_fast.data.example import DataError
-from cmsbert_fast.extract import CAVEAT, ExtractOptions, extract
+from cmsbert_fast.extract.options import ExtractOptions
 
 _NOTHING = 1  # exit status where no video has a segment
 
@@ -72,8 +73,8 @@ def main(arguments: Sequence[str], prog: str = "python -m cmsbert_fast.extract")
     """Runs the command; 1 where no video has a segment, 2 where the user has to change something, 130 after Ctrl-C."""
     try:
         given = command_parser(prog).parse_args(arguments)
-        print(f"note: {CAVEAT}", file=sys.stderr)
-        summary = extract(given.videos, given.output, options_in(given))
+        print(f"note: {extraction.CAVEAT}", file=sys.stderr)
+        summary = extraction.extract(given.videos, given.output, options_in(given))
         print(summary.text)
         sys.stdout.flush()
     except DataError as error:
