@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import os
 import re
+import sys
 import textwrap
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -56,6 +58,12 @@ class Parser(argparse.ArgumentParser):
         near = [match for word in wrong for match in difflib.get_close_matches(word, known, n=1)]
         advice = f"did you mean {near[0]}?" if near else "see --help."
         raise self.failure(f"{message[0].upper()}{message[1:]}; {advice}")
+
+
+def unread() -> int:
+    """What is left to do where nobody reads standard output any more; returns the exit status, as in shells."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
+    return 141
 
 
 def examples(*lines: str) -> str:

@@ -15,7 +15,7 @@ import torch
 
 from cmsbert_fast import atomic
 from cmsbert_fast.commandline import examples
-from cmsbert_fast.data.example import Corpus
+from cmsbert_fast.data.example import Corpus, examples_of
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.models.base import Classifier
@@ -109,8 +109,7 @@ def true_labels(model: Classifier, corpus: Corpus, split: str | None, classes: S
     Raises:
         UsageError: An example has none, or the data have labels of another kind or class than the model.
     """
-    splits = list(corpus.splits) if split is None else [split]
-    examples = [example for name in splits for example in corpus.splits[name]]
+    examples = examples_of(corpus, split)
     bare = next((example.id for example in examples if example.label is None), None)
     if bare is not None:
         raise UsageError(f"Example {bare!r} has no label; give it one, or use python -m cmsbert_fast.predict.")

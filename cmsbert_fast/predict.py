@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 
 from cmsbert_fast.commandline import examples
 from cmsbert_fast.data import read_corpus
-from cmsbert_fast.data.example import MODALITIES, Corpus, Example, outlines
+from cmsbert_fast.data.example import MODALITIES, Corpus, Example, examples_of, outlines
 from cmsbert_fast.data.extraction import recordings
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.text import printable
@@ -29,7 +29,7 @@ from cmsbert_fast.extract.__main__ import add_options as add_extract_options
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.processing import CMSBertProcessor
-from cmsbert_fast.predict_page import Scores, check_count, check_page, examples_of, write_scores_page
+from cmsbert_fast.predict_page import Scores, check_count, check_page, write_scores_page
 from cmsbert_fast.predict_videos import check_trained_on_videos, extract_options, extract_videos, videos_among
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import load_trained
@@ -38,7 +38,7 @@ from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.exits import exit_status
-from cmsbert_fast.training.extraction import check_fingerprints, check_names, modalities_of
+from cmsbert_fast.training.extraction import check_features, modalities_of
 from cmsbert_fast.training.preflight import frames_have_words, unread_pieces
 from cmsbert_fast.training.report import prediction_rows, write_csv
 from cmsbert_fast.training.texts import check_texts
@@ -203,12 +203,10 @@ def predict_corpus(
     """
     if split is not None and split not in corpus.splits:
         raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
-    splits = list(corpus.splits) if split is None else [split]
-    examples = [dataclasses.replace(e, label=None) for s in splits for e in corpus.splits[s]]
+    examples = [dataclasses.replace(example, label=None) for example in examples_of(corpus, split)]
     if not examples:
         raise UsageError(f"{corpus.name} has no examples to predict; give data with at least one.")
-    check_fingerprints(processor.extraction, corpus, modalities_of(model.config))
-    check_names(processor.feature_names, corpus, modalities_of(model.config))
+    check_features(processor.extraction, processor.feature_names, corpus, modalities_of(model.config))
     _check_width(model.config, corpus)
     if model.frame_level is not FrameLevel.UTTERANCE and not frames_have_words(corpus, processor.repeat_frames):
         raise UsageError(

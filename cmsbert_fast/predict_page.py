@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from cmsbert_fast.data.example import Corpus, Example
+from cmsbert_fast.data.example import Corpus, Example, examples_of
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.page.build import MOST, write_page
@@ -44,11 +44,6 @@ def check_page(page: Path | None) -> None:
         raise UsageError(f"{page} exists; remove it or choose another --page.")
     if not page.parent.is_dir():
         raise UsageError(f"There is no folder {page.parent}; make it, or choose another --page.")
-
-
-def examples_of(corpus: Corpus, split: str | None) -> list[Example]:
-    """The examples of a split, of all splits without one."""
-    return [example for name in ([split] if split else corpus.splits) for example in corpus.splits[name]]
 
 
 def check_count(corpus: Corpus, split: str | None) -> None:

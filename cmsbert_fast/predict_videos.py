@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cmsbert_fast import extract as extraction
 from cmsbert_fast.data.untrusted.files import open_regular
 from cmsbert_fast.data.untrusted.first_bytes import LENGTH, is_recording
-from cmsbert_fast.extract import ExtractOptions, extract, others_in
 from cmsbert_fast.extract.__main__ import options_in
+from cmsbert_fast.extract.options import ExtractOptions
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
 from cmsbert_fast.training.errors import UsageError
@@ -79,13 +80,13 @@ def extract_videos(videos: Sequence[Path], options: ExtractOptions, beside: Path
         folder = Path(tempfile.mkdtemp(prefix="cmsbert-features-"))
     else:
         folder = beside.with_name(f"{beside.stem}-features")
-    if others := others_in(folder, videos):
+    if others := extraction.others_in(folder, videos):
         raise UsageError(
             f"Choose another --output or --page: {folder} has features of other videos ({', '.join(others[:3])}"
             f"{', ...' * (len(others) > 3)}), which would be scored, too."
         )
     print(f"extracting {len(videos)} video{'s' * (len(videos) != 1)} into {folder}", file=sys.stderr, flush=True)
-    summary = extract(videos, folder, options)
+    summary = extraction.extract(videos, folder, options)
     print(summary.text, file=sys.stderr)
     if not summary.segments:
         raise UsageError("There is nothing to score: no video has a segment; the lines above say why.")

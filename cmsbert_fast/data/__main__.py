@@ -1,12 +1,11 @@
 """``python -m cmsbert_fast.data``: convert a source once, or look at it."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cmsbert_fast import commandline
-from cmsbert_fast.commandline import examples
+from cmsbert_fast.commandline import examples, unread
 from cmsbert_fast.data import convert, open_source, read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, outlines
 from cmsbert_fast.data.inspection import draw, summary
@@ -94,9 +93,8 @@ def main(arguments: Sequence[str], prog: str = "python -m cmsbert_fast.data") ->
     except KeyboardInterrupt:
         print("Interrupted; the same command continues a conversion from here.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # nobody reads any more; Python flushes standard output once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:
+        return unread()
     return 0
 
 

@@ -180,3 +180,8 @@ class Corpus:
     statistics: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None
     several: bool = False
     extraction: Mapping[str, Extraction] = field(default_factory=dict)
+
+
+def examples_of(corpus: Corpus, split: str | None) -> list[Example]:
+    """The examples of a split, of all splits without one."""
+    return [example for name in (corpus.splits if split is None else [split]) for example in corpus.splits[name]]

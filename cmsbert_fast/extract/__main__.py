@@ -1,15 +1,15 @@
 """``python -m cmsbert_fast.extract VIDEO... -o DIR``: words, face and voice of videos, to train or predict on."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cmsbert_fast import commandline
-from cmsbert_fast.commandline import examples
+from cmsbert_fast import extract as extraction
+from cmsbert_fast.commandline import examples, unread
 from cmsbert_fast.data.example import DataError
-from cmsbert_fast.extract import CAVEAT, ExtractOptions, extract
+from cmsbert_fast.extract.options import ExtractOptions
 
 _NOTHING = 1  # exit status where no video has a segment
 
@@ -73,17 +73,16 @@ def main(arguments: Sequence[str], prog: str = "python -m cmsbert_fast.extract")
     """Runs the command; 1 where no video has a segment, 2 where the user has to change something, 130 after Ctrl-C."""
     try:
         given = command_parser(prog).parse_args(arguments)
-        print(f"note: {CAVEAT}", file=sys.stderr)
-        summary = extract(given.videos, given.output, options_in(given))
+        print(f"note: {extraction.CAVEAT}", file=sys.stderr)
+        summary = extraction.extract(given.videos, given.output, options_in(given))
         print(summary.text)
         sys.stdout.flush()
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        return unread()
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
         print(f"error: Make room, or choose another --output: {error}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

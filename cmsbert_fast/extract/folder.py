@@ -23,9 +23,10 @@ import numpy as np
 
 from cmsbert_fast.atomic import link, replace_file
 from cmsbert_fast.data.example import DataError
+from cmsbert_fast.data.extraction import FILE as MANIFEST
 from cmsbert_fast.extract.added import Added
 
-MANIFEST, TABLE, WORDS, PARTS = "extraction.json", "segments.tsv", "words.csd", "parts"
+TABLE, WORDS, PARTS = "segments.tsv", "words.csd", "parts"
 COLUMNS = ("id", "video", "start", "stop", "text")
 _LONGEST = 200  # bytes of a word in words.csd
 

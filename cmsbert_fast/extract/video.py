@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from cmsbert_fast.data.extraction import STREAMS
 from cmsbert_fast.extract import outcomes
 from cmsbert_fast.extract.face import measures
 from cmsbert_fast.extract.face.process import Seen, Tracker, TrackerFailed
@@ -22,7 +23,7 @@ from cmsbert_fast.extract.words.align import Aligner
 from cmsbert_fast.extract.words.recognise import Recogniser
 from cmsbert_fast.extract.words.transcript import Transcript
 
-FACE, VOICE = "face", "voice"  # folders of the tables
+FACE, VOICE = STREAMS["visual"], STREAMS["acoustic"]  # folders of the tables
 _SPOKEN = 0.3  # seconds of voiced sound from which somebody speaks
 _SEVERAL = 0.1  # share of pictures
 _FEW = 0.5  # share of a transcript's words that must be found
@@ -34,6 +35,20 @@ Progress = Callable[[str, float], None]  # a part of the work, and the share of 
 
 class _Stopped(Exception):
     """The rest of the work failed or was interrupted: what is written of the face so far is dropped."""
+
+
+class _Files(NamedTuple):
+    """The video, the tables that are made of it, and its sound while it is worked on."""
+
+    video: Path
+    face: Path
+    voice: Path
+    sound: Path
+
+    @classmethod
+    def of(cls, video: Path, name: str, folder: Path) -> "_Files":
+        """As they lie in the folder."""
+        return cls(video, folder / FACE / f"{name}.csv", folder / VOICE / f"{name}.csv", folder / f".{name}.sound")
 
 
 @dataclass(frozen=True)
@@ -78,39 +93,30 @@ def extract_video(
         progress: Is told shares of "face", "voice" and "words".
     """
     account = Account()
-    for kind in (FACE, VOICE):
-        (folder / kind / f"{name}.csv").unlink(missing_ok=True)
+    files = _Files.of(path, name, folder)
+    for table in (files.face, files.voice):
+        table.unlink(missing_ok=True)
     if (transcript is None and tools.recogniser is None) or (transcript is not None and not transcript.cues):
         account.conditions.append(outcomes.NO_TRANSCRIPT)
         return account
-    draft = folder / f".{name}.sound"
     try:
         account.media = probe(path)
         account.duration = account.media["duration"] or 0.0
         if account.media["audio"] is None and account.media["video"] is None:
             raise Unreadable("it has neither sound nor moving pictures")
-        _both(path, name, transcript, tools, folder, draft, account, progress)
+        _both(files, transcript, tools, account, progress)
     except (Unreadable, TrackerFailed) as error:
         failed = isinstance(error, TrackerFailed)
         account.conditions = [outcomes.TRACKER_FAILED if failed else outcomes.UNREADABLE]
         account.detail, account.segments = str(error), []
-        for kind in (FACE, VOICE):
-            (folder / kind / f"{name}.csv").unlink(missing_ok=True)
+        for table in (files.face, files.voice):
+            table.unlink(missing_ok=True)
     finally:
-        draft.unlink(missing_ok=True)
+        files.sound.unlink(missing_ok=True)
     return account
 
 
-def _both(
-    path: Path,
-    name: str,
-    transcript: Transcript | None,
-    tools: Tools,
-    folder: Path,
-    draft: Path,
-    account: Account,
-    progress: Progress,
-) -> None:
+def _both(files: _Files, transcript: Transcript | None, tools: Tools, account: Account, progress: Progress) -> None:
     """The face in a thread of its own, which mostly waits for other processes, and the sound in this one."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -119,15 +125,16 @@ def _both(
             if tools.tracker is not None and account.media["video"] is None:
                 account.conditions.append(outcomes.NO_PICTURE)
             elif tools.tracker is not None:
-                target = folder / FACE / f"{name}.csv"
-                following = pool.submit(_face, path, tools.tracker, target, account, progress, stop)
+                following = pool.submit(_face, files, tools.tracker, account, progress, stop)
             sound = None
             if account.media["audio"] is None:
                 account.conditions.append(outcomes.NO_SOUND)
             else:
                 total = max(account.duration, 1.0)
-                sound = decode_sound(path, draft, lambda seconds: progress("voice", 0.3 * min(seconds / total, 1.0)))
-                _voice(sound, folder / VOICE / f"{name}.csv", account, progress)
+                sound = decode_sound(
+                    files.video, files.sound, lambda seconds: progress("voice", 0.3 * min(seconds / total, 1.0))
+                )
+                _voice(sound, files.voice, account, progress)
             if following is not None and (sound is None or tools.aligner is None):
                 following.result()  # a text without times is as long as the video, which may not declare its length
             _words(transcript, sound, tools, account, progress)
@@ -148,9 +155,7 @@ def _compare(account: Account, sound: Sound | None, followed: bool) -> None:
         account.detail = account.detail or f"it ends after {end:.1f} of {declared:.1f} seconds"
 
 
-def _face(
-    path: Path, tracker: Tracker, target: Path, account: Account, progress: Progress, stop: threading.Event
-) -> None:
+def _face(files: _Files, tracker: Tracker, account: Account, progress: Progress, stop: threading.Event) -> None:
     total = max(account.duration, 1.0)
     counts = {"pictures": 0, "faces": 0, "several": 0}
     last = 0.0
@@ -159,7 +164,7 @@ def _face(
         nonlocal last
         kept: list[np.ndarray] = []
         waiting: np.ndarray | None = None  # its stop is the start of the next picture
-        for seen in tracker.track(path):
+        for seen in tracker.track(files.video):
             if stop.is_set():
                 raise _Stopped
             if not isinstance(seen, Seen):
@@ -182,7 +187,7 @@ def _face(
             yield np.stack(kept)
 
     times = ("start", "stop", *(("confidence",) if tracker.detector else ()))
-    write_table(target, times, list(measures.UNITS), rows())
+    write_table(files.face, times, list(measures.UNITS), rows())
     account.duration = max(account.duration, last)
     account.face = {**counts, "end": last}
     if not counts["faces"]:

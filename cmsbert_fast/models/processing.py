@@ -75,10 +75,8 @@ class CMSBertProcessor(ProcessorMixin):
         self.acoustic_mean, self.acoustic_std = acoustic_mean, acoustic_std
         self.max_length = max_length
         self.repeat_frames = repeat_frames
-        _check_extraction(extraction)
-        self.extraction = extraction
-        _check_feature_names(feature_names)
-        self.feature_names = feature_names
+        check_known_features(extraction, feature_names)
+        self.extraction, self.feature_names = extraction, feature_names
         self.word_vectors: WordVectors | None = None
         super().__init__(tokenizer, **kwargs)
 
@@ -333,18 +331,28 @@ def _check_statistics(name: str, mean: object, std: object) -> None:
         raise ValueError(f"{name}_std must have as many numbers as {name}_mean, all above 0.")
 
 
-def _check_extraction(extraction: object) -> None:
-    """Checks fingerprints, which may come from a file.
+def check_known_features(extraction: object, feature_names: object) -> None:
+    """Checks the processor's arguments of these names, which may come from a file.
 
     Raises:
-        ValueError: They are not texts by modality.
+        ValueError: They are not texts, or lists of texts, by modality.
     """
-    if extraction is None:
-        return
-    if not isinstance(extraction, dict) or not set(MODALITIES) >= extraction.keys():
-        raise ValueError(f"extraction must hold a fingerprint for each of {', '.join(MODALITIES)}, or for one of them.")
-    if not all(isinstance(fingerprint, str) for fingerprint in extraction.values()):
-        raise ValueError("The fingerprints of extraction must be text.")
+    for name, found, what, is_right in (
+        ("extraction", extraction, "a fingerprint", _is_text),
+        ("feature_names", feature_names, "a list of names", _are_texts),
+    ):
+        if found is None:
+            continue
+        if not isinstance(found, dict) or not (set(MODALITIES) >= found.keys() and all(map(is_right, found.values()))):
+            raise ValueError(f"{name} must hold {what} for each of {', '.join(MODALITIES)}, or for one of them.")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list | tuple) and all(map(_is_text, values))
 
 
 def _finite(frames: np.ndarray) -> np.ndarray:
@@ -353,17 +361,3 @@ def _finite(frames: np.ndarray) -> np.ndarray:
 
 
 AutoProcessor.register(CMSBertConfig, CMSBertProcessor)
-
-
-def _check_feature_names(names: object) -> None:
-    """Checks names of features, which may come from a file.
-
-    Raises:
-        ValueError: They are not lists of texts by modality.
-    """
-    if names is None:
-        return
-    if not isinstance(names, dict) or not set(MODALITIES) >= names.keys():
-        raise ValueError(f"feature_names must hold names for each of {', '.join(MODALITIES)}, or for one of them.")
-    if not all(isinstance(each, list | tuple) and all(isinstance(n, str) for n in each) for each in names.values()):
-        raise ValueError("feature_names must be lists of texts.")

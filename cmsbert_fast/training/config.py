@@ -14,7 +14,7 @@ from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.configuration import declared_fields
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.extraction import check_fingerprints, check_names, trained_features
+from cmsbert_fast.training.extraction import check_features, trained_features
 from cmsbert_fast.training.pretrained import check_sizes, saved_config
 from cmsbert_fast.training.settings import FIELDS, TrainingSettings
 
@@ -157,9 +157,7 @@ def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[s
         raise UsageError(f"{settings.model} is a {kind!r:.100} checkpoint; give one of BERT or {own.upper()}.")
     read = [modality for modality in MODALITIES if saved.get(f"{modality}_size") and fields[f"{modality}_size"]]
     if read:  # one of ours
-        prints, names = trained_features(str(settings.model))
-        check_fingerprints(prints, corpus, read, str(settings.model))
-        check_names(names, corpus, read, str(settings.model))
+        check_features(*trained_features(str(settings.model)), corpus, read, str(settings.model))
     for modality in MODALITIES:
         trained, given = saved.get(f"{modality}_size") or 0, fields[f"{modality}_size"]
         if trained and given and trained != given:

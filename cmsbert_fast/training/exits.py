@@ -1,11 +1,11 @@
 """The exit status of the commands that use a trained model."""
 
-import os
 import sys
 from collections.abc import Callable
 
 import transformers
 
+from cmsbert_fast.commandline import unread
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.training.errors import UsageError
 
@@ -28,7 +28,5 @@ def exit_status(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Python flushes standard output again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return unread()
     return 0

@@ -11,6 +11,7 @@ from transformers.utils import PROCESSOR_NAME
 from cmsbert_fast.data.example import MODALITIES, Corpus
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.files import read_text
+from cmsbert_fast.models.processing import check_known_features
 from cmsbert_fast.training.errors import UsageError
 
 _LARGEST = 64 << 20  # bytes of a processor's file: it holds the statistics of frames
@@ -28,13 +29,27 @@ def fingerprints(corpus: Corpus, modalities: Collection[str]) -> dict[str, str] 
     return found or None
 
 
-def check_fingerprints(
-    trained: Mapping[str, str] | None, corpus: Corpus, modalities: Collection[str], model: str = "this model"
+def feature_names(corpus: Corpus, modalities: Collection[str]) -> dict[str, list[str]] | None:
+    """The names of the features of each modality that a model reads; None where no names are known."""
+    found = {modality: names for modality, names in corpus.report.features.items() if modality in modalities}
+    return found or None
+
+
+def check_features(
+    extraction: Mapping[str, str] | None,
+    names: Mapping[str, Sequence[str]] | None,
+    corpus: Corpus,
+    modalities: Collection[str],
+    model: str = "this model",
 ) -> None:
-    """Finds features of another extraction than the training data's, in a modality that both model and corpus have.
+    """Finds features that mean something else than those of the training data.
+
+    They are of another extraction, in a modality that both model and corpus have; or they have other names or another
+    order, where both are known.
 
     Args:
-        trained: The processor's ``extraction``.
+        extraction: The processor's.
+        names: The processor's ``feature_names``.
         corpus: What the model is to read.
         modalities: Those that the model reads.
         model: How to call the model.
@@ -42,6 +57,13 @@ def check_fingerprints(
     Raises:
         UsageError: With what to do about it.
     """
+    _check_extraction(extraction, corpus, modalities, model)
+    _check_names(names, corpus, modalities, model)
+
+
+def _check_extraction(
+    trained: Mapping[str, str] | None, corpus: Corpus, modalities: Collection[str], model: str
+) -> None:
     for modality in modalities:
         if not getattr(corpus, f"{modality}_size"):
             continue
@@ -68,24 +90,9 @@ def check_fingerprints(
         )
 
 
-def feature_names(corpus: Corpus, modalities: Collection[str]) -> dict[str, list[str]] | None:
-    """The names of the features of each modality that a model reads; None where no names are known."""
-    found = {modality: names for modality, names in corpus.report.features.items() if modality in modalities}
-    return found or None
-
-
-def check_names(
-    trained: Mapping[str, Sequence[str]] | None, corpus: Corpus, modalities: Collection[str], model: str = "this model"
+def _check_names(
+    trained: Mapping[str, Sequence[str]] | None, corpus: Corpus, modalities: Collection[str], model: str
 ) -> None:
-    """Finds features of other names, or in another order, than the training data's, where both are known.
-
-    Args:
-        trained: The processor's ``feature_names``.
-        corpus, modalities, model: As for :func:`check_fingerprints`.
-
-    Raises:
-        UsageError: With what to do about it.
-    """
     for modality in modalities:
         ours, theirs = (list((names or {}).get(modality, ())) for names in (trained, corpus.report.features))
         if not ours or not theirs or ours == theirs:
@@ -115,10 +122,7 @@ def trained_features(name: str) -> tuple[dict[str, str] | None, dict[str, list[s
     try:
         entries: Any = json.loads(read_text(path, _LARGEST))
         prints, names = entries.get("extraction"), entries.get("feature_names")
-        if all(isinstance(value, str) for value in (prints or {}).values()) and all(
-            isinstance(value, list) and all(isinstance(n, str) for n in value) for value in (names or {}).values()
-        ):
-            return prints, names
+        check_known_features(prints, names)
     except (OSError, ValueError, AttributeError, RecursionError):
-        pass
-    raise UsageError(f"{path} is damaged; restore it, or give another checkpoint.")
+        raise UsageError(f"{path} is damaged; restore it, or give another checkpoint.") from None
+    return prints, names

@@ -1,5 +1,6 @@
 """A model and features of another extraction: refused wherever they could meet."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -94,9 +95,19 @@ def test_what_a_model_does_not_read_may_be_any(trained, tmp_path, bert) -> None:
     assert predict.main([str(trained["released"]), str(tmp_path / "extracted"), *without]) == 0
 
 
-def test_a_damaged_processor_of_the_checkpoint_is_an_error(capsys, trained, tmp_path) -> None:
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"extraction": [1]},
+        {"extraction": {"visual": 1}},
+        {"extraction": {"smell": FINGERPRINT}},
+        {"feature_names": {"visual": "roll"}},
+        {"feature_names": {"visual": ["roll", 1]}},
+    ],
+)
+def test_a_damaged_processor_of_the_checkpoint_is_an_error(capsys, trained, tmp_path, entries) -> None:
     shutil.copytree(trained["extracted"] / "best", tmp_path / "best")
-    (tmp_path / "best" / "processor_config.json").write_text('{"extraction": [1]}')
+    (tmp_path / "best" / "processor_config.json").write_text(json.dumps(entries))
     arguments = ["--data", data(tmp_path / "data"), "--model", tmp_path / "best", "--output", tmp_path / "out"]
     assert train([str(a) for a in arguments], embedded_config=Path("none")) == 2
     assert "processor_config.json is damaged" in capsys.readouterr().err

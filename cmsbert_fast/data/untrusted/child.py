@@ -52,10 +52,11 @@ def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
         return
     names = [check.__module__, check.__name__, *(str(path.absolute()) for path in paths)]
     seconds = _SECONDS + sum(path.stat().st_size for path in paths) / 10e6
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = isolated(walk, *names)
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, env=environment(), check=False
+        )
         status, said = result.returncode, result.stdout
     except subprocess.TimeoutExpired as error:
         status, said = -1, str(error.stdout or b"", "utf-8", "replace") if isinstance(error.stdout, bytes) else ""
@@ -65,6 +66,11 @@ def examine(paths: Sequence[Path], check: Callable[[Path], None]) -> None:
             raise DataError(lines[-1])
         raise DataError(f"Get {lines[-1]} again, it is damaged: opening it exhausts memory or time, or crashes HDF5.")
     _examined.update(marks.values())
+
+
+def environment() -> dict[str, str]:
+    """The variables of a process that does one thing on few threads."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def isolated(function: Callable[..., None], *arguments: str) -> list[str]:

@@ -14,8 +14,9 @@ import numpy as np
 
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.text import sentence
+from cmsbert_fast.data.untrusted.child import environment
 from cmsbert_fast.extract.face.measures import POINTS
-from cmsbert_fast.extract.media.process import HEADER, PICTURES, SIDE, Decoder, environment, read_messages
+from cmsbert_fast.extract.media.process import HEADER, PICTURES, SIDE, Decoder, read_messages
 
 _SCRIPT = Path(__file__).with_name("tracker.py")
 _MESH = struct.Struct("<dHf")

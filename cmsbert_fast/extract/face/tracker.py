@@ -49,6 +49,11 @@ def distance(one, other):
     return abs(one[0] + one[2] - other[0] - other[2]) + abs(one[1] + one[3] - other[1] - other[3])
 
 
+def in_pixels(landmarks, width, height):
+    """The points of a mesh, (478, 3) float32."""
+    return np.array([(p.x, p.y, p.z) for p in landmarks], np.float32) * np.array((width, height, width), np.float32)
+
+
 class Followed:
     """Which of the faces of a picture is the one that is followed."""
 
@@ -92,12 +97,7 @@ class Wheel:
         for left, top, right, bottom in self._others:
             picture[max(int(top), 0) : max(int(bottom), 0), max(int(left), 0) : max(int(right), 0)] = 0
         found = self._mesh.process(picture).multi_face_landmarks
-        points = None
-        if found:
-            scale = (width, height, width)
-            points = np.array([(p.x, p.y, p.z) for p in found[0].landmark], dtype=np.float32) * np.array(
-                scale, np.float32
-            )
+        points = in_pixels(found[0].landmark, width, height) if found else None
         return max(self._count, int(points is not None)), self._confidence, points
 
     def _look(self, picture, time):
@@ -133,10 +133,8 @@ class Model:
         height, width = picture.shape[:2]
         self._last = max(self._last + 1, round(time * 1000))  # must grow
         image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=picture)
-        faces = [
-            np.array([(p.x, p.y, p.z) for p in face], dtype=np.float32) * np.array((width, height, width), np.float32)
-            for face in self._landmarker.detect_for_video(image, self._last).face_landmarks
-        ]
+        found = self._landmarker.detect_for_video(image, self._last).face_landmarks
+        faces = [in_pixels(face, width, height) for face in found]
         boxes = [(*face[:, :2].min(axis=0), *face[:, :2].max(axis=0)) for face in faces]
         chosen = self._followed.choose(boxes, time)
         return len(faces), 0.0, None if chosen is None else faces[chosen]

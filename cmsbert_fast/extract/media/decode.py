@@ -167,7 +167,7 @@ class _Sound:
         self._form: tuple[Any, ...] = ()
         self._start: float | None = None
         self._read = self._sent = 0.0  # seconds of sound read; samples sent
-        self._filled = self._cut = self._clipped = 0.0
+        self._filled = self._cut = 0.0
         self.lost = [0]
 
     def add(self, frame: Any, time: float | None) -> None:

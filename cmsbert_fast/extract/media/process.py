@@ -1,7 +1,6 @@
 """The decoding process, seen from outside: its messages, and what its end means."""
 
 import json
-import os
 import re
 import struct
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cmsbert_fast.data.text import sentence
-from cmsbert_fast.data.untrusted.child import isolated
+from cmsbert_fast.data.untrusted.child import environment, isolated
 
 RATE = 16_000  # samples a second of all sound
 SIDE, PICTURES = 640, 30  # pixels of the longer side of a picture; pictures a second, at most
@@ -23,11 +22,6 @@ _STALL = 120.0  # seconds without a message
 
 class Unreadable(Exception):
     """A file cannot be decoded. The message completes "FILE: "."""
-
-
-def environment() -> dict[str, str]:
-    """The variables of a process that does one thing on few threads."""
-    return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Decoder:

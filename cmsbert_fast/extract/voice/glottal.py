@@ -4,6 +4,7 @@ Iterative adaptive inverse filtering (IAIF): P. Alku (1992), Glottal wave analys
 adaptive inverse filtering. Speech Communication 11, 109-118. Orders are COVAREP's.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -134,14 +135,10 @@ def _parabola(pulse: np.ndarray) -> float:
     return float(slopes[wrong[0] if len(wrong) else -1])
 
 
+@functools.cache
 def _rectangle(length: int) -> float:
     """`_parabola` of a constant flow: the steepest that a period of this length can have."""
-    if length not in _RECTANGLES:
-        _RECTANGLES[length] = min(_parabola(np.ones(length)), -1e-9)
-    return _RECTANGLES[length]
-
-
-_RECTANGLES: dict[int, float] = {}
+    return min(_parabola(np.ones(length)), -1e-9)
 
 
 def _harmonics(derivative: np.ndarray, f0: np.ndarray, rate: int) -> np.ndarray:

@@ -38,7 +38,7 @@ def find_pitch(signal: np.ndarray, centres: np.ndarray, rate: int, loudest: floa
     """
     if not len(centres):
         return Pitch(np.zeros(0), np.zeros(0))
-    frequencies, strengths, peak = _candidates(_cut(signal, centres, round(_WINDOW * rate)), rate)
+    frequencies, strengths, peak = _candidates(cut(signal, centres, round(_WINDOW * rate)), rate)
     relative = np.minimum(peak / max(loudest, 1e-9), 1.0)
     unvoiced = _VOICING + np.maximum(0.0, 2 - relative * (1 + _VOICING) / _SILENCE)
     merits = strengths - _OCTAVE * np.log2(CEILING / np.maximum(frequencies, 1.0))
@@ -52,8 +52,8 @@ def find_pitch(signal: np.ndarray, centres: np.ndarray, rate: int, loudest: floa
     return Pitch(f0, np.clip(strength, 0.0, 1.0))
 
 
-def _cut(signal: np.ndarray, centres: np.ndarray, length: int) -> np.ndarray:
-    """A frame of ``length`` samples around each centre, (n, length)."""
+def cut(signal: np.ndarray, centres: np.ndarray, length: int) -> np.ndarray:
+    """A frame of ``length`` samples around each centre, (n, length); beyond the ends is silence."""
     padded = np.concatenate([np.zeros(length), signal, np.zeros(length)])
     return padded[(centres - length // 2 + length)[:, None] + np.arange(length)]
 

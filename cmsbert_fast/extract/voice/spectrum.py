@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.signal import fftconvolve
 
+from cmsbert_fast.extract.voice.pitch import cut
+
 CEPSTRUM = 25  # coefficients 0 to 24
 _WARP = 0.42  # of the frequency axis: close to the mel scale at 16 kHz (Fukada et al. 1992)
 _WINDOW, _FFT = 0.025, 512  # seconds, points
@@ -10,16 +12,13 @@ _SILENT = 1e-10  # power below full scale that is heard as silence: -100 dB
 _SCALES = 7  # wavelets, an octave apart
 
 
-def cut(signal: np.ndarray, centres: np.ndarray, rate: int, seconds: float = _WINDOW) -> np.ndarray:
-    """A frame around each centre, (n, samples); the ends are silent."""
-    length = round(seconds * rate)
-    padded = np.concatenate([np.zeros(length), signal, np.zeros(length)])
-    return padded[(centres - length // 2 + length)[:, None] + np.arange(length)]
+def _frames(signal: np.ndarray, centres: np.ndarray, rate: int) -> np.ndarray:
+    return cut(signal, centres, round(_WINDOW * rate))
 
 
 def loudness(signal: np.ndarray, centres: np.ndarray, rate: int) -> np.ndarray:
     """Mean power around each centre in dB below full scale, (n,)."""
-    return 10 * np.log10((cut(signal, centres, rate) ** 2).mean(axis=1) + _SILENT)
+    return 10 * np.log10((_frames(signal, centres, rate) ** 2).mean(axis=1) + _SILENT)
 
 
 def mel_cepstrum(signal: np.ndarray, centres: np.ndarray, rate: int) -> np.ndarray:
@@ -28,7 +27,7 @@ def mel_cepstrum(signal: np.ndarray, centres: np.ndarray, rate: int) -> np.ndarr
     The warp is that of mel-cepstral analysis (Imai 1983); the fit is direct, not iterated.
     """
     window = np.hanning(round(_WINDOW * rate))
-    power = np.abs(np.fft.rfft(cut(signal, centres, rate) * window, _FFT)) ** 2 / (window**2).sum()
+    power = np.abs(np.fft.rfft(_frames(signal, centres, rate) * window, _FFT)) ** 2 / (window**2).sum()
     level = 0.5 * np.log(power + _SILENT)
     bins = _FFT // 2
     warped = np.linspace(0, np.pi, bins + 1)
@@ -50,7 +49,7 @@ def peak_slope(signal: np.ndarray, centres: np.ndarray, rate: int) -> np.ndarray
         time = np.arange(-round(4 * scale * rate), round(4 * scale * rate) + 1) / rate / scale
         wavelet = -np.cos(np.pi * time) * np.exp(-(time**2) / 2) / 2 ** (k / 2)
         part = np.abs(fftconvolve(signal, wavelet, mode="same"))
-        highest[:, k] = cut(part, centres, rate).max(axis=1)
+        highest[:, k] = _frames(part, centres, rate).max(axis=1)
     level = np.log10(highest[:, ::-1] + 1e-6)
     octave = np.arange(_SCALES) - (_SCALES - 1) / 2
     return (level * octave).sum(axis=1) / (octave**2).sum()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,14 +26,12 @@ class Timed:
         words: How many words the transcript has.
         missing: Of these, how many were not found in the sound.
         cost: See `align.Times`; NaN where nothing was aligned.
-        notes: Sentences about what is special.
     """
 
     segments: list[Segment]
     words: int = 0
     missing: int = 0
     cost: float = math.nan
-    notes: list[str] = field(default_factory=list)
 
 
 def untimed(cues: Sequence[Cue], duration: float) -> Timed:
