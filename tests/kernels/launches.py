@@ -1,0 +1,48 @@
+"""How many kernels a computation launches on a GPU, counted without one.
+
+A stand-in for Triton's driver notes the launches of our kernels; of PyTorch's operators those are counted that are no
+views. They run on the CPU and stand for the same ones of a GPU, with the corrections below. What CUDA adds by itself
+(split products, the copy of an unaligned operand) is not known here.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.kernels import aot
+
+# What neither reads nor writes a number.
+FREE = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "_unsafe_view")
+# Kernels of an operator of several: LayerNorm's input and its parameters; zeros, then a copy into their place.
+SEVERAL = {"native_layer_norm_backward": 2, "select_backward": 2, "slice_backward": 2}
+
+
+class Operators(TorchDispatchMode):
+    """PyTorch's operators that would launch something, by name with the number of their kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten" and not func.is_view and name not in FREE:
+            self.kernels[name] += SEVERAL.get(name, 1)
+        return func(*args, **(kwargs or {}))
+
+
+def _dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """PyTorch's dropout as a GPU runs it: one kernel, where the CPU takes three."""
+    return torch.native_dropout(input, p, training)[0] if training and p else input
+
+
+def count_launches(call: Callable[[], Any]) -> Counter[str]:
+    """The kernels that ``call`` launches, ours and PyTorch's, by name. Ours do not run: their outputs hold anything."""
+    with pytest.MonkeyPatch.context() as patch, Operators() as operators:
+        patch.setattr(torch.nn.functional, "dropout", _dropout)
+        launches = aot.record(call)
+    return operators.kernels + Counter(launch.name for launch in launches)
