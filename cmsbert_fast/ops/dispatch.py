@@ -14,7 +14,7 @@ auto      the fastest of these that is correct for the device, dtype and shapes
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import torch
@@ -36,12 +36,14 @@ class Operator(NamedTuple):
         required: Whether a compiled backend that is named must run. If not, the name is a permission, and "torch" runs
             where it cannot.
         casts: Whether autocast casts its operands; then the example counts as what it is cast to.
+        unmeasured: Compiled backends that no device has timed: they run where they are named, never by "auto".
     """
 
     compiled: dict[str, Callable[[Tensor], str | None]]
     has_reference: bool = False
     required: bool = False
     casts: bool = False
+    unmeasured: Collection[str] = ()
 
 
 def _attention_triton(query: Tensor) -> str | None:
@@ -62,8 +64,22 @@ def _attention_cpu(query: Tensor) -> str | None:
     return capability.why_not_compiled(query.device, query.dtype, (torch.float32, torch.bfloat16))
 
 
-def _contrastive_triton(embeddings: Tensor) -> str | None:
-    return capability.why_not_triton(embeddings.device, embeddings.dtype)
+def _any_triton(operand: Tensor) -> str | None:
+    return capability.why_not_triton(operand.device, operand.dtype)
+
+
+def _layer_triton(x: Tensor) -> str | None:
+    reason = capability.why_not_triton(x.device, x.dtype)
+    if reason is None and x.shape[-1] > (widest := _widest_row()):
+        return f"its kernels take rows of at most {widest} numbers, not {x.shape[-1]}"
+    return reason
+
+
+@torch.compiler.assume_constant_result
+def _widest_row() -> int:
+    from cmsbert_fast.kernels.residual_norm import MAX_WIDTH  # imports Triton
+
+    return MAX_WIDTH
 
 
 def _lstm_cpu(frames: Tensor) -> str | None:
@@ -85,10 +101,12 @@ OPERATORS = {
     "attention": Operator(
         {"triton": _attention_triton, "cpu": _attention_cpu}, has_reference=True, required=True, casts=True
     ),
-    "contrastive": Operator({"triton": _contrastive_triton}, has_reference=True, required=True),
+    "contrastive": Operator({"triton": _any_triton}, has_reference=True, required=True),
     "lstm": Operator({"cpu": _lstm_cpu}),
     "linear": Operator({"cpu": _linear_cpu}, casts=True),
     "dropout": Operator({"cpu": _dropout_cpu}),
+    "bias_gelu": Operator({"triton": _any_triton}, has_reference=True, unmeasured=("triton",)),
+    "residual_norm": Operator({"triton": _layer_triton}, has_reference=True, unmeasured=("triton",)),
 }
 
 
@@ -117,7 +135,7 @@ def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str
     table = OPERATORS[operator]
     if name == "auto":
         for candidate in table.compiled:
-            if candidate == "triton" and example.device.type != "cuda":
+            if candidate in table.unmeasured or (candidate == "triton" and example.device.type != "cuda"):
                 continue  # Triton's interpreter runs only when asked for by name
             if why_not(operator, candidate, example) is None:
                 return candidate
@@ -155,7 +173,8 @@ def report(operator: str, example: Tensor, backend: str = "auto") -> str:
     best = "triton" if example.device.type == "cuda" else example.device.type
     if name != "torch" or requested_backend(backend) != "auto" or best not in OPERATORS[operator].compiled:
         return name
-    return f"{name} (not {best}: {why_not(operator, best, example)})"
+    reason = why_not(operator, best, example) or "no device has timed it yet"
+    return f"{name} (not {best}: {reason})"
 
 
 def requested_backend(backend: str = "auto") -> str:

@@ -16,10 +16,12 @@ from cmsbert_fast.reference.cms import (
     total_loss,
     updated_nu,
 )
+from cmsbert_fast.reference.layer import bias_gelu, residual_norm
 
 __all__ = [
     "ACTIVATIONS",
     "attention",
+    "bias_gelu",
     "cms_attention",
     "directional_loss",
     "fusion",
@@ -28,6 +30,7 @@ __all__ = [
     "mean_pool",
     "pairwise_contrastive_loss",
     "projector",
+    "residual_norm",
     "shift",
     "targets",
     "total_loss",

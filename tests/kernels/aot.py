@@ -7,7 +7,7 @@ kernel or of a tile, ``--write`` renews the budget::
 
     python -m tests.kernels.aot
     python -m tests.kernels.aot cms_attention --write
-    python -m tests.kernels.aot contrastive --write --only gfx942
+    python -m tests.kernels.aot contrastive layer --write --only gfx942
 
 A kernel may use less than its budget, never more; registers have 10 % more. Registers and spills are compared with the
 budget only under the release of Triton that it was written with, because each has its own assembler. Whatever the
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-SUITES = {name: f"tests.kernels.test_{name}_compile" for name in ("cms_attention", "contrastive")}
+SUITES = {name: f"tests.kernels.test_{name}_compile" for name in ("cms_attention", "contrastive", "layer")}
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
     "sm_86": ("cuda", 86, 32),

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.kernels import aot, test_cms_attention_compile, test_contrastive_compile
+from tests.kernels import aot, test_cms_attention_compile, test_contrastive_compile, test_layer_compile
 from tests.kernels.aot import Measured, complaints, needs_compiler
 from tests.kernels.test_cms_attention_compile import REAL, Case
 
 ATTENTION, CONTRASTIVE = test_cms_attention_compile.SUITE, test_contrastive_compile.SUITE
+LAYER = test_layer_compile.SUITE
 
 
 def test_rules_are_enforced() -> None:
@@ -80,6 +81,7 @@ def test_the_command_compiles_everything_unless_told_otherwise(monkeypatch: pyte
     assert compiled == {
         "cms_attention": len(ATTENTION.cases) * targets,
         "contrastive": len(CONTRASTIVE.cases) * targets,
+        "layer": len(LAYER.cases) * targets,
     }
     assert aot.main(["contrastive", "--write"]) == 1
     for wrong in (["contrastif"], ["--only", "sm_70"]):
@@ -88,7 +90,7 @@ def test_the_command_compiles_everything_unless_told_otherwise(monkeypatch: pyte
         assert stopped.value.code != 0
 
 
-@pytest.mark.parametrize("rules", [ATTENTION, CONTRASTIVE], ids=aot.SUITES)
+@pytest.mark.parametrize("rules", [ATTENTION, CONTRASTIVE, LAYER], ids=aot.SUITES)
 def test_every_call_has_a_budget_that_obeys_the_rules(rules: aot.Suite) -> None:
     budget = rules.read_budget()
     assert re.fullmatch(r"\d+\.\d+", budget.pop("triton"))

@@ -13,12 +13,15 @@ MISSING = "there is no compiler"
 EXAMPLE = torch.zeros(2, 2, 8)
 # Compiled C++ where the library is there, PyTorch's form elsewhere.
 COMPILED = {"attention": "cpu", "contrastive": "torch", "lstm": "cpu", "linear": "cpu", "dropout": "cpu"}
+COMPILED |= {"bias_gelu": "torch", "residual_norm": "torch"}
 NAMED = {
     "attention": {"reference": "reference", "torch": "torch", "cpu": "cpu"},
     "contrastive": {"reference": "reference", "torch": "torch", "cpu": "torch"},
     "lstm": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
     "linear": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
     "dropout": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
+    "bias_gelu": {"reference": "reference", "torch": "torch", "cpu": "torch", "triton": "torch"},
+    "residual_norm": {"reference": "reference", "torch": "torch", "cpu": "torch", "triton": "torch"},
 }
 
 
@@ -136,6 +139,18 @@ def test_triton_on_a_gpu(operator, gpu, monkeypatch):
     assert report(operator, gpu()) == "torch (not triton: Triton is not installed)"
     with pytest.raises(ValueError, match=r'^backend="triton" cannot run here: Triton is not installed; use backend='):
         choose_backend(operator, gpu(), "triton")
+
+
+@pytest.mark.parametrize("operator", ["bias_gelu", "residual_norm"])
+def test_auto_takes_nothing_that_no_device_has_timed(operator, gpu, monkeypatch):
+    monkeypatch.setattr(dispatch, "_widest_row", lambda: 128)
+    assert choose_backend(operator, gpu(), "triton") == "triton"
+    assert choose_backend(operator, gpu()) == "torch"
+    assert report(operator, gpu()) == "torch (not triton: no device has timed it yet)"
+    monkeypatch.setattr(dispatch, "OPERATORS", {operator: OPERATORS[operator]._replace(unmeasured=())})
+    assert choose_backend(operator, gpu()) == report(operator, gpu()) == "triton"
+    assert choose_backend(operator, gpu(torch.float64)) == "torch"
+    assert choose_backend(operator, gpu(head_size=256)) == ("torch" if operator == "residual_norm" else "triton")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Bias, dropout, residual and LayerNorm."""
