@@ -1,6 +1,7 @@
 """The self-attention of CMSBERT (Eq. 1-7), as a module of BERT's layers."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,21 @@ from cmsbert_fast.ops.attention.api import cms_attention
 from cmsbert_fast.ops.attention.torch import ACTIVATIONS
 from cmsbert_fast.ops.attention.types import ModalityShift
 from cmsbert_fast.packing import pad, valid_positions
+
+
+class ShiftInputs(NamedTuple):
+    """What a modality gives to attention.
+
+    Attributes:
+        token_gate, frame_gate: p (T,) and r (F,), of W_g [X_i; V_j] + b = p_i + r_j.
+        frames: V.
+        weight: W_v or W_a of Eq. 3, (D, d_m).
+    """
+
+    token_gate: Tensor
+    frame_gate: Tensor
+    frames: Frames
+    weight: Tensor
 
 
 class CMSBertSelfAttention(nn.Module):
@@ -41,9 +57,18 @@ class CMSBertSelfAttention(nn.Module):
         """hidden_states (1, T, D) -> (1, T, D)."""
         hidden = hidden_states[0]
         query, key, value = (layer(hidden).unflatten(-1, self.heads) for layer in (self.query, self.key, self.value))
+        inputs = {
+            name: ShiftInputs(*halves, self._shift_weight(name, halves[-1].values))
+            for name, halves in self._gate_halves(hidden, batch).items()
+        }
+        return self.attend(query, key, value, inputs, batch)[None], None
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, inputs: Mapping[str, ShiftInputs], batch: Batch
+    ) -> Tensor:
+        """Eq. 1-7 from q, k and v before the shift, each (T, H, d_h), and the modalities present: (T, D)."""
         shifts: dict[str, ModalityShift | None] = dict.fromkeys(MODALITIES)
-        for name, (token_gate, frame_gate, frames) in self._gate_halves(hidden, batch).items():
-            weight = self._shift_weight(name, frames.values)
+        for name, (token_gate, frame_gate, frames, weight) in inputs.items():
             if batch.is_padded:
                 gates = batch.by_utterance(token_gate), batch.by_utterance(frame_gate)
                 mask = batch.mask_of(frames.packing)
@@ -63,7 +88,7 @@ class CMSBertSelfAttention(nn.Module):
         else:
             arguments |= dict(cu_seqlens=batch.packing.cu_seqlens, max_seqlen=batch.packing.max_length)
             z = cms_attention(query, key, value, shifts["visual"], shifts["acoustic"], **arguments)
-        return z.flatten(-2)[None], None
+        return z.flatten(-2)
 
     def _gate_halves(self, hidden: Tensor, batch: Batch) -> dict[str, tuple[Tensor, Tensor, Frames]]:
         """W_g [X_i; V_j] + b = p_i + r_j: p (T,), r (F,) and the frames of each modality present."""
