@@ -133,7 +133,8 @@ class CMSBertModel(CMSBertPreTrainedModel):
         (B + 1,) int32, ``max_length_q``; ``visual`` (F, d_v) with ``cu_seq_lens_visual`` and ``max_length_visual``, the
         same for ``acoustic``. Without ``cu_seq_lens_q``, utterances begin where ``position_ids`` of a single row
         restart at 0. ``cu_seq_lens_visual`` and ``cu_seq_lens_acoustic`` may be on the CPU with all else on a GPU: the
-        LSTMs of CMSBERT-CLR then need not wait for the device to learn the lengths.
+        LSTMs of CMSBERT-CLR then compute nothing on padding. On the GPU they take ``max_length_visual`` and
+        ``max_length_acoustic`` steps of every utterance, so that nothing waits for the lengths.
 
         Args:
             input_ids: Word pieces, int64.

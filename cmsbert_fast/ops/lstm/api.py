@@ -20,7 +20,7 @@ from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.lstm import cpu
 from cmsbert_fast.ops.lstm.operator import lstm
 from cmsbert_fast.ops.lstm.padded import padded_lstm
-from cmsbert_fast.ops.lstm.torch import cudnn_lstm
+from cmsbert_fast.ops.lstm.torch import cudnn_lstm, padded_cudnn_lstm
 from cmsbert_fast.packing import Packing
 
 
@@ -59,7 +59,8 @@ class PackedLSTM(nn.Module):
     def forward(self, frames: Tensor, packing: Packing, backend: str = "auto") -> Tensor:
         """Frames (F, d_m) -> (F, d) in the parameters' dtype; 0 at rows of no sequence.
 
-        The time steps are laid out on the CPU: without ``packing.host_cu_seqlens`` it waits for the device.
+        The time steps are laid out on the CPU. Without ``packing.host_cu_seqlens`` a GPU takes ``packing.max_length``
+        steps of every sequence instead, so that nothing waits for it.
         ``backend``: see :mod:`cmsbert_fast.ops.dispatch`; only "auto" and "cpu" run compiled C++.
         """
         frames = frames.to(self.weight_ih_l0.dtype)
@@ -70,5 +71,7 @@ class PackedLSTM(nn.Module):
         products = cpu.product_dtype() if choose_backend("lstm", frames, backend) == "cpu" else None
         with torch.autocast(frames.device.type, enabled=False):
             if frames.is_cuda and not torch.compiler.is_compiling():
+                if cu_seqlens.is_cuda:
+                    return padded_cudnn_lstm(frames, packing, *weights)
                 return cudnn_lstm(frames, cu_seqlens, *weights)
             return lstm(frames, cu_seqlens, *weights, products=products)

@@ -1,4 +1,5 @@
-"""The LSTM in PyTorch: cuDNN's over a PackedSequence, and the operator's recurrence for any device and dtype.
+"""The LSTM in PyTorch: cuDNN's over a PackedSequence or a padded batch, and the operator's recurrence for any device
+and dtype.
 
 The recurrence takes and fills the same tensors as that of :mod:`cmsbert_fast.ops.lstm.cpu`.
 """
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.ops.lstm.steps import previous, slices, time_steps
+from cmsbert_fast.packing import Packing, pad, unpad, valid_positions
 
 
 def cudnn_lstm(
@@ -16,9 +18,7 @@ def cudnn_lstm(
     rows, batch_sizes = time_steps(cu_seqlens, frames.device)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     if not len(batch_sizes):
-        # Adding 0 * parameter keeps every parameter in the graph: DistributedDataParallel waits for all of them.
-        anchor = sum((weight.sum() for weight in weights), frames[:0].sum())
-        return frames.new_zeros(frames.shape[0], weight_hh.shape[1]) + 0 * anchor
+        return _nothing(frames, *weights)
     state = frames.new_zeros(1, int(batch_sizes[0]), weight_hh.shape[1])
     hidden, _, _ = torch.lstm(
         frames[rows],
@@ -32,6 +32,43 @@ def cudnn_lstm(
         False,  # bidirectional
     )
     return hidden.new_zeros(frames.shape[0], hidden.shape[1]).index_copy(0, rows, hidden)
+
+
+def padded_cudnn_lstm(
+    frames: Tensor, packing: Packing, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor
+) -> Tensor:
+    """:func:`cudnn_lstm` where only the device knows the lengths: every sequence takes ``packing.max_length`` steps.
+
+    Nothing waits for the device, and what is launched depends on shapes alone: a CUDA graph can hold it.
+    """
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    batch = packing.cu_seqlens.shape[0] - 1
+    if not (batch and packing.max_length and frames.shape[0]):
+        return _nothing(frames, *weights)
+    rest = ~valid_positions(packing)[..., None]
+    padded = pad(frames, packing).masked_fill(rest, 0).transpose(0, 1)
+    state = frames.new_zeros(1, batch, weight_hh.shape[1])
+    hidden, _, _ = torch.lstm(
+        padded,
+        (state, state),
+        weights,
+        True,  # biases
+        1,  # layers
+        0.0,  # dropout
+        torch.is_grad_enabled(),
+        False,  # bidirectional
+        False,  # batch first
+    )
+    return unpad(hidden.transpose(0, 1), packing, frames.shape[0])
+
+
+def _nothing(frames: Tensor, *weights: Tensor) -> Tensor:
+    """Zeros (F, d) for a batch without time steps.
+
+    Adding 0 * parameter keeps every parameter in the graph: DistributedDataParallel waits for all of them.
+    """
+    anchor = sum((weight.sum() for weight in weights), frames[:0].sum())
+    return frames.new_zeros(frames.shape[0], weights[1].shape[1]) + 0 * anchor
 
 
 def forward(batch_sizes: Tensor, weight_hh: Tensor, gates: Tensor, hidden: Tensor, cells: Tensor) -> None:

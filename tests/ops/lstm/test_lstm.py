@@ -9,7 +9,7 @@ from cmsbert_fast import reference
 from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops.lstm import cpu
 from cmsbert_fast.ops.lstm.api import PackedLSTM
-from cmsbert_fast.ops.lstm.torch import cudnn_lstm
+from cmsbert_fast.ops.lstm.torch import cudnn_lstm, padded_cudnn_lstm
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
 LENGTHS = [[3, 1, 5, 5], [1], [0, 4, 0, 2], [0, 0]]
@@ -34,8 +34,15 @@ def run_library(lstm, frames, packing):
     return cudnn_lstm(frames, packing.cu_seqlens, *lstm.parameters())
 
 
+def run_padded(lstm, frames, packing):
+    return padded_cudnn_lstm(frames, packing, *lstm.parameters())
+
+
+RUNS = {"module": PackedLSTM.__call__, "operator": run_operator, "library": run_library, "padded": run_padded}
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-@pytest.mark.parametrize("run", [PackedLSTM.__call__, run_operator, run_library], ids=["module", "operator", "library"])
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_equals_the_reference(run, lengths, device):
     """On a GPU the library is cuDNN, and the module takes it; on the CPU it is ATen, and the module takes the other."""
@@ -89,7 +96,20 @@ def test_cudnn_does_not_copy_the_weights(recwarn):
     assert not [warning for warning in recwarn if "single contiguous chunk" in str(warning.message)]
 
 
-@pytest.mark.parametrize("run", [PackedLSTM.__call__, run_operator, run_library], ids=["module", "operator", "library"])
+def test_padding_of_the_librarys_batch_may_hold_nan():
+    lstm, packing = module(), Packing(cumulative(torch.tensor([1, 4, 2])), 4)
+    frames = torch.randn(9, 3, dtype=torch.float64)
+    poisoned = frames.clone()
+    poisoned[7:] = torch.nan
+    found = []
+    for given in (frames, poisoned):
+        hidden = run_padded(lstm, given, packing)
+        found.append((hidden.detach(), *torch.autograd.grad(hidden.square().sum(), list(lstm.parameters()))))
+    for expected, actual in zip(*found, strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 @pytest.mark.parametrize("rows", [0, 2])
 def test_no_sequences(run, rows):
     """As frames by word have where no utterance has a word; all weights stay in the graph."""
