@@ -91,6 +91,8 @@ class Classifier(PreTrainedModel):
             once only.
         takes_bert_head: Whether the head of a BertForSequenceClassification checkpoint is loaded; its number of outputs
             must then match.
+        fits_graphs: Whether :meth:`rows` and the losses of packed inputs, without targets of a state, launch the same
+            for the same shapes: a CUDA graph can hold them.
         own_settings: Training settings that it reads and not every system does.
         output_class: What :meth:`forward` returns; rows and terms that it has no field for are left out.
     """
@@ -103,6 +105,7 @@ class Classifier(PreTrainedModel):
     parameter_groups: ClassVar[Sequence[str]] = ("bert", "new")
     has_global_terms: ClassVar[bool] = False
     takes_bert_head: ClassVar[bool] = False
+    fits_graphs: ClassVar[bool] = False
     own_settings: ClassVar[Collection[str]] = ()
     output_class: ClassVar[type[ModelOutput]] = SequenceClassifierOutput
 

@@ -1,6 +1,6 @@
 """The backward pass of a step: one path for whole batches, micro-batches, ranks and any losses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -69,6 +69,13 @@ def backward(
     values = {name: torch.stack([losses.values[name] for losses in found]).sum() for name in found[0].values}
     rows = {name: torch.cat([losses.rows[name] for losses in found]) for name in found[0].rows}
     return StepLosses(values, found[0].weights, rows)
+
+
+def backward_of(
+    model: Classifier, inputs: Mapping[str, Any], gradients: Gradients, ranks: Ranks, settings: TrainingSettings
+) -> StepLosses:
+    """:func:`backward` in one process, from a whole batch's inputs and labels, without micro-batches or a state."""
+    return _backward_together(model, [dict(inputs)], None, 1.0, gradients, ranks, settings.precision)
 
 
 def _backward_together(

@@ -55,7 +55,9 @@ GROUPS = {
         "bert_weight_decay weight_decays max_grad_norm max_grad_value early_stopping"
     ),
     "loss of CMSBERT-CLR": "temperature smoothing threshold momentum",
-    "machine and checkpoints": "device threads precision backend checkpoint_every_epochs checkpoint_every_steps",
+    "machine and checkpoints": (
+        "device threads precision backend cuda_graphs checkpoint_every_epochs checkpoint_every_steps"
+    ),
     "log": "track",
 }
 _SUGGESTED: dict[str, Sequence[str]] = {

@@ -15,7 +15,7 @@ from cmsbert_fast.data.task import warnings_of
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.encoding import fits, tokenize
 from cmsbert_fast.models.registry import NEEDS, OF_WORDS, VARIANTS
-from cmsbert_fast.training import checkpoint, distributed, folders, resume, saved_runs, unread
+from cmsbert_fast.training import checkpoint, distributed, folders, graphs, resume, saved_runs, unread
 from cmsbert_fast.training.backends import chosen_backend
 from cmsbert_fast.training.build import Loaded, load
 from cmsbert_fast.training.command import Command
@@ -323,5 +323,7 @@ def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks, vectors: Wor
     config = build_config(settings, corpus, vectors)
     check_needs(settings.variant, given, {"word_vectors"} if reads_vectors(config) else ())
     chosen_backend(settings, ranks.device, config)
+    if settings.cuda_graphs and (reason := graphs.why_not(settings, ranks)) is not None:
+        raise UsageError(f"--cuda-graphs cannot be had here: {reason}; leave it out.")
     checkpoint.seed_everything(settings.seed)
     return load(settings, config)

@@ -20,7 +20,7 @@ _ALIGNMENTS = {Alignment.NONE: False, Alignment.WORDS: True, Alignment.PIECES: "
 FINGERPRINT_BYTES = 2**22  # takes at most half a second at the start of a run, even from disk
 # Settings that a resumed run may change: where and how fast it computes, not what. The data may move; their examples
 # are checked. The number of threads may not change: it affects rounding.
-_FREE = ("data", "device", "backend", "checkpoint_every_epochs", "checkpoint_every_steps", "track")
+_FREE = ("data", "device", "backend", "cuda_graphs", "checkpoint_every_epochs", "checkpoint_every_steps", "track")
 
 
 def fingerprint(corpus: Corpus) -> str:

@@ -101,6 +101,9 @@ class TrainingSettings(DataOptions):
     )
     precision: str = _setting("fp32", "fp32, or bf16 (autocast; weights stay fp32)")
     backend: str = _setting("auto", "implementation of CMS attention and contrastive loss: auto, torch, triton, ...")
+    cuda_graphs: bool = _setting(
+        False, "true or false: replay each step on a GPU as one CUDA graph, captured for each size of batches"
+    )
     checkpoint_every_epochs: int = _setting(1, "epochs between two checkpoints")
     checkpoint_every_steps: int | None = _setting(
         None, "steps between two checkpoints, in addition to those after epochs"

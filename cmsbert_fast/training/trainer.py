@@ -32,12 +32,12 @@ from cmsbert_fast.training import (
     text_features,
 )
 from cmsbert_fast.training.backends import chosen_backend
-from cmsbert_fast.training.backward import backward
 from cmsbert_fast.training.batches import Batches, epoch_batches, place
 from cmsbert_fast.training.build import Loaded, build, state_options
 from cmsbert_fast.training.distributed import Gradients, Ranks
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
 from cmsbert_fast.training.evaluate import Predictions
+from cmsbert_fast.training.graphs import GraphedUpdate
 from cmsbert_fast.training.log import RunLog
 from cmsbert_fast.training.optimiser import parameter_groups, schedule
 from cmsbert_fast.training.precision import upcast
@@ -47,6 +47,7 @@ from cmsbert_fast.training.record import StepRecord
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest
 from cmsbert_fast.training.tested import Tested, load_and_test, load_best
+from cmsbert_fast.training.update import Update
 
 
 @dataclass(slots=True)
@@ -105,6 +106,11 @@ class Trainer:
         )
         self.total_steps = settings.epochs * math.ceil(len(self.splits["train"]) / settings.batch_size)
         self.state = self.model.training_state(len(self.splits["train"]), **state_options(settings))
+        self.update: Update | GraphedUpdate = Update(
+            self.model, self.splits["train"], self.gradients, self.optimizer, ranks, settings, self.state
+        )
+        if settings.cuda_graphs:
+            self.update = GraphedUpdate(self.update)
         # From the state, at the start and after validation: asking after each step would wait for the device.
         self.reported: dict[str, float] = {}
         self.progress = Progress()
@@ -249,15 +255,7 @@ class Trainer:
         learning_rate = settings.learning_rate * factor
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        self.gradients.zero()
-        losses = backward(self.model, self.splits["train"], indices, self.gradients, self.ranks, settings, self.state)
-        self.gradients.finish()
-        norm = self.gradients.norm()
-        if settings.max_grad_norm is not None:
-            self.gradients.clip(norm, settings.max_grad_norm)
-        if settings.max_grad_value is not None:
-            self.gradients.clip_values(settings.max_grad_value)
-        self.optimizer.step()
+        losses, norm = self.update(indices)
         progress.step += 1
         progress.batch += 1
         asked = self.stop.signal != 0

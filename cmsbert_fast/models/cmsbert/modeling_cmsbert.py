@@ -171,6 +171,7 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
     own_settings: ClassVar[Collection[str]] = ("gate_activation",)
     inputs = Inputs._fields
     output_class = CMSBertClassifierOutput
+    fits_graphs = True
 
     def __init__(self, config: CMSBertConfig):
         super().__init__(config)
