@@ -16,9 +16,9 @@ from cmsbert_fast.training.distributed import Gradients, Ranks
 class Trainer:
     """Steps with train.py's gradients and optimiser."""
 
-    def __init__(self, model, device, fused=True):
+    def __init__(self, model, device, fused=True, capturable=False):
         self._gradients = Gradients(model.parameters(), Ranks(0, 1, device))
-        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused)
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused, capturable=capturable)
 
     def step(self, forward):
         """The step as a call; ``forward`` returns the loss."""

@@ -20,13 +20,18 @@ def times(run: Callable[[], object], device: torch.device, rounds: int = ROUNDS)
     measure.synchronize(device)
     found: dict[str, Any] = {"eager": median(run, device, rounds), "host": host(run, device, rounds)}
     if device.type == "cuda":
-        try:
-            found["graph"] = median(measure.graphed(run), device, rounds)
-        except RuntimeError as error:
-            torch.cuda.synchronize()
-            found |= {"graph": None, "why": str(error).splitlines()[0][:200]}
+        found |= as_graph(run, device, rounds)
     found |= by_kernel(run, device, min(5, rounds))
     return found
+
+
+def as_graph(run: Callable[[], object], device: torch.device, rounds: int, seconds: float = 2.0) -> dict[str, Any]:
+    """Seconds of one call as a CUDA "graph"; None where it cannot be captured, with "why"."""
+    try:
+        return {"graph": median(measure.graphed(run), device, rounds, seconds)}
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        return {"graph": None, "why": str(error).splitlines()[0][:200]}
 
 
 def median(run: Callable[[], object], device: torch.device, rounds: int, seconds: float = 2.0) -> float:

@@ -11,11 +11,12 @@ REHEARSED = [("attention", "short, head 24", "float16"), ("loss", 40, 24, "float
 
 
 def cases(_: object = None) -> list[tuple[Any, ...]]:
-    """Attention's grid of the tests and the loss at sizes of all its plans, in all dtypes."""
+    """Attention's grid of the tests, layers' rows and the loss at sizes of all its plans, in all dtypes."""
     from tests.kernels.cms_attention.test_values import GRID
 
     dtypes = ("bfloat16", "float16", "float32")
     found: list[tuple[Any, ...]] = [("attention", name, dtype) for name in GRID for dtype in dtypes]
+    found += [("layer", n, d, dtype) for n, d in ((50, 768), (2100, 100)) for dtype in dtypes]
     return found + [("loss", n, d, dtype) for n, d in ((50, 96), (1300, 96), (1100, 20)) for dtype in dtypes]
 
 
@@ -48,6 +49,12 @@ def check_case(case: tuple[Any, ...], device: str) -> None:
 
         name, dtype = what[0], getattr(torch, what[1])
         check(make_case(**GRID[name], dtype=dtype), dtype, tail=3)
+    elif kind == "layer":
+        from tests.kernels import test_layer_kernels
+
+        rows, width, dtype = what[0], what[1], getattr(torch, what[2])
+        test_layer_kernels.test_residual_norm(rows, width, dtype, torch.float32)
+        test_layer_kernels.test_bias_gelu(rows, width, dtype, torch.float32)
     else:
         check_loss(what[0], what[1], getattr(torch, what[2]), device)
 

@@ -11,7 +11,14 @@ from bench import lines
 from bench.gpu.runner import Context, Stage, side_by_side
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPILES = ("test_aot.py", "test_cms_attention_compile.py", "test_contrastive_compile.py", "test_sanitizer.py", "cpu")
+COMPILES = (
+    "test_aot.py",
+    "test_cms_attention_compile.py",
+    "test_contrastive_compile.py",
+    "test_layer_compile.py",
+    "test_sanitizer.py",
+    "cpu",
+)
 # Seconds that a race may take beyond its fewest rounds.
 RACE = 2.0
 

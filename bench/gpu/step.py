@@ -1,4 +1,7 @@
-"""Stage "step": a training step of each system: the host's part, the device's, and how many launches it takes."""
+"""Stage "step": a training step of each system: the host's part, the device's, and how many launches it takes.
+
+Ours also with fused layers, and these as one CUDA graph: what ``--backend triton --cuda-graphs true`` runs.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,21 +19,29 @@ from cmsbert_fast import CMSBertForSequenceClassification
 SYSTEMS = [names.CLR, names.CMS, names.BERT, names.MAG_BERT, names.TEXT_BERT, names.MAG]
 
 
+FUSED = [names.CLR, names.CMS, names.BERT]
+
+
 class Case(NamedTuple):
     """A system and a batch."""
 
     system: str
     batch: int
+    fused: bool = False
 
     def __str__(self) -> str:
-        return names.by_kernel(f"{self.system}, MOSI lengths, batch {self.batch}")
+        fused = ", fused layers" if self.fused else ""
+        return names.by_kernel(f"{self.system}{fused}, MOSI lengths, batch {self.batch}")
 
 
 def run(context: Context) -> None:
     """All systems at both batches."""
     device = torch.device(context.device)
     systems, batches = ([names.BERT], [2]) if context.rehearsal else (SYSTEMS, [names.PAPER_BATCH, names.BATCH])
-    cases = [Case(system, batch) for batch in batches for system in systems]
+    kinds = [(system, False) for system in systems]
+    if not context.rehearsal:  # on a CPU there are no kernels to fuse with
+        kinds = [(system, True) for system in FUSED] + kinds
+    cases = [Case(system, batch, fused) for batch in batches for system, fused in kinds]
     each(context, names.STEP, cases, lambda case: measure_case(case, device))
 
 
@@ -42,6 +53,8 @@ def measure_case(case: Case, device: torch.device) -> dict[str, Any]:
         if not torch.isfinite(call()):
             raise FloatingPointError("the loss is not finite")
     found = {"eager": kernels.median(call, device, rounds, 4.0), "host": kernels.host(call, device, min(3, rounds))}
+    if case.fused:
+        found |= kernels.as_graph(call, device, rounds, 4.0)
     return found | kernels.by_kernel(call, device, min(3, rounds))
 
 
@@ -63,6 +76,10 @@ def make_step(case: Case, device: torch.device) -> Callable[[], Any]:
     batch = ModelBatch.draw(config, lengths, device)
     torch.manual_seed(0)
     inputs: Any = batch.packed
+    if case.fused:
+        config.backend = "triton"
+        # A graph reads nothing on the host: the lengths of frames too are on the device.
+        inputs = {name: x.to(device) if torch.is_tensor(x) else x for name, x in inputs.items()}
     if case.system == names.CLR:
         model = clr(config, device)
     elif case.system == names.MAG:
@@ -71,4 +88,4 @@ def make_step(case: Case, device: torch.device) -> Callable[[], Any]:
         if case.system == names.BERT:
             config.cms_layers = []
         model = CMSBertForSequenceClassification(config).to(device).train()
-    return Trainer(model, device).step(half(lambda: model(**inputs).loss))
+    return Trainer(model, device, capturable=case.fused).step(half(lambda: model(**inputs).loss))
