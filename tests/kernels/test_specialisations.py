@@ -109,6 +109,26 @@ def test_the_loss_compiles_few_variants_in_an_epoch(batch: int) -> None:
 
 
 @needs_compiler
+def test_layers_compile_one_variant() -> None:
+    """Whatever the number of rows."""
+    pytest.importorskip("triton")
+    from cmsbert_fast.kernels import bias_gelu, residual_norm
+
+    def run(rows: int) -> None:
+        x, residual = torch.empty(rows, 768, dtype=torch.bfloat16), torch.empty(rows, 768)
+        parameters = residual_norm.Parameters(*torch.empty(3, 768))
+        call = residual_norm.Call(x, residual, parameters, 1e-12, 0.1, torch.zeros(2, dtype=torch.int64))
+        y, narrow, mean, inverse = residual_norm.forward(call, torch.bfloat16)
+        residual_norm.backward(call, y, narrow, mean, inverse)
+        bias_gelu.backward(bias_gelu.forward(x, parameters.bias), x, parameters.bias)
+
+    launches = [launch for rows in (1, 16, 473, 480, 1027, 4096, 9001) for launch in aot.record(lambda: run(rows))]  # noqa: B023
+    found = variants(launches)
+    assert len(found) == 4
+    assert set(map(len, found.values())) == {1}
+
+
+@needs_compiler
 def test_a_count_that_specialises_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same epoch, with numbers of rows that Triton looks at: they are multiples of 16, or not."""
     pytest.importorskip("triton")
