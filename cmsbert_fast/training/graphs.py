@@ -126,7 +126,6 @@ class GraphedUpdate:
         """A step on the examples of these indices."""
         inputs = self._update.batches.load(indices)
         bucket = bucket_of(inputs)
-        batch = filled(inputs, bucket, self._device)
         with self._rates_on_the_device():
             if bucket not in self._graphs:
                 if len(self._graphs) < MOST:
@@ -137,16 +136,16 @@ class GraphedUpdate:
                         f"Batches have more than {MOST} sizes: those of further ones take their steps without a graph.",
                         stacklevel=2,
                     )
-                return self._update.of_inputs(batch)
+                return self._update.of_inputs(filled(inputs, bucket, self._device))
             graph = self._graphs[bucket]
             if graph is None:
-                static = tree_map_only(Tensor, Tensor.clone, batch)
-                graph = self._graphs[bucket] = _Graph(
-                    static, capture(lambda: self._update.of_inputs(static), self._pool)
-                )
-            for name, value in batch.items():
-                if isinstance(value, Tensor):
-                    graph.inputs[name].copy_(value, non_blocking=True)
+                static = tree_map_only(Tensor, Tensor.clone, filled(inputs, bucket, self._device))
+                replay = capture(lambda: self._update.of_inputs(static), self._pool)
+                graph = self._graphs[bucket] = _Graph(static, replay)
+            for name, place in graph.inputs.items():
+                if isinstance(place, Tensor):  # what an earlier batch left behind it belongs to no sequence now
+                    own = place[tuple(map(slice, inputs[name].shape))]
+                    own.copy_(inputs[name], non_blocking=True)
             return graph.replay()
 
     @contextmanager

@@ -1,11 +1,16 @@
 """Steps as CUDA graphs, as far as a CPU can show: sizes, filling, control flow with a stand-in for the capture."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from cmsbert_fast.data import read_corpus
+from cmsbert_fast.models.cmsbert.fused_layer import FusedLayers
+from cmsbert_fast.ops import capability
+from cmsbert_fast.ops.lstm import api as lstm
+from cmsbert_fast.ops.lstm.torch import padded_cudnn_lstm
 from cmsbert_fast.training import checkpoint, graphs
 from cmsbert_fast.training.backward import StepLosses
 from cmsbert_fast.training.batches import Batches
@@ -19,7 +24,8 @@ from tests.training.helpers import CPU
 
 NARROW = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
 NARROW |= dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-ORDER = [[0, 1, 2, 3], [4, 5, 6], [3, 1, 0, 2], [7, 8, 9, 10], [6, 5, 4], [1, 0, 2, 3], [12, 13, 14, 15]]
+# Two of four; of three, the last has fewer rows than the one before it in the same graph.
+ORDER = [[0, 1, 2, 3], [1, 2, 6], [3, 1, 0, 2], [1, 2, 10], [1, 3, 4], [1, 2, 11], [1, 2, 10]]
 
 
 def make_update(variant: str = "cmsbert-clr") -> Update:
@@ -152,6 +158,34 @@ def test_a_capture_runs_once_and_its_results_are_copied(monkeypatch):
     assert events[3:] == ["replay", "replay"]
     assert [float(x) for x in (first.norm, second.norm, first.losses.rows["logits"])] == [1, 2, 1]
     assert first.losses.weights == {"task": 1.0}
+
+
+@pytest.mark.parametrize("variant", ["bert", "cmsbert", "cmsbert-clr"])
+def test_nothing_of_a_step_is_read_on_the_host(variant, monkeypatch):
+    """The meta device stands in for a GPU: its tensors have no numbers, so that reading one fails. Fused layers, and
+    the LSTMs as a GPU runs them that alone knows the lengths; without AdamW, which PyTorch has no such form of."""
+    update = make_update(variant)
+    inputs = update.batches.load(ORDER[0])
+    batch = filled(inputs, bucket_of(inputs), CPU.device)
+    update.model.float().to("meta")
+    update.gradients = Gradients(update.model.parameters(), CPU)
+    update.model.config.backend = "triton"
+    layers, run_layer = [], FusedLayers._run
+    monkeypatch.setattr(capability, "why_not_triton", lambda *_: None)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # has no meta device
+    monkeypatch.setattr(update.optimizer, "step", lambda: None)
+    monkeypatch.setattr(lstm.PackedLSTM, "forward", as_on_a_gpu)
+    monkeypatch.setattr(FusedLayers, "_run", lambda self, layer: layers.append(layer) or run_layer(self, layer))
+    losses, norm = update.of_inputs(tree_map_only(torch.Tensor, lambda x: x.to("meta"), batch))
+    assert {x.device.type for x in (norm, *losses.values.values(), *losses.rows.values())} == {"meta"}
+    assert len(layers) == 1
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        float(norm)
+
+
+def as_on_a_gpu(self, frames, packing, backend="auto"):
+    """PackedLSTM's way where the lengths are on a GPU."""
+    return padded_cudnn_lstm(frames, packing, *self.parameters())
 
 
 @pytest.mark.parametrize(
