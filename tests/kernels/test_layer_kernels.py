@@ -31,9 +31,8 @@ ROWS_AND_WIDTHS = [(9, 24), (1, 3), (0, 16), (34, 300)]
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process already")
 def test_in_the_interpreter() -> None:
-    run_in_the_interpreter(
-        "tests/kernels/test_layer_kernels.py", "tests/models/cmsbert/test_fused_layer.py", at_least=25
-    )
+    model = "tests/models/cmsbert/test_fused_layer.py::test_the_kernels_in_float16"
+    run_in_the_interpreter("tests/kernels/test_layer_kernels.py", model, at_least=34)
 
 
 @pytest.fixture(autouse=True)

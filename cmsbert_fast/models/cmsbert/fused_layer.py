@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.models.adapters import is_plain
 from cmsbert_fast.models.cmsbert.attention import CMSBertSelfAttention, ShiftInputs
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
@@ -41,7 +42,7 @@ class FusedLayers:
         self._seeds = iter(() if seeds is None else seeds)
         self._frames = {
             name: Frames(frames.values.to(dtype), frames.packing)
-            for name in ("visual", "acoustic")
+            for name in MODALITIES
             if (frames := getattr(batch, name)) is not None
         }
 
