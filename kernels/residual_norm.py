@@ -12,8 +12,8 @@ and the mask anew, and with g = dy w and n = (s - mean) / sqrt(...)::
 Backward is two launches. Each program sums the parameters' gradients over its own rows, one after another; PyTorch's
 sum adds the programs' in a fixed order. No atomics.
 
-With bfloat16 x and a float32 residual, 12 bytes a number move forward and 18 backward; with PyTorch's operators at least
-29 and 49 (``docs/kernels/layer.md``).
+With bfloat16 x and a float32 residual, 12 bytes a number move forward and 18 backward; with PyTorch's operators at
+least 29 and 49 (``docs/kernels/layer.md``).
 """
 
 from typing import NamedTuple
