@@ -21,7 +21,8 @@ from cmsbert_fast.training.graphs import GraphedUpdate, bucket_of, filled, why_n
 from cmsbert_fast.training.optimiser import parameter_groups
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.update import Update, Updated
-from tests.training.helpers import CPU
+from tests.kernels.launches import Operators
+from tests.training.helpers import CPU, records
 
 NARROW = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
 NARROW |= dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -133,6 +134,21 @@ def test_further_sizes_take_their_steps_without_a_graph_and_say_so(monkeypatch):
     step([0, 1])
 
 
+def test_a_step_launches_its_graph_and_the_copies_of_its_batch(monkeypatch):
+    update, result = make_update(), []
+    inputs = update.batches.load(ORDER[0])
+    monkeypatch.setattr(update.batches, "load", lambda indices: inputs)
+    monkeypatch.setattr(graphs, "capture", lambda compute, pool: lambda: result)
+    step = GraphedUpdate(update)
+    step(ORDER[0])
+    assert step(ORDER[0]) is result
+    with Operators() as operators:
+        step(ORDER[0])
+    of_k = 1  # offsets of keys, which are those of the queries
+    tensors = sum(isinstance(value, torch.Tensor) for value in inputs.values()) - of_k
+    assert operators.kernels == {"copy_": tensors, "fill_": len(update.optimizer.param_groups)}
+
+
 def test_a_capture_runs_once_and_its_results_are_copied(monkeypatch):
     events = []
     norm = torch.zeros(())
@@ -214,6 +230,18 @@ def test_a_run_without_a_gpu_refuses(train, short, tmp_path):
         "--cuda-graphs cannot be had here: a CUDA graph needs a GPU, and this run is on the CPU; leave it out." in said
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_takes_its_steps_as_graphs_where_it_can(train, short, tmp_path, monkeypatch):
+    captured = []
+    monkeypatch.setattr(graphs, "why_not", lambda *_: None)
+    monkeypatch.setattr(graphs, "capture", lambda compute, pool: captured.append(1) or compute)
+    losses = []
+    for chosen in ("false", "true"):
+        assert train(*short, "--epochs", 2, "--cuda-graphs", chosen, "--output", tmp_path / chosen)[0] == 0
+        losses.append([record["loss"] for record in records(tmp_path / chosen, "train")])
+        assert bool(captured) == (chosen == "true")
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.cuda
