@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cmsbert_fast.threads import wait_without_spinning
@@ -19,13 +19,13 @@ from cmsbert_fast.data.example import Corpus, examples_of
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.predict import check_options, predict_corpus, read_for, say_of_words
-from cmsbert_fast.training import figures, strict_json
+from cmsbert_fast.predict import check_options, check_split, predict_corpus, read_for, say_of_words
+from cmsbert_fast.training import figures, map_figures, strict_json
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.distributed import find_device
 from cmsbert_fast.training.errors import UsageError, os_reason
-from cmsbert_fast.training.evaluate import Predictions, measure
+from cmsbert_fast.training.evaluate import measure
 from cmsbert_fast.training.exits import exit_status
 from cmsbert_fast.training.report import write_predictions
 
@@ -46,6 +46,7 @@ def command_parser(prog: str = _PROG) -> Parser:
         epilog=examples(
             "%(prog)s runs/mine/cmsbert-clr/seed-0 --data DIR",
             "%(prog)s runs/mine/cmsbert-clr/seed-0 --data embedded --split valid --output measured",
+            "%(prog)s runs/mine/cmsbert-clr/seed-0 --data DIR --output maps --utterances ID ID --layers 1 12",
         ),
     )
     parser.add_argument("checkpoint", help="folder of a trained model, or of the run that trained it")
@@ -55,8 +56,21 @@ def command_parser(prog: str = _PROG) -> Parser:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="new folder for metrics.json, predictions.csv and a figure: confusion.png of classes, scatter.png of "
-        "scores (default: none)",
+        help="new folder for metrics.json, predictions.csv and figures: confusion of classes or scatter of scores, and "
+        "maps (default: none)",
+    )
+    parser.add_argument(
+        "--utterances",
+        nargs="+",
+        metavar="ID",
+        help="draw the CMS maps of these utterances too: shift_maps-ID.png and .svg in the folder of --output",
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="layers of these maps, counted from 1 (default: all; of more than four, four whole and the mean of each)",
     )
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
     parser.add_argument(
@@ -68,12 +82,17 @@ def command_parser(prog: str = _PROG) -> Parser:
 
 def _run(given: argparse.Namespace) -> None:
     check_options(given)
+    _check_maps(given)
     model, processor = load_trained(given.checkpoint)
+    layers = map_figures.check_layers(model.config, given.checkpoint, given.layers) if given.utterances else None
     device = find_device(given.device)
     task = _TASKS.get(model.config.problem_type or "")
-    corpus = read_for(model, DataRequest.of(given.data, **options_in(given), task=task))
+    request = DataRequest.of(given.data, **options_in(given), task=task)
+    corpus = read_for(model, request)
     split = given.split or ("test" if "test" in corpus.splits else "all")
     one = None if split == "all" and split not in corpus.splits else split
+    check_split(corpus, one)
+    chosen = map_figures.choose(corpus, one, model.config, given.utterances, layers) if given.utterances else None
     say_of_words(corpus, model, processor, one)
     predictions, classes = predict_corpus(model, processor, corpus, device, one, given.batch_size)
     predictions = dataclasses.replace(predictions, labels=true_labels(model, corpus, one, classes))
@@ -85,8 +104,31 @@ def _run(given: argparse.Namespace) -> None:
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"  {name:{width}}  {value:.{3 if name in ('mae', 'corr') else 1}f}")
+
+    def write(draft: Path) -> None:
+        draft.mkdir(exist_ok=True)
+        strict_json.write_json(draft / "metrics.json", {"data": title, "metrics": metrics})
+        write_predictions(draft / "predictions.csv", predictions, labels)
+        figures.draw_predictions(draft, predictions, labels, title)
+        if chosen is not None:
+            name = f"{given.checkpoint}, {corpus.name}, {where}"
+            about = (model, processor, corpus, chosen, predictions, labels, name)
+            map_figures.write_chosen(draft, *about, embedded=request.embedded)
+
     if given.output is not None:
-        _write(given.output, predictions, labels, metrics, title)
+        _write(given.output, write)
+
+
+def _check_maps(given: argparse.Namespace) -> None:
+    """Finds an option of the maps that would not apply.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if given.layers and not given.utterances:
+        raise UsageError("--layers chooses the layers of maps; name what to draw with --utterances, or leave it out.")
+    if given.utterances and given.output is None:
+        raise UsageError("--utterances draws maps into a folder; name a new one with --output.")
 
 
 def _labels(corpus: Corpus, classes: Sequence[str] | None, model: Classifier) -> Labels:
@@ -140,21 +182,14 @@ def true_labels(model: Classifier, corpus: Corpus, split: str | None, classes: S
     return values
 
 
-def _write(folder: Path, predictions: Predictions, labels: Labels, metrics: dict[str, float], title: str) -> None:
+def _write(folder: Path, write: Callable[[Path], None]) -> None:
     """Writes the folder of results, whole or not at all."""
-
-    def write(draft: Path) -> None:
-        draft.mkdir(exist_ok=True)
-        strict_json.write_json(draft / "metrics.json", {"data": title, "metrics": metrics})
-        write_predictions(draft / "predictions.csv", predictions, labels)
-        figures.draw_predictions(draft, predictions, labels, title)
-
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         atomic.replace_folder(folder, write)
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({os_reason(error)}); choose another --output.") from None
-    print(f"metrics, predictions and a figure are in {folder}", file=sys.stderr)
+    print(f"metrics, predictions and figures are in {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

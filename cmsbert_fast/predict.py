@@ -69,6 +69,7 @@ def _run(given: argparse.Namespace) -> None:
     timed = bool(videos) or given.page is not None
     request = DataRequest.of(data, **options_in(given), labels=False, clocks=timed)
     corpus = read_for(model, request, note)
+    check_split(corpus, given.split)
     say_of_words(corpus, model, processor, given.split)
     if given.page is not None:
         check_count(corpus, given.split)
@@ -102,6 +103,16 @@ def read_for(model: Classifier, request: DataRequest, note: str = "") -> Corpus:
     for warning in absent_streams(model.config, corpus, request):
         print(printable(f"warning: {warning}"), file=sys.stderr)
     return corpus
+
+
+def check_split(corpus: Corpus, split: str | None) -> None:
+    """Finds a ``--split`` that the data lack; None is all of them.
+
+    Raises:
+        UsageError: They do.
+    """
+    if split is not None and split not in corpus.splits:
+        raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
 
 
 def say_of_words(corpus: Corpus, model: Classifier, processor: CMSBertProcessor, split: str | None) -> None:
@@ -201,8 +212,7 @@ def predict_corpus(
         UsageError: There is no such split, the model was trained with frames of other features or extraction or reads
             frames of words, or a score is not finite.
     """
-    if split is not None and split not in corpus.splits:
-        raise UsageError(f"{corpus.name} has no split {split!r}; choose one of {', '.join(corpus.splits)}.")
+    check_split(corpus, split)
     examples = [dataclasses.replace(example, label=None) for example in examples_of(corpus, split)]
     if not examples:
         raise UsageError(f"{corpus.name} has no examples to predict; give data with at least one.")

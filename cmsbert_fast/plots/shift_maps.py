@@ -77,6 +77,8 @@ class _Maps(NamedTuple):
     layers: list[int]
     depth: int
     tokens: list[str]
+    whole: bool = False
+    limits: tuple[float, float] | None = None
 
     @property
     def frames(self) -> dict[str, int]:
@@ -85,8 +87,9 @@ class _Maps(NamedTuple):
     def scale(self) -> ScalarMappable:
         """From 0 to the largest gate; where gates are negative too, from minus to plus the largest."""
         values = np.concatenate([gates.ravel() for panel in self.gates for gates in panel.values()])
-        most = max(float(np.abs(values).max()), 1e-6)
-        signed = bool((values < 0).any())
+        low, high = self.limits or (float(values.min()), float(values.max()))
+        most = max(-low, high, 1e-6)
+        signed = low < 0
         cmap = colormaps[style.SIGNED if signed else style.AMOUNT]
         return ScalarMappable(Normalize(-most if signed else 0.0, most), cmap)
 
@@ -101,6 +104,8 @@ def plot_shift_maps(
     *,
     layers: Sequence[int] | None = None,
     depth: int | None = None,
+    whole: bool = False,
+    limits: tuple[float, float] | None = None,
     words: Mapping[str, Sequence[Span]] | None = None,
     events: Sequence[Event] = (),
     title: str = "",
@@ -116,6 +121,9 @@ def plot_shift_maps(
         tokens: The N row labels.
         layers: Numbers of the layers, from 0; 0, 1, ... by default. They are printed from 1.
         depth: Number of layers of the encoder; by default as many as there are maps.
+        whole: Draw every layer whole, however many there are.
+        limits: The smallest and the largest gate that the colours are to show, where figures share them; by default
+            those of the maps.
         words: By modality, the frames during which each word is said, where that is known: a row above the maps.
         events: What is seen and heard: further rows.
         title: Printed above.
@@ -123,7 +131,7 @@ def plot_shift_maps(
     Raises:
         ValueError: There is no map to draw, or a map does not have one row per token.
     """
-    maps = _checked(shift_maps, tokens, layers, depth)
+    maps = _checked(shift_maps, tokens, layers, depth)._replace(whole=whole, limits=limits)
     if max(maps.frames.values()) == 1:
         return _plot_by_layer(maps, title)
     columns = []
@@ -173,7 +181,8 @@ def _rows(maps: _Maps, columns: Sequence[_Column]) -> list[_Row]:
     letters = max((len(span.name) for column in columns for span in column.words), default=0)
     if letters:
         rows.append(_Row("words", 0.08 + _LETTER * letters))
-    chosen = _spread(len(maps.gates))
+    count = len(maps.gates)
+    chosen = list(range(count)) if maps.whole else _spread(count)
     rows += [_Row("map", max(0.7, _ROW * len(maps.tokens)), place=place) for place in chosen]
     if len(chosen) < len(maps.gates):
         rows.append(_Row("means", max(0.5, 0.11 * len(maps.gates))))

@@ -3,7 +3,6 @@
 ``shift_maps`` (Fig. 1 of the paper), ``embeddings`` (Fig. 3), ``confusion`` of classes or ``scatter`` of scores.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from torch import Tensor
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.embedded import embedded_utterances
-from cmsbert_fast.data.example import MODALITIES, Alignment, Example, outlines
+from cmsbert_fast.data.example import MODALITIES, outlines
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.training import strict_json
 from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.gates import has_gates, shift_maps
+from cmsbert_fast.training.map_figures import Utterance, maps_figure, told_of
 from cmsbert_fast.training.tested import Tested
 
 FIGURES = "figures"
@@ -111,7 +111,6 @@ def _one_of_several(labels: Tensor) -> Tensor:
 
 def _draw_shift_maps(folder: Path, tested: Tested, labels: Labels, title: str) -> dict[str, Any] | None:
     from cmsbert_fast.plots import style
-    from cmsbert_fast.plots.shift_maps import plot_shift_maps
 
     model, processor = tested.model, tested.processor
     index = _example(tested)
@@ -119,23 +118,9 @@ def _draw_shift_maps(folder: Path, tested: Tested, labels: Labels, title: str) -
     maps = shift_maps(model, processor, example)
     if not any(m is not None and m.size for layer in maps for m in layer):
         return None  # no example has frames
-    pieces = processor.tokenizer.convert_ids_to_tokens(processor.input_ids(example.words))
-    told = _told(tested.predictions, index, labels)
-    lines = [
-        title,
-        f"{example.id}: {' '.join(example.words)}",
-        *(f"{key} {value}" for key, value in told.items()),
-        RULE,
-    ]
-    figure = plot_shift_maps(
-        maps,
-        pieces,
-        layers=model.config.cms_layers,
-        depth=model.config.num_hidden_layers,
-        words={modality: word_spans(example, modality) for modality in MODALITIES},
-        events=embedded_utterances()["test"][index].events if tested.embedded else (),
-        title="\n".join([*lines[:2], "; ".join(lines[2:])]),
-    )
+    told = told_of(tested.predictions, index, labels)
+    events = embedded_utterances()["test"][index].events if tested.embedded else ()
+    figure = maps_figure(model.config, processor, Utterance(example, maps, told, events), (title, RULE))
     style.save(figure, folder / "shift_maps")
     return {"title": title, "id": example.id, "words": list(example.words), **told, "rule": RULE}
 
@@ -154,43 +139,3 @@ def _example(tested: Tested) -> int:
             middle = len(known[order[(len(order) - 1) // 2]].words)
             return next(i for i in order if len(known[i].words) == middle)
     return 0
-
-
-def word_spans(example: Example, modality: str) -> Sequence[Any]:
-    """The frames during which each word of an example is said; none where that is not known.
-
-    A word of several pieces of time has a span for each.
-    """
-    from cmsbert_fast.plots.shift_maps import Span
-
-    count = len(getattr(example, modality))
-    if example.frame_words is not None:
-        of_frames: Sequence[int] = getattr(example.frame_words, modality).tolist()
-    elif example.alignment is Alignment.WORDS:
-        of_frames = range(count)
-    else:
-        return []
-    spans: list[Any] = []
-    for frame, word in enumerate(of_frames[:count]):
-        if word < 0 or word >= len(example.words):
-            continue
-        if spans and spans[-1][0] == word and spans[-1][1].stop == frame:
-            spans[-1] = (word, spans[-1][1]._replace(stop=frame + 1))
-        else:
-            spans.append((word, Span(example.words[word], frame, frame + 1)))
-    return [span for _, span in spans]
-
-
-def _told(predictions: Predictions, index: int, labels: Labels) -> Mapping[str, str]:
-    """Label and prediction of an example, as text."""
-
-    def text(values: Tensor, chances: bool) -> str:
-        if labels.kind is LabelKind.SEVERAL:
-            threshold = 0.0 if chances else 0.5
-            return ", ".join(name for name, v in zip(labels.classes, values, strict=True) if v > threshold) or "none"
-        if labels.classes:
-            return labels.classes[int(values.argmax()) if chances else int(values)]
-        return f"{float(values.reshape(-1)[0]):.2f}"
-
-    told = {} if predictions.labels is None else {"label": text(predictions.labels[index], False)}
-    return {**told, "prediction": text(predictions.logits[index], True)}

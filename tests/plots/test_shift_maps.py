@@ -79,6 +79,16 @@ def test_of_many_layers_some_are_whole_and_all_have_their_mean() -> None:
     assert [label.get_text() for label in means.get_yticklabels()] == [str(n) for n in range(1, 13)]
 
 
+def test_chosen_layers_are_all_whole_and_figures_may_share_their_colours() -> None:
+    maps = [(gates(3, seed), None) for seed in range(6)]
+    figure = plot_shift_maps(maps, TOKENS, layers=[0, 2, 3, 5, 7, 11], depth=12, whole=True, limits=(0.25, 7.5))
+    panels = maps_of(figure)
+    assert [ax.get_ylabel() for ax in panels] == [f"layer {n} of 12" for n in (1, 3, 4, 6, 8, 12)]
+    assert {ax.images[0].get_clim() for ax in panels} == {(0.0, 7.5)}
+    signed = plot_shift_maps(maps[:1], TOKENS, limits=(-9.0, 2.0))
+    assert maps_of(signed)[0].images[0].get_clim() == (-9.0, 9.0)
+
+
 def test_one_frame_is_a_map_of_words_by_layers() -> None:
     maps = [(None, gates(1, seed)) for seed in range(6)]
     (ax,) = maps_of(plot_shift_maps(maps, TOKENS))

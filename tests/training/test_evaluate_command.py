@@ -2,10 +2,22 @@
 
 import csv
 import json
+import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
+from cmsbert_fast.data import read_corpus
+from cmsbert_fast.data.embedded import embedded_utterances
+from cmsbert_fast.data.task import LabelKind, Labels
 from cmsbert_fast.evaluate import main
+from cmsbert_fast.training import map_figures
+from cmsbert_fast.training.build import load_trained
+from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.evaluate import Predictions
+from cmsbert_fast.training.gates import shift_maps
 
 
 @pytest.fixture
@@ -89,3 +101,103 @@ def test_users_errors(train, evaluate, short, make_corpus, corpus_folder, tmp_pa
         assert (status, out) == (2, ""), arguments
         assert errors.splitlines()[-1].startswith("error: ")
         assert message in errors
+
+
+def test_maps_of_chosen_utterances_and_layers(run_folder, evaluate, corpus_folder, tmp_path, monkeypatch):
+    """The gates of these layers for these words; all figures have one scale."""
+    from cmsbert_fast.plots import shift_maps as plots
+
+    drawn = []
+    plot = plots.plot_shift_maps
+    monkeypatch.setattr(plots, "plot_shift_maps", lambda *a, **k: drawn.append((a, k)) or plot(*a, **k))
+    out = tmp_path / "maps"
+    chosen = ("--utterances", "test40", "test33", "test40", "--layers", 2)
+    assert evaluate(run_folder, "--data", corpus_folder, "--output", out, *chosen)[0] == 0
+    made = {path.name for path in out.glob("shift_maps*")}
+    assert made == {f"shift_maps-{name}.{end}" for name in ("test40", "test33") for end in ("png", "svg")}
+    captions = json.loads((out / "captions.json").read_text())
+    rows = {row["id"]: row for row in table(out)}
+
+    model, processor = load_trained(run_folder)
+    examples = {e.id: e for e in read_corpus(corpus_folder).splits["test"]}
+    gates = []
+    for name, ((maps, pieces), options) in zip(("test40", "test33"), drawn, strict=True):
+        expected = shift_maps(model, processor, examples[name])[1]
+        for found, wanted in zip(maps[0], expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+        assert [len(maps), options["layers"], options["depth"]] == [1, [1], 2]
+        assert [*pieces] == ["[CLS]", *examples[name].words, "[SEP]"]
+        caption = captions[f"shift_maps-{name}"]
+        assert (caption["words"], caption["layers"]) == ([*examples[name].words], [2])
+        assert float(caption["prediction"]) == pytest.approx(float(rows[name]["prediction"]), abs=0.006)
+        assert float(caption["label"]) == pytest.approx(float(rows[name]["label"]), abs=0.006)
+        gates += [m.ravel() for m in expected]
+    everything = np.concatenate(gates)
+    assert {options["limits"] for _, options in drawn} == {(everything.min(), everything.max())}
+
+
+def test_maps_of_all_splits_find_each_utterance_in_its_own(tmp_path, monkeypatch):
+    """With its events, and what was predicted for it."""
+    corpus = read_corpus("embedded")
+    config = SimpleNamespace(visual_size=8, acoustic_size=6, cms_layers=[0], num_hidden_layers=1)
+    utterance = embedded_utterances()["valid"][3]
+    place = len(corpus.splits["train"]) + 3
+    chosen = map_figures.choose(corpus, None, config, [utterance.example.id], [0])
+    assert chosen == map_figures.Chosen([("valid", 3)], [place], [0])
+
+    drawn = []
+    monkeypatch.setattr(map_figures, "shift_maps", lambda *_: [(np.ones((3, 2)), None)])
+    monkeypatch.setattr(map_figures, "maps_figure", lambda config, processor, one, lines, **_: drawn.append(one))
+    monkeypatch.setattr("cmsbert_fast.plots.style.save", lambda figure, stem: None)
+    logits = torch.arange(float(place + 9))[:, None]
+    predictions = Predictions([], {"logits": logits}, torch.zeros(len(logits)))
+    about = (corpus, chosen, predictions, Labels(LabelKind.SENTIMENT), "title")
+    map_figures.write_chosen(tmp_path, SimpleNamespace(config=config), None, *about, embedded=True)
+    assert drawn[0].events == utterance.events
+    assert drawn[0].told == {"label": "0.00", "prediction": f"{place:.2f}"}
+
+
+def test_maps_that_cannot_be_drawn(run_folder, evaluate, corpus_folder, tmp_path):
+    """Said in a sentence before anything is predicted or written."""
+    out = tmp_path / "out"
+    without = shutil.copytree(corpus_folder, tmp_path / "without")
+    for stream in ("visual", "acoustic"):
+        (without / stream / "test33.npy").unlink()
+    given = ("--output", out, "--utterances")
+    for arguments, message in [
+        (("--utterances", "test33"), "name a new one with --output"),
+        (("--output", out, "--layers", 1), "name what to draw with --utterances"),
+        ((*given, "test333"), "there is no 'test333' in the test split of reviews; did you mean 'test33'?"),
+        ((*given, "qqq"), "there is no 'qqq' in the test split of reviews; predictions.csv of --output lists the ids."),
+        ((*given, "train3"), "'train3' is in the train split; give --split train (or --split all)."),
+        ((*given, "test33", "--layers", 3), "are in layers 1 to 2 of 2; choose of these."),
+        ((*given, "test33", "--layers", 0), "--layers is 0, but"),
+    ]:
+        status, printed, errors = evaluate(run_folder, "--data", corpus_folder, *arguments)
+        assert (status, printed) == (2, ""), arguments
+        assert message in errors
+    status, printed, errors = evaluate(run_folder, "--data", without, *given, "test33")
+    assert (status, printed) == (2, "")
+    assert "Leave 'test33' out of --utterances: it has no visual or acoustic frames" in errors
+    assert not out.exists()
+
+
+def test_layers_with_gates():
+    config = SimpleNamespace(visual_size=3, acoustic_size=0, cms_layers=[0, 2, 3, 4], num_hidden_layers=6)
+    assert map_figures.check_layers(config, "run", [5, 1, 5]) == [0, 4]
+    assert map_figures.check_layers(config, "run", None) is None
+    with pytest.raises(UsageError, match=r"--layers is 2, but the gates of run are in layers 1, 3 to 5 of 6"):
+        map_figures.check_layers(config, "run", [1, 2])
+    config.cms_layers = [0]
+    with pytest.raises(UsageError, match="are in layer 1 of 6"):
+        map_figures.check_layers(config, "run", [2])
+    config.cms_layers = []
+    with pytest.raises(UsageError, match=r"Leave out --utterances: the model of run has no gates"):
+        map_figures.check_layers(config, "run", None)
+
+
+def test_every_id_has_a_file_of_its_own():
+    taken = {}
+    for id, name in [("a/b", "a-b"), ("a b", "a-b-2"), ("A b", "A-b-3"), ("../x", "..-x"), ("é" * 99, "-")]:
+        assert map_figures._file_name(id, taken) == f"shift_maps-{name}"
+        taken[f"shift_maps-{name}"] = None

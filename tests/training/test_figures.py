@@ -12,7 +12,7 @@ from cmsbert_fast.data.example import Alignment, Corpus, Example, FrameWords
 from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.data.task import LabelKind, Labels
 from cmsbert_fast.plots.shift_maps import Span
-from cmsbert_fast.training import figures, tested
+from cmsbert_fast.training import figures, map_figures, tested
 from cmsbert_fast.training.evaluate import Predictions, alignment_of
 
 
@@ -48,12 +48,12 @@ def test_frames_of_a_modality_that_the_model_lacks_do_not_count() -> None:
 def test_words_of_frames() -> None:
     timed = FrameWords(np.array([-1, 0, 0, 2], np.int32), np.array([1, 1, 0], np.int32))
     known = example(3, 4, 3, frame_words=timed)
-    assert figures.word_spans(known, "visual") == [Span("a", 1, 3), Span("c", 3, 4)]
-    assert figures.word_spans(known, "acoustic") == [Span("b", 0, 2), Span("a", 2, 3)]
+    assert map_figures.word_spans(known, "visual") == [Span("a", 1, 3), Span("c", 3, 4)]
+    assert map_figures.word_spans(known, "acoustic") == [Span("b", 0, 2), Span("a", 2, 3)]
     aligned = example(3, 3, 0, alignment=Alignment.WORDS)
-    assert figures.word_spans(aligned, "visual") == [Span("a", 0, 1), Span("b", 1, 2), Span("c", 2, 3)]
-    assert figures.word_spans(aligned, "acoustic") == []
-    assert figures.word_spans(example(3), "visual") == []
+    assert map_figures.word_spans(aligned, "visual") == [Span("a", 0, 1), Span("b", 1, 2), Span("c", 2, 3)]
+    assert map_figures.word_spans(aligned, "acoustic") == []
+    assert map_figures.word_spans(example(3), "visual") == []
 
 
 def test_events_of_the_embedded_corpus_are_those_of_the_chosen_utterance(monkeypatch, tmp_path) -> None:

@@ -39,6 +39,7 @@ class CMSBertConfig(MultimodalConfig):
         super().__post_init__(**kwargs)
         if self.cms_layers is None:
             self.cms_layers = list(range(self.num_hidden_layers))
+        self.cms_layers = sorted(set(self.cms_layers))  # as the maps of ``output_shift_maps`` come
         if self.projection_size is None:
             self.projection_size = self.hidden_size
         self._check()

@@ -3,7 +3,7 @@
 import pytest
 
 from cmsbert_fast import CMSBertModel
-from tests.models.small import config
+from tests.models.small import config, lively
 
 
 def test_settings_given_to_from_pretrained_are_checked_and_completed(tmp_path):
@@ -16,6 +16,13 @@ def test_settings_given_to_from_pretrained_are_checked_and_completed(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             CMSBertModel.from_pretrained(tmp_path, **fields)
+
+
+def test_layers_are_named_in_the_order_of_their_maps(batch):
+    """However they are given: figures and pages take the k-th map for that of the k-th layer."""
+    model = lively(CMSBertModel(config(cms_layers=[2, 0, 2])))
+    assert model.config.cms_layers == [0, 2]
+    assert len(model(**batch, output_shift_maps=True).shift_maps) == 2
 
 
 @pytest.mark.parametrize(
