@@ -29,7 +29,7 @@ from cmsbert_fast.experiments.plan import (
 from cmsbert_fast.experiments.pool import Machine, Pool
 from cmsbert_fast.experiments.tables import Row, read_table
 from cmsbert_fast.experiments.tuning import Unit
-from cmsbert_fast.training import folders, presets, runs
+from cmsbert_fast.training import folders, presets, runs, unread
 from cmsbert_fast.training.distributed import Ranks, find_device
 from cmsbert_fast.training.errors import Interrupted, UsageError
 from cmsbert_fast.training.signals import StopRequest
@@ -134,7 +134,11 @@ class _Command:
         wanted = [s for place, cell in cells.items() for s in self._runs_of(place, cell)]
         if not wanted:
             raise UsageError("Nothing is to be run: no row of these tables has its data; see --data and --variants.")
+        for sentence in unread.of_no_run(wanted, self._options.settings):
+            print(f"warning: {sentence}", file=sys.stderr)
         self._corpora.check(wanted)
+        if self._options.settings.get("word_vectors") is not None and not self._corpora.vectors_are_read:
+            raise UsageError("Leave out --set word_vectors: no row of these tables reads word vectors.")
         units = self._units(cells) if self._options.tune is not None else {}
         if self._options.dry_run:
             return self._describe(cells, units)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from cmsbert_fast.data.example import SPLITS
 from cmsbert_fast.data.request import CHOICES, DataRequest
 from cmsbert_fast.experiments.tables import Row, Table
 from cmsbert_fast.models.registry import VARIANTS
-from cmsbert_fast.training import preflight, report, resume
+from cmsbert_fast.training import preflight, report, resume, unread
+from cmsbert_fast.training.config import reads_vectors
 from cmsbert_fast.training.conversion import layered, read_yaml
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.errors import UsageError
@@ -85,12 +87,17 @@ class Corpora:
     Args:
         ranks: The device that runs will use.
         say: Prints reports of the data.
+
+    Attributes:
+        vectors_are_read: Whether a run that was checked reads word vectors.
     """
 
     def __init__(self, ranks: Ranks, say: Callable[..., None]) -> None:
+        self.vectors_are_read = False
         self._ranks, self._say = ranks, say
         self._known: dict[_Source, tuple[str, int]] = {}
         self._checked: set[str] = set()
+        self._said: set[str] = set()  # warnings, once for all seeds and points
 
     def check(self, wanted: Iterable[TrainingSettings]) -> None:
         """Finds what would make a run fail.
@@ -111,8 +118,13 @@ class Corpora:
                 key = content_key(settings, "")
                 if key in self._checked:
                     continue
-                _, tokenizer = preflight.check(settings, data.corpus, self._ranks, data.vectors)
+                model, tokenizer = preflight.check(settings, data.corpus, self._ranks, data.vectors)
+                self.vectors_are_read = self.vectors_are_read or reads_vectors(model.config)
                 preflight.check_pieces(settings, data.corpus, tokenizer, say)
+                for sentence in unread.of_run(settings, data.corpus, model):
+                    if sentence not in self._said:
+                        self._say(f"warning: {sentence}", file=sys.stderr)
+                    self._said.add(sentence)
                 if new and settings is group[0]:
                     for sentence in check_texts(data.corpus, tokenizer, settings.max_length, SPLITS):
                         say(f"  {sentence}")

@@ -1,7 +1,7 @@
 """Settings that nothing reads: a value that is ignored would look as if it had been tried."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.models.base import Classifier
@@ -13,13 +13,19 @@ _OF_SYSTEMS = ("temperature", "smoothing", "threshold", "momentum", "gate_activa
 _OF_FRAMES = ("standardise", "repeat_frames")
 
 
-def of_no_run(runs: Sequence[TrainingSettings]) -> list[str]:
-    """A sentence for each setting that is not at its default and that no run of a command reads."""
+def of_no_run(runs: Sequence[TrainingSettings], given: Collection[str] | None = None) -> list[str]:
+    """A sentence for each setting that is not at its default and that no run of a command reads.
+
+    Args:
+        runs: They have these settings in common.
+        given: The settings to look at; None: all.
+    """
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingSettings)}
-    first = runs[0]  # they differ in fold, variant and seed only
+    first = runs[0]
     return [
         f"{name} = {_shown(getattr(first, name))} has no effect: no --variant of this command reads it"
         for name in (*_OF_SYSTEMS, *_OF_FRAMES)
+        if given is None or name in given
         if getattr(first, name) != defaults[name] and not any(_reads(run.variant, name) for run in runs)
     ]
 

@@ -163,6 +163,7 @@ def test_a_run_of_another_runner_is_busy(tmp_path, monkeypatch):
         (["--variants", "bert", "tfn"], "No row of these tables is of the variant 'tfn'; see bert, cmsbert."),
         (["--set", "seed=3"], "Leave out --set seed"),
         (["--set", "data=x"], "Leave out --set data"),
+        (["--set", "word_vectors=bert"], "Leave out --set word_vectors: no row of these tables reads"),
         (["--trials", 3], "Leave out --trials: it is for --tune"),
         (["--tune-seeds", 3], "Leave out --tune-seeds"),
         (["--search", "adaptive"], "Leave out --search"),
@@ -177,6 +178,17 @@ def test_mistakes_end_before_any_work(small, tmp_path, capsys, options, message)
     assert main(small("small", tmp_path / "out", *options), CONFIGS) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_no_run_reads_are_said(small, tmp_path, capsys, monkeypatch):
+    """Once, however many seeds there are; what one of the systems reads is read."""
+    monkeypatch.setattr("cmsbert_fast.training.unread.of_run", lambda settings, corpus, model: ["loss has no effect"])
+    options = ("--seeds", 0, 1, "--dry-run", "--set", "temperature=0.5", "standardise=false")
+    assert main(small("small", tmp_path / "out", *options), CONFIGS) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "no effect" in line] == [
+        "warning: temperature = 0.5 has no effect: no --variant of this command reads it",
+        "warning: loss has no effect",
+    ]
 
 
 def test_mistakes_in_pairs(capsys):
