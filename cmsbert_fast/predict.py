@@ -23,13 +23,15 @@ from cmsbert_fast.commandline import examples
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import MODALITIES, Corpus, Example, examples_of, outlines
 from cmsbert_fast.data.extraction import recordings
+from cmsbert_fast.data.labels import choice_of
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
+from cmsbert_fast.data.segment_table import find_table
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.extract.__main__ import add_options as add_extract_options
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.encoding import FrameLevel
 from cmsbert_fast.models.processing import CMSBertProcessor
-from cmsbert_fast.predict_page import Scores, check_count, check_page, write_scores_page
+from cmsbert_fast.predict_page import Scores, check_page, check_size, write_scores_page
 from cmsbert_fast.predict_videos import check_trained_on_videos, extract_options, extract_videos, videos_among
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.build import load_trained
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str], prog: str = _PROG) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     check_options(given)
+    _check_label(given)
     check_page(given.page)
     videos = videos_among(given.data)
     options = extract_options(given, videos)
@@ -72,14 +75,14 @@ def _run(given: argparse.Namespace) -> None:
     check_split(corpus, given.split)
     say_of_words(corpus, model, processor, given.split)
     if given.page is not None:
-        check_count(corpus, given.split)
+        check_size(corpus, given.split, model.config)
         files = files or recordings(Path(data))
     predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
     rows = prediction_rows(predictions, classes or (), model.config.problem_type == "multi_label_classification")
     if given.page is not None:
         scores = Scores(model, processor, predictions.logits, classes or [], str(given.checkpoint))
         write_scores_page(given.page, corpus, given.split, scores, files)
-        print(f"the page is {given.page}", file=sys.stderr)
+        print(f"the page is {given.page} ({given.page.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
     _write(with_times(rows, examples_of(corpus, given.split)) if videos else rows, given.output)
 
 
@@ -103,6 +106,23 @@ def read_for(model: Classifier, request: DataRequest, note: str = "") -> Corpus:
     for warning in absent_streams(model.config, corpus, request):
         print(printable(f"warning: {warning}"), file=sys.stderr)
     return corpus
+
+
+def _check_label(given: argparse.Namespace) -> None:
+    """Finds a ``--label`` that would not apply: only in a set of ``.csd`` files it names where segments lie.
+
+    Raises:
+        UsageError: There is one.
+    """
+    if given.label is None:
+        return
+    path = Path(given.data[0])
+    streams = path.is_dir() and any(path.glob("*.csd")) and find_table(path) is None
+    if not streams or choice_of(given.label).columns:
+        raise UsageError(
+            "Leave out --label: no labels are read; of a folder of .csd files alone it may name the stream whose "
+            f"segments are scored. Metrics: python -m cmsbert_fast.evaluate {given.checkpoint} --data {path}."
+        )
 
 
 def check_split(corpus: Corpus, split: str | None) -> None:

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from cmsbert_fast.data.example import Corpus, Example, examples_of
+from cmsbert_fast.data.example import MODALITIES, Corpus, Example, examples_of, outlines
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
-from cmsbert_fast.page.build import MOST, write_page
+from cmsbert_fast.page.build import LARGEST, MOST, write_page
 from cmsbert_fast.page.collect import Model, Scored, page_of
+from cmsbert_fast.page.packing import size
 from cmsbert_fast.training.errors import UsageError, os_reason
 from cmsbert_fast.training.gates import has_gates, word_gates
 
@@ -46,17 +48,31 @@ def check_page(page: Path | None) -> None:
         raise UsageError(f"There is no folder {page.parent}; make it, or choose another --page.")
 
 
-def check_count(corpus: Corpus, split: str | None) -> None:
-    """Finds more examples than a page can show.
+def check_size(corpus: Corpus, split: str | None, config: PreTrainedConfig) -> None:
+    """Finds more than a page can show.
 
     Raises:
-        UsageError: There are more.
+        UsageError: There are too many examples, or they would fill too large a file.
     """
-    count = sum(len(examples) for name, examples in corpus.splits.items() if split in (None, name))
+    parts = [examples for name, examples in corpus.splits.items() if split in (None, name)]
+    count = sum(map(len, parts))
     if count > MOST:
         raise UsageError(
             f"A page shows at most {MOST} segments, but there are {count}; choose fewer with --split, or leave out "
             "--page."
+        )
+    layers = len(config.cms_layers) if has_gates(config) else 0
+    widths = {modality: getattr(corpus, f"{modality}_size") for modality in MODALITIES}
+    total = sum(
+        size(len(one.words), layers, {m: (getattr(one, m), width) for m, width in widths.items() if getattr(one, m)})
+        for part in parts
+        for one in outlines(part)
+    )
+    if total > LARGEST:
+        raise UsageError(
+            f"The page would have about {total / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f}: its {count} segments have "
+            f"{' and '.join(f'{width} {m}' for m, width in widths.items() if width)} features a frame; choose fewer "
+            "segments with --split, or leave out --page."
         )
 
 

@@ -101,7 +101,7 @@ def read_folds(path: str | Path, fold: int | None = None) -> Folds:
     """
     path = Path(path)
     try:
-        content = json.loads(read_text(path, _LARGEST))
+        content = json.loads(read_text(path, _LARGEST), object_pairs_hook=_once)
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise DataError(f"Give --folds a JSON file of ids by split: {path} cannot be read ({error}).") from error
     if isinstance(content, list):
@@ -115,6 +115,14 @@ def read_folds(path: str | Path, fold: int | None = None) -> Folds:
     ):
         raise DataError(f'Write {path.name} as {{"train": [ids], "valid": [ids], "test": [ids]}}.')
     return Folds(content)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; Python would keep the last of two splits of one name, and drop the ids of the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a split is named twice")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

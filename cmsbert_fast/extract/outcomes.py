@@ -32,6 +32,10 @@ _NAMED = 5  # of what is left out
 RETRIED = (UNREADABLE, TRACKER_FAILED, NO_TRANSCRIPT)
 
 
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
+
+
 def outcome_of(conditions: Sequence[str]) -> str:
     """The gravest of a video's conditions; `EXTRACTED` without any."""
     return next((name for name in MEANINGS if name in conditions), EXTRACTED)
@@ -69,6 +73,7 @@ class Summary:
         again: Videos that were extracted before and are as they were.
         copy: A copy of the former table, if cells that a user added belong to no segment any more.
         passed_over: Files and folders in the folders given that are not called like media.
+        unused: Transcripts in the folder given that are of none of these videos.
     """
 
     results: Mapping[str, Result]
@@ -77,6 +82,7 @@ class Summary:
     again: int = 0
     copy: Path | None = None
     passed_over: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -97,8 +103,12 @@ class Summary:
         if self.again:
             lines.append(f"  {self.again} were extracted before")
         if self.passed_over:
-            some = ", ".join(self.passed_over[:_NAMED]) + ", ..." * (len(self.passed_over) > _NAMED)
-            lines.append(f"  {len(self.passed_over)} files and folders are not called like media, left out: {some}")
+            lines.append(
+                f"  {len(self.passed_over)} files and folders are not called like media, left out: "
+                f"{_some(self.passed_over)}"
+            )
+        if self.unused:
+            lines.append(f"  {len(self.unused)} transcripts have no video of their name here: {_some(self.unused)}")
         if self.copy is not None:
             lines.append(
                 f"  some cells that you added had texts that are no longer there: {self.copy} keeps the former table"

@@ -22,7 +22,7 @@ from cmsbert_fast.extract.video import Account, Tools, extract_video
 from cmsbert_fast.extract.voice import features as voice
 from cmsbert_fast.extract.words.align import Aligner
 from cmsbert_fast.extract.words.recognise import Recogniser, check_model
-from cmsbert_fast.extract.words.transcript import Transcript, find_transcript, read_transcript
+from cmsbert_fast.extract.words.transcript import SUFFIXES, Transcript, find_transcript, read_transcript
 from cmsbert_fast.progress import Progress
 
 CAVEAT = (
@@ -80,7 +80,7 @@ def extract(videos: Sequence[Path], output: Path, options: ExtractOptions) -> Su
         finally:  # also after Ctrl-C
             copy = folder.finish(about)
     others = tuple(passed_over([Path(video) for video in videos]))
-    return Summary(results, Path(output), about["fingerprint"], again, copy, others)
+    return Summary(results, Path(output), about["fingerprint"], again, copy, others, _unused(files, options.transcript))
 
 
 def others_in(output: Path, videos: Sequence[Path]) -> list[str]:
@@ -133,6 +133,15 @@ def _transcripts(files: dict[str, Path], options: ExtractOptions) -> dict[str, T
         path = find_transcript(given, file.stem)
         found[name] = None if path is None else read_transcript(path)
     return found
+
+
+def _unused(files: dict[str, Path], given: Path | None) -> tuple[str, ...]:
+    """The transcripts of a folder that are of no video: of one that was forgotten, or is called otherwise."""
+    if given is None or not given.is_dir():
+        return ()
+    read = {f"{file.stem}{suffix}" for file in files.values() for suffix in SUFFIXES}
+    known = (path for path in given.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    return tuple(sorted(path.name for path in known if path.name not in read))
 
 
 def _about(options: ExtractOptions, tracker: Tracker | None) -> dict[str, Any]:

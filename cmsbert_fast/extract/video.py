@@ -278,6 +278,8 @@ def _judge(found: timing.Timed, account: Account) -> None:
         account.words["cost"] = round(found.cost, 5)
     if found.missing:
         account.detail = f"{found.missing} of {found.words} words were not found in the sound"
+        if found.left_out:
+            account.detail += f"; {found.left_out} of them, which have no time at all, are in no segment"
     if found.missing > (1 - _FEW) * found.words or not found.segments:
         account.conditions.append(outcomes.NO_FIT)
         return

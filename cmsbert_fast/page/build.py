@@ -14,6 +14,7 @@ from cmsbert_fast.page.content import Page
 from cmsbert_fast.page.packing import packed, shown
 
 MOST = 500  # segments: more of them make a page slow
+LARGEST = 200_000_000  # bytes: a browser holds several times as much
 _SCRIPTS = ("charts.js", "words.js", "page.js")
 _MARK = re.compile(r"@@(\w+)@@")
 

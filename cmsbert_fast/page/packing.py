@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,23 @@ def _integers(rows: np.ndarray, kind: type) -> dict[str, Any]:
     whole = np.round((rows - low[:, None]) / scale[:, None] * most).astype(np.dtype(kind).newbyteorder("<"))
     data = base64.b64encode(whole.tobytes()).decode("ascii")
     return {"low": [float(v) for v in low], "high": [float(v) for v in high], "data": data}
+
+
+def size(words: int, layers: int, frames: Mapping[str, tuple[int, int]]) -> int:
+    """About how many bytes of a page a segment takes, without what is said in it.
+
+    Args:
+        words: How many it has.
+        layers: How many of the model have gates.
+        frames: By modality, how many frames it has, and their features.
+    """
+    total = 0
+    for count, width in frames.values():
+        points = min(count, POINTS)
+        curves, times = 2 * width * points, 8 * points
+        gates = layers * words * (points + (_DIGITS + 4) * 3 / 4)  # the map, and a number for each word
+        total += int((curves + gates) * 4 / 3) + times + 45 * width  # base64; lowest and highest values
+    return total
 
 
 def short(value: float) -> float:

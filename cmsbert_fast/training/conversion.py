@@ -95,13 +95,15 @@ def assignments(name: str, pairs: Sequence[str]) -> dict[str, Any]:
     """Parses the FIELD=VALUE pairs of option ``name``; values are YAML.
 
     Raises:
-        UsageError: One is not such a pair.
+        UsageError: One is not such a pair, or a field is named twice.
     """
     values = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise UsageError(f"--{name} takes FIELD=VALUE, not {pair!r}.")
+        if key in values:
+            raise UsageError(f"--{name} names {key} twice; give it one value.")
         try:
             values[key] = plain_yaml.loads(text)
         except (yaml.YAMLError, ValueError):

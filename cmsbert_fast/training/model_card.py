@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, utils
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache, utils
+from transformers.utils import CONFIG_NAME
 
 from cmsbert_fast import atomic
 from cmsbert_fast.data.example import MODALITIES
@@ -22,6 +23,7 @@ from cmsbert_fast.training.figures import FIGURES
 
 _TYPES = {"mae": "mae", "corr": "pearsonr", "acc": "accuracy", "f1": "f1", "wa": "accuracy", "ua": "recall"}
 _PATHS = ("data", "model", "word_vectors", "folds")  # settings that may be paths of the machine
+_LINE = 400  # characters of an untrusted text
 _OURS = """\
 CMSBERT-CLR (Kim & Kim, IJCNN 2022, arXiv:2209.07424). In the self-attention of layers {layers}, with X_i the hidden
 state of word piece i, V_j and A_j the frames of face and voice of the utterance:
@@ -212,14 +214,16 @@ def _shareable(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hub_name(name: str | None) -> str | None:
-    """The name of a model on the hub; None for a folder of the machine."""
+    """The name of a model on the hub; None for a folder of the machine.
+
+    A relative path may look like a name, and its folder may be gone. What came from the hub is in its cache.
+    """
     if name is None or Path(name).exists():
         return None
     try:
-        utils.validate_repo_id(name)
+        return name if isinstance(try_to_load_from_cache(name, CONFIG_NAME), str) else None
     except utils.HFValidationError:
         return None
-    return name
 
 
 def _limits(model: Classifier, outcome: Mapping[str, Any], data: str) -> str:
@@ -247,5 +251,7 @@ def _licence(settings: Mapping[str, Any]) -> str:
 
 
 def _line(text: str) -> str:
-    """Text of a file as one harmless line of Markdown."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(" ".join(str(text).split()))[:200])
+    """Text of a file as one harmless line of Markdown; what is cut ends in an ellipsis."""
+    plain = printable(" ".join(str(text).split()))
+    plain = plain if len(plain) <= _LINE else plain[: _LINE - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", plain)

@@ -194,9 +194,18 @@ def read_data(settings: TrainingSettings, say: Callable[..., None]) -> Data:
     vectors = word_vectors(settings, corpus)
     say(corpus.report)
     check_data(corpus)
-    for sentence in warnings_of(corpus, settings.task):
+    for sentence in [*_idle_splits(corpus), *warnings_of(corpus, settings.task)]:
         say(f"warning: {sentence}", file=sys.stderr)
     return Data(corpus, resume.fingerprint(corpus), vectors)
+
+
+def _idle_splits(corpus: Corpus) -> list[str]:
+    """A sentence for each split that a run does not read."""
+    others = {name: len(examples) for name, examples in corpus.splits.items() if name not in SPLITS}
+    return [
+        f"the {count} examples of the split {name!r:.80} are not used: training reads {', '.join(SPLITS)}."
+        for name, count in others.items()
+    ]
 
 
 def _check_repeat(corpus: Corpus) -> None:

@@ -85,7 +85,7 @@ def test_each_hard_case_has_its_outcome(tmp_path: Path, spoken: np.ndarray, pyth
     turned_phone = clip(folder / "phone.mp4", spoken)
     turn_phone(turned_phone, 90)
     names = [path.stem for path in folder.iterdir() if path.suffix not in ("", ".docx", ".srt")]
-    said = texts(tmp_path / "said", **{name: TEXT for name in names if name != "untold"})
+    said = texts(tmp_path / "said", **{name: TEXT for name in names if name != "untold"}, forgotten=TEXT)
     texts(said, empty=" ", short=" ".join([SENTENCES[0], *["and so it went on for ever"] * 9]))
     texts(said, other="Yesterday we went to the market because my brother wanted fresh apples and bread for tea. " * 2)
     summary = extract([folder], tmp_path / "out", ExtractOptions(transcript=said, face_python=python))
@@ -109,6 +109,7 @@ def test_each_hard_case_has_its_outcome(tmp_path: Path, spoken: np.ndarray, pyth
     }
     assert "damaged" in summary.results["cut"].conditions
     assert "2 files and folders are not called like media, left out: more/, notes.docx" in summary.text
+    assert "1 transcripts have no video of their name here: forgotten.txt" in summary.text
     assert sum(summary.counts.values()) == len(names)
     for name, outcome in found.items():
         assert outcome == "extracted" or f"{name}: {outcome}" in summary.text

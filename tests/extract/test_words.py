@@ -1,6 +1,7 @@
 """Transcripts, pronunciations and segments: all that needs no sound."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,10 @@ import pytest
 
 from cmsbert_fast.data import DataError
 from cmsbert_fast.extract.media.process import RATE
+from cmsbert_fast.extract.media.sound import Sound
+from cmsbert_fast.extract.video import Account, _judge
+from cmsbert_fast.extract.words import timing
+from cmsbert_fast.extract.words.align import Times
 from cmsbert_fast.extract.words.pronunciation import number_words, pronounce
 from cmsbert_fast.extract.words.recognise import check_model, pieces
 from cmsbert_fast.extract.words.segments import Word, cut
@@ -169,6 +174,42 @@ def test_words_without_times_share_what_is_left() -> None:
     words = placed(list("abcdef"), spans, (0.0, 4.0))
     assert [(w.start, w.stop) for w in words] == [(0, 1), (1, 1.5), (1.5, 2), (2, 2.5), (2.5, 3), (3, 4)]
     assert placed([], np.zeros((0, 2))) == []
+    early = placed(list("ab"), np.array([[nan, nan], [0.5, 0.9]]), (1.0, 2.0))
+    assert [(w.start, w.stop) for w in early] == [(0.5, 0.5), (0.5, 0.9)]  # in order, though found before the bounds
+
+
+class Deaf:
+    """An aligner that finds the words of one cue and none of the other."""
+
+    def within(self, samples: np.ndarray, words: Sequence[str]) -> Times:
+        spans = np.full((len(words), 2), np.nan)
+        if words[0] == "found":
+            spans[:] = np.linspace(0.1, 1.2, len(words))[:, None] + [0.0, 0.05]
+        return Times(spans, 0.001)
+
+    def align(self, samples: np.ndarray, words: Sequence[str], progress: object) -> Times:
+        return Times(np.array([[0.2, 0.4]] + [[np.nan, np.nan]] * (len(words) - 1)), 0.001)
+
+
+def test_words_that_were_not_found_stay_within_their_own_cue() -> None:
+    """What is searched for words reaches into the neighbours; no segment may."""
+    sound = Sound(np.zeros(4 * RATE, np.int16), 0.0, 0, 0.0)
+    cues = [Cue("never heard at all!", (0.0, 2.0)), Cue("found near here!", (2.0, 3.0))]
+    found = timing.recognised(cues, sound, Deaf(), lambda seconds: None)
+    assert [(s.start, s.stop) for s in found.segments] == [(0.0, 1.6), (1.6, pytest.approx(2.75))]
+    far = timing.recognised([cues[0], Cue("found late!", (9.0, 9.5))], sound, Deaf(), lambda seconds: None)
+    assert far.segments[0].stop == 2.0  # not 2.5, as far as it was searched
+    assert (found.words, found.missing, found.left_out) == (7, 4, 0)
+
+
+def test_words_that_are_in_no_segment_are_counted() -> None:
+    sound = Sound(np.zeros(RATE, np.int16), 0.0, 0, 0.0)
+    found = timing.timed([Cue("one two three", None)], sound, Deaf(), lambda seconds: None)
+    assert [segment.text for segment in found.segments] == ["one"]
+    assert (found.words, found.missing, found.left_out) == (3, 2, 2)
+    account = Account()
+    _judge(found, account)
+    assert account.detail.startswith("2 of 3 words were not found in the sound; 2 of them, which have no time at all")
 
 
 def test_without_alignment_a_text_is_one_segment() -> None:

@@ -17,7 +17,7 @@ from cmsbert_fast.data.report import ReadReport
 from cmsbert_fast.page.build import html, media_url, write_page
 from cmsbert_fast.page.collect import Model, Scored, page_of
 from cmsbert_fast.page.content import Frames, Media
-from cmsbert_fast.page.packing import POINTS, packed, shown
+from cmsbert_fast.page.packing import POINTS, packed, shown, size
 from tests.page import content
 
 
@@ -44,6 +44,26 @@ def numbers(entry: dict, kind: str, width: int) -> np.ndarray:
     low, high = (np.array(entry[name])[:, None] for name in ("low", "high"))
     whole = np.frombuffer(base64.b64decode(entry["data"]), kind).reshape(len(low), width)
     return low + (high - low) * whole / np.iinfo(kind).max
+
+
+@pytest.mark.parametrize("layers", [0, 12])
+def test_the_size_is_known_before(layers: int) -> None:
+    """Of many features and long utterances, which decide whether a page is too large."""
+    rng = np.random.default_rng(0)
+    words = tuple(f"word{k}" for k in range(20))
+    counts = {"visual": (150, 700), "acoustic": (900, 70)}
+    frames = {
+        name: Frames(
+            rng.normal(size=(count, width)).astype(np.float32),
+            np.arange(count) / 25,
+            rng.random((layers, len(words), count), np.float32) if layers else None,
+        )
+        for name, (count, width) in counts.items()
+    }
+    page = content.page(layers=tuple(range(layers)))
+    one = replace(page.segments[0], words=words, word_times=None, frames=frames)
+    actual = len(json.dumps(packed(replace(page, segments=[one])), separators=(",", ":")))
+    assert size(len(words), layers, counts) == pytest.approx(actual, rel=0.05)
 
 
 def test_curves_and_gates_are_those_of_the_frames() -> None:

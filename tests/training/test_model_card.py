@@ -15,7 +15,7 @@ from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertProcessor
 from cmsbert_fast.data.embedded import embedded_tokenizer
 from cmsbert_fast.models.model_card import CARD, PICTURE, weights_digest
 from cmsbert_fast.models.registry import VARIANTS
-from cmsbert_fast.training.model_card import _hub_name, _use, equations
+from cmsbert_fast.training.model_card import _hub_name, _line, _use, equations
 from cmsbert_fast.training.report import read_results
 from tests.models.baselines import systems
 
@@ -166,7 +166,22 @@ def test_how_a_baseline_is_used(name, tmp_path):
     assert "aligned=True" in code if name == "mag-bert" else "aligned" not in code
 
 
-def test_names_on_the_hub(tmp_path):
+def test_what_is_cut_ends_in_an_ellipsis():
+    assert _line("a | b\n`c`") == "a \\| b \\`c\\`"
+    assert _line("x" * 400) == "x" * 400
+    assert _line("x" * 401) == "x" * 399 + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def test_names_on_the_hub(tmp_path, monkeypatch):
+    """What came from the hub is in its cache; a relative path of a folder that is gone only looks like a name."""
+    snapshot = tmp_path / "models--google-bert--bert-base-uncased" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert _hub_name("google-bert/bert-base-uncased") == "google-bert/bert-base-uncased"
+    assert _hub_name("models/mine") is None
+    assert _hub_name("no folder: nor a name") is None
     assert _hub_name(str(tmp_path)) is None
     assert _hub_name("/no/such/folder") is None

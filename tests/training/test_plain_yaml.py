@@ -51,8 +51,13 @@ def parse(text, folder, *more):
         f"seed: {list(range(11_000))}\n",
         "data: " + "x" * 200_000,
         "data: \0\n",
+        "seed: 1\nepochs: 3\nseed: 2\n",
+        "architecture: {hidden_dropout_prob: 0.1, hidden_dropout_prob: 0.2}\n",
+        "seed: 010\n",
+        "batch_size: 1:30\n",
+        "learning_rate: 1:30.5\n",
     ],
-    ids=range(25),
+    ids=range(30),
 )
 def test_what_is_no_setting(tmp_path, text):
     with seconds(5), pytest.raises(UsageError) as caught:
@@ -105,3 +110,17 @@ def test_the_default_folder_lies_in_runs(tmp_path, monkeypatch, name):
     assert str(found).isprintable()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["here"]
     assert Path("runs").is_dir()
+
+
+def test_a_value_that_would_be_lost_or_read_as_another_is_named(tmp_path):
+    """YAML keeps the last of two, and reads 010 as 8."""
+    for text, message in [
+        ("seed: 1\nseed: 2\n", "it holds 'seed' twice"),
+        ("seed: 010\n", "it holds 010, which YAML reads as another number"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            parse(text, tmp_path)
+    (run,) = parse("seed: 0\ntemperature: 0.5\nmomentum: 0\nvariant: bert\n", tmp_path).runs
+    assert (run.seed, run.temperature, run.momentum) == (0, 0.5, 0)
+    (run,) = parse("seed: 1_0\nvariant: bert\nthreshold: 00.5\n", tmp_path).runs
+    assert (run.seed, run.threshold) == (10, 0.5)

@@ -81,6 +81,8 @@ def test_a_csd_set_without_labels(predict, run_folder, tmp_path):
         status, out, _ = predict(run_folder, tmp_path, "--label", name)
         assert status == 0
         assert list(rows(out)) == [f"a[{k}]" for k in range(count)]
+    for name in ("happy", "emotion labels.0"):  # what of it is a column would not apply
+        assert "Leave out --label" in predict(run_folder, tmp_path, "--label", name)[2]
 
 
 @pytest.mark.parametrize("kind", ["pickle", "converted"])
@@ -168,6 +170,7 @@ def test_users_errors(predict, run_folder, corpus_folder, make_corpus, tmp_path)
         ([run_folder, corpus_folder, "--batch-size", 0], "at least 1"),
         ([run_folder, corpus_folder, "--output", tmp_path / "no" / "where.csv"], "cannot be written"),
         ([run_folder], "arguments are required: data"),
+        ([run_folder, corpus_folder, "--label", "emotion"], "Leave out --label: no labels are read"),
     ]:
         status, out, err = predict(*arguments)
         assert (status, out) == (2, "")

@@ -93,4 +93,8 @@ def test_users_errors_come_before_the_work(capsys, trained, tmp_path, monkeypatc
     ):
         assert main([str(trained), str(folder), "--page", str(tmp_path / page)]) == 2
         assert message in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr("cmsbert_fast.predict_page.MOST", 9)
+    monkeypatch.setattr("cmsbert_fast.predict_page.LARGEST", 100)
+    assert main([str(trained), str(folder), "--page", str(tmp_path / "p.html")]) == 2
+    assert "more than 0: its 2 segments have" in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / "there.html").read_text() == "mine"

@@ -176,6 +176,13 @@ def test_data_that_a_variant_cannot_do_without(monkeypatch, need, change, messag
     preflight.check_needs("new", Given(lacking))
 
 
+def test_examples_of_other_splits_are_told(make_corpus, tmp_path):
+    folder = make_corpus(tmp_path / "data", sizes={"train": 4, "valid": 3, "test": 2, "tset": 5})
+    told = []
+    preflight.read_data(TrainingSettings(data=str(folder)), lambda text, **_: told.append(str(text)))
+    assert told[1:] == ["warning: the 5 examples of the split 'tset' are not used: training reads train, valid, test."]
+
+
 def test_folds_are_read_once(train, short, tmp_path, monkeypatch):
     folds = [{split: [f"{split}{i}" for i in range(41)] for split in ("train", "valid", "test")}] * 2
     (tmp_path / "folds.json").write_text(json.dumps(folds))

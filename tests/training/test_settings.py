@@ -136,6 +136,7 @@ def test_paper_configs(name):
         (["--lerning-rate", "1"], "nrecognized arguments: --lerning-rate 1; did you mean --learning-rate?"),
         (["--zzz"], "nrecognized arguments: --zzz; see --help."),
         (["--architecture", "hidden_size"], "FIELD=VALUE"),
+        (["--architecture", "hidden_act=relu", "hidden_act=gelu"], "--architecture names hidden_act twice"),
         (["--architecture", "hidden_act=[1"], "'[1' is not a value"),
         *(
             (["--architecture", f"{name}=3"], f"architecture names {name!r}; it may change hidden_size")

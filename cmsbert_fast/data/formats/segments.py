@@ -11,7 +11,7 @@ from pathlib import Path
 from cmsbert_fast.data.folds import COLUMN, Rotation
 from cmsbert_fast.data.labels import class_names
 from cmsbert_fast.data.request import DataRequest
-from cmsbert_fast.data.segment_table import Segment, label_advice, several_columns
+from cmsbert_fast.data.segment_table import Segment, doubtful_columns, label_advice, several_columns
 from cmsbert_fast.data.source import Source
 from cmsbert_fast.data.streams.segment_reader import Selection, table_source
 
@@ -33,6 +33,7 @@ def segments_source(table: Path, segments: list[Segment], request: DataRequest) 
     advised = request.labels and request.label is None
     selection = Selection("table of segments", segments, classes, _column_of_folds(segments), several=several)
     source = table_source(table, selection, request)
+    source.notes += doubtful_columns(table, request.label if request.labels else None)
     source.notes += label_advice(table) if advised else []
     return source
 

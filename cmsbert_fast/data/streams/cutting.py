@@ -124,7 +124,7 @@ class Cutter:
         if len(tracks) == 1:
             return Track(np.ascontiguousarray(tracks[0].features), tracks[0].intervals)
         parts = [tracks[0].features]
-        for track in tracks[1:]:
+        for name, track in zip([stream.name for stream in self._streams[1:]], tracks[1:], strict=True):
             if track is None:
                 return None
             if track.intervals is None or tracks[0].intervals is None:
@@ -134,8 +134,12 @@ class Cutter:
                     )
                 parts.append(track.features)
             else:
-                means, _ = interval_means(track.features, track.intervals, tracks[0].intervals)
+                means, counts = interval_means(track.features, track.intervals, tracks[0].intervals)
                 parts.append(means.astype(np.float32))
+                report.tally(
+                    f"frames of {self._streams[0].name} have none of {name} at their time; its features are 0 there",
+                    int((counts == 0).sum()),
+                )
         return Track(np.ascontiguousarray(np.concatenate(parts, axis=1)), tracks[0].intervals)
 
     def average(self, place: Place, times: np.ndarray, report: ReadReport) -> np.ndarray | None:

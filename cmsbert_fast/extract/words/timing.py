@@ -26,12 +26,14 @@ class Timed:
         words: How many words the transcript has.
         missing: Of these, how many were not found in the sound.
         cost: See `align.Times`; NaN where nothing was aligned.
+        left_out: Of those not found, how many are in no segment.
     """
 
     segments: list[Segment]
     words: int = 0
     missing: int = 0
     cost: float = math.nan
+    left_out: int = 0
 
 
 def untimed(cues: Sequence[Cue], duration: float) -> Timed:
@@ -54,45 +56,64 @@ def _text(text: str, sound: Sound, aligner: Aligner, progress: Callable[[float],
     known = np.flatnonzero(np.isfinite(times.spans[:, 0]))
     last = int(known[-1]) + 1 if len(known) else 0  # words after the last that was found have no time at all
     words = placed(tokens[:last], times.spans[:last] + sound.start)
-    return Timed(cut(words), len(tokens), len(tokens) - len(known), times.cost)
+    return Timed(cut(words), len(tokens), len(tokens) - len(known), times.cost, len(tokens) - last)
 
 
 def _subtitles(
-    cues: Sequence[Cue], sound: Sound, aligner: Aligner, progress: Callable[[float], None], around: float
+    cues: Sequence[Cue],
+    sound: Sound,
+    aligner: Aligner,
+    progress: Callable[[float], None],
+    around: float,
+    beyond: float = 0.0,
 ) -> Timed:
-    segments, missing, count, costs = [], 0, 0, []
+    """One segment a cue.
+
+    Args:
+        around: Seconds on each side of a cue that are searched.
+        beyond: Seconds on each side in which its words may be found; words that are not found stay within the cue.
+    """
+    segments, missing, left_out, count, costs = [], 0, 0, 0, []
     for cue in cues:
         start, stop = cue.span or (sound.start, sound.stop)
         tokens = words_of(cue.text)
         if not tokens:
             continue
         count += len(tokens)
-        if stop <= start:
-            missing += len(tokens)
+        if stop + beyond <= start - beyond:
+            missing, left_out = missing + len(tokens), left_out + len(tokens)
             continue
         first = max(round((start - around - sound.start) * RATE), 0)
         last = max(round((stop + around - sound.start) * RATE), first)
         times = aligner.within(sound.samples[first:last], tokens)
-        spans = np.clip(times.spans + sound.start + first / RATE, start, stop)
+        spans = np.clip(times.spans + sound.start + first / RATE, max(start - beyond, 0.0), stop + beyond)
         missing += int(np.isnan(spans[:, 0]).sum())
         costs += [times.cost] if math.isfinite(times.cost) else []
         words = placed(tokens, spans, (start, stop))
         segments.append(Segment(cue.text, start, stop, tuple(words)))
         progress(stop - sound.start)
-    return Timed(segments, count, missing, float(np.median(costs)) if costs else math.nan)
+    return Timed(segments, count, missing, float(np.median(costs)) if costs else math.nan, left_out)
 
 
 def recognised(cues: Sequence[Cue], sound: Sound, aligner: Aligner, progress: Callable[[float], None]) -> Timed:
     """Segments of recognised text: its words are aligned around the recogniser's own times, then cut like text."""
     words: list[Word] = []
     end = len(sound.samples) / RATE
-    wide = [
-        Cue(c.text, c.span and (max(c.span[0] - _AROUND_HEARD, 0.0), min(c.span[1] + _AROUND_HEARD, end))) for c in cues
-    ]
-    whole = _subtitles(cues_on_clock(wide, sound), sound, aligner, progress, 0.0)
+    within = [Cue(c.text, c.span and (min(c.span[0], end), min(c.span[1], end))) for c in cues]
+    whole = _subtitles(cues_on_clock(within, sound), sound, aligner, progress, _AROUND_HEARD, _AROUND_HEARD)
     for segment in whole.segments:
         words += segment.words
-    return Timed(cut(words), whole.words, whole.missing, whole.cost)
+    return Timed(cut(_in_order(words)), whole.words, whole.missing, whole.cost, whole.left_out)
+
+
+def _in_order(words: Sequence[Word]) -> list[Word]:
+    """Words of cues whose bounds overlap: none lasts beyond the start of the next, so that no segment does."""
+    found: list[Word] = []
+    limit = math.inf
+    for word in reversed(words):
+        limit = min(word.start, limit)
+        found.append(Word(word.text, limit, max(min(word.stop, found[-1].start if found else math.inf), limit)))
+    return found[::-1]
 
 
 def cues_on_clock(cues: Sequence[Cue], sound: Sound) -> list[Cue]:
@@ -121,8 +142,9 @@ def placed(tokens: Sequence[str], spans: np.ndarray, within: tuple[float, float]
         after = k
         while after < len(tokens) and not known[after]:
             after += 1
-        begin = words[-1].stop if words else low
-        end = max(float(spans[after, 0]) if after < len(tokens) else high, begin)
+        end = float(spans[after, 0]) if after < len(tokens) else high
+        begin = words[-1].stop if words else min(low, end)
+        end = max(end, begin)
         edges = np.linspace(begin, end, after - k + 1)
         words += [Word(tokens[j], float(edges[j - k]), float(edges[j - k + 1])) for j in range(k, after)]
         k = after

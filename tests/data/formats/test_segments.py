@@ -74,6 +74,39 @@ def test_streams_of_one_modality_are_joined_on_the_first_ones_frames(files: Any)
     np.testing.assert_allclose(example.acoustic, [[1, 4.5], [2, 14.5]])
 
 
+def test_a_joined_stream_without_a_frame_at_a_time_is_counted(files: Any) -> None:
+    """Its features are 0 there, as those of words without a frame are."""
+    files.table(ROWS[:1])
+    times = np.array([[0, 1], [1, 2], [2, 3.0]])
+    files.csd("COVAREP", "COVAREP", {"v1": (np.array([[1], [2], [3.0]]), times)})
+    files.csd("openSMILE", "openSMILE", {"v1": (np.array([[7.0]]), times[:1])})
+    corpus = read_corpus(files.folder, acoustic=["COVAREP", "openSMILE"])
+    np.testing.assert_allclose(corpus.splits["train"][0].acoustic, [[1, 7], [2, 0]])
+    assert "1 frames of COVAREP have none of openSMILE at their time; its features are 0 there" in str(corpus.report)
+
+
+def test_of_columns_that_could_be_the_same_the_report_names_the_one_that_is_read(files: Any) -> None:
+    table = files.folder / "segments.csv"
+    table.write_text("id,split,text,transcript,emotion,sentiment\na,train,so good,x y,happy,1.5\n")
+    corpus = read_corpus(files.folder)
+    assert (corpus.splits["train"][0].label, corpus.splits["train"][0].words) == (1.5, ("so", "good"))
+    report = str(corpus.report)
+    assert "labels are read from the column sentiment, not from emotion; --label chooses another" in report
+    assert "texts are read from the column text, not from transcript" in report
+    report = str(read_corpus(files.folder, label="emotion").report)
+    assert "not from emotion" not in report
+    assert "texts are read" in report
+
+
+def test_a_file_of_folds_that_names_a_split_twice_is_refused(files: Any) -> None:
+    """Python would keep the second and drop the ids of the first."""
+    files.table(ROWS[:1])
+    folds = files.folder / "folds.json"
+    folds.write_text('{"train": ["v1"], "test": [], "train": ["v2"]}')
+    with pytest.raises(DataError, match="a split is named twice"):
+        read_corpus(files.folder, folds=folds)
+
+
 def test_words_of_a_stream_align_the_tables_text(files: Any) -> None:
     files.table([["v1_0", "train", 0.0, 4.0, 1.5, "SO GOOD Yeah"]])
     times = np.array([[0, 1], [1, 2], [2, 3], [3, 4.0]])
