@@ -5,12 +5,15 @@ weighted per-example columns, so the metrics of thousands of resamples are one m
 With all weights 1, they are those of :mod:`cmsbert_fast.training.metrics`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import numpy as np
 
 LOWER_IS_BETTER = frozenset({"mae"})
+_UNSIGNED = frozenset({"mae", "corr"})  # of scores on any scale
+_SIGNED = _UNSIGNED | {f"{name}_{form}" for name in ("acc2", "f1") for form in ("non_negative", "positive")}
+_SENTIMENT = _SIGNED | {"acc7", "acc5"}
 _ROUNDING = 1e-12  # relative; a variance below it is that of constants
 
 
@@ -27,14 +30,26 @@ class Measure(Protocol):
         """Those metrics that are means over all examples, as the values (n,) that they average."""
 
 
+def meaningful(metrics: Collection[str]) -> frozenset[str]:
+    """The metrics of :class:`ScoreMeasure` that mean something for scores whose runs have these metrics.
+
+    CH-SIMS's scores have an ``acc5`` of other classes, and ``acc3``.
+    """
+    if "acc7" in metrics:
+        return _SENTIMENT
+    return _SIGNED if "acc2_positive" in metrics else _UNSIGNED
+
+
 class ScoreMeasure:
-    """Metrics of sentiment scores: mae, corr, acc2 and f1 in both forms, acc7, acc5.
+    """Metrics of scores: mae, corr; of those with a sign acc2 and f1 in both forms; of MOSI's and MOSEI's acc7, acc5.
 
     Args:
         labels: True scores, (n,).
+        names: The metrics that mean something for them.
     """
 
-    def __init__(self, labels: np.ndarray) -> None:
+    def __init__(self, labels: np.ndarray, names: frozenset[str] = _SENTIMENT) -> None:
+        self._names = names
         self.labels = np.asarray(labels, np.float64)
         self._centre = self.labels.mean()
 
@@ -65,7 +80,7 @@ class ScoreMeasure:
         for name, limit in (("acc7", 3), ("acc5", 2)):
             classes = [np.rint(np.clip(values, -limit, limit)) for values in (predicted, true)]
             found[name] = 100.0 * (classes[0] == classes[1])
-        return found
+        return {name: values for name, values in found.items() if name in self._names}
 
     def metrics(self, sums: np.ndarray) -> dict[str, np.ndarray]:
         names = list(self._columns(self.labels))
@@ -75,7 +90,8 @@ class ScoreMeasure:
             cells = np.stack([s[f"{form}{t}{q}"] for t in (0, 1) for q in (0, 1)], axis=-1)
             confusion = confusion_metrics(cells.reshape(*cells.shape[:-1], 2, 2))
             found[f"acc2_{form}"], found[f"f1_{form}"] = confusion["wa"], confusion["f1"]
-        return found | {name: 100 * s[name] / s["weight"] for name in ("acc7", "acc5")}
+        found |= {name: 100 * s[name] / s["weight"] for name in ("acc7", "acc5") if name in s}
+        return {name: values for name, values in found.items() if name in self._names}
 
 
 class ClassMeasure:

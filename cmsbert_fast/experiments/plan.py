@@ -113,6 +113,11 @@ class Corpora:
             new = source not in self._known
             say = self._say if new else _silent
             data = preflight.read_data(group[0], say)
+            if data.corpus.several:
+                raise UsageError(
+                    f"The tables measure scores or one class each, and {data.corpus.name} has several labels at once; "
+                    "choose one of them as the label."
+                )
             self._known[source] = data.fingerprint, len(data.corpus.splits["train"])
             for settings in group:
                 key = content_key(settings, "")

@@ -47,10 +47,7 @@ def write_plan(
     }
     path = root / PLAN
     with turn(root):  # another runner keeps its tables
-        try:
-            plan = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            plan = {}
+        plan = planned_tables(root) if path.exists() else {}
         write_json(path, {**plan, name: rows_of})
 
 
@@ -64,14 +61,19 @@ def planned_tables(root: Path) -> dict[str, Any]:
     """What :func:`write_plan` has written.
 
     Raises:
-        UsageError: Nothing yet.
+        UsageError: Nothing yet, or it is damaged.
     """
     try:
-        return json.loads((root / PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((root / PLAN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
         raise UsageError(
             f"There is no plan in {root}; run the tables first, or name their folder by --output."
         ) from None
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"{root / PLAN} is damaged; remove it, and run the commands of all its tables again.")
+    return found
 
 
 def write_report(root: Path, name: str, configs: Path, resamples: int = significance.RESAMPLES) -> dict[str, Any]:

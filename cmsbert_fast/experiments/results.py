@@ -2,13 +2,14 @@
 
 import csv
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cmsbert_fast.data.folds import video_of
-from cmsbert_fast.experiments.measures import ClassMeasure, Measure, ScoreMeasure, measured
+from cmsbert_fast.experiments.measures import ClassMeasure, Measure, ScoreMeasure, meaningful, measured
 from cmsbert_fast.experiments.pool import FAILURE
 from cmsbert_fast.training import report
 from cmsbert_fast.training.errors import UsageError
@@ -24,16 +25,18 @@ class Predicted(NamedTuple):
         ids: n ids.
         labels, predictions: Scores, or class indices, (n,).
         classes: Names of the classes; empty: scores.
+        metrics: Those of scores that mean something for them.
     """
 
     ids: list[str]
     labels: np.ndarray
     predictions: np.ndarray
     classes: tuple[str, ...]
+    metrics: frozenset[str] = frozenset()
 
     def measure(self) -> Measure:
         """The metrics of its labels."""
-        return ClassMeasure(self.labels, len(self.classes)) if self.classes else ScoreMeasure(self.labels)
+        return ClassMeasure(self.labels, len(self.classes)) if self.classes else ScoreMeasure(self.labels, self.metrics)
 
 
 class Found(NamedTuple):
@@ -61,8 +64,8 @@ class Found(NamedTuple):
     runs: list[dict[str, Any]]
 
 
-def read_predictions(folder: Path) -> Predicted:
-    """The predictions of a tested run.
+def read_predictions(folder: Path, metrics: Collection[str]) -> Predicted:
+    """The predictions of a tested run, which has these metrics.
 
     Raises:
         UsageError: They are missing or damaged.
@@ -83,7 +86,7 @@ def read_predictions(folder: Path) -> Predicted:
         raise UsageError(
             f"{path} cannot be read ({type(error).__name__}); remove the run's results.json to test it again."
         ) from None
-    return Predicted(list(columns["id"]), labels, predictions, classes)
+    return Predicted(list(columns["id"]), labels, predictions, classes, meaningful(metrics))
 
 
 def find(root: Path, folders: dict[int, list[Path]]) -> Found:
@@ -106,7 +109,8 @@ def find(root: Path, folders: dict[int, list[Path]]) -> Found:
             sentence = sentence or next(iter(broken), "")
             continue
         seeds.append(seed)
-        parts.append([read_predictions(root / folder) for folder in of_folds])
+        pairs = [(folder, r["test"]) for folder, r in zip(of_folds, results, strict=True) if r is not None]
+        parts.append([read_predictions(root / folder, tested) for folder, tested in pairs])
         for folder, found in zip(of_folds, results, strict=True):
             assert found is not None
             facts = {name: found.get(name) for name in _OF_RUN}
@@ -141,6 +145,7 @@ def _joined(folds: list[Predicted]) -> Predicted:
         np.concatenate([part.labels for part in folds]),
         np.concatenate([part.predictions for part in folds]),
         folds[0].classes,
+        folds[0].metrics,
     )
 
 

@@ -99,6 +99,8 @@ def read_table(name: str, configs: Path) -> Table:
         )
     values = read_yaml(path)
     try:
+        if unknown := values.keys() - {"title", "data", "metrics", "reference", "folds", "rows"}:
+            raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
         metrics = tuple(METRICS[metric] for metric in values["metrics"])
         rows = tuple(_row(row, metrics) for row in values["rows"])
         table = Table(

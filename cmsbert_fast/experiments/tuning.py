@@ -20,6 +20,7 @@ from cmsbert_fast.training.settings import TrainingSettings, settings_from
 from cmsbert_fast.training.strict_json import write_json
 
 TRIALS = 27  # the paper's grid: 3 x 3 x 3
+_DRAWS = 1000  # for each trial, until a new point is found
 FILE = "tune.json"
 FOLDER = "tune"  # of figures
 
@@ -84,16 +85,21 @@ def grid(space: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def random_points(space: Mapping[str, Any], trials: int, name: str) -> list[Point]:
-    """Different random points, always the same for a name; all points where there are no more than that."""
+    """Different random points, always the same for a name; all points where there are no more than that.
+
+    Fewer where narrow ranges hold fewer: drawn values have three digits.
+    """
     choices = [values for values in space.values() if not isinstance(values, Mapping)]
     if len(choices) == len(space) and np.prod([len(values) for values in choices]) <= trials:
         return grid(space)
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     found: list[Point] = []
-    while len(found) < trials:
+    for _ in range(_DRAWS * trials):
         point = {setting: _drawn(values, generator) for setting, values in space.items()}
         if point not in found:
             found.append(point)
+        if len(found) == trials:
+            break
     return found
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from cmsbert_fast.experiments import significance
-from cmsbert_fast.experiments.measures import ClassMeasure, ScoreMeasure, measured
-from cmsbert_fast.training.metrics import emotion_metrics, sentiment_metrics
+from cmsbert_fast.experiments.measures import ClassMeasure, ScoreMeasure, meaningful, measured
+from cmsbert_fast.training.metrics import emotion_metrics, score_metrics, sentiment_metrics, sims_metrics
 
 GENERATOR = np.random.default_rng(1)
 LABELS = np.round(GENERATOR.normal(0, 1.5, 23) * 5) / 5
@@ -35,6 +35,26 @@ def test_classes_as_on_the_resampled_arrays():
         drawn = np.repeat(np.arange(9), counts[row].astype(int))
         expected = emotion_metrics(predictions[drawn], labels[drawn])
         assert {name: values[row] for name, values in found.items()} == pytest.approx(expected, abs=1e-9)
+
+
+SIMS = np.clip(np.round(LABELS / 3, 1), -1, 1)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "labels"),
+    [
+        (sims_metrics(SCORES / 3, SIMS), SIMS),
+        (score_metrics(np.abs(SCORES), np.abs(LABELS), signed=False), np.abs(LABELS)),
+        (score_metrics(SCORES * 9, LABELS * 9, signed=True), LABELS * 9),
+        (sentiment_metrics(SCORES, LABELS), LABELS),
+    ],
+    ids=["sims", "unsigned", "signed", "sentiment"],
+)
+def test_of_each_kind_of_scores_what_means_something(metrics, labels):
+    """CH-SIMS's Acc-5 is of other classes than MOSI's, and a strength has no sign."""
+    found = measured(ScoreMeasure(labels, meaningful(metrics)), labels + 0.3)
+    assert found.keys() == metrics.keys() - {"acc2", "acc3", "f1"} - ({"acc5"} if "acc3" in metrics else set())
+    assert ScoreMeasure(labels, meaningful(metrics)).means(labels).keys() <= found.keys()
 
 
 def test_large_means_cost_no_digits():

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from cmsbert_fast.experiments import plan
-from cmsbert_fast.experiments.plan import DataSet, Estimates, Run
+from cmsbert_fast.experiments.plan import Corpora, DataSet, Estimates, Run
 from cmsbert_fast.experiments.pool import longest_first
 from cmsbert_fast.experiments.tables import read_table
 from cmsbert_fast.training.errors import UsageError
@@ -143,3 +144,10 @@ def test_data_of_another_table_are_not_this_ones():
     assert plan.sections_of(TABLES["1"], given, TABLES.values()) == ["mosi", "mosei", "mine"]
     assert plan.sections_of(TABLES["1"], given, [TABLES["1"]]) == ["mosi", "mosei", "iemocap", "mine"]
     assert plan.sections_of(TABLES["4"], given, TABLES.values()) == ["iemocap"]
+
+
+def test_several_labels_at_once_are_refused_before_any_run(monkeypatch):
+    data = SimpleNamespace(corpus=SimpleNamespace(several=True, name="moods"))
+    monkeypatch.setattr("cmsbert_fast.training.preflight.read_data", lambda settings, say: data)
+    with pytest.raises(UsageError, match="moods has several labels at once; choose one of them"):
+        Corpora(None, print).check([TrainingSettings(data="x", variant="bert")])

@@ -13,6 +13,7 @@ from cmsbert_fast.experiments import render, report, results
 from cmsbert_fast.experiments.plan import Cell
 from cmsbert_fast.experiments.tables import read_table
 from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.metrics import sims_metrics
 from cmsbert_fast.training.settings import TrainingSettings
 from tests.experiments.conftest import CONFIGS, write_run
 
@@ -212,3 +213,30 @@ def test_plans_of_several_commands_are_kept(tmp_path):
     assert list(report.planned_tables(tmp_path)) == ["1", "2"]
     with pytest.raises(UsageError, match="no plan"):
         report.planned_tables(tmp_path / "elsewhere")
+
+
+def test_scores_of_sims_get_no_accuracy_of_mosi(tmp_path, scores):
+    ids, labels, predict = scores
+    small = np.clip(labels / 3, -1, 1)
+    runs = {}
+    for label in ("A", "B"):
+        runs[label] = {0: [Path(f"runs/{label}/seed-0")]}
+        folder = tmp_path / runs[label][0][0]
+        written = write_run(folder, ids, small, predict(0.5) / 3)
+        tested = sims_metrics(predict(0.5) / 3, small)
+        (folder / "results.json").write_text(json.dumps({**written, "test": tested}))
+    section = make(tmp_path, ROWS[1:3], runs, reference="B")
+    for row in section["rows"]:
+        assert row["metrics"].keys() == {"mae", "corr"}
+    assert section["rows"][0]["comparison"].keys() == {"mae", "corr"}
+    text = (tmp_path / "tables" / "mine.md").read_text()
+    assert [line.split("|")[4].strip() for line in text.splitlines() if line.startswith("| A  ")][0] == "- / -"
+
+
+def test_a_damaged_plan_is_not_begun_anew(tmp_path):
+    """The plans of other commands would be lost in silence."""
+    for text in ('{"tables"', "[]"):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(UsageError, match=r"plan\.json is damaged; remove it"):
+            report.write_plan(tmp_path, "2", {})
+        assert (tmp_path / "plan.json").read_text() == text

@@ -55,6 +55,7 @@ def test_the_paper_has_a_figure_for_every_row():
         ({"rows": [{"label": "A", "figures": {"paper": {"x": "0.1/0.2"}}}]}, "too many parts"),
         ({"rows": [{"label": "A", "figures": {"gossip": {"x": "0.1"}}}]}, "figures are of"),
         ({"rows": None}, "not a table"),
+        ({"fold": 10}, "it has fold"),
     ],
 )
 def test_mistakes_in_a_table_file(tmp_path, change, message):

@@ -34,6 +34,11 @@ def test_random_points_repeat_and_stay_within():
     assert tuning.random_points(RATE, 30, "mosi-bert")[:27] == points
 
 
+def test_a_range_with_fewer_points_than_trials_ends():
+    points = tuning.random_points({"warmup": {"low": 0.1, "high": 0.1009}}, 27, "any")
+    assert sorted(point["warmup"] for point in points) == [0.1, 0.101]
+
+
 def test_points_are_settings():
     base = TrainingSettings(data="d", visual=("none",), architecture={"hidden_dropout_prob": 0.2})
     found = tuning.with_point(base, {"temperature": 0.2, "batch_size": 16})
