@@ -230,7 +230,7 @@ def test_scores_of_sims_get_no_accuracy_of_mosi(tmp_path, scores):
         assert row["metrics"].keys() == {"mae", "corr"}
     assert section["rows"][0]["comparison"].keys() == {"mae", "corr"}
     text = (tmp_path / "tables" / "mine.md").read_text()
-    assert [line.split("|")[4].strip() for line in text.splitlines() if line.startswith("| A  ")][0] == "- / -"
+    assert next(line.split("|")[4].strip() for line in text.splitlines() if line.startswith("| A  ")) == "- / -"
 
 
 def test_a_damaged_plan_is_not_begun_anew(tmp_path):

@@ -6,6 +6,7 @@ What those tests demand of decoders, of attention implementations and of cached 
 import copy
 import inspect
 import io
+import json
 import pickle
 import warnings
 
@@ -50,6 +51,60 @@ def test_configuration_round_trip(kind, tmp_path):
     assert CMSBertConfig.from_pretrained(tmp_path).to_dict() == saved.to_dict()
     assert CMSBertConfig.from_dict(saved.to_dict()).to_dict() == saved.to_dict()
     assert copy.deepcopy(saved).to_dict() == saved.to_dict()
+
+
+def test_a_configuration_is_used_as_any_other(tmp_path):
+    """Fields are set, JSON is JSON, folders may be nested; the number of labels makes their names."""
+    found = config()
+    for name, value in {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 4, "vocab_size": 7}.items():
+        setattr(found, name, value)
+        assert getattr(found, name) == getattr(CMSBertConfig(**{name: value}), name) == value
+    found.num_labels = 5
+    assert (len(found.id2label), len(found.label2id)) == (5, 5)
+    found.num_labels = 3
+    assert (len(found.id2label), len(found.label2id)) == (3, 3)
+    assert json.loads(found.to_json_string())["vocab_size"] == 7
+    found.to_json_file(tmp_path / "config.json")
+    assert CMSBertConfig.from_json_file(tmp_path / "config.json").to_dict() == found.to_dict()
+    found.save_pretrained(tmp_path / "sub")
+    assert CMSBertConfig.from_pretrained(tmp_path, subfolder="sub").to_dict() == found.to_dict()
+
+
+@every
+def test_weights_without_a_checkpoint(model, kind, batch):
+    """From a state dict; all that a model computes with is in it."""
+    loaded = kind.from_pretrained(None, config=config(), state_dict=model.state_dict()).eval()
+    torch.testing.assert_close(first(loaded(**batch)), first(model(**batch)), rtol=0, atol=1e-13)
+    for name, module in model.named_modules():
+        assert not any(isinstance(value, torch.Tensor) for value in vars(module).values()), name
+
+
+@with_head
+def test_sizes_that_differ_are_refused_unless_meant(kind, tmp_path):
+    kind(config()).save_pretrained(tmp_path)
+    for other in ({"num_labels": 42}, {"vocab_size": 10}):
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            kind.from_pretrained(tmp_path, **other)
+        model = kind.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **other)
+        assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+        assert all(getattr(model.config, name) == value for name, value in other.items())
+
+
+@every
+def test_input_embeddings_are_replaced_and_there_are_no_output_embeddings(model, batch):
+    before = first(model(**batch))
+    other = torch.nn.Embedding.from_pretrained(2 * model.get_input_embeddings().weight.detach())
+    model.set_input_embeddings(other)
+    assert model.get_input_embeddings() is other
+    assert model.get_output_embeddings() is None
+    assert (first(model(**batch)) - before).abs().max() > 1e-3
+
+
+@every
+def test_feed_forward_layers_in_chunks(model, kind, batch):
+    chunked = kind(config(chunk_size_feed_forward=1)).double().eval()
+    chunked.load_state_dict(model.state_dict())
+    torch.testing.assert_close(first(chunked(**packed(batch))), first(model(**packed(batch))), rtol=0, atol=1e-12)
 
 
 @every
