@@ -110,7 +110,7 @@ def label_advice(table: Path) -> list[str]:
     header = [name.lower() for name in read_table(table)[0]]
     if any(name in header for name in _ALIASES["label"]):
         return []
-    known = {name for names in _ALIASES.values() for name in names} | {"clip_id", ""}
+    known = {name for names in _ALIASES.values() for name in names} | {"clip_id", "", "unnamed: 0", "index"}
     others = [name[:40] for name in header if name not in known]
     advice = f"give --label {others[0]}" if len(others) == 1 else f"give --label NAME: {', '.join(others[:8])}"
     return [f"no labels: no column is called {', '.join(_ALIASES['label'])}; {advice if others else 'add one'}"]

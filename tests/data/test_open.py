@@ -284,6 +284,7 @@ def test_texts_that_are_too_long_are_named(tmp_path: Path, count: int) -> None:
         ("id,text,score", "a,hi,1", "give --label score"),
         ("id,text,score,rating", "a,hi,1,2", "give --label NAME: score, rating"),
         ("id,text", "a,hi", "add one"),
+        ("Unnamed: 0,id,text,score", "0,a,hi,1", "give --label score"),  # pandas' row numbers
         ("id,text,label", "a,hi,", ""),
     ],
 )
