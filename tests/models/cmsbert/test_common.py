@@ -245,6 +245,16 @@ def test_labels_of_all_problem_types(kind, batch):
 
 
 @with_head
+def test_one_label_is_a_score(kind, tmp_path):
+    """Without it Hugging Face's pipeline would print a sigmoid of the score. A checkpoint may get other labels."""
+    kind(config()).save_pretrained(tmp_path)
+    assert CMSBertConfig.from_pretrained(tmp_path).problem_type == "regression"
+    other = kind.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    assert other.config.problem_type is None
+    assert other.config.num_labels == 3
+
+
+@with_head
 def test_labels_a_token_are_refused_in_words(model, batch):
     """``DataCollatorWithFlattening`` makes a label a token."""
     inputs = packed(batch)
