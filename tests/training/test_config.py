@@ -1,5 +1,7 @@
 """The configuration of the model to train."""
 
+import dataclasses
+
 import pytest
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, PreTrainedConfig
 
@@ -43,6 +45,16 @@ def test_gates_are_the_checkpoints_unless_chosen(tmp_path, bert):
     ):
         settings = TrainingSettings(data="tiny", model=str(model), gate_activation=choice)
         assert build_config(settings, tiny_corpus(2)).gate_activation == expected
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_is_predicted_is_in_every_configuration(variant):
+    """`evaluate` reads by it what labels are, and Hugging Face's pipeline what a prediction is."""
+    settings, corpus = TrainingSettings(variant=variant), tiny_corpus(2)
+    assert build_config(settings, corpus).problem_type == "regression"
+    if "regression" not in VARIANTS[variant].needs:
+        found = build_config(settings, dataclasses.replace(corpus, classes=("a", "b")))
+        assert (found.problem_type, found.id2label) == ("single_label_classification", {0: "a", 1: "b"})
 
 
 class Plain(PreTrainedConfig):
