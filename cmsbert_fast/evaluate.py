@@ -17,7 +17,8 @@ from cmsbert_fast import atomic
 from cmsbert_fast.commandline import examples
 from cmsbert_fast.data.example import Corpus, examples_of
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
-from cmsbert_fast.data.task import LabelKind, Labels, labels_of
+from cmsbert_fast.data.task import LabelKind, Labels, labels_of, warnings_of
+from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.predict import check_options, check_split, predict_corpus, read_for, say_of_words
 from cmsbert_fast.training import figures, map_figures, strict_json
@@ -89,6 +90,8 @@ def _run(given: argparse.Namespace) -> None:
     task = _TASKS.get(model.config.problem_type or "")
     request = DataRequest.of(given.data, **options_in(given), task=task)
     corpus = read_for(model, request)
+    for sentence in [] if corpus.classes else warnings_of(corpus, "regression"):
+        print(printable(f"warning: {sentence}"), file=sys.stderr)
     split = given.split or ("test" if "test" in corpus.splits else "all")
     one = None if split == "all" and split not in corpus.splits else split
     check_split(corpus, one)

@@ -99,10 +99,13 @@ def check_options(given: argparse.Namespace) -> None:
 
 
 def read_for(model: Classifier, request: DataRequest, note: str = "") -> Corpus:
-    """Reads data for a trained model; prints their report, ``note`` and the warnings of :func:`absent_streams`."""
+    """Reads data for a trained model; prints their report, ``note``, and which frames are absent or not read."""
     corpus = read_corpus(request)
     print(corpus.report, file=sys.stderr)
     sys.stderr.write(note)
+    idle = [m for m in MODALITIES if getattr(corpus, f"{m}_size") and not getattr(model.config, f"{m}_size", 0)]
+    if idle:
+        print(f"  the model reads no {' and no '.join(idle)} frames: those of the data are not used", file=sys.stderr)
     for warning in absent_streams(model.config, corpus, request):
         print(printable(f"warning: {warning}"), file=sys.stderr)
     return corpus

@@ -83,6 +83,18 @@ def test_classes_are_told_by_their_names(train, evaluate, bert, make_corpus, tmp
     assert "The data have the class 'sad', which the model does not know" in errors
 
 
+def test_doubtful_labels_are_told(run_folder, evaluate, corpus_folder, tmp_path):
+    data = shutil.copytree(corpus_folder, tmp_path / "data")
+    table = data / "segments.tsv"
+    first, *rows = table.read_text().splitlines()
+    rows[-1] = rows[-1].replace(rows[-1].split("\t")[2], "570", 1)
+    table.write_text("\n".join([first, *rows]) + "\n")
+    status, _, errors = evaluate(run_folder, "--data", data)
+    assert status == 0
+    assert "warning: 1 of 41 labels are far from all others, such as 570 of 'test40'" in errors
+    assert "warning" not in evaluate(run_folder, "--data", corpus_folder)[2]
+
+
 def test_users_errors(train, evaluate, short, make_corpus, corpus_folder, tmp_path):
     run, _ = trained(train, tmp_path / "run", *short)
     named = make_corpus(tmp_path / "named", label=lambda k: "ab"[k % 2])

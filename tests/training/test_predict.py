@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from transformers import BertConfig
 
 from cmsbert_fast.data import SPLITS, convert, open_source, read_corpus
-from cmsbert_fast.predict import _write, main
+from cmsbert_fast.data.request import DataRequest
+from cmsbert_fast.predict import _write, main, read_for
 
 
 def rows(text: str) -> dict[str, float]:
@@ -187,7 +189,15 @@ def test_absent_streams_are_told_unless_meant(predict, run_folder, corpus_folder
     meant = predict(run_folder, tmp_path, "--visual", "none", "--acoustic", "none")
     assert meant[:2] == (0, out)
     assert "warning" not in meant[2]
-    assert "warning" not in predict(run_folder, corpus_folder)[2]
+    told = predict(run_folder, corpus_folder)[2]
+    assert "warning" not in told
+    assert "not used" not in told
+
+
+def test_frames_that_the_model_does_not_read_are_told(capsys, corpus_folder):
+    model = SimpleNamespace(config=SimpleNamespace(visual_size=0, acoustic_size=2))
+    read_for(model, DataRequest.of(corpus_folder))
+    assert "  the model reads no visual frames: those of the data are not used" in capsys.readouterr().err
 
 
 def test_ids_do_not_reach_a_terminal_as_they_are(capsys, monkeypatch):
