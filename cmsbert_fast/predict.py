@@ -23,6 +23,7 @@ from cmsbert_fast.commandline import examples
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.example import MODALITIES, Corpus, Example, examples_of, outlines
 from cmsbert_fast.data.extraction import recordings
+from cmsbert_fast.data.folds import ALL
 from cmsbert_fast.data.labels import choice_of
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.segment_table import find_table
@@ -65,6 +66,8 @@ def _run(given: argparse.Namespace) -> None:
     data, note = given.data[0], ""
     files: Mapping[str, Path] = {}
     if videos:
+        if given.split not in (None, ALL):
+            raise UsageError("Leave out --split: videos have no splits.")
         check_trained_on_videos(processor, model)
         data, files = extract_videos(videos, options, given.output or given.page)
     else:

@@ -53,8 +53,10 @@ class ExtractOptions:
             )
         if self.transcript is not None and not self.transcript.exists():
             raise DataError(f"Give --transcript a file or a folder: {self.transcript} does not exist.")
-        if self.align and self.asr is not None and self.language not in (None, "en"):
+        if self.align and self.language not in (None, "en"):
             raise DataError(f"Add --no-align: only English words are aligned, --language is {self.language}.")
+        if self.asr is None and self.language not in (None, "en"):
+            raise DataError("Leave out --language: it is for --asr, and the words are those of --transcript.")
         self._need("av", "extract", "decoding")
         if self.align:
             self._need("pocketsphinx", "extract", "the times of words", " or give --no-align")

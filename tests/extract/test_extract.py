@@ -204,6 +204,8 @@ WRONG = {
     "no words": ({}, "--transcript"),
     "no transcript": ({"transcript": Path("absent.txt")}, "does not exist"),
     "another language": ({"asr": Path("."), "language": "de"}, "--no-align"),
+    "another language of a transcript": ({"transcript": Path("."), "language": "de"}, "--no-align"),
+    "a language for nobody": ({"transcript": Path("."), "align": False, "language": "de"}, "Leave out --language"),
     "no model": ({"asr": Path("."), "align": False, "face": False}, r"model\.bin"),
     "no face, but its model": ({"transcript": Path("."), "face": False, "face_model": Path("x")}, "--no-face"),
     "no face model": ({"transcript": Path("."), "face_model": Path("absent.task")}, "face_landmarker.task"),

@@ -161,6 +161,8 @@ class Assignment:
             raise DataError(f"Choose the {role} stream among: {here}; {name!r} {what}.")
         if rate is not None and not found[0].is_dir():
             raise DataError(f"Leave out @{hertz}: {found[0].name} has times of its own.")
+        if found[0] in self._taken:
+            raise DataError(f"Name the stream {found[0].name} once: it is one of {self._taken[found[0]]} already.")
         self._taken[found[0]] = role
         return found[0], rate
 

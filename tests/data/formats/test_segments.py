@@ -74,6 +74,17 @@ def test_streams_of_one_modality_are_joined_on_the_first_ones_frames(files: Any)
     np.testing.assert_allclose(example.acoustic, [[1, 4.5], [2, 14.5]])
 
 
+def test_a_stream_serves_once(files: Any) -> None:
+    """Else its features would be there twice."""
+    files.table(ROWS[:1])
+    files.csd("COVAREP", "COVAREP", {"v1": (np.array([[1.0]]), np.array([[0.0, 3.0]]))})
+    for chosen in ({"acoustic": ["COVAREP", "covarep"]}, {"visual": "COVAREP", "acoustic": "COVAREP"}):
+        with pytest.raises(
+            DataError, match=r"Name the stream COVAREP\.csd once: it is one of (acoustic|visual) already"
+        ):
+            read_corpus(files.folder, **chosen)
+
+
 def test_a_joined_stream_without_a_frame_at_a_time_is_counted(files: Any) -> None:
     """Its features are 0 there, as those of words without a frame are."""
     files.table(ROWS[:1])
