@@ -21,7 +21,7 @@ def main(shape: str, per_rank: int, steps: int, output: Path) -> None:
     config = make_config(shape)
     torch.manual_seed(0)
     model = CMSBertCLRForSequenceClassification(config).train()
-    gradients = Gradients(model.parameters(), ranks)
+    gradients = Gradients(model, ranks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     records = []
     for step in range(steps + 1):

@@ -17,7 +17,7 @@ class Trainer:
     """Steps with train.py's gradients and optimiser."""
 
     def __init__(self, model, device, fused=True, capturable=False):
-        self._gradients = Gradients(model.parameters(), Ranks(0, 1, device))
+        self._gradients = Gradients(model, Ranks(0, 1, device))
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=fused, capturable=capturable)
 
     def step(self, forward):

@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
+from cmsbert_fast.training.embedding_gradient import EmbeddingGradient, large_embeddings
 from cmsbert_fast.training.errors import UsageError
 
 BUCKET_BYTES = 25 * 2**20  # DistributedDataParallel's choice: large enough for the bandwidth, small enough to overlap
@@ -99,8 +100,8 @@ def find_device(name: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Makes this process keep freed memory instead of returning large blocks to the system.
 
-    On a CPU, each step allocates its activations and gradients: 80,000 to 110,000 pages for BERT-base with 32 short
-    utterances. Having the system clear them took a tenth of every step. The process stays as large as its largest step.
+    On a CPU, each step allocates its activations and gradients: 50,000 pages for BERT-base with 32 short utterances.
+    Having the system clear them takes a twentieth of every step. The process stays as large as its largest step.
     Works only with glibc's allocator, and only if nobody has tuned it (``GLIBC_TUNABLES``, ``MALLOC_...``).
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
@@ -226,7 +227,9 @@ class Gradients:
     is reduced as soon as it and all before it are complete. DistributedDataParallel reorders its buckets after the
     first step, so a resumed run would add in another order than the original; here the order never changes. A single
     process needs no buckets: the backward pass allocates the gradients, which saves zeroing and adding all of them (a
-    tenth of a BERT-base step with 32 short utterances on 2 cores).
+    tenth of a BERT-base step with 32 short utterances on 2 cores). Of large embeddings only the rows of a step's words
+    are filled, cleared and clipped (:class:`EmbeddingGradient`); with several ranks, other ranks fill rows too, and all
+    are cleared and clipped.
 
     Parameters that the loss does not reach get gradient 0, so the optimiser treats them the same on any number of
     ranks.
@@ -234,9 +237,10 @@ class Gradients:
     Call ``zero()`` before a step's first backward pass, ``no_sync()`` around all but the last, ``finish()`` after it.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], ranks: Ranks, bucket_bytes: int = BUCKET_BYTES):
+    def __init__(self, model: nn.Module, ranks: Ranks, bucket_bytes: int = BUCKET_BYTES):
         self._ranks = ranks
-        self._parameters = [p for p in parameters if p.requires_grad]
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._embeddings = {module.weight: EmbeddingGradient(module) for module in large_embeddings(model)}
         self._buckets: list[_Bucket] = []
         self._bucket_of: dict[Parameter, _Bucket] = {}
         self._next = 0
@@ -263,12 +267,15 @@ class Gradients:
         if self._ranks.world_size == 1:
             for p in self._parameters:
                 p.grad = None
-            return
+            for embedding in self._embeddings.values():
+                embedding.clear()
         self._armed = True
         self._next = 0
         for bucket in self._buckets:
             bucket.flat.zero_()
             bucket.missing = len(bucket.parameters)
+        for embedding in self._embeddings.values():
+            embedding.begin()
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -279,6 +286,8 @@ class Gradients:
 
     def finish(self) -> None:
         """Waits until every gradient is averaged over the ranks."""
+        for embedding in self._embeddings.values():
+            embedding.end()
         if self._ranks.world_size == 1:
             for p in self._parameters:
                 if p.grad is None:
@@ -295,15 +304,25 @@ class Gradients:
 
     def norm(self) -> Tensor:
         """The global Euclidean norm of the gradients, a 0-dim tensor."""
-        return get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        return get_total_norm([p.grad for p in self._filled() if p.grad is not None])
 
     def clip(self, norm: Tensor, limit: float) -> None:
         """Scales all gradients, whose norm is ``norm``, to a norm of at most ``limit``."""
-        clip_grads_with_norm_(self._parameters, limit, norm)
+        clip_grads_with_norm_(self._filled(), limit, norm)
+        self._write()
 
     def clip_values(self, limit: float) -> None:
         """Clips every entry of the gradients to [-limit, limit]."""
-        clip_grad_value_(self._parameters, limit)
+        clip_grad_value_(self._filled(), limit)
+        self._write()
+
+    def _filled(self) -> list[Tensor]:
+        """Tensors whose ``grad`` together hold all that is not 0."""
+        return [self._embeddings[p].filled if p in self._embeddings else p for p in self._parameters]
+
+    def _write(self) -> None:
+        for embedding in self._embeddings.values():
+            embedding.write()
 
     def _ready(self, parameter: Parameter) -> None:
         if not self._armed:

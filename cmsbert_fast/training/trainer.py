@@ -100,7 +100,7 @@ class Trainer:
             split: Batches(data.corpus.splits[split], self.processor, self.model, ranks.device)
             for split in ("train", "valid")
         }
-        self.gradients = Gradients(self.model.parameters(), ranks)
+        self.gradients = Gradients(self.model, ranks)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.model, settings), lr=settings.learning_rate, fused=True
         )

@@ -62,4 +62,4 @@ def test_a_class_that_forgets_its_global_terms_is_named(monkeypatch):
     batches = Batches(corpus.splits["train"], processor, model, torch.device("cpu"))
     monkeypatch.setattr(type(model), "has_global_terms", False)
     with pytest.raises(TypeError, match="CMSBertCLRForSequenceClassification has global losses; its has_global_terms"):
-        backward(model, batches, np.arange(4), Gradients(model.parameters(), CPU), CPU, settings)
+        backward(model, batches, np.arange(4), Gradients(model, CPU), CPU, settings)

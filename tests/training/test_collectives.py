@@ -64,7 +64,7 @@ def layers() -> nn.Sequential:
 
 def backward(model: nn.Module, ranks: Ranks, skip: bool = False, events: list[str] | None = None) -> None:
     """One step's gradients; ``skip``: this rank's rows do not reach the last layer."""
-    gradients = Gradients(model.parameters(), ranks)
+    gradients = Gradients(model, ranks)
     for name, parameter in model.named_parameters() if events is not None else ():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: events.append(name))
     gradients.zero()

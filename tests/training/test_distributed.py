@@ -24,7 +24,8 @@ import torch
 from cmsbert_fast.training import distributed
 ranks = distributed.start("cpu")
 used, unused, seldom = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(3))
-gradients = distributed.Gradients([seldom, unused, used], ranks, bucket_bytes=1)  # reduced from the last on
+model = torch.nn.ParameterList([seldom, unused, used])  # reduced from the last on
+gradients = distributed.Gradients(model, ranks, bucket_bytes=1)
 for step in range(2):
     gradients.zero()
     with gradients.no_sync():

@@ -43,7 +43,7 @@ def make_update(variant: str = "cmsbert-clr") -> Update:
     batches = Batches(corpus.splits["train"], processor, model, CPU.device)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=1e-3, fused=True)
     state = model.training_state(len(batches))
-    return Update(model, batches, Gradients(model.parameters(), CPU), optimizer, CPU, settings, state)
+    return Update(model, batches, Gradients(model, CPU), optimizer, CPU, settings, state)
 
 
 def run(step, update: Update) -> list[Updated]:
@@ -188,7 +188,7 @@ def test_nothing_of_a_step_is_read_on_the_host(variant, monkeypatch):
     inputs = update.batches.load(ORDER[0])
     batch = filled(inputs, bucket_of(inputs), CPU.device)
     update.model.float().to("meta")
-    update.gradients = Gradients(update.model.parameters(), CPU)
+    update.gradients = Gradients(update.model, CPU)
     update.model.config.backend = "triton"
     layers, run_layer = [], FusedLayers._run
     monkeypatch.setattr(capability, "why_not_triton", lambda *_: None)

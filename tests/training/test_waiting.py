@@ -55,7 +55,7 @@ def test_ranks_on_gpus_talk_over_the_cpu_too(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_step_without_waiting(precision):
     settings, model, batches, ranks = prepare("cuda", precision)
-    gradients = Gradients(model.parameters(), ranks)
+    gradients = Gradients(model, ranks)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=1e-5, fused=True)
 
     def step(indices):

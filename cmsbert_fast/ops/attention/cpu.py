@@ -81,18 +81,25 @@ def cms_attention(call: Call) -> Tensor:
     With dropout, one 64-bit seed is drawn from PyTorch's generator: recomputation under checkpointing draws the same.
     """
     seed = torch.randint(2**62, (1,), dtype=torch.int64) if call.dropout_p > 0 else None
-    options = (seed, call.activation, call.scale, call.dropout_p, torch.is_grad_enabled())
+    options = (seed, call.activation, call.scale, call.dropout_p)
     if call.packing is not None:
         shifts = (*_modality(call.visual), *_modality(call.acoustic))
-        return _CMSAttention.apply(call.query, call.key, call.value, *shifts, call.packing.cu_seqlens, *options)
+        return _attend(call.query, call.key, call.value, *shifts, call.packing.cu_seqlens, *options)
     rows, packing = _packing_of(call.attention_mask, call.query)
     query, key, value = (take_rows(x, rows) for x in (call.query, call.key, call.value))
     shifts = (*_packed_modality(call.visual, rows), *_packed_modality(call.acoustic, rows))
-    z = _CMSAttention.apply(query, key, value, *shifts, packing.cu_seqlens, *options)
+    z = _attend(query, key, value, *shifts, packing.cu_seqlens, *options)
     batch, length, *heads = call.query.shape
     if rows is not None:
         z = z.new_zeros(batch * length, *heads).index_copy(0, rows, z)
     return z.unflatten(0, (batch, length))
+
+
+def _attend(*flat: Any) -> Tensor:
+    """z; ``flat`` are the arguments of forward but the last."""
+    if torch.is_grad_enabled():
+        return _CMSAttention.apply(*flat, True)
+    return torch.ops.cmsbert_fast.cms_attention_cpu_forward(*flat, False)[0]
 
 
 def _modality(shift: ModalityShift | None) -> Modality:

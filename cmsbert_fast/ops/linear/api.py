@@ -37,18 +37,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
     Returns:
         (..., d_out).
     """
-    if choose_backend("linear", x, backend) != "cpu" or not _fits(x, weight, bias):
+    dtype = autocast_dtype(x.device)
+    if choose_backend("linear", x, backend) != "cpu" or not _fits(x, weight, bias, dtype):
         return F.linear(x, weight, bias)
-    return cpu.linear(x, weight, bias, autocast_dtype(x.device) or x.dtype)
+    return cpu.linear(x, weight, bias, dtype or x.dtype)
 
 
-def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether the "cpu" backend takes these operands; for others PyTorch's layer answers, or says what is wrong.
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> bool:
+    """Whether the "cpu" backend takes these operands, which autocast makes ``dtype``; for others PyTorch's layer
+    answers, or says what is wrong.
 
     torch.compile, for which sizes may be symbols, takes the product whatever they are.
     """
-    dtype = autocast_dtype(x.device)
-    if any(cast_dtype(y, dtype) != cast_dtype(x, dtype) for y in (weight, bias) if y is not None):
+    common = cast_dtype(x, dtype)
+    if cast_dtype(weight, dtype) != common or (bias is not None and cast_dtype(bias, dtype) != common):
         return False
     if hasattr(weight, "__tensor_flatten__"):  # quantised by torchao: its memory holds no numbers to multiply with
         return False

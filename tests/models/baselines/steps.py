@@ -48,7 +48,7 @@ def gradients_of(
     """The gradients of the whole batch's loss by parameter, and the losses."""
     model.train()
     if model not in _GRADIENTS:
-        _GRADIENTS[model] = Gradients(model.parameters(), ranks)
+        _GRADIENTS[model] = Gradients(model, ranks)
     gradients = _GRADIENTS[model]
     gradients.zero()
     settings: Any = SimpleNamespace(accumulation=parts, precision="fp32")
