@@ -101,7 +101,7 @@ def keep_freed_memory() -> None:
     """Makes this process keep freed memory instead of returning large blocks to the system.
 
     On a CPU, each step allocates its activations and gradients: 50,000 pages for BERT-base with 32 short utterances.
-    Having the system clear them takes a twentieth of every step. The process stays as large as its largest step.
+    The system would have to clear them. The process stays as large as its largest step.
     Works only with glibc's allocator, and only if nobody has tuned it (``GLIBC_TUNABLES``, ``MALLOC_...``).
     """
     if any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ):
