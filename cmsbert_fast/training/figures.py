@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import atomic
+from cmsbert_fast.data.align import words_of_frames
 from cmsbert_fast.data.embedded import embedded_utterances
 from cmsbert_fast.data.example import MODALITIES, Alignment, Example, outlines
+from cmsbert_fast.data.open import clock_of
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.training import strict_json
 from cmsbert_fast.training.batches import fitting
@@ -115,7 +118,10 @@ def _draw_shift_maps(folder: Path, tested: Tested, labels: Labels, title: str) -
 
     model, processor = tested.model, tested.processor
     index = _example(tested)
-    example = fitting(tested.corpus.splits["test"][index], model.config)
+    example = tested.corpus.splits["test"][index]
+    if tested.request is not None:
+        example = replace(example, clock=clock_of(tested.request, example))
+    example = fitting(example, model.config)
     maps = shift_maps(model, processor, example)
     if not any(m is not None and m.size for layer in maps for m in layer):
         return None  # no example has frames
@@ -134,6 +140,7 @@ def _draw_shift_maps(folder: Path, tested: Tested, labels: Labels, title: str) -
         depth=model.config.num_hidden_layers,
         words={modality: word_spans(example, modality) for modality in MODALITIES},
         events=embedded_utterances()["test"][index].events if tested.embedded else (),
+        times=_frame_times(example),
         title="\n".join([*lines[:2], "; ".join(lines[2:])]),
     )
     style.save(figure, folder / "shift_maps")
@@ -164,10 +171,13 @@ def word_spans(example: Example, modality: str) -> Sequence[Any]:
     from cmsbert_fast.plots.shift_maps import Span
 
     count = len(getattr(example, modality))
+    times, spoken = _frame_times(example).get(modality), None if example.clock is None else example.clock.words
     if example.frame_words is not None:
         of_frames: Sequence[int] = getattr(example.frame_words, modality).tolist()
     elif example.alignment is Alignment.WORDS:
         of_frames = range(count)
+    elif times is not None and spoken is not None and count > 1:
+        of_frames = words_of_frames(times, spoken).tolist()
     else:
         return []
     spans: list[Any] = []
@@ -179,6 +189,14 @@ def word_spans(example: Example, modality: str) -> Sequence[Any]:
         else:
             spans.append((word, Span(example.words[word], frame, frame + 1)))
     return [span for _, span in spans]
+
+
+def _frame_times(example: Example) -> dict[str, np.ndarray]:
+    """Start and stop of each frame in the recording, in seconds (N_m, 2), of the modalities where they are known."""
+    if example.clock is None:
+        return {}
+    found = {modality: getattr(example.clock, modality) for modality in MODALITIES}
+    return {modality: times for modality, times in found.items() if times is not None}
 
 
 def _told(predictions: Predictions, index: int, labels: Labels) -> Mapping[str, str]:
