@@ -52,13 +52,11 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
         machine = machines.setdefault(name, {"results": {}, "runs": []})
         machine["facts"] = facts
         machine["runs"].append(_run(file))
+        # A machine's ceilings differ from run to run: shares are of those of the result's own run.
+        of_run = {"machine": facts, "datetime": file["datetime"]}
         for benchmark in file["benchmarks"]:
             for result in benchmark["extra_info"]["results"]:
-                # A machine's ceilings differ from run to run: shares are of those of the result's own run.
-                machine["results"][(result["suite"], result["case"])] = result | {
-                    "machine": facts,
-                    "datetime": file["datetime"],
-                }
+                machine["results"][(result["suite"], result["case"])] = result | of_run
     for machine in machines.values():
         machine["results"] = list(machine["results"].values())
     return machines

@@ -54,7 +54,7 @@ def test_drawable(text: str, expected: str) -> None:
     assert style.drawable(text) == expected
 
 
-@pytest.mark.parametrize("text", ["um yeah the characters ", "UM YEAH THE CHARACTERS WEATHER ", "电影很好看 "])
+@pytest.mark.parametrize("text", ["um yeah the characters ", "UM YEAH THE CHARACTERS WEATHER "])
 def test_a_title_stays_in_its_figure(text: str) -> None:
     figure = Figure(figsize=(4, 2))
     style.styled(style.head)(figure, text * 8, 3.8)
