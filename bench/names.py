@@ -36,6 +36,11 @@ AUGMENTED_COMPILED = "torch.compile of it"
 MODEL_PADDED = "torch backend, padded to 50"
 MAG_BERT = "MAG-BERT's way: padded to 50, eager"
 TEXT_BERT = "Hugging Face BERT, text only, padded to the longest"
+SAME_PACKED, SAME_TO_50, SAME_TO_THE_LONGEST = (  # as ours: the same weights
+    f"the same on the torch backend, {form}" for form in ("packed", "padded to 50", "padded to the longest")
+)
+SAME_COMPILED = "torch.compile of it, padded to the longest"
+LITERAL = "the literal reference"
 
 
 def is_compiled(contender: str) -> bool:
@@ -64,6 +69,11 @@ def systems_case(trains_bert: bool, batch: int) -> str:
     """The systems that train BERT, or those of frozen BERT or word vectors."""
     kind = "train BERT" if trains_bert else "read frozen text"
     return f"systems that {kind} against cmsbert-clr, all packed, MOSI lengths, batch {batch}"
+
+
+def inference_case(batch: int) -> str:
+    """Of so many utterances of MOSI's lengths, or one of their mean length."""
+    return "one utterance of 15 word pieces" if batch == 1 else f"MOSI lengths, batch {batch}"
 
 
 def attention_case(kind: str | int, batch: int, backward: bool) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from bench import goals, lines, names, scaling_model
 from bench.goals import Goal, Result
 from bench.plots import plot_growth, plot_race
+from bench.speed import plot_speed
 from bench.tables import growth_lines, kernel_lines, profile_lines, race_lines, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,10 +52,11 @@ def load(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
         machine = machines.setdefault(name, {"results": {}, "runs": []})
         machine["facts"] = facts
         machine["runs"].append(_run(file))
+        # A machine's ceilings differ from run to run: shares are of those of the result's own run.
+        of_run = {"machine": facts, "datetime": file["datetime"]}
         for benchmark in file["benchmarks"]:
             for result in benchmark["extra_info"]["results"]:
-                # A machine's ceilings differ from run to run: shares are of those of the result's own run.
-                machine["results"][(result["suite"], result["case"])] = result | {"machine": facts}
+                machine["results"][(result["suite"], result["case"])] = result | of_run
     for machine in machines.values():
         machine["results"] = list(machine["results"].values())
     return machines
@@ -99,10 +101,15 @@ def _suite_lines(suite: str, results: Sequence[Result]) -> list[str]:
     return lines + (["Not run here:", "", *skipped, ""] if skipped else [])
 
 
+def slug_of(name: str) -> str:
+    """What files of a machine's plots begin with."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
 def _section(name: str, machine: dict[str, Any]) -> list[str]:
     """All that was measured on a machine."""
     facts, results = machine["facts"], machine["results"]
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    slug = slug_of(name)
     lines = [
         f"## {name}",
         "",
@@ -125,6 +132,7 @@ def _section(name: str, machine: dict[str, Any]) -> list[str]:
                 lines += _image("Training step", path)
         if suite == names.SCALING:
             lines += scaling_model.lines(_of_kind(results, "scaling"), results, facts)
+    plot_speed(name, results, PLOTS / f"{slug}-speed")
     growths = _of_kind(results, "growth")
     if growths:
         path = PLOTS / f"{slug}-growth.svg"

@@ -16,7 +16,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """Seconds in a unit that suits them, three digits."""
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * scale >= 1:
             return f"{seconds * scale:.3g} {unit}"
@@ -54,7 +55,7 @@ def _race_rows(result: Result) -> list[list[str]]:
         compared = "" if name == contenders[0] else interval(measure.ratio(ours, times))
         memory = _bytes(result["memory"][name]) if name in result["memory"] else ""
         work = _share(result, name) if name == contenders[0] else ""
-        rows.append([name, _time(float(np.median(times))), compared, memory, work])
+        rows.append([name, time_text(float(np.median(times))), compared, memory, work])
     return rows
 
 
@@ -111,9 +112,11 @@ def kernel_lines(results: Sequence[Result]) -> list[str]:
             speed = result["bytes"] / device / facts["copy_bytes_per_second"]
             rate = result["flops"] / device / facts["matrix_flops_per_second"]["bfloat16"]
             shares = f"{speed:.0%}, {rate:.0%}"
-        slowest = ", ".join(f"`{name[:40]}` {_time(seconds)}" for name, seconds in list(result["kernels"].items())[:4])
-        graph = _time(result["graph"]) if result.get("graph") else "not captured"
-        times = [graph, _time(result["eager"]), _time(result["host"]), _time(result["busy"])]
+        slowest = ", ".join(
+            f"`{name[:40]}` {time_text(seconds)}" for name, seconds in list(result["kernels"].items())[:4]
+        )
+        graph = time_text(result["graph"]) if result.get("graph") else "not captured"
+        times = [graph, time_text(result["eager"]), time_text(result["host"]), time_text(result["busy"])]
         rows.append([result["case"], *times, f"{result['launches']:.0f}", shares, slowest])
     header = ["", "as a graph", "one by one", "host", "kernels", "launches", "of copy, of matrix rate", "slowest"]
     return (
@@ -133,12 +136,12 @@ def text_table(results: Sequence[Result]) -> str:
                 lines.append(f"    {name:<48} {time:>9}  {compared:<26} {memory:>9}")
         elif result["kind"] == "scaling":
             for processes, row in result["processes"].items():
-                lines.append(f"    {processes} processes: {_time(float(np.median(row['seconds'])))} a step")
+                lines.append(f"    {processes} processes: {time_text(float(np.median(row['seconds'])))} a step")
         elif result["kind"] == "growth":
             lines.append(f"    time ~ {result['quantity']}^k, k = {interval(growth(result))}")
         elif result["kind"] == "profile":
             for name, profile in result["seconds"].items():
-                slowest = ", ".join(f"{operator} {_time(t)}" for operator, t in list(profile.items())[:3])
+                slowest = ", ".join(f"{operator} {time_text(t)}" for operator, t in list(profile.items())[:3])
                 lines.append(f"    {name}: {slowest}")
         else:
             lines.append(f"    not run: {result['why']}")

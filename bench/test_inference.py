@@ -10,11 +10,7 @@ from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, make_c
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 
-PACKED, TO_50, TO_THE_LONGEST = (
-    f"the same on the torch backend, {form}" for form in ("packed", "padded to 50", "padded to the longest")
-)
-COMPILED, LITERAL = "torch.compile of it, padded to the longest", "the literal reference"
-SAME_MODEL = (PACKED, TO_50, TO_THE_LONGEST, COMPILED, LITERAL)
+SAME_MODEL = (names.SAME_PACKED, names.SAME_TO_50, names.SAME_TO_THE_LONGEST, names.SAME_COMPILED, names.LITERAL)
 
 
 def logits_by_contender(config: CMSBertConfig, lengths: list[int], device: torch.device) -> dict:
@@ -50,11 +46,11 @@ def logits_by_contender(config: CMSBertConfig, lengths: list[int], device: torch
 
     return {
         names.OURS_CLR: of(lambda: model(**packed).logits),
-        PACKED: of(lambda: plain(**packed).logits),
-        TO_50: of(lambda: padded_clr(model, to_50)[0]),
-        TO_THE_LONGEST: of(lambda: padded_clr(model, to_the_longest)[0]),
-        COMPILED: of(lambda: compiled(model, to_the_longest)[0]),
-        LITERAL: of(lambda: literal(**packed).logits),
+        names.SAME_PACKED: of(lambda: plain(**packed).logits),
+        names.SAME_TO_50: of(lambda: padded_clr(model, to_50)[0]),
+        names.SAME_TO_THE_LONGEST: of(lambda: padded_clr(model, to_the_longest)[0]),
+        names.SAME_COMPILED: of(lambda: compiled(model, to_the_longest)[0]),
+        names.LITERAL: of(lambda: literal(**packed).logits),
         names.MAG: of(lambda: packed_mag(**of_pieces(packed)).logits),
         names.MAG_BERT: of(lambda: padded_mag(to_50)[0]),
         names.TEXT_BERT: of(lambda: text(to_the_longest)[0]),
@@ -66,11 +62,14 @@ def logits_by_contender(config: CMSBertConfig, lengths: list[int], device: torch
 def test_inference(race, device, batch_size):
     config = make_config()
     lengths = draw_lengths("mosi", batch_size) if batch_size > 1 else [15]
-    missing = race.without_compiled([COMPILED])
+    missing = race.without_compiled([names.SAME_COMPILED])
     if not has_fast_bfloat16(device):
         missing[names.OURS_BFLOAT16] = measure.NO_BFLOAT16
     if device.type == "cpu" and batch_size > 64:
-        missing |= {COMPILED: "compiled for smaller batches only: minutes on this machine", LITERAL: "takes too long"}
+        missing |= {
+            names.SAME_COMPILED: "compiled for smaller batches only: minutes on this machine",
+            names.LITERAL: "takes too long",
+        }
     every = logits_by_contender(config, lengths, device)
     runs = {name: run for name, run in every.items() if name not in missing}
     expected = runs[names.OURS_CLR]()
@@ -81,7 +80,7 @@ def test_inference(race, device, batch_size):
         torch.testing.assert_close(runs[names.OURS_BFLOAT16]().float(), expected, rtol=5e-2, atol=5e-2)
     race(
         names.INFERENCE,
-        "one utterance of 15 word pieces" if batch_size == 1 else f"MOSI lengths, batch {batch_size}",
+        names.inference_case(batch_size),
         runs,
         seconds=20,
         work=Work(step_flops(config, lengths, True) / 3),

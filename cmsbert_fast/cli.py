@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cmsbert_fast import __version__
-from cmsbert_fast.commandline import Parser, examples
+from cmsbert_fast.commandline import Parser, examples, unread
 from cmsbert_fast.threads import wait_without_spinning
 
 
@@ -57,12 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line, that of the process by default.
 
     Returns:
-        The exit status of the program; 2 for a command line that names none; 130 after Ctrl-C.
+        The exit status of the program; 2 for a command line that names none; 130 after Ctrl-C, 141 where nobody reads
+        standard output.
     """
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        return unread()
 
 
 def _run(arguments: list[str]) -> int:
@@ -79,7 +82,7 @@ def _run(arguments: list[str]) -> int:
         return _fail(str(error))
     if given.print_completion is None:
         return _fail(f"Name a command: {', '.join(PROGRAMS)}.")
-    print(_completion(given.print_completion))
+    print(_completion(given.print_completion), flush=True)
     return 0
 
 

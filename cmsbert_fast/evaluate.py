@@ -115,8 +115,7 @@ def _run(given: argparse.Namespace) -> None:
         figures.draw_predictions(draft, predictions, labels, title)
         if chosen is not None:
             name = f"{given.checkpoint}, {corpus.name}, {where}"
-            about = (model, processor, corpus, chosen, predictions, labels, name)
-            map_figures.write_chosen(draft, *about, embedded=request.embedded)
+            map_figures.write_chosen(draft, model, processor, corpus, chosen, predictions, labels, name, request)
 
     if given.output is not None:
         _write(given.output, write)

@@ -1,6 +1,7 @@
 """The command ``cmsbert``: the same programs by one name, and completion of all of them."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -93,6 +94,16 @@ def test_ctrl_c_while_a_program_is_loaded(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(importlib, "import_module", interrupted)
     assert cli.main(["train"]) == 130
+
+
+def test_nobody_reads_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in ``cmsbert --print-completion zsh | head -1``."""
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(cli, "_completion", lambda shell: "script")
+    with open(write, "w") as closed:  # whose descriptor then leads nowhere
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert cli.main(["--print-completion", "bash"]) == 141
 
 
 COMPLETE = """

@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmsbert_fast.data.example import Corpus, DataError, no_frames, unreadable, with_frames
-from cmsbert_fast.data.folds import read_folds
+from cmsbert_fast.data.example import MODALITIES, Clock, Corpus, DataError, Example, no_frames, unreadable, with_frames
+from cmsbert_fast.data.folds import read_folds, video_of
 from cmsbert_fast.data.formats import (
     converted,
     fet,
@@ -210,7 +210,8 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
         task: "classification" or "regression" (`cmsbert_fast.data.task.with_task`); None: what the labels are.
         labels: False for prediction: labels are None, need not be there, and no example is dropped for lack of one.
         clocks: True: examples of a table of segments or a ``.csd`` set keep the times of their words and frames
-            (`Example.clock`); those of other formats have none. Conversion does not keep them.
+            (`Example.clock`); those of other formats have none. Conversion does not keep them. `clock_of` reads those
+            of one example.
 
     Returns:
         The corpus in memory (memory-mapped where the source was converted). Print ``corpus.report``: it says what was
@@ -223,6 +224,36 @@ def read_corpus(source: str | Path | DataRequest, **options: Any) -> Corpus:
     request = DataRequest.of(source, **options)
     corpus = _read(request)
     return with_task(corpus, request.task) if request.labels else corpus
+
+
+def clock_of(request: DataRequest, example: Example) -> Clock | None:
+    """When an example and its parts are in the recording; None where the source does not tell, or tells no longer.
+
+    Reads the example's video once more, with times, and no other.
+
+    Args:
+        request: What the example was read by.
+        example: Of a corpus read without `DataRequest.clocks`.
+    """
+    if request.embedded:
+        return None
+    timed = replace(request, clocks=True)
+    try:
+        if converted.is_converted(timed.path) or (source := _open_streams(timed.path, timed)) is None:
+            return None
+        names = {example.id, video_of(example.id)}
+        groups = sorted(source.groups, key=lambda group: group not in names)  # nearly always the first
+        report = source.new_report()
+        read = (again for group in groups for _, again in source.read(group, report))
+        found = next((again for again in read if again.id == example.id), None)
+    except (DataError, OSError, ValueError):
+        return None  # it was readable before
+    same = found is not None and found.words == example.words
+    return found.clock if found and same and all(_as_many(found, example, m) for m in MODALITIES) else None
+
+
+def _as_many(one: Example, other: Example, modality: str) -> bool:
+    return len(getattr(one, modality)) == len(getattr(other, modality))
 
 
 def _read(request: DataRequest) -> Corpus:

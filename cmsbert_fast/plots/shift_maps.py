@@ -1,6 +1,7 @@
 """CMS maps of one utterance, as in Fig. 1: rows of words and of what is seen and heard, and the gates of layers below.
 
-The gates are g_ij of Eq. 1-2: how far frame j shifts word piece i. All maps of a figure have one colour scale.
+The gates are g_ij of Eq. 1-2: how far frame j shifts word piece i. All maps of a figure have one colour scale. The axis
+of frames has seconds where their times are known, else it numbers them; its label says which.
 """
 
 import itertools
@@ -22,6 +23,8 @@ _MOST_LAYERS = 4  # drawn whole; of more, so many and the means of all
 _ROW = 0.135  # inches a word piece
 _LANE = 0.17  # inches an event
 _LETTER = 0.062  # inches, at most, of the words above a map
+_UPRIGHT = 0.1  # inches that an upright word takes
+_GAP = 1e-4  # seconds between frames, from which on a map is blank there
 _SENSES = {"visual": "face", "acoustic": "voice"}
 _GATE = r"gate $g_{ij}$ (Eq. 1, 2)"
 
@@ -48,17 +51,42 @@ class Event(Protocol):
 
 
 class _Column(NamedTuple):
-    """A modality: how many frames it has, the words that are said during them, and what happens."""
+    """A modality: how many frames it has, the words that are said during them, and what happens.
+
+    ``times`` are start and stop of each frame in seconds, ascending; None: frames are numbered from 1.
+    """
 
     modality: str
     frames: int
     words: list[Span]
     events: list[Event]
+    times: np.ndarray | None
+
+    def left(self, frame: int) -> float:
+        """Where a frame begins on the axis."""
+        return frame + 0.5 if self.times is None else float(self.times[frame, 0])
+
+    def right(self, frame: int) -> float:
+        """Where a frame ends on the axis."""
+        return frame + 1.5 if self.times is None else float(self.times[frame, 1])
+
+    def ends(self, part: Span | Event) -> tuple[float, float]:
+        """Where a word or an event begins and ends on the axis."""
+        return self.left(part.start), self.right(min(part.stop, self.frames) - 1)
+
+    @property
+    def label(self) -> str:
+        """Of the axis."""
+        return f"{self.modality} frame number" if self.times is None else f"{self.modality} frames, time (s)"
 
     @property
     def width(self) -> float:
         """In inches."""
-        return float(np.clip(max(0.11 * self.frames, 0.15 * len(self.words)), 1.1, 7.5))
+        inches = max(0.11 * self.frames, 0.15 * len(self.words))
+        if self.times is not None and self.words:
+            shortest = min(np.subtract(*self.ends(span)[::-1]) for span in self.words)
+            inches = max(inches, _UPRIGHT * (self.right(self.frames - 1) - self.left(0)) / shortest)
+        return float(np.clip(inches, 1.1, 7.5))
 
 
 class _Row(NamedTuple):
@@ -108,6 +136,7 @@ def plot_shift_maps(
     limits: tuple[float, float] | None = None,
     words: Mapping[str, Sequence[Span]] | None = None,
     events: Sequence[Event] = (),
+    times: Mapping[str, np.ndarray] | None = None,
     title: str = "",
 ) -> Figure:
     """Word pieces down, frames across, one row a layer; bright is an open gate.
@@ -126,18 +155,21 @@ def plot_shift_maps(
             those of the maps.
         words: By modality, the frames during which each word is said, where that is known: a row above the maps.
         events: What is seen and heard: further rows.
+        times: By modality, start and stop of each frame in seconds (N_m, 2), where they are known: the axis has seconds
+            then. Frames that do not follow one another in time are numbered, as without it.
         title: Printed above.
 
     Raises:
         ValueError: There is no map to draw, or a map does not have one row per token.
     """
     maps = _checked(shift_maps, tokens, layers, depth)._replace(whole=whole, limits=limits)
+    known = {name: _following((times or {}).get(name), count) for name, count in maps.frames.items()}
     if max(maps.frames.values()) == 1:
-        return _plot_by_layer(maps, title)
+        return _plot_by_layer(maps, known, title)
     columns = []
     for name, count in maps.frames.items():
         spans = [span for span in (words or {}).get(name, ()) if span.start < count]
-        columns.append(_Column(name, count, spans, [event for event in events if event.modality == name]))
+        columns.append(_Column(name, count, spans, [event for event in events if event.modality == name], known[name]))
     rows = _rows(maps, columns)
     height = sum(row.height for row in rows) + 0.12 * len(rows) + 1.1
     engine = ConstrainedLayoutEngine(h_pad=0.02, w_pad=0.03, hspace=0.02, wspace=0.02)
@@ -148,8 +180,8 @@ def plot_shift_maps(
     for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
         _draw(axes[i, j], maps, row, column, scale, first=j == 0)
     for j, column in enumerate(columns):
-        axes[-1, j].set(xlim=(0.5, column.frames + 0.5), xlabel=f"{column.modality} frame")
-        axes[-1, j].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        axes[-1, j].set(xlim=_limits(column, columns), xlabel=column.label)
+        axes[-1, j].xaxis.get_major_locator().set_params(integer=column.times is None, min_n_ticks=1)
     _finish(figure, scale, axes[[row.kind == "map" for row in rows]], title)
     return figure
 
@@ -170,6 +202,25 @@ def _checked(
             raise ValueError(f"a map of shape {gates.shape} does not fit {len(tokens)} tokens")
     numbers = list(range(len(panels)) if layers is None else layers)
     return _Maps(panels, numbers, depth or max(numbers) + 1, [drawable(token) for token in tokens])
+
+
+def _following(times: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Start and stop of the first ``count`` frames, each until the next begins at most; None: they do not follow."""
+    if times is None or len(times) < count:
+        return None
+    found = np.array(times[:count], dtype=np.float64)
+    ascending = bool((np.diff(found[:, 0]) > 0).all() and (found[:, 1] > found[:, 0]).all())
+    if not ascending or not np.isfinite(found).all():
+        return None
+    near = found[:-1, 1] > found[1:, 0] - _GAP
+    found[:-1, 1][near] = found[1:, 0][near]
+    return found
+
+
+def _limits(column: _Column, columns: Sequence[_Column]) -> tuple[float, float]:
+    """The ends of an axis; modalities with times have the same."""
+    same = [column] if column.times is None else [other for other in columns if other.times is not None]
+    return min(other.left(0) for other in same), max(other.right(other.frames - 1) for other in same)
 
 
 def _rows(maps: _Maps, columns: Sequence[_Column]) -> list[_Row]:
@@ -206,25 +257,26 @@ def _draw(ax: Axes, maps: _Maps, row: _Row, column: _Column, scale: ScalarMappab
         _draw_words(ax, column, first)
         return
     if row.kind == "means":
-        _draw_means(ax, maps, column.modality, scale, first)
+        _draw_means(ax, maps, column, scale, first)
     else:
-        _draw_map(ax, maps, row.place, column.modality, scale, first)
-    for edge in {edge + 0.5 for event in column.events for edge in (event.start, event.stop)}:
+        _draw_map(ax, maps, row.place, column, scale, first)
+    for edge in {edge for event in column.events for edge in column.ends(event)}:
         ax.axvline(edge, color="white", linewidth=0.7, linestyle=(0, (2, 2)))
 
 
-def _draw_map(ax: Axes, maps: _Maps, place: int, modality: str, scale: ScalarMappable, first: bool) -> None:
-    _image(ax, maps.gates[place].get(modality), scale)
+def _draw_map(ax: Axes, maps: _Maps, place: int, column: _Column, scale: ScalarMappable, first: bool) -> None:
+    _image(ax, maps.gates[place].get(column.modality), scale, column.times)
     ax.set_yticks(range(len(maps.tokens)), maps.tokens if first else [], fontsize=6.5)
     ax.tick_params(axis="y", length=0 if not first else 2)
     if first:
         ax.set_ylabel(maps.label(place))
 
 
-def _draw_means(ax: Axes, maps: _Maps, modality: str, scale: ScalarMappable, first: bool) -> None:
-    missing = np.full(maps.frames[modality], np.nan)
-    rows = [panel[modality].mean(axis=0) if modality in panel else missing for panel in maps.gates]
-    _image(ax, np.stack(rows), scale)
+def _draw_means(ax: Axes, maps: _Maps, column: _Column, scale: ScalarMappable, first: bool) -> None:
+    missing = np.full(column.frames, np.nan)
+    panels = [panel.get(column.modality) for panel in maps.gates]
+    rows = [missing if gates is None else gates.mean(axis=0) for gates in panels]
+    _image(ax, np.stack(rows), scale, column.times)
     numbers = [str(layer + 1) for layer in maps.layers]
     ax.set_yticks(range(len(numbers)), numbers if first else [], fontsize=5.5)
     ax.tick_params(axis="y", length=0)
@@ -232,26 +284,35 @@ def _draw_means(ax: Axes, maps: _Maps, modality: str, scale: ScalarMappable, fir
         ax.set_ylabel("every layer,\nmean of words")
 
 
-def _image(ax: Axes, gates: np.ndarray | None, scale: ScalarMappable) -> None:
+def _image(ax: Axes, gates: np.ndarray | None, scale: ScalarMappable, times: np.ndarray | None = None) -> None:
+    """The map, a column a frame: as wide as the frame lasts where it has times, and blank between frames."""
     ax.spines[:].set_visible(False)
     if gates is None:
         ax.set_axis_off()
-    else:
-        rows, columns = gates.shape
+        return
+    values, (rows, columns) = np.asarray(gates, np.float32), gates.shape
+    if times is None:
         extent = (0.5, columns + 0.5, rows - 0.5, -0.5)  # columns are numbered from 1
-        ax.imshow(np.asarray(gates, np.float32), aspect="auto", cmap=scale.cmap, norm=scale.norm, extent=extent)  # type: ignore[arg-type]
+        ax.imshow(values, aspect="auto", cmap=scale.cmap, norm=scale.norm, extent=extent)  # type: ignore[arg-type]
+        return
+    blank = np.flatnonzero(times[1:, 0] > times[:-1, 1]) + 1
+    edges = np.append(np.insert(times[:, 0], blank, times[blank - 1, 1]), times[-1, 1])
+    values = np.insert(values, blank, np.nan, axis=1)
+    ax.pcolorfast(edges, np.arange(rows + 1) - 0.5, values, cmap=scale.cmap, norm=scale.norm)  # type: ignore[arg-type]
+    ax.set_ylim(rows - 0.5, -0.5)
 
 
 def _draw_words(ax: Axes, column: _Column, first: bool) -> None:
     """The words, where they are said; upright if one of them is wider than its frames."""
-    spans, inches = column.words, column.width / column.frames
-    upright = any(_LETTER * len(span.name) > inches * (span.stop - span.start) for span in spans)
+    spans, ends = column.words, [column.ends(span) for span in column.words]
+    inches = column.width / (column.right(column.frames - 1) - column.left(0))
+    upright = any(_LETTER * len(span.name) > inches * (b - a) for span, (a, b) in zip(spans, ends, strict=True))
     _bare(ax, "word of\nthe frame" if first else "")
     ax.set_ylim(0, 1)
-    for i, span in enumerate(spans):
-        ax.axvspan(span.start + 0.5, span.stop + 0.5, color="0.93" if i % 2 else "0.85", linewidth=0)
+    for i, (span, (left, right)) in enumerate(zip(spans, ends, strict=True)):
+        ax.axvspan(left, right, color="0.93" if i % 2 else "0.85", linewidth=0)
         ax.text(
-            (span.start + span.stop + 1) / 2,
+            (left + right) / 2,
             0.04 if upright else 0.5,
             drawable(span.name),
             rotation=90 if upright else 0,
@@ -265,9 +326,9 @@ def _draw_events(ax: Axes, column: _Column) -> None:
     """A bar for each event in a lane of its own, its name beside it."""
     _bare(ax, _SENSES[column.modality])
     for lane, event in enumerate(sorted(column.events, key=lambda event: (event.start, event.stop))):
-        left, right = event.start + 0.5, event.stop + 0.5
+        left, right = column.ends(event)
         ax.barh(lane, right - left, left=left, height=0.42, color=style.VERMILION)
-        after = column.frames - right >= left + 0.5  # the side with more room
+        after = column.right(column.frames - 1) - right >= left - column.left(0)  # the side with more room
         ax.annotate(
             drawable(event.name),
             (right if after else left, lane),
@@ -285,7 +346,7 @@ def _bare(ax: Axes, label: str) -> None:
     ax.set_ylabel(label, rotation=0, ha="right", va="center")
 
 
-def _plot_by_layer(maps: _Maps, title: str) -> Figure:
+def _plot_by_layer(maps: _Maps, times: Mapping[str, np.ndarray | None], title: str) -> Figure:
     """One map for each modality, word pieces by layers: for utterances with one frame."""
     modalities = list(maps.frames)
     width = max(1.4, 0.28 * len(maps.gates))
@@ -300,7 +361,9 @@ def _plot_by_layer(maps: _Maps, title: str) -> Figure:
         ax.set_yticks(range(len(maps.tokens)), maps.tokens if column == 0 else [], fontsize=6.5)
         ax.set_xticks(range(1, len(maps.layers) + 1), [str(layer + 1) for layer in maps.layers])
         ax.set_xlabel(f"layer (of {maps.depth})")
-        ax.set_title(f"the only {modality} frame")
+        known = times[modality]
+        lasts = "" if known is None else f",\n{known[0, 0]:.2f} to {known[0, 1]:.2f} s"
+        ax.set_title(f"the only {modality} frame{lasts}")
     _finish(figure, scale, axes, title)
     return figure
 

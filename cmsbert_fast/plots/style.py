@@ -107,11 +107,11 @@ def drawable(text: str) -> str:
 
 
 def wrapped(text: str, inches: float, size: float) -> str:
-    """Drawable text in lines that fit a width; ``size`` in points. Wide characters, as Chinese, count twice.
+    """Drawable text in lines that fit a width; ``size`` in points. Capitals count more, and Chinese characters twice.
 
     matplotlib's own wrapping would read a "$" as a formula.
     """
     units = max(10, int(inches * 72 / (0.56 * size)))
-    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    wide = sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.3 * c.isupper() for c in text)
     units = max(5, int(units * len(text) / (len(text) + wide))) if text else units
     return "\n".join(drawable(line) for part in text.splitlines() for line in textwrap.wrap(part, units) or [""])

@@ -3,6 +3,7 @@
 ``shift_maps`` (Fig. 1 of the paper), ``embeddings`` (Fig. 3), ``confusion`` of classes or ``scatter`` of scores.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from cmsbert_fast import atomic
 from cmsbert_fast.data.embedded import embedded_utterances
 from cmsbert_fast.data.example import MODALITIES, outlines
+from cmsbert_fast.data.open import clock_of
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.training import strict_json
 from cmsbert_fast.training.batches import fitting
@@ -114,7 +116,10 @@ def _draw_shift_maps(folder: Path, tested: Tested, labels: Labels, title: str) -
 
     model, processor = tested.model, tested.processor
     index = _example(tested)
-    example = fitting(tested.corpus.splits["test"][index], model.config)
+    example = tested.corpus.splits["test"][index]
+    if tested.request is not None:
+        example = replace(example, clock=clock_of(tested.request, example))
+    example = fitting(example, model.config)
     maps = shift_maps(model, processor, example)
     if not any(m is not None and m.size for layer in maps for m in layer):
         return None  # no example has frames

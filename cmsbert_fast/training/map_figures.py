@@ -3,14 +3,19 @@
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from cmsbert_fast.data.align import words_of_frames
 from cmsbert_fast.data.embedded import embedded_utterances
 from cmsbert_fast.data.example import MODALITIES, Alignment, Corpus, Example, outlines
+from cmsbert_fast.data.open import clock_of
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.task import LabelKind, Labels
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.models.processing import CMSBertProcessor
@@ -90,6 +95,7 @@ def maps_figure(
         limits=limits,
         words={modality: word_spans(example, modality) for modality in MODALITIES},
         events=utterance.events,
+        times=frame_times(example),
         title="\n".join(title),
     )
 
@@ -180,8 +186,7 @@ def write_chosen(
     predictions: Predictions,
     labels: Labels,
     title: str,
-    *,
-    embedded: bool = False,
+    request: DataRequest,
 ) -> list[str]:
     """Writes ``shift_maps-ID`` for each utterance, as PNG and SVG, and ``captions.json`` about them.
 
@@ -194,7 +199,7 @@ def write_chosen(
         predictions: Of the same split or splits.
         labels: What they are.
         title: Printed above each figure.
-        embedded: Whether ``corpus`` is the embedded one, whose events are known.
+        request: What ``corpus`` was read by.
 
     Returns:
         The names of the figures.
@@ -205,9 +210,10 @@ def write_chosen(
     layers = config.cms_layers if chosen.layers is None else chosen.layers
     found = []
     for (split, k), index in zip(chosen.places, chosen.indices, strict=True):
-        example = fitting(corpus.splits[split][k], config)
+        example = corpus.splits[split][k]
+        example = fitting(replace(example, clock=clock_of(request, example)), config)
         maps = dict(zip(config.cms_layers, shift_maps(model, processor, example), strict=True))
-        events = embedded_utterances()[split][k].events if embedded else ()
+        events = embedded_utterances()[split][k].events if request.embedded else ()
         found.append(Utterance(example, [maps[i] for i in layers], told_of(predictions, index, labels), events))
     gates = [m for one in found for layer in one.maps for m in layer if m is not None and m.size]
     limits = min(float(m.min()) for m in gates), max(float(m.max()) for m in gates)
@@ -245,10 +251,13 @@ def word_spans(example: Example, modality: str) -> Sequence[Any]:
     from cmsbert_fast.plots.shift_maps import Span
 
     count = len(getattr(example, modality))
+    times, spoken = frame_times(example).get(modality), None if example.clock is None else example.clock.words
     if example.frame_words is not None:
         of_frames: Sequence[int] = getattr(example.frame_words, modality).tolist()
     elif example.alignment is Alignment.WORDS:
         of_frames = range(count)
+    elif times is not None and spoken is not None and count > 1:
+        of_frames = words_of_frames(times, spoken).tolist()
     else:
         return []
     spans: list[Any] = []
@@ -260,6 +269,14 @@ def word_spans(example: Example, modality: str) -> Sequence[Any]:
         else:
             spans.append((word, Span(example.words[word], frame, frame + 1)))
     return [span for _, span in spans]
+
+
+def frame_times(example: Example) -> dict[str, np.ndarray]:
+    """Start and stop of each frame in the recording, in seconds (N_m, 2), of the modalities where they are known."""
+    if example.clock is None:
+        return {}
+    found = {modality: getattr(example.clock, modality) for modality in MODALITIES}
+    return {modality: times for modality, times in found.items() if times is not None}
 
 
 def told_of(predictions: Predictions, index: int, labels: Labels) -> Mapping[str, str]:

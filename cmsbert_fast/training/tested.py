@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cmsbert_fast.data import DataRequest
 from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.models.base import Classifier
@@ -26,6 +27,7 @@ class Tested(NamedTuple):
         embedded: Whether ``corpus`` is the embedded one.
         name: Of the variant.
         alignment: Of the predictions' embeddings (:func:`~cmsbert_fast.training.evaluate.alignment_of`).
+        request: What ``corpus`` was read by.
     """
 
     model: Classifier
@@ -35,6 +37,7 @@ class Tested(NamedTuple):
     embedded: bool = False
     name: str = ""
     alignment: dict[str, Any] | None = None
+    request: DataRequest | None = None
 
 
 def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> Tested:
@@ -48,7 +51,8 @@ def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: 
     predictions = evaluate.predict(model, batches, ranks, settings.batch_size, settings.precision)
     finite = evaluate.check_finite(predictions)
     aligned = evaluate.alignment_of(finite, labels_of(data.corpus))
-    return Tested(model, processor, data.corpus, finite, settings.embedded, settings.variant, aligned)
+    request = settings.request()
+    return Tested(model, processor, data.corpus, finite, settings.embedded, settings.variant, aligned, request)
 
 
 def load_best(settings: TrainingSettings, ranks: Ranks, folder: Path) -> tuple[Classifier, CMSBertProcessor]:

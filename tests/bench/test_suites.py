@@ -62,9 +62,8 @@ def test_results_are_kept_one_by_one_and_not_measured_again(tmp_path):
     assert "1 passed" in run()
     (found,) = lines.runs(kept)
     (machine,) = report.load(tmp_path).values()
-    assert machine["results"] == [
-        found["benchmarks"][0]["extra_info"]["results"][0] | {"machine": found["machine_info"]}
-    ]
+    run_of = {"machine": found["machine_info"], "datetime": found["datetime"]}
+    assert machine["results"] == [found["benchmarks"][0]["extra_info"]["results"][0] | run_of]
     whole = kept.read_text()
     assert "passed" not in run()
     assert kept.read_text() == whole

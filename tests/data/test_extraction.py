@@ -1,6 +1,7 @@
 """What ``extraction.json`` says of features, from the folder to the corpus, and when everything is in the recording."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cmsbert_fast.data import DataError, convert, open_source, read_corpus
+from cmsbert_fast.data import DataError, DataRequest, convert, open_source, read_corpus
 from cmsbert_fast.data.example import Alignment, Extraction
 from cmsbert_fast.data.extraction import recordings
+from cmsbert_fast.data.open import clock_of
 from tests.data.extracted import COLUMNS, FINGERPRINT, write_extracted
 
 VISUAL = Extraction(FINGERPRINT, ("roll", "smile", "brow"), ("degrees", "", ""))
@@ -126,6 +128,41 @@ def test_times_of_frames_that_are_averaged_are_those_of_their_words(tmp_path: Pa
     (example, _) = read_corpus(folder, labels=False, clocks=True, words="words").splits["all"]
     assert example.alignment is Alignment.WORDS
     np.testing.assert_array_equal(example.clock.visual, example.clock.words)
+
+
+def test_times_of_one_example_are_read_later(tmp_path: Path) -> None:
+    """Those that reading all with times gives; none where the data are gone, changed, converted or without times."""
+    folder = write_extracted(tmp_path / "data", splits=("train", "test"))
+    request = DataRequest.of(folder, labels=False)
+    example = read_corpus(request).splits["test"][0]
+    (timed,) = read_corpus(request, clocks=True).splits["test"]
+    found = clock_of(request, example)
+    assert found[:2] == timed.clock[:2]
+    for one, other in zip(found[2:], timed.clock[2:], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert clock_of(request, replace(example, visual=example.visual[1:])) is None
+    assert clock_of(request, replace(example, id="clip_7")) is None
+    assert clock_of(DataRequest(), example) is None
+    convert.convert(open_source(folder, labels=False), tmp_path / "converted")
+    assert clock_of(DataRequest.of(tmp_path / "converted", labels=False), example) is None
+    shutil.rmtree(folder)
+    assert clock_of(request, example) is None
+
+
+def test_times_of_one_example_need_no_other_video(tmp_path: Path) -> None:
+    folder = write_extracted(tmp_path / "data")
+    table = folder / "segments.tsv"
+    table.write_text(table.read_text() + "a_0\ta\tall\t0\t1\tgood\n")
+    for stream in ("face", "voice"):
+        shutil.copy(folder / stream / "clip.csv", folder / stream / "a.csv")  # names are those of the first file
+    request = DataRequest.of(folder, labels=False)
+    *_, example = read_corpus(request).splits["all"]
+    for stream in ("face", "voice"):
+        with (folder / stream / "clip.csv").open("a") as file:
+            file.write("damaged\n")
+    with pytest.raises(DataError):
+        read_corpus(request)
+    assert clock_of(request, example).span == (0.0, 1.0)
 
 
 def test_a_video_without_word_times_keeps_its_segments(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_every_layer_is_a_row_and_every_modality_a_column() -> None:
     assert [ax.get_ylabel() for ax in panels[1::2]] == [""] * 4
     assert [label.get_text() for label in panels[0].get_yticklabels()] == TOKENS
     assert not any(label.get_text() for label in panels[1].get_yticklabels())
-    assert [ax.get_xlabel() for ax in panels[-2:]] == ["visual frame", "acoustic frame"]
+    assert [ax.get_xlabel() for ax in panels[-2:]] == ["visual frame number", "acoustic frame number"]
     assert panels[0].get_xlim() == (0.5, 7.5)  # frames are numbered from 1
 
 
@@ -95,6 +95,45 @@ def test_one_frame_is_a_map_of_words_by_layers() -> None:
     np.testing.assert_array_equal(ax.images[0].get_array(), np.concatenate([acoustic for _, acoustic in maps], axis=1))
     assert [label.get_text() for label in ax.get_xticklabels()] == list("123456")
     assert ax.get_title() == "the only acoustic frame"
+
+
+def test_known_times_are_seconds_on_the_axis() -> None:
+    """A column is as wide as its frame lasts; both modalities have one range; what is not known is numbered."""
+    spoken = np.array([[2.0, 2.2], [2.2, 2.7], [3.0, 3.4]])  # a pause before the last
+    windows = np.stack([1.9 + 0.3 * np.arange(6), 2.3 + 0.3 * np.arange(6)], axis=1)  # overlap by 0.1 s
+    words = {"visual": [Span("its", 0, 1), Span("normal", 1, 3)]}
+    events = [Event("visual", "smile", 1, 2)]
+    maps = [(gates(3), gates(6))]
+    times = {"visual": spoken, "acoustic": windows}
+    figure = plot_shift_maps(maps, TOKENS, words=words, events=events, times=times)
+    visual, acoustic = maps_of(figure)
+    assert [ax.get_xlabel() for ax in (visual, acoustic)] == ["visual frames, time (s)", "acoustic frames, time (s)"]
+    assert visual.get_xlim() == acoustic.get_xlim() == pytest.approx((1.9, 3.8))
+    np.testing.assert_allclose(visual.images[0]._Ax, [2.0, 2.2, 2.7, 3.0, 3.4])
+    shown = np.asarray(visual.images[0].get_array())
+    np.testing.assert_array_equal(shown[:, [0, 1, 3]], maps[0][0])
+    assert np.isnan(shown[:, 2]).all()
+    np.testing.assert_array_equal(acoustic.images[0].get_array(), maps[0][1])
+    assert visual.get_ylim() == acoustic.get_ylim() == (3.5, -0.5)  # the first word above
+    seen, said = figure.axes[0], figure.axes[2]
+    assert [(t.get_text(), t.get_position()[0]) for t in said.texts] == [("its", 2.1), ("normal", 2.8)]
+    assert [(bar.get_x(), bar.get_width()) for bar in seen.patches] == [pytest.approx((2.2, 0.5))]
+    some = maps_of(plot_shift_maps(maps, TOKENS, times={"acoustic": windows}))
+    assert [ax.get_xlabel() for ax in some] == ["visual frame number", "acoustic frames, time (s)"]
+    assert [ax.get_xlim()[0] for ax in some] == pytest.approx([0.5, 1.9])
+
+
+@pytest.mark.parametrize(
+    "times", [[[0, 1], [0, 1], [1, 2]], [[0, 1], [1, 1], [1, 2]], [[0, 1], [np.nan, 2], [2, 3]], [[0, 1], [1, 2]]]
+)
+def test_times_that_do_not_follow_one_another_number_the_frames(times: list[list[float]]) -> None:
+    (ax,) = maps_of(plot_shift_maps([(gates(3), None)], TOKENS, times={"visual": np.array(times, float)}))
+    assert (ax.get_xlabel(), ax.get_xlim()) == ("visual frame number", (0.5, 3.5))
+
+
+def test_the_only_frame_says_when_it_is() -> None:
+    (ax,) = maps_of(plot_shift_maps([(None, gates(1))], TOKENS, times={"acoustic": np.array([[2.25, 6.5]])}))
+    assert ax.get_title() == "the only acoustic frame,\n2.25 to 6.50 s"
 
 
 def test_a_layer_without_a_modality_has_an_empty_panel(tmp_path: Path) -> None:

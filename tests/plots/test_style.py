@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cmsbert_fast.plots import style
@@ -51,6 +52,14 @@ def test_a_users_settings_change_nothing(tmp_path: Path) -> None:
 )
 def test_drawable(text: str, expected: str) -> None:
     assert style.drawable(text) == expected
+
+
+@pytest.mark.parametrize("text", ["um yeah the characters ", "UM YEAH THE CHARACTERS WEATHER "])
+def test_a_title_stays_in_its_figure(text: str) -> None:
+    figure = Figure(figsize=(4, 2))
+    style.styled(style.head)(figure, text * 8, 3.8)
+    FigureCanvasAgg(figure).draw()
+    assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_wrapped_lines_fit_and_wide_characters_count_twice() -> None:

@@ -11,6 +11,8 @@ import torch
 
 from cmsbert_fast.data import read_corpus
 from cmsbert_fast.data.embedded import embedded_utterances
+from cmsbert_fast.data.example import Clock
+from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.data.task import LabelKind, Labels
 from cmsbert_fast.evaluate import main
 from cmsbert_fast.training import map_figures
@@ -149,8 +151,8 @@ def test_maps_of_chosen_utterances_and_layers(run_folder, evaluate, corpus_folde
 
 
 def test_maps_of_all_splits_find_each_utterance_in_its_own(tmp_path, monkeypatch):
-    """With its events, and what was predicted for it."""
-    corpus = read_corpus("embedded")
+    """With its events and times, and what was predicted for it."""
+    corpus, request = read_corpus("embedded"), DataRequest.of("embedded")
     config = SimpleNamespace(visual_size=8, acoustic_size=6, cms_layers=[0], num_hidden_layers=1)
     utterance = embedded_utterances()["valid"][3]
     place = len(corpus.splits["train"]) + 3
@@ -161,10 +163,15 @@ def test_maps_of_all_splits_find_each_utterance_in_its_own(tmp_path, monkeypatch
     monkeypatch.setattr(map_figures, "shift_maps", lambda *_: [(np.ones((3, 2)), None)])
     monkeypatch.setattr(map_figures, "maps_figure", lambda config, processor, one, lines, **_: drawn.append(one))
     monkeypatch.setattr("cmsbert_fast.plots.style.save", lambda figure, stem: None)
+    clock = Clock("video", (2.0, 5.0), None, None, None)
+    monkeypatch.setattr(
+        map_figures, "clock_of", lambda asked, e: clock if (asked, e.id) == (request, utterance.example.id) else None
+    )
     logits = torch.arange(float(place + 9))[:, None]
     predictions = Predictions([], {"logits": logits}, torch.zeros(len(logits)))
     about = (corpus, chosen, predictions, Labels(LabelKind.SENTIMENT), "title")
-    map_figures.write_chosen(tmp_path, SimpleNamespace(config=config), None, *about, embedded=True)
+    map_figures.write_chosen(tmp_path, SimpleNamespace(config=config), None, *about, request)
+    assert drawn[0].example.clock == clock
     assert drawn[0].events == utterance.events
     assert drawn[0].told == {"label": "0.00", "prediction": f"{place:.2f}"}
 
