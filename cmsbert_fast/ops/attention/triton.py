@@ -234,6 +234,9 @@ class _CMSAttention(torch.autograd.Function):
             torch.ops.cmsbert_fast.cms_attention_backward(d_out, out, mean, shift, lse, *wanted, *tensors, *ctx.options)
         )
         arguments = Arguments(*group(tensors, Modality))
+        # dW = sum_i da_i m_i^T over all tokens: one product for both modalities, summed in a fixed order
+        wants_weights = any(modality.weight for modality in needed.modalities)
+        d_weights = gradients.shift.t() @ mean if wants_weights else None
         shifts, column = [], 0
         of_modality = zip(gradients.token_gates, gradients.frame_gates, gradients.frames, strict=True)
         for modality, needs, (d_token, d_frame, d_frames) in zip(
@@ -243,8 +246,7 @@ class _CMSAttention(torch.autograd.Function):
                 shifts.append(Modality())
                 continue
             size = modality.weight.shape[1]
-            # dW = sum_i da_i m_i^T over all tokens: one product, summed in a fixed order
-            d_weight = gradients.shift.t() @ mean[:, column : column + size] if needs.weight else None
+            d_weight = d_weights[:, column : column + size] if d_weights is not None and needs.weight else None
             shifts.append(Modality(d_token, d_frame, d_frames if needs.frames else None, d_weight))
             column += kernels.mean_width(size)
         return tuple(flatten(Arguments(gradients.query, gradients.key, gradients.value, *shifts)))
