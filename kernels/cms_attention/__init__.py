@@ -19,14 +19,18 @@ There are no floating-point atomics: every sum lies within one program, in a fix
 Launches, by the longest sequence of a call:
 
 * short (64 tokens, 16-bit, a modality; ``short.py``). Forward is one launch; a program serves one sequence and HEADS
-  heads in single tiles. Backward is two: attention for (sequence, heads), which recomputes a and the probabilities,
-  then the gates for (sequence, modality), where one program sees all tokens and all frames. Only m is kept.
+  heads in single tiles, of 16, 32 or 64 rows as the sequence needs. Backward is two: attention for (sequence, heads),
+  which recomputes a and the probabilities, then the gates for (sequence, modality), where one program sees all tokens
+  and all frames. Only m is kept.
 * medium (128 tokens; float32 and plain attention up to there; ``tiled.py``). Forward is one launch over several tiles.
   Each program writes a for its own heads, passes a barrier and reads it back. Backward is that of long sequences.
 * long (anything else: 4,096 tokens, 16,384 frames, frame size 768 and more; ``tiled.py``, ``attention.py``,
   ``gates.py``). Forward is two launches: m and a for tiles of tokens, then attention, which adds a to every tile of q,
   k and v it loads. Backward: queries, keys, and for each modality tokens and frames. m, a and the log-sum-exp are
   kept: O(N D).
+
+16-bit frames and weights whose rows are no multiple of 16 long are first copied into rows that are, where that pays:
+one launch more each way (``aligned.py``).
 
 Packed and padded batches share the source: a sequence is a first row and a length, from ``cu`` or from the shape. A
 position counts if it lies within the sequence and its mask, if there is one, says so. All programs zero an equal share

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cmsbert_fast.kernels import common, tiles
 from cmsbert_fast.kernels.cms_attention import arguments
+from cmsbert_fast.kernels.cms_attention.aligned import aligned
 from cmsbert_fast.kernels.cms_attention.attention import (
     attention_backward_key_kernel,
     attention_backward_query_kernel,
@@ -22,6 +23,10 @@ from cmsbert_fast.kernels.cms_attention.short import (
 )
 from cmsbert_fast.kernels.cms_attention.tiled import medium_forward_kernel, shift_forward_kernel
 from cmsbert_fast.kernels.common import tile_edge
+
+# Heights of tiles of short sequences besides the longest one's, on devices by whose compiles they were chosen; "*" is
+# the interpreter.
+SHORT_TILES = {"sm_90": (16, 32), "*": (16, 32)}
 
 
 def run(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], config: dict[str, int]) -> None:
@@ -64,8 +69,16 @@ class Launcher:
             "ACTIVATION": call.activation,
             "PRECISION": self.precision,
             "BLOCK_D": tile_edge(self.head_size),
+            "BLOCKS_N": self.short_tiles,
             "BLOCKS_X": tuple(16 if m is None else tile_edge(m.frames.shape[-1]) for m in modalities),
         }
+
+    @property
+    def short_tiles(self) -> tuple[int, ...]:
+        """Heights of tiles of short sequences, up to the longest one's. Padded sequences are all as long as it."""
+        highest = tile_edge(self.call.max_length)
+        lower = SHORT_TILES.get(self.device, ()) if self.packed else ()
+        return (*(n for n in lower if n < highest), highest)
 
     def config(self, name: str) -> dict[str, int]:
         """The table's row for this call."""
@@ -99,12 +112,11 @@ def forward(call: Call) -> tuple[Tensor, Saved]:
     out, saved = empty_outputs(call)
     if call.rows == 0 or call.batch == 0:
         return out.zero_(), saved
-    launcher = Launcher(call)
+    launcher = Launcher(aligned(call))
     outputs = {"out": out, "mean": saved.mean, "lse": saved.lse, "shift": saved.shift if call.modalities else None}
     if call.shape_class == "short":
         config = launcher.config("short_forward")
-        block_n = tile_edge(call.max_length)
-        launcher.run(short_forward_kernel, launcher.head_grid(config), config, BLOCK_N=block_n, **outputs)
+        launcher.run(short_forward_kernel, launcher.head_grid(config), config, **outputs)
         return out, saved
     if call.shape_class == "medium":
         config = launcher.config("medium_forward")
@@ -137,6 +149,7 @@ def backward(
         for gradient in gradients.flat:
             gradient.zero_()
         return gradients
+    call = aligned(call, frames_wanted)
     launcher = Launcher(call)
     launcher.arguments |= {
         "d_out": arguments.heads(d_out, launcher.packed),
@@ -168,9 +181,8 @@ def _source_gradients(call: Call, gradients: Gradients, frames_wanted: tuple[boo
 
 def _short_backward(launcher: Launcher, gradients: OfModalities) -> None:
     """Attention, then the gates of both modalities."""
-    block_n = tile_edge(launcher.call.max_length)
     config = launcher.config("short_backward")
-    launcher.run(short_backward_kernel, launcher.head_grid(config), config, BLOCK_N=block_n)
+    launcher.run(short_backward_kernel, launcher.head_grid(config), config)
     if launcher.call.modalities:
         n_rows_v, n_rows_a = (0 if g is None else g.frame_gate.numel() for g in gradients)
         config = launcher.config("short_gate_backward")
@@ -178,7 +190,6 @@ def _short_backward(launcher: Launcher, gradients: OfModalities) -> None:
             short_gate_backward_kernel,
             (launcher.call.batch, len(gradients)),
             config,
-            BLOCK_N=block_n,
             gradients=gradients,
             n_rows_v=n_rows_v,
             n_rows_a=n_rows_a,

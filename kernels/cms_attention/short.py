@@ -1,7 +1,7 @@
 """Sequences that fit into one tile (Eq. 1-7): one launch forward, two backward. Launch plan: the package's docstring.
 
-Forward and the backward pass of attention: a program serves one sequence and HEADS heads, and holds m, a, q, k, v and
-the probabilities in registers. Backward of the gates: a program serves one sequence and one modality.
+Programs take the lowest tile that holds their sequence. Attention: a program serves one sequence and HEADS heads, and
+holds m, a, q, k, v and the probabilities in registers. Gates, backward: one program for a sequence and a modality.
 """
 
 import triton
@@ -32,16 +32,25 @@ from cmsbert_fast.kernels.common import (
 )
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def short_forward_kernel(
-    q, k, v, sequences, sources, dropout, out, mean, n_batch, n_rows, length, length_v, length_a,
+@triton.jit
+def serves(n, i: tl.constexpr, BLOCKS_N: tl.constexpr):
+    """Whether BLOCKS_N[i] is the lowest tile that holds n tokens; the last one takes what is left."""
+    b_serves = n >= 0
+    if i > 0:
+        b_serves = n > BLOCKS_N[i - 1]
+    if i + 1 < len(BLOCKS_N):
+        b_serves = b_serves & (n <= BLOCKS_N[i])
+    return b_serves
+
+
+@triton.jit
+def _forward(
+    i_b, i_g, i_start, n, q, k, v, sequences, sources, dropout, out, mean, length, length_v, length_a,
     n_heads, head_size, s_mean, scale, threshold,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, HEADS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCKS_X: tl.constexpr,
 ):  # fmt: skip
-    """Gates, mean frame, shift and attention of one sequence and HEADS heads. Grid (B, cdiv(H, HEADS))."""
-    i_b, i_g = tl.program_id(0), tl.program_id(1)
-    i_start, n = extent(sequences.cu, i_b, length)
+    """:func:`short_forward_kernel` for a sequence of at most BLOCK_N tokens."""
     o_n = tl.arange(0, BLOCK_N)
     m_n = valid(sequences.mask, i_b, o_n, n, length)
     o_d = tl.arange(0, BLOCK_D)
@@ -90,7 +99,28 @@ def short_forward_kernel(
         b_z = tl.where(m_n[:, None], b_z, 0.0)
         store_rows(out + i_start * s_out + i_row, b_z, o_n, o_n < n, s_out, o_d, m_d)
 
+
+@triton.jit(do_not_specialize=COUNTS)
+def short_forward_kernel(
+    q, k, v, sequences, sources, dropout, out, mean, n_batch, n_rows, length, length_v, length_a,
+    n_heads, head_size, s_mean, scale, threshold,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, HEADS: tl.constexpr, BLOCKS_N: tl.constexpr,
+    BLOCK_F: tl.constexpr, BLOCK_D: tl.constexpr, BLOCKS_X: tl.constexpr,
+):  # fmt: skip
+    """Gates, mean frame, shift and attention of one sequence and HEADS heads. Grid (B, cdiv(H, HEADS))."""
+    i_b, i_g = tl.program_id(0), tl.program_id(1)
+    i_start, n = extent(sequences.cu, i_b, length)
+    for i in tl.static_range(len(BLOCKS_N)):
+        if serves(n, i, BLOCKS_N):
+            _forward(
+                i_b, i_g, i_start, n, q, k, v, sequences, sources, dropout, out, mean, length, length_v, length_a,
+                n_heads, head_size, s_mean, scale, threshold,
+                ACTIVATION, PRECISION, HEADS, BLOCKS_N[i], min(BLOCK_F, BLOCKS_N[i]), BLOCK_D, BLOCKS_X,
+            )  # fmt: skip
+
     if sequences.cu is not None:
+        BLOCK_N: tl.constexpr = BLOCKS_N[0]
+        s_out = n_heads * head_size
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, i_b, n_batch)
         if i_first < i_last:
             i_column = i_g * HEADS * head_size
@@ -119,16 +149,14 @@ def _shift_from_memory(
     return b_shift
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def short_backward_kernel(
-    mean, dq, dk, dv, d_shift, sequences, sources, dropout, q, k, v, d_out,
-    n_batch, n_rows, length, n_heads, head_size, s_mean, scale, threshold,
+@triton.jit
+def _backward(
+    i_b, i_g, i_start, n, mean, dq, dk, dv, d_shift, sequences, sources, dropout, q, k, v, d_out,
+    length, n_heads, head_size, s_mean, scale, threshold,
     PRECISION: tl.constexpr, HEADS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCKS_X: tl.constexpr,
 ):  # fmt: skip
-    """dq, dk, dv and da = dq + dk + dv of one sequence and HEADS heads. Grid (B, cdiv(H, HEADS))."""
-    i_b, i_g = tl.program_id(0), tl.program_id(1)
-    i_start, n = extent(sequences.cu, i_b, length)
+    """:func:`short_backward_kernel` for a sequence of at most BLOCK_N tokens."""
     o_n = tl.arange(0, BLOCK_N)
     m_n = valid(sequences.mask, i_b, o_n, n, length)
     o_d = tl.arange(0, BLOCK_D)
@@ -180,7 +208,28 @@ def short_backward_kernel(
         if d_shift is not None:
             store_rows(d_shift + i_out, b_dq + b_dk + b_dv, o_n, m_row, s_out, o_d, m_d)
 
+
+@triton.jit(do_not_specialize=COUNTS)
+def short_backward_kernel(
+    mean, dq, dk, dv, d_shift, sequences, sources, dropout, q, k, v, d_out,
+    n_batch, n_rows, length, n_heads, head_size, s_mean, scale, threshold,
+    PRECISION: tl.constexpr, HEADS: tl.constexpr, BLOCKS_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCKS_X: tl.constexpr,
+):  # fmt: skip
+    """dq, dk, dv and da = dq + dk + dv of one sequence and HEADS heads. Grid (B, cdiv(H, HEADS))."""
+    i_b, i_g = tl.program_id(0), tl.program_id(1)
+    i_start, n = extent(sequences.cu, i_b, length)
+    for i in tl.static_range(len(BLOCKS_N)):
+        if serves(n, i, BLOCKS_N):
+            _backward(
+                i_b, i_g, i_start, n, mean, dq, dk, dv, d_shift, sequences, sources, dropout, q, k, v, d_out,
+                length, n_heads, head_size, s_mean, scale, threshold,
+                PRECISION, HEADS, BLOCKS_N[i], BLOCK_D, BLOCKS_X,
+            )  # fmt: skip
+
     if sequences.cu is not None:
+        BLOCK_N: tl.constexpr = BLOCKS_N[0]
+        s_out = n_heads * head_size
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, i_b, n_batch)
         if i_first < i_last:
             i_column = i_g * HEADS * head_size
@@ -193,13 +242,12 @@ def short_backward_kernel(
 
 
 @triton.jit
-def _short_gate_backward(
-    i_b, source, gradients, sequences, d_shift, n_batch, n_rows, n_frame_rows, length, length_f, hidden_size,
+def _gate_backward(
+    i_b, i_start, n, source, gradients, sequences, d_shift, length, length_f, hidden_size,
     ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_X: tl.constexpr,
 ):  # fmt: skip
-    """One modality of :func:`short_gate_backward_kernel`."""
-    i_start, n = extent(sequences.cu, i_b, length)
+    """One modality of :func:`short_gate_backward_kernel` for a sequence of at most BLOCK_N tokens."""
     o_n = tl.arange(0, BLOCK_N)
     m_n = valid(sequences.mask, i_b, o_n, n, length)
     o_x = tl.arange(0, BLOCK_X)
@@ -239,33 +287,36 @@ def _short_gate_backward(
             store_rows(p_dx, b_dx, o_f, o_f < n_f, source.size, o_x, m_x)
     tl.store(gradients.token_gate + i_start + o_n, b_dp.to(gradients.token_gate.dtype.element_ty), mask=o_n < n)
 
-    if sequences.cu is not None:
-        i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, i_b, n_batch)
-        zero_vector(gradients.token_gate, i_first, i_last, BLOCK_N)
-        i_first, i_last = share_of_tail(source.cu, n_batch, n_frame_rows, i_b, n_batch)
-        zero_vector(gradients.frame_gate, i_first, i_last, BLOCK_F)
-        if gradients.frames is not None:
-            zero_rows(gradients.frames, source.size, i_first, i_last, source.size, BLOCK_F, BLOCK_X)
-
 
 @triton.jit(do_not_specialize=COUNTS)
 def short_gate_backward_kernel(
     sequences, sources, gradients, d_shift, n_batch, n_rows, n_rows_v, n_rows_a, length, length_v, length_a,
     hidden_size,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr,
+    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, BLOCKS_N: tl.constexpr, BLOCK_F: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCKS_X: tl.constexpr,
 ):  # fmt: skip
     """dm = W^T da, dp, dr and the frames' gradient of one sequence. Grid (B, 2): program (b, i) does modality i.
 
     One program sees all tokens and all frames of its sequence, so that no sum crosses programs.
     """
+    i_b = tl.program_id(0)
+    i_start, n = extent(sequences.cu, i_b, length)
     n_frame_rows = (n_rows_v, n_rows_a)
     lengths = (length_v, length_a)
     for i in tl.static_range(2):
         if tl.program_id(1) == i:
-            if sources[i].frames is not None:
-                _short_gate_backward(
-                    tl.program_id(0), sources[i], gradients[i], sequences, d_shift,
-                    n_batch, n_rows, n_frame_rows[i], length, lengths[i], hidden_size,
-                    ACTIVATION, PRECISION, BLOCK_N, BLOCK_F, BLOCK_C, BLOCKS_X[i],
-                )  # fmt: skip
+            source, of_source = sources[i], gradients[i]
+            if source.frames is not None:
+                for c in tl.static_range(len(BLOCKS_N)):
+                    if serves(n, c, BLOCKS_N):
+                        _gate_backward(
+                            i_b, i_start, n, source, of_source, sequences, d_shift, length, lengths[i], hidden_size,
+                            ACTIVATION, PRECISION, BLOCKS_N[c], min(BLOCK_F, BLOCKS_N[c]), BLOCK_C, BLOCKS_X[i],
+                        )  # fmt: skip
+                if sequences.cu is not None:
+                    i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, i_b, n_batch)
+                    zero_vector(of_source.token_gate, i_first, i_last, BLOCK_F)
+                    i_first, i_last = share_of_tail(source.cu, n_batch, n_frame_rows[i], i_b, n_batch)
+                    zero_vector(of_source.frame_gate, i_first, i_last, BLOCK_F)
+                    if of_source.frames is not None:
+                        zero_rows(of_source.frames, source.size, i_first, i_last, source.size, BLOCK_F, BLOCKS_X[i])

@@ -25,10 +25,12 @@ class Case(NamedTuple):
     masked: bool = True  # the padded form; the model's is without
     odd_rows: bool = False  # q, k and v are columns of a wider tensor, whose rows are no multiple of 16 long
     tf32: bool = False  # the user allows it
+    batch: int = 2  # sequences, by which tiles are chosen; in the packed form two of them have all tokens
 
     def __str__(self) -> str:
         form = "packed" if self.packed else "padded" if self.masked else "padded without mask"
         flags = {"odd rows": self.odd_rows, "tf32": self.tf32, "no dropout": self.dropout == 0}
+        flags[f"batch {self.batch}"] = self.batch != 2
         unusual = "".join(f", {name}" for name, present in flags.items() if present)
         return f"{self.length} x {self.head_size} {self.dtype} {form}, frames {self.frames} x {self.sizes}{unusual}"
 
@@ -38,6 +40,7 @@ CASES = [
     *(Case(n, d, t, REAL) for n in (50, 128) for d in (64, 128) for t in DTYPES),
     *(Case(4096, d, t, (47, 709), 16384, frames_wanted=True) for d in (64, 128) for t in DTYPES),
     *(Case(n, 64, "bfloat16", (128, 128), packed=False, frames_wanted=True) for n in (64, 128)),
+    Case(50, 64, "bfloat16", REAL, batch=2048),  # aligned rows, more heads a program
     Case(50, 64, "float16", (0, 74), dropout=0.0),
     Case(50, 64, "float16", (0, 0), dropout=0.0),
     Case(700, 64, "float16", (0, 0), packed=False),
@@ -75,6 +78,13 @@ QUICK = [
 ]
 
 
+def _ends(batch: int, length: int) -> Any:
+    """``cu_seqlens`` of ``batch`` sequences: two of ``length``, then empty ones."""
+    import torch
+
+    return torch.tensor([0, length] + [2 * length] * (batch - 1), dtype=torch.int32)
+
+
 def launches(case: Case, target: str) -> list[Launch]:
     """The kernels a call launches on ``target``, with their arguments."""
     import torch
@@ -82,11 +92,11 @@ def launches(case: Case, target: str) -> list[Launch]:
     from cmsbert_fast.kernels import cms_attention as kernels
     from cmsbert_fast.kernels import common
 
-    n, d, heads, batch, dtype = case.length, case.head_size, 12, 2, getattr(torch, case.dtype)
+    n, d, heads, batch, dtype = case.length, case.head_size, 12, case.batch, getattr(torch, case.dtype)
     hidden, masked = heads * d, case.masked and not case.packed
     lead = (2 * n,) if case.packed else (batch, n)
     frame_lead = (2 * case.frames,) if case.packed else (batch, case.frames)
-    cu = torch.tensor([0, n, 2 * n], dtype=torch.int32) if case.packed else None
+    cu = _ends(batch, n) if case.packed else None
     # As the model makes them: q, k and v by three projections, the token gates of all modalities present by a fourth,
     # so that they are two apart and the second begins between two multiples of 16 bytes.
     width = hidden + 1 if case.odd_rows else hidden
@@ -102,7 +112,7 @@ def launches(case: Case, target: str) -> list[Launch]:
             torch.zeros(frame_lead, dtype=dtype),
             torch.zeros(*frame_lead, size, dtype=dtype),
             torch.zeros(hidden, size, dtype=dtype),
-            None if cu is None else torch.tensor([0, case.frames, 2 * case.frames], dtype=torch.int32),
+            None if cu is None else _ends(batch, case.frames),
             torch.ones(frame_lead, dtype=torch.bool) if masked else None,
             case.frames,
         )

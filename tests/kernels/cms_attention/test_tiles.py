@@ -90,6 +90,30 @@ def test_a_row_of_a_small_batch_serves_no_larger_one(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_short_sequences_take_low_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where packed, for padded ones are all as long as the longest; and on sm_90, whose compiles were looked at."""
+    kernels = attention_triton.kernels
+
+    def heights(device: str, longest: int, packed: bool = True) -> tuple[int, ...]:
+        monkeypatch.setattr(kernels.launch.common, "device_class", lambda _: device)
+        x = torch.zeros(1, longest, 1, 16, dtype=torch.float16)
+        cu = torch.tensor([0, longest], dtype=torch.int32) if packed else None
+        x = x[0] if packed else x
+        call = kernels.Call(x, x, x, None, None, cu, None, longest, "relu", 1.0, 0.0, None)
+        return kernels.launch.Launcher(call).short_tiles
+
+    assert [heights("sm_90", n) for n in (16, 17, 32, 33, 64)] == [
+        (16,),
+        (16, 32),
+        (16, 32),
+        (16, 32, 64),
+        (16, 32, 64),
+    ]
+    assert heights("sm_90", 50, packed=False) == (64,)
+    assert heights("sm_80", 50) == heights("gfx942", 50) == (64,)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_the_tuner_draws_mosis_lengths() -> None:
     from cmsbert_fast.kernels import tune as tuner
 

@@ -22,11 +22,14 @@ from tests.kernels.cms_attention.cases import (
     runs_kernels,
 )
 
-# Lengths 1, 7, 50, 63, 64, 65, 129; sequences without frames, without tokens, a modality absent.
+# Lengths 1, 7, 16, 17, 32, 33, 50, 63, 64, 65, 129; sequences without frames, without tokens, a modality absent.
 GRID: dict[str, dict[str, Any]] = {
     "short": {"tokens": [1, 7, 50, 0, 64], "visual": [5, 0, 33, 2, 65], "acoustic": [0, 7, 1, 3, 63], "heads": 3},
     "short, sigmoid, real sizes": {
         "tokens": [50, 3], "visual": [50, 1], "acoustic": [50, 7], "sizes": (47, 74), "activation": "sigmoid",
+    },
+    "short, every tile": {
+        "tokens": [17, 16, 33, 32], "visual": [20, 17, 33, 0], "acoustic": None, "heads": 1, "head_size": 16,
     },
     "short, wide head": {"tokens": [7], "visual": [9], "acoustic": [4], "head_size": 96, "sizes": (35, 5)},
     "short, head 128, tanh": {"tokens": [5], "visual": [9], "acoustic": None, "head_size": 128, "activation": "tanh"},
