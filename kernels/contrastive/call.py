@@ -25,7 +25,11 @@ COUNTS = [
     "column_blocks",
     "radial_tiles",
     "blocks",
+    "splits",
 ]
+
+FEW = 1024  # rows whose forward and backward are two launches each
+LARGEST_BOUND = 40.0  # of 1 / tau: exp(-2 * 40) is a normal float32, exp(2 * 40) finite
 
 
 class Side(NamedTuple):
@@ -102,6 +106,18 @@ class Scalars(NamedTuple):
     fixed_temperature: float
     smoothing: float
     reach: float
+
+
+def bound(rows: Side, columns: Side, scalars: Scalars) -> bool | None:
+    """Whether exponentials need no maximum (``primitives.is_bounded``); None: the temperature is on the device.
+
+    Few rows keep the maximum: launches are what they cost, and it makes a probability of 1 exact.
+    """
+    if max(rows.n, columns.n) <= FEW:
+        return False
+    if scalars.temperature is not None:
+        return None
+    return 0.0 < 1.0 / scalars.fixed_temperature <= LARGEST_BOUND
 
 
 def tile(kernel: str, rows: Side, columns: Side) -> dict[str, int]:

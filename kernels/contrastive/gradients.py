@@ -9,7 +9,7 @@ For every direction a -> b, with the notation of :mod:`cmsbert_fast.kernels.cont
 Launch plan: for a strip of rows, one launch writes its tiles of G in all 2 P directions and the parts of ``radial``, a
 second multiplies them by the columns. Every number is written by one program: nothing is added atomically, every bit is
 reproducible. A square of few rows is one strip, and the second launch also makes the gradients of embeddings and
-temperature.
+temperature; one of more rows takes a third launch for that (:mod:`.finish`).
 
 Cost: 2 n^2 d multiply-adds a direction, and G written and read once. Memory: a strip of G, ``MIN_STRIP`` rows or what
 fits into ``STRIP_BYTES``, by n columns by 2 P directions.
@@ -22,14 +22,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cmsbert_fast.kernels.common import load_rows, store_rows
-from cmsbert_fast.kernels.contrastive import call
+from cmsbert_fast.kernels.common import LOG2_E, load_rows, store_rows
+from cmsbert_fast.kernels.contrastive import call, finish
 from cmsbert_fast.kernels.contrastive.call import COUNTS, Scalars, Side
 from cmsbert_fast.kernels.contrastive.primitives import (
     EPSILON,
     at_most_0,
+    is_bounded,
     load_inverse_norm,
     load_labels,
+    may_be_related,
+    meets_diagonal,
     operand,
     own_target,
     pick,
@@ -78,6 +81,8 @@ def _gradient_tile_kernel(
     BK: tl.constexpr,
     EVEN: tl.constexpr,
     PRECISION: tl.constexpr,
+    SORTED: tl.constexpr,
+    BOUND: tl.constexpr,
 ):
     """G_ij of a strip of rows, for every direction.
 
@@ -103,22 +108,33 @@ def _gradient_tile_kernel(
     inverse_i = load_inverse_norm(rows, a, o_i, m_i)
     inverse_j = load_inverse_norm(columns, b, o_j, m_j)
     b_c = b_c * (inverse_i[:, None] * inverse_j[None, :])  # [BM, BN], cosines
-    b_s = b_c * (1.0 / temperature(scalars))
+    inverse_tau = 1.0 / temperature(scalars)
     lse_i = tl.load(rows.lse + direction.to(tl.int64) * rows.lse_stride + o_i, mask=m_i, other=0.0)
     lse_j = tl.load(columns.lse + opposite.to(tl.int64) * columns.lse_stride + o_j, mask=m_j, other=0.0)
-    # No similarity exceeds its log-sum-exp; but outside the rectangle it is 0, where every true one may be far below,
-    # and its exponential would overflow.
-    b_g = tl.exp(at_most_0(b_s - lse_i[:, None])) + tl.exp(at_most_0(b_s - lse_j[None, :]))
+    if is_bounded(inverse_tau, BOUND):
+        bound = inverse_tau * LOG2_E
+        # 0 in columns beyond the last: no product may see what it is there, or infinity times 0.
+        b_e = tl.exp2(b_c * bound + tl.where(m_j, -bound, float("-inf"))[None, :])
+        b_g = b_e * (tl.exp2(bound - lse_i * LOG2_E)[:, None] + tl.exp2(bound - lse_j * LOG2_E)[None, :])
+    else:
+        # No similarity exceeds its log-sum-exp; but outside the rectangle it is 0, where every true one may be far
+        # below, and its exponential would overflow.
+        b_s = b_c * inverse_tau
+        b_g = tl.exp(at_most_0(b_s - lse_i[:, None])) + tl.exp(at_most_0(b_s - lse_j[None, :]))
 
     w_i = tl.zeros([BM], tl.float32)
+    first_i, first_j = start + i_row * BM, i_column * BN
     if rows.labels is not None:
         w_i = tl.load(rows.weight + o_i, mask=m_i, other=0.0)
-        w_j = tl.load(columns.weight + o_j, mask=m_j, other=0.0)
-        y_i = load_labels(rows.labels + o_i, m_i, scalars.reach)
-        y_j = load_labels(columns.labels + o_j, m_j, scalars.reach)
-        b_g -= tl.where(related(y_i, y_j, scalars.reach), w_i[:, None] + w_j[None, :], 0.0)
-    own = own_target(w_i, scalars)
-    b_g -= tl.where(o_i[:, None] + diagonal == o_j[None, :], own[:, None], 0.0)
+        last_i, last_j = tl.minimum(first_i + BM, rows.n), tl.minimum(first_j + BN, columns.n)
+        if may_be_related(rows, first_i, last_i, columns, first_j, last_j, scalars.reach, SORTED):
+            w_j = tl.load(columns.weight + o_j, mask=m_j, other=0.0)
+            y_i = load_labels(rows.labels + o_i, m_i, scalars.reach)
+            y_j = load_labels(columns.labels + o_j, m_j, scalars.reach)
+            b_g -= tl.where(related(y_i, y_j, scalars.reach), w_i[:, None] + w_j[None, :], 0.0)
+    if meets_diagonal(first_i, first_j, diagonal, BM, BN):
+        own = own_target(w_i, scalars)
+        b_g -= tl.where(o_i[:, None] + diagonal == o_j[None, :], own[:, None], 0.0)
 
     p_radial += (direction * tl.num_programs(0) + i_column).to(tl.int64) * strip
     tl.store(p_radial + o_strip, tl.sum(b_g * b_c, 1))
@@ -238,16 +254,17 @@ class _Work(NamedTuple):
     g: Tensor  # (2P, strip, width), of the embeddings' dtype
     radial: Tensor  # (2P, column tiles, strip), float32
     splits: int
+    ordered: bool  # labels ascend, those of rows and those of columns
     tile: dict[str, int]
     product: dict[str, int]
 
 
-def _allocate(rows: Side, columns: Side) -> _Work:
+def _allocate(rows: Side, columns: Side, ordered: bool = False) -> _Work:
     tile, product = (call.tile(name, rows, columns) for name in ("gradient_tile", "gradient_product"))
     strip, width, splits = plan(rows, columns, tile, product)
     g = rows.embeddings[0].new_empty(2 * rows.pairs, strip, width)
     radial = rows.inverse_norm.new_empty(2 * rows.pairs, width // tile["BN"], strip)
-    return _Work(g, radial, splits, tile, product)
+    return _Work(g, radial, splits, ordered, tile, product)
 
 
 def _write_g(rows: Side, columns: Side, scalars: Scalars, diagonal: int, start: int, work: _Work) -> None:
@@ -266,6 +283,8 @@ def _write_g(rows: Side, columns: Side, scalars: Scalars, diagonal: int, start: 
         width=width,
         EVEN=rows.d % work.tile["BK"] == 0,
         PRECISION=call.precision(rows.embeddings[0]),
+        SORTED=work.ordered,
+        BOUND=call.bound(rows, columns, scalars),
         **work.tile,
     )
 
@@ -318,6 +337,34 @@ def gradients(
             radial[a] += by_direction[pair]
             radial[b] += by_direction[pairs + pair]
         yield slice(start, start + count), list(raw[:, :, :count].sum(0).unbind(0)), radial
+
+
+def gradients_of_large_square(
+    rows: Side, scalars: Scalars, grad: Tensor, order: Tensor | None
+) -> tuple[list[Tensor], Tensor]:
+    """Gradients of the loss of rows against themselves, three launches a strip.
+
+    Args:
+        rows: With ``lse``; their labels ascend where ``order`` is given.
+        grad: The loss's gradient, 0-dim.
+        order: (n,), int64: row i of the gradients belongs at ``order[i]``.
+
+    Returns:
+        As :func:`gradients_of_square`.
+    """
+    work = _allocate(rows, rows, ordered=order is not None)
+    strip = work.g.shape[1]
+    raw = work.radial.new_empty(work.splits, rows.modalities, strip, rows.d)
+    out = [z.new_empty(z.shape) for z in rows.embeddings]
+    total = work.radial.new_empty(rows.modalities, triton.cdiv(rows.n, finish.BM))
+    for start in range(0, rows.n, strip):
+        _write_g(rows, rows, scalars, 0, start, work)
+        _multiply(rows, scalars, work, raw)
+        finish.finish(rows, scalars, grad, order, start, raw, work.radial, out, total)
+    if scalars.temperature is None:
+        return out, total.new_zeros(())
+    tau = scalars.temperature
+    return out, total.sum() * (-0.5 * grad / (rows.n * tau * tau))
 
 
 def gradients_of_square(rows: Side, scalars: Scalars, grad: Tensor) -> tuple[list[Tensor], Tensor]:

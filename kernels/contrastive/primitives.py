@@ -8,7 +8,10 @@ rows (``_i``) or columns (``_j``). Arguments ``rows``, ``columns`` and ``scalars
 import triton
 import triton.language as tl
 
+from cmsbert_fast.kernels.contrastive import call
+
 EPSILON = tl.constexpr(1e-12)  # torch.nn.functional.normalize's
+LARGEST_BOUND = tl.constexpr(call.LARGEST_BOUND)
 
 
 @triton.jit
@@ -57,6 +60,38 @@ def temperature(scalars):
         return scalars.fixed_temperature
     else:
         return tl.load(scalars.temperature).to(tl.float32)
+
+
+@triton.jit
+def is_bounded(inverse_tau, BOUND: tl.constexpr):
+    """Whether exp(s - 1 / tau) can be taken without a maximum; ``BOUND`` as :func:`call.bound` gives it.
+
+    No similarity exceeds 1 / tau, and from tau = 0.025 on none is so far below it that its exponential is lost.
+    """
+    if BOUND is None:
+        return (inverse_tau > 0) & (inverse_tau <= LARGEST_BOUND)
+    else:
+        return BOUND
+
+
+@triton.jit
+def meets_diagonal(first_i, first_j, diagonal, BM: tl.constexpr, BN: tl.constexpr):
+    """Whether a tile holds pairs of an example with itself: row i and column i + ``diagonal``."""
+    return (first_i + diagonal < first_j + BN) & (first_j < first_i + diagonal + BM)
+
+
+@triton.jit
+def may_be_related(rows, i_first, i_last, columns, j_first, j_last, reach, SORTED: tl.constexpr):
+    """Whether any label of rows [first, last) may be related to one of the columns; SORTED: labels ascend."""
+    if SORTED:
+        y_i = load_labels(rows.labels + i_first, i_first < rows.n, reach)
+        y_i_last = load_labels(rows.labels + i_last - 1, i_last <= rows.n, reach)
+        y_j = load_labels(columns.labels + j_first, j_first < columns.n, reach)
+        y_j_last = load_labels(columns.labels + j_last - 1, j_last <= columns.n, reach)
+        # NaN, which is last, excludes nothing.
+        return ((y_j - y_i_last > reach) | (y_i - y_j_last > reach)) == 0
+    else:
+        return True
 
 
 @triton.jit

@@ -20,12 +20,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cmsbert_fast.kernels.common import LOG2_E
 from cmsbert_fast.kernels.contrastive import call
 from cmsbert_fast.kernels.contrastive.call import COUNTS, Scalars, Side
 from cmsbert_fast.kernels.contrastive.primitives import (
     inverse_norm,
+    is_bounded,
     load_inverse_norm,
     load_labels,
+    may_be_related,
+    meets_diagonal,
     operand,
     own_target,
     products,
@@ -38,7 +42,7 @@ MAX_GROUPS = 16  # of row blocks and of column blocks; each row keeps one partia
 
 
 class Partial(NamedTuple):
-    """Log-sum-exps over each group of tiles, in parts: ``log(total) + maximum``; (P, groups, n), float32."""
+    """Log-sum-exps over each group of tiles to base 2, in parts: ``log2(total) + maximum``; (P, groups, n), float32."""
 
     maximum: Tensor
     total: Tensor
@@ -61,6 +65,8 @@ def _statistics_kernel(
     BK: tl.constexpr,
     EVEN: tl.constexpr,  # BK divides d
     PREPARE: tl.constexpr,  # norms and weights are made here, not read: square, one block a group
+    SORTED: tl.constexpr,  # labels ascend: far ones are not compared
+    BOUND: tl.constexpr,  # see is_bounded
     PRECISION: tl.constexpr,
 ):
     """Online log-sum-exps of rows and columns over a group of tiles, and the sum of target times similarity."""
@@ -73,6 +79,8 @@ def _statistics_kernel(
     p_column_max = column_parts.maximum + o_column_parts
     p_column_sum = column_parts.total + o_column_parts
     inverse_tau = 1.0 / temperature(scalars)
+    bounded = is_bounded(inverse_tau, BOUND)
+    bound = inverse_tau * LOG2_E  # of all similarities to base 2
 
     first_row = i_rows * row_blocks * BM
     last_row = tl.minimum(first_row + row_blocks * BM, rows.n)
@@ -93,6 +101,8 @@ def _statistics_kernel(
             tl.store(rows.weight + o_i, w_i, mask=m_i & (pair == 0) & (i_columns == 0))
         own = own_target(w_i, scalars)
         row_max = tl.full([BM], float("-inf"), tl.float32)
+        if bounded:
+            row_max = tl.zeros([BM], tl.float32) + bound
         row_sum = tl.zeros([BM], tl.float32)
         for column in range(first_column, last_column, BN):
             o_j = column + tl.arange(0, BN)
@@ -109,37 +119,50 @@ def _statistics_kernel(
             else:
                 inverse_i = load_inverse_norm(rows, a, o_i, m_i)
                 inverse_j = load_inverse_norm(columns, b, o_j, m_j)
-            b_s = b_s * (inverse_i[:, None] * inverse_j[None, :]) * inverse_tau  # [BM, BN]; 0 outside the rectangle
+            # Similarities to base 2, [BM, BN]; 0 outside the rectangle
+            b_s = b_s * ((inverse_i * (inverse_tau * LOG2_E))[:, None] * inverse_j[None, :])
 
-            b_t = tl.where(o_i[:, None] + diagonal == o_j[None, :], own[:, None], 0.0)  # t_ij + t_ji
+            # sum_ij (t_ij + t_ji) s_ij, in rows
+            if meets_diagonal(row, column, diagonal, BM, BN):
+                attraction += tl.sum(tl.where(o_i[:, None] + diagonal == o_j[None, :], b_s, 0.0), 1) * own
             if rows.labels is not None:
-                y_j = load_labels(columns.labels + o_j, m_j, scalars.reach)
-                if PREPARE:
-                    w_j = weight(rows, y_j, scalars, 64)
-                else:
-                    w_j = tl.load(columns.weight + o_j, mask=m_j, other=0.0)
-                b_t += tl.where(related(y_i, y_j, scalars.reach), w_i[:, None] + w_j[None, :], 0.0)
-            attraction += tl.sum(b_s * b_t, 1)
-            b_s += tl.where(m_i, 0.0, float("-inf"))[:, None] + tl.where(m_j, 0.0, float("-inf"))[None, :]
-
-            top = tl.maximum(row_max, tl.max(b_s, 1))
-            row_sum = row_sum * tl.exp(row_max - top) + tl.sum(tl.exp(b_s - top[:, None]), 1)
-            row_max = top
+                last_i, last_j = tl.minimum(row + BM, rows.n), tl.minimum(column + BN, columns.n)
+                if may_be_related(rows, row, last_i, columns, column, last_j, scalars.reach, SORTED):
+                    y_j = load_labels(columns.labels + o_j, m_j, scalars.reach)
+                    if PREPARE:
+                        w_j = weight(rows, y_j, scalars, 64)
+                    else:
+                        w_j = tl.load(columns.weight + o_j, mask=m_j, other=0.0)
+                    b_t = w_i[:, None] + w_j[None, :]
+                    attraction += tl.sum(tl.where(related(y_i, y_j, scalars.reach), b_t * b_s, 0.0), 1)
 
             seen = m_j & (row > first_row)
-            column_max = tl.load(p_column_max + o_j, mask=seen, other=float("-inf"))
-            column_sum = tl.load(p_column_sum + o_j, mask=seen, other=0.0)
-            top = tl.maximum(column_max, tl.max(b_s, 0))
-            column_sum = column_sum * tl.exp(column_max - top) + tl.sum(tl.exp(b_s - top[None, :]), 0)
-            # Threads that hold the same column must all have read before one of them writes.
-            tl.debug_barrier()
-            tl.store(p_column_max + o_j, top, mask=m_j)
-            tl.store(p_column_sum + o_j, column_sum, mask=m_j)
+            if bounded:
+                shift_i, shift_j = tl.where(m_i, -bound, float("-inf")), tl.where(m_j, 0.0, float("-inf"))
+                b_s = tl.exp2(b_s + (shift_i[:, None] + shift_j[None, :]))
+                row_sum += tl.sum(b_s, 1)
+                column_sum = tl.load(p_column_sum + o_j, mask=seen, other=0.0) + tl.sum(b_s, 0)
+                # Threads that hold the same column must all have read before one of them writes.
+                tl.debug_barrier()
+                tl.store(p_column_max + o_j, tl.zeros([BN], tl.float32) + bound, mask=m_j)
+                tl.store(p_column_sum + o_j, column_sum, mask=m_j)
+            else:
+                b_s += tl.where(m_i, 0.0, float("-inf"))[:, None] + tl.where(m_j, 0.0, float("-inf"))[None, :]
+                top = tl.maximum(row_max, tl.max(b_s, 1))
+                row_sum = row_sum * tl.exp2(row_max - top) + tl.sum(tl.exp2(b_s - top[:, None]), 1)
+                row_max = top
+                column_max = tl.load(p_column_max + o_j, mask=seen, other=float("-inf"))
+                column_sum = tl.load(p_column_sum + o_j, mask=seen, other=0.0)
+                top = tl.maximum(column_max, tl.max(b_s, 0))
+                column_sum = column_sum * tl.exp2(column_max - top) + tl.sum(tl.exp2(b_s - top[None, :]), 0)
+                tl.debug_barrier()
+                tl.store(p_column_max + o_j, top, mask=m_j)
+                tl.store(p_column_sum + o_j, column_sum, mask=m_j)
         tl.store(row_parts.maximum + o_row_parts + o_i, row_max, mask=m_i)
         tl.store(row_parts.total + o_row_parts + o_i, row_sum, mask=m_i)
         # The next row block reads the column sums that other threads of this program wrote.
         tl.debug_barrier()
-    tl.store(p_attraction + (pair * row_groups + i_rows) * column_groups + i_columns, tl.sum(attraction))
+    tl.store(p_attraction + (pair * row_groups + i_rows) * column_groups + i_columns, tl.sum(attraction) / LOG2_E)
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -159,9 +182,9 @@ def _merge_kernel(parts: Partial, p_lse, n, groups, B: tl.constexpr):
         part_max = tl.load(p_max, mask=m, other=0.0)
         part_sum = tl.load(p_sum, mask=m, other=1.0)
         new = tl.maximum(top, part_max)
-        total = total * tl.exp(top - new) + part_sum * tl.exp(part_max - new)
+        total = total * tl.exp2(top - new) + part_sum * tl.exp2(part_max - new)
         top = new
-    tl.store(p_lse + pair * n + o, top + tl.log(total), mask=m)
+    tl.store(p_lse + pair * n + o, (top + tl.log2(total)) / LOG2_E, mask=m)
 
 
 @triton.jit
@@ -184,9 +207,9 @@ def _merge_all(parts, p_lse, n, groups, P: tl.constexpr, B: tl.constexpr, G: tl.
             b_max = tl.load(parts.maximum + o_part, mask=m_g[:, None], other=float("-inf"))  # [G, B]
             b_part = tl.load(parts.total + o_part, mask=m_g[:, None], other=0.0)
             new = tl.maximum(top, tl.max(b_max, 0))
-            b_sum = b_sum * tl.exp(top - new) + tl.sum(b_part * tl.exp(b_max - new[None, :]), 0)
+            b_sum = b_sum * tl.exp2(top - new) + tl.sum(b_part * tl.exp2(b_max - new[None, :]), 0)
             top = new
-        lse = top + tl.log(b_sum)
+        lse = (top + tl.log2(b_sum)) / LOG2_E
         tl.store(p_lse + o, lse, mask=o < P * n)
         total += tl.where(o < P * n, lse, 0.0)
     return total
@@ -216,7 +239,7 @@ def _loss_kernel(
 
 
 def _partial_statistics(
-    rows: Side, columns: Side, scalars: Scalars, diagonal: int, prepare: bool
+    rows: Side, columns: Side, scalars: Scalars, diagonal: int, prepare: bool, ordered: bool
 ) -> tuple[Partial, Partial, Tensor]:
     """Launches :func:`_statistics_kernel`; returns what it calls ``row_parts``, ``column_parts`` and the attraction."""
     tile = call.tile("statistics", rows, columns)
@@ -241,6 +264,8 @@ def _partial_statistics(
         column_blocks=column_blocks,
         EVEN=rows.d % tile["BK"] == 0,
         PREPARE=prepare,
+        SORTED=ordered,
+        BOUND=call.bound(rows, columns, scalars),
         PRECISION=call.precision(rows.embeddings[0]),
         **tile,
     )
@@ -255,16 +280,21 @@ def _merge(parts: Partial) -> Tensor:
     return lse
 
 
-def statistics(rows: Side, columns: Side, scalars: Scalars, diagonal: int) -> tuple[Tensor, Tensor, Tensor]:
+def statistics(
+    rows: Side, columns: Side, scalars: Scalars, diagonal: int, ordered: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exps over a rectangle of at least one row and column, in three launches.
 
     Args:
         diagonal: Row i and column i + diagonal are the same example.
+        ordered: Labels ascend, those of rows and those of columns.
 
     Returns:
         row_lse (P, n_rows), column_lse (P, n_columns), and the attraction, 0-dim.
     """
-    row_parts, column_parts, attraction = _partial_statistics(rows, columns, scalars, diagonal, prepare=False)
+    row_parts, column_parts, attraction = _partial_statistics(
+        rows, columns, scalars, diagonal, prepare=False, ordered=ordered
+    )
     return _merge(row_parts), _merge(column_parts), attraction.sum()
 
 
@@ -274,7 +304,7 @@ def loss_of_square(rows: Side, scalars: Scalars) -> tuple[Tensor, Tensor]:
     Returns:
         The loss, 0-dim, and lse (2P, n).
     """
-    row_parts, column_parts, attraction = _partial_statistics(rows, rows, scalars, 0, prepare=True)
+    row_parts, column_parts, attraction = _partial_statistics(rows, rows, scalars, 0, prepare=True, ordered=False)
     pairs, row_groups, column_groups = attraction.shape
     lse, loss = rows.inverse_norm.new_empty(2 * pairs, rows.n), rows.inverse_norm.new_empty(())
     _loss_kernel[1,](

@@ -124,6 +124,46 @@ def test_small_batches_take_two_launches_each_way(dtype: str, labels: str | None
 
 
 @needs_compiler
+@pytest.mark.parametrize("labels", ["float32", "int64", None])
+def test_large_batches_take_three_launches_a_strip(labels: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch launches as much for one strip as for many: it sorts labels and rows, and sums what is saved."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from cmsbert_fast.kernels.contrastive import call, gradients
+    from cmsbert_fast.ops.contrastive.triton import TritonEngine
+    from cmsbert_fast.ops.contrastive.types import Call, Saved
+
+    free = {"empty", "new_empty", "detach", "view", "select", "slice", "as_strided", "unbind", "t"}
+    monkeypatch.setattr(gradients, "MIN_STRIP", 256)
+    monkeypatch.setattr(gradients, "STRIP_BYTES", 1)
+    monkeypatch.setattr(call, "device_class", lambda device: "sm_90")
+
+    def backward(n: int) -> tuple[list[str], list[str]]:
+        y = None if labels is None else torch.zeros(n, dtype=getattr(torch, labels))
+        arguments = Call([torch.zeros(n, 64, dtype=torch.bfloat16)] * 3, y, None, 0.1, 0.9, 0.1, "triton")
+        saved = Saved(torch.zeros(6, n), torch.zeros(3, n), torch.zeros(n))
+        called: list[str] = []
+
+        class Log(TorchDispatchMode):
+            def __torch_dispatch__(self, function, types, given=(), named=None):
+                called.append(function.overloadpacket.__name__)
+                return function(*given, **(named or {}))
+
+        def run() -> None:
+            with Log():
+                TritonEngine().backward(arguments, saved, torch.ones(()))
+
+        launched = [launch.name for launch in aot.record(run)]
+        return launched, [name for name in called if name not in free]
+
+    for n, strips in ((1100, 5), (2048, 8)):
+        launched, called = backward(n)
+        assert launched == ["gradient_tile", "gradient_product", "finish"] * strips
+        assert sorted(called) == sorted(["ones", "new_zeros"] + (["sort"] + ["index"] * 3 if labels else []))
+
+
+@needs_compiler
 def test_numbers_of_tiles_compile_nothing_anew() -> None:
     """A compile costs seconds, and Triton makes one for every pattern of arguments that are 1 or multiples of 16."""
     from torch.utils._pytree import tree_leaves

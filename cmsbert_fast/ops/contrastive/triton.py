@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.kernels.contrastive import gradients, preparation, statistics
-from cmsbert_fast.kernels.contrastive.call import Scalars, Side, side
-from cmsbert_fast.ops.contrastive.engine import Engine, block_of, finish
+from cmsbert_fast.kernels.contrastive.call import FEW, Scalars, Side, side
+from cmsbert_fast.ops.contrastive.engine import Engine
 from cmsbert_fast.ops.contrastive.torch import TorchEngine
 from cmsbert_fast.ops.contrastive.types import LABEL_TOLERANCE, Block, Call, Numbers, Saved
 
-SMALL = 1024
+SMALL = FEW
 
 
 class TritonEngine(Engine):
@@ -46,8 +46,10 @@ class TritonEngine(Engine):
         return raw, radial
 
     def forward(self, call: Call) -> tuple[Tensor, Saved]:
-        if not 0 < call.rows <= SMALL:
+        if call.rows == 0:
             return super().forward(call)
+        if call.rows > SMALL:
+            return self._forward_of_many(call)
         z = call.embeddings[0]
         inverse_norm = z.new_empty(len(call.embeddings), call.rows, dtype=torch.float32)
         weight = z.new_empty(call.rows, dtype=torch.float32)
@@ -55,22 +57,36 @@ class TritonEngine(Engine):
         loss, lse = statistics.loss_of_square(rows, _scalars_of_square(call))
         return loss, Saved(lse, inverse_norm, weight)
 
+    def _forward_of_many(self, call: Call) -> tuple[Tensor, Saved]:
+        """What is saved is in the order of :func:`_in_order`."""
+        order, block = _in_order(call)
+        block = self.make_block(block.embeddings, block.labels, call.numbers)
+        rows, scalars = _side(block), _scalars_of_square(call)
+        row_lse, column_lse, attraction = statistics.statistics(rows, rows, scalars, 0, ordered=order is not None)
+        lse = torch.cat([row_lse, column_lse])
+        return (lse.sum() - attraction) / call.rows, Saved(lse, block.inverse_norm, block.weight)
+
     def backward(self, call: Call, saved: Saved, grad: Tensor) -> tuple[list[Tensor], Tensor]:
         if call.rows == 0:
             return super().backward(call, saved, grad)
         if call.rows <= SMALL:
             rows = side(call.embeddings, call.labels, saved.inverse_norm, saved.weight, saved.lse)
             return gradients.gradients_of_square(rows, _scalars_of_square(call), grad)
-        # Unlike the general way, holds float32 gradients of one strip only.
-        numbers, block = call.numbers, block_of(call, saved)
-        out = [z.new_empty(z.shape) for z in call.embeddings]
-        scale = grad / (call.rows * numbers.temperature)
-        total = scale.new_zeros(())
-        for chunk, raw, radial in _strips(block, block, numbers):
-            for whole, strip in zip(out, finish(block.part(chunk), raw, radial, scale, out[0].dtype), strict=True):
-                whole[chunk] = strip
-            total += radial.sum()
-        return out, -0.5 * scale / numbers.temperature * total
+        order, block = _in_order(call)
+        block = Block(block.embeddings, block.labels, saved.inverse_norm, saved.weight, saved.lse)
+        return gradients.gradients_of_large_square(_side(block), _scalars_of_square(call), grad, order)
+
+
+def _in_order(call: Call) -> tuple[Tensor | None, Block]:
+    """Rows sorted by label, so that related ones lie in a band of tiles: the order, and the rows without their norms.
+
+    A copy of the embeddings; without labels the rows as they are. NaN comes last.
+    """
+    empty = call.embeddings[0].new_empty(0)
+    if call.labels is None:
+        return None, Block(tuple(call.embeddings), None, empty, empty)
+    labels, order = call.labels.sort(stable=True)
+    return order, Block(tuple(z[order] for z in call.embeddings), labels, empty, empty)
 
 
 def _side(block: Block) -> Side:

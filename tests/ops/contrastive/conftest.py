@@ -35,6 +35,7 @@ def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(call, "tile", small_tile)
     monkeypatch.setattr(triton_engine, "SMALL", 0)
+    monkeypatch.setattr(call, "FEW", 0)
     monkeypatch.setattr(statistics, "MAX_GROUPS", 2)
     for name, value in {"MIN_STRIP": 32, "STRIP_BYTES": 1, "PROGRAMS": 16}.items():
         monkeypatch.setattr(gradients, name, value)

@@ -56,6 +56,22 @@ def test_temperature_0_005(request: pytest.FixtureRequest, backend: str, large: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("temperature", [0.1, 0.024])
+def test_fixed_temperature(many_tiles: None, backend: str, temperature: float) -> None:
+    """A number, of which it is known beforehand whether exponentials need a maximum."""
+    n = size(33, backend)
+    labels = score_labels(n)
+    z = [e.detach().requires_grad_() for e in embeddings(n)]
+    expected = [e.detach().double().requires_grad_() for e in z]
+    loss = pairwise_contrastive_loss(*z, labels, temperature, 0.9, 0.1, backend=backend)
+    wanted = reference.pairwise_contrastive_loss(*expected, labels, temperature, 0.9, 0.1)
+    torch.testing.assert_close(loss.double(), wanted, rtol=2e-5, atol=2e-5)
+    pairs = zip(torch.autograd.grad(loss, z), torch.autograd.grad(wanted, expected), strict=True)
+    for got, want in pairs:
+        torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-4 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("dtype", "temperature"), [(torch.float16, 0.1), (torch.float32, 0.005)], ids=str)
 @pytest.mark.parametrize("large", [False, True])
 def test_opposed_modalities(
