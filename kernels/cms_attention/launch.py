@@ -74,15 +74,30 @@ class Launcher:
         }
 
     @property
+    def width(self) -> int:
+        """Columns of the tiles of frames of all modalities."""
+        return sum(tile_edge(m.frames.shape[-1]) for m in self.call.modalities)
+
+    @property
     def short_tiles(self) -> tuple[int, ...]:
-        """Heights of tiles of short sequences, up to the longest one's. Padded sequences are all as long as it."""
+        """Heights of tiles of short sequences, up to the longest one's.
+
+        Padded sequences are all as long as it; with wide heads or frames three ways in one kernel spill.
+        """
         highest = tile_edge(self.call.max_length)
-        lower = SHORT_TILES.get(self.device, ()) if self.packed else ()
+        narrow = self.head_size <= 64 and self.width <= 192
+        lower = SHORT_TILES.get(self.device, ()) if self.packed and narrow else ()
         return (*(n for n in lower if n < highest), highest)
 
     def config(self, name: str) -> dict[str, int]:
         """The table's row for this call."""
-        sizes = {"tokens": self.call.max_length, "head_size": self.head_size, "batch": self.call.batch}
+        sizes = {
+            "tokens": self.call.max_length,
+            "head_size": self.head_size,
+            "batch": self.call.batch,
+            "width": self.width,
+            "padded": int(not self.packed),
+        }
         return tiles.configuration("cms_attention", name, self.device, self.call.query.element_size(), **sizes)
 
     def head_grid(self, config: dict[str, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from cmsbert_fast.kernels.contrastive.primitives import (
     temperature,
 )
 
-BM, BD = 32, 128
+BM, BD = 16, 64
 
 
 @triton.jit(do_not_specialize=COUNTS)

@@ -30,7 +30,7 @@ def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
                 continue
             tokens = longest.get(name.split("_")[0], 1 << 20)
             for head_size in (1, 64, 65, 128):
-                sizes = {"tokens": tokens, "head_size": head_size, "batch": 128}
+                sizes = {"tokens": tokens, "head_size": head_size, "batch": 128, "width": 192, "padded": 0}
                 config = tiles.configuration("cms_attention", name, "sm_90", item_size, **sizes)
                 assert config["num_warps"] in (4, 8)
     with pytest.raises(LookupError, match="no row"):
@@ -91,12 +91,12 @@ def test_a_row_of_a_small_batch_serves_no_larger_one(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_short_sequences_take_low_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where packed, for padded ones are all as long as the longest; and on sm_90, whose compiles were looked at."""
+    """Where packed, for padded ones are all as long as the longest; on sm_90, by whose compiles they were chosen."""
     kernels = attention_triton.kernels
 
-    def heights(device: str, longest: int, packed: bool = True) -> tuple[int, ...]:
+    def heights(device: str, longest: int, packed: bool = True, head_size: int = 64) -> tuple[int, ...]:
         monkeypatch.setattr(kernels.launch.common, "device_class", lambda _: device)
-        x = torch.zeros(1, longest, 1, 16, dtype=torch.float16)
+        x = torch.zeros(1, longest, 1, head_size, dtype=torch.float16)
         cu = torch.tensor([0, longest], dtype=torch.int32) if packed else None
         x = x[0] if packed else x
         call = kernels.Call(x, x, x, None, None, cu, None, longest, "relu", 1.0, 0.0, None)
@@ -109,7 +109,7 @@ def test_short_sequences_take_low_tiles(monkeypatch: pytest.MonkeyPatch) -> None
         (16, 32, 64),
         (16, 32, 64),
     ]
-    assert heights("sm_90", 50, packed=False) == (64,)
+    assert heights("sm_90", 50, packed=False) == heights("sm_90", 50, head_size=128) == (64,)
     assert heights("sm_80", 50) == heights("gfx942", 50) == (64,)
 
 
