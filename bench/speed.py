@@ -1,7 +1,7 @@
 """The picture of speed in the README: what others take for the same, relative to cmsbert-clr.
 
-Every rival that was raced is in it, whether it lost or won: only forms of our own code are left out, and of a rival
-those that are slower than another of its forms. What was not measured has no bar.
+The rivals of these races are in it, whether they lost or won: forms of our own code are left out, and padded forms that
+were slower than another. What was not measured has no bar.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,8 @@ No GPU is needed. Kernels are compiled ahead of time for sm_90, and their instru
 - An attention kernel takes as long as its instructions take to issue, or its bytes to move, whichever is longer.
 - A tile of the loss takes its products, at the attainable matrix rate, and then what is outside them, one after the
   other: one program fills a multiprocessor. Tiles without related labels and off the diagonal are what is counted.
-- A launch costs its host ``LAUNCH`` seconds, which are hidden where the device takes longer.
+- A launch of the loss costs its host ``LAUNCH`` seconds, hidden where the device takes longer. Attention's launches are
+  not counted.
 """
 
 import argparse

@@ -7,7 +7,7 @@ import torch
 
 from bench.gpu.runner import Context, side_by_side
 
-REHEARSED = [("attention", "short, head 24", "float16"), ("loss", 40, 24, "float32")]
+REHEARSED = [("attention", "short, head 24", "float16"), ("layer", 9, 24, "float16"), ("loss", 40, 24, "float32")]
 
 
 def cases(_: object = None) -> list[tuple[Any, ...]]:

@@ -17,8 +17,6 @@ from bench.workload import PADDED_LENGTH, ModelBatch, draw_lengths, make_config
 from cmsbert_fast import CMSBertForSequenceClassification
 
 SYSTEMS = [names.CLR, names.CMS, names.BERT, names.MAG_BERT, names.TEXT_BERT, names.MAG]
-
-
 FUSED = [names.CLR, names.CMS, names.BERT]
 
 

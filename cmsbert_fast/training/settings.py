@@ -100,7 +100,9 @@ class TrainingSettings(DataOptions):
         None, "CPU threads per process; none: PyTorch's default, OMP_NUM_THREADS or all cores"
     )
     precision: str = _setting("fp32", "fp32, or bf16 (autocast; weights stay fp32)")
-    backend: str = _setting("auto", "implementation of CMS attention and contrastive loss: auto, torch, triton, ...")
+    backend: str = _setting(
+        "auto", "implementation of attention, loss, linear layers, LSTMs and fused layers: auto, torch, triton, ..."
+    )
     cuda_graphs: bool = _setting(
         False, "true or false: replay each step on a GPU as one CUDA graph, captured for each size of batches"
     )
