@@ -17,7 +17,7 @@ from cmsbert_fast import atomic
 from cmsbert_fast.commandline import examples
 from cmsbert_fast.data.example import Corpus, examples_of
 from cmsbert_fast.data.request import DataRequest, add_options, options_in
-from cmsbert_fast.data.task import LabelKind, Labels, labels_of, warnings_of
+from cmsbert_fast.data.task import LabelKind, Labels, labels_of, outliers
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.base import Classifier
 from cmsbert_fast.predict import check_options, check_split, predict_corpus, read_for, say_of_words
@@ -63,8 +63,10 @@ def command_parser(prog: str = _PROG) -> Parser:
     parser.add_argument(
         "--utterances",
         nargs="+",
+        action="extend",
         metavar="ID",
-        help="draw the CMS maps of these utterances too: shift_maps-ID.png and .svg in the folder of --output",
+        help="draw the CMS maps of these utterances too: shift_maps-ID.png and .svg in the folder of --output; an id "
+        "that begins with a hyphen: --utterances=ID",
     )
     parser.add_argument(
         "--layers",
@@ -90,11 +92,12 @@ def _run(given: argparse.Namespace) -> None:
     task = _TASKS.get(model.config.problem_type or "")
     request = DataRequest.of(given.data, **options_in(given), task=task)
     corpus = read_for(model, request)
-    for sentence in [] if corpus.classes else warnings_of(corpus, "regression"):
-        print(printable(f"warning: {sentence}"), file=sys.stderr)
     split = given.split or ("test" if "test" in corpus.splits else "all")
     one = None if split == "all" and split not in corpus.splits else split
     check_split(corpus, one)
+    measured = corpus if one is None else dataclasses.replace(corpus, splits={one: corpus.splits[one]})
+    for sentence in [] if corpus.classes else outliers(measured):
+        print(printable(f"warning: {sentence}"), file=sys.stderr)
     chosen = map_figures.choose(corpus, one, model.config, given.utterances, layers) if given.utterances else None
     say_of_words(corpus, model, processor, one)
     predictions, classes = predict_corpus(model, processor, corpus, device, one, given.batch_size)

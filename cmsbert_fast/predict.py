@@ -127,7 +127,8 @@ def _check_label(given: argparse.Namespace) -> None:
     if not streams or choice_of(given.label).columns:
         raise UsageError(
             "Leave out --label: no labels are read; of a folder of .csd files alone it may name the stream whose "
-            f"segments are scored. Metrics: python -m cmsbert_fast.evaluate {given.checkpoint} --data {path}."
+            f"segments are scored. Metrics of labelled data: python -m cmsbert_fast.evaluate {given.checkpoint} --data "
+            f"PATH --label {given.label}."
         )
 
 

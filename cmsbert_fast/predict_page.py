@@ -58,8 +58,8 @@ def check_size(corpus: Corpus, split: str | None, config: PreTrainedConfig) -> N
     count = sum(map(len, parts))
     if count > MOST:
         raise UsageError(
-            f"A page shows at most {MOST} segments, but there are {count}; choose fewer with --split, or leave out "
-            "--page."
+            f"A page shows at most {MOST} segments, but there are {count}; give fewer videos, choose a "
+            "--split of data, or leave out --page."
         )
     layers = len(config.cms_layers) if has_gates(config) else 0
     widths = {modality: getattr(corpus, f"{modality}_size") for modality in MODALITIES}
@@ -71,8 +71,8 @@ def check_size(corpus: Corpus, split: str | None, config: PreTrainedConfig) -> N
     if total > LARGEST:
         raise UsageError(
             f"The page would have about {total / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f}: its {count} segments have "
-            f"{' and '.join(f'{width} {m}' for m, width in widths.items() if width)} features a frame; choose fewer "
-            "segments with --split, or leave out --page."
+            f"{' and '.join(f'{width} {m}' for m, width in widths.items() if width)} features a frame; give "
+            "fewer videos, choose a --split of data, or leave out --page."
         )
 
 

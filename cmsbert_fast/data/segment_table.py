@@ -88,20 +88,21 @@ def read_segments(table: Path, label: str | None = None, labels: bool = True) ->
     return segments
 
 
-def doubtful_columns(table: Path, label: str | None) -> list[str]:
+def doubtful_columns(table: Path, label: str | None, labels: bool = True) -> list[str]:
     """What to say of columns that could be the same thing, such as ``sentiment`` and ``emotion``: which one is read.
 
     Args:
         table: The file.
         label: The column of labels that was asked for, if any.
+        labels: Whether labels are read at all.
     """
     header = [name.lower() for name in read_table(table)[0]]
     found = {role: [name for name in names if name in header] for role, names in _ALIASES.items()}
     return [
-        f"{role}s are read from the column {names[0]}, not from {', '.join(names[1:])}"
+        f"each {role} is read from the column {names[0]}, not from {', '.join(names[1:])}"
         + ("; --label chooses another" if role == "label" else "")
         for role, names in found.items()
-        if len(names) > 1 and not (role == "label" and label is not None)
+        if len(names) > 1 and not (role == "label" and (label is not None or not labels))
     ]
 
 

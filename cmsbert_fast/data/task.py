@@ -78,7 +78,7 @@ def warnings_of(corpus: Corpus, task: str | None = None) -> list[str]:
         )
     if len(whole) == 1 and len(scores) > 1:
         found.append(f"every label is {whole[0]:g}: there is nothing to learn and no correlation.")
-    return found + _outliers(corpus, scores)
+    return found + outliers(corpus)
 
 
 def _absent_classes(corpus: Corpus) -> list[str]:
@@ -101,8 +101,11 @@ def _absent_classes(corpus: Corpus) -> list[str]:
     ]
 
 
-def _outliers(corpus: Corpus, scores: np.ndarray) -> list[str]:
-    """Labels far from all others, as a typing error makes them."""
+def outliers(corpus: Corpus) -> list[str]:
+    """Labels far from all others, as a typing error makes them: a sentence, or none."""
+    scores = _values(corpus, tuple(corpus.splits))
+    if not scores.size:
+        return []
     low, middle, high = np.quantile(scores, [0.25, 0.5, 0.75])
     limit = _OUTLIER * (high - low)
     far = np.abs(scores - middle) > limit

@@ -15,8 +15,9 @@ from cmsbert_fast.experiments import curves, render
 from cmsbert_fast.experiments.tables import Table, read_table
 from cmsbert_fast.experiments.tuning import FOLDER as TUNED
 from cmsbert_fast.training.errors import UsageError
-from cmsbert_fast.training.figures import CAPTIONS, FIGURES
+from cmsbert_fast.training.figures import FIGURES
 from cmsbert_fast.training.lock import turn
+from cmsbert_fast.training.map_figures import CAPTIONS
 
 PAGE = "report.html"
 _STYLE = """

@@ -101,7 +101,7 @@ def _compared(c: Mapping[str, Any], metric: Metric) -> dict[str, str]:
 
 def cost_lines(section: Mapping[str, Any]) -> tuple[str, list[list[str]]]:
     """Title, and a line for each system that has runs: what one costs, as a mean over them; no lines without runs."""
-    title = "Cost of a run, loading, validation and test included"
+    title = "Cost of a run, validation, test and figures included"
     lines = [["method", "parameters", "epochs", "seconds", "seconds an epoch"]]
     for row in section["rows"]:
         runs = [run for run in row["runs"] if run["epochs"]]

@@ -69,7 +69,9 @@ def planned_tables(root: Path) -> dict[str, Any]:
         raise UsageError(
             f"There is no plan in {root}; run the tables first, or name their folder by --output."
         ) from None
-    except (OSError, ValueError):
+    except OSError as error:
+        raise UsageError(f"{root / PLAN} cannot be read ({error.strerror}).") from None
+    except ValueError:
         found = None
     if not isinstance(found, dict):
         raise UsageError(f"{root / PLAN} is damaged; remove it, and run the commands of all its tables again.")

@@ -32,7 +32,7 @@ class Predicted(NamedTuple):
     labels: np.ndarray
     predictions: np.ndarray
     classes: tuple[str, ...]
-    metrics: frozenset[str] = frozenset()
+    metrics: frozenset[str]
 
     def measure(self) -> Measure:
         """The metrics of its labels."""

@@ -53,10 +53,11 @@ class ExtractOptions:
             )
         if self.transcript is not None and not self.transcript.exists():
             raise DataError(f"Give --transcript a file or a folder: {self.transcript} does not exist.")
+        if self.asr is None and self.language not in (None, "en"):
+            more = ", and add --no-align: only English words are aligned" if self.align else ""
+            raise DataError(f"Leave out --language: it is for --asr, and the words are those of --transcript{more}.")
         if self.align and self.language not in (None, "en"):
             raise DataError(f"Add --no-align: only English words are aligned, --language is {self.language}.")
-        if self.asr is None and self.language not in (None, "en"):
-            raise DataError("Leave out --language: it is for --asr, and the words are those of --transcript.")
         self._need("av", "extract", "decoding")
         if self.align:
             self._need("pocketsphinx", "extract", "the times of words", " or give --no-align")

@@ -7,6 +7,7 @@ step to step, and the next step clears the rows that this one filled.
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 LEAST_ROWS = 4096  # below, clearing all takes no longer than finding those of the words
 # The norm sums by columns, as many at a time as a vector holds: in such widths rows of zeros change no bit of it.
@@ -14,7 +15,7 @@ COLUMNS = 64
 
 
 def large_embeddings(model: nn.Module) -> list[nn.Embedding]:
-    """Trained embeddings on a CPU that deserve an :class:`EmbeddingGradient`; of several with one weight, the first."""
+    """Large trained embeddings on a CPU, for :class:`EmbeddingGradient`; of several with one weight, the first."""
     found: dict[Tensor, nn.Embedding] = {}
     for module in model.modules():
         if type(module) is not nn.Embedding or module.sparse or module.scale_grad_by_freq:
@@ -34,8 +35,7 @@ class EmbeddingGradient:
 
     Attributes:
         weight: The embedding's.
-        filled: After :meth:`end`: its ``grad`` holds what is not 0 of ``weight.grad``: the rows that were filled, a
-            copy, or the weight itself.
+        filled: After :meth:`end`: a tensor whose ``grad`` holds the filled rows (a copy), or the weight itself.
     """
 
     def __init__(self, module: nn.Embedding):
@@ -45,6 +45,7 @@ class EmbeddingGradient:
         self._rows: Tensor | None = None  # that the last step filled; None = any
         self._passes: list[Tensor] = []  # the rows of each backward pass
         self._dense = False  # whether one of them had a dense gradient
+        self._hook: RemovableHandle | None = None
 
     def clear(self) -> None:
         """Makes ``weight.grad`` the kept gradient, all 0."""
@@ -59,13 +60,17 @@ class EmbeddingGradient:
     def begin(self) -> None:
         """Before a step's first forward pass. ``weight.grad`` is dense: that of :meth:`clear`, or another."""
         self._rows, self._passes, self._dense = None, [], False
+        if self._hook is not None:  # the last step did not come to its end
+            self._hook.remove()
         self._module.sparse = True
         self._hook = self.weight.register_hook(self._sum)
 
     def end(self) -> None:
         """After a step's last backward pass: the embedding is as it was before."""
         self._module.sparse = False
+        assert self._hook is not None
         self._hook.remove()
+        self._hook = None
         self.filled = self.weight
         if self._kept is not None and self.weight.grad is self._kept and not self._dense:
             self._rows = torch.cat([torch.empty(0, dtype=torch.int64), *self._passes]).unique()

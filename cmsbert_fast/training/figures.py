@@ -20,11 +20,10 @@ from cmsbert_fast.training import strict_json
 from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.gates import has_gates, shift_maps
-from cmsbert_fast.training.map_figures import Utterance, maps_figure, told_of
+from cmsbert_fast.training.map_figures import CAPTIONS, Utterance, maps_figure, told_of
 from cmsbert_fast.training.tested import Tested
 
 FIGURES = "figures"
-CAPTIONS = "captions.json"
 # The same utterance for every system and seed, so that their maps can be compared; no look at predictions or gates.
 RULE = "chosen by length alone: the first test utterance of median length"
 

@@ -28,8 +28,8 @@ from cmsbert_fast.training.update import Update, Updated
 
 ROWS = 64  # of tokens or frames: the least that a size is rounded up to, and
 PARTS = 8  # it is rounded to this part of the next lower power of two: by 12.5 % at most
-LENGTH = 16  # lengths are rounded up to multiples of a tile's edge
-MOST = 64  # sizes with a graph: each keeps its own activations' addresses, but they share memory
+LENGTH = 16  # of sequences: the same, a tile's edge
+MOST = 64  # graphs: each keeps its own activations' addresses, but they share memory
 
 Inputs = dict[str, Any]
 Replay = Callable[[], Updated]
@@ -71,8 +71,12 @@ def bucket_of(inputs: Mapping[str, Any]) -> Bucket:
 
 
 def _rounded(rows: int, longest: int) -> tuple[int, int]:
-    step = max(ROWS, 1 << max(0, rows.bit_length() - 1) >> PARTS.bit_length() - 1)
-    return max(1, -(-rows // step)) * step, max(1, -(-longest // LENGTH)) * LENGTH
+    return _up(rows, ROWS), _up(longest, LENGTH)
+
+
+def _up(count: int, least: int) -> int:
+    step = max(least, 1 << max(0, count.bit_length() - 1) >> PARTS.bit_length() - 1)
+    return max(1, -(-count // step)) * step
 
 
 def filled(inputs: Mapping[str, Any], bucket: Bucket, device: torch.device) -> Inputs:
@@ -112,11 +116,12 @@ class _Graph(NamedTuple):
 
 
 class GraphedUpdate:
-    """An :class:`~cmsbert_fast.training.update.Update` whose steps are graphs. Never waits for the device."""
+    """An :class:`~cmsbert_fast.training.update.Update` whose steps are graphs. A replay never waits for the device."""
 
     def __init__(self, update: Update):
         self._update, self._device = update, update.ranks.device
-        self._graphs: dict[Bucket, _Graph | None] = {}  # None: one batch came
+        self._graphs: dict[Bucket, _Graph] = {}
+        self._seen: set[Bucket] = set()
         self._pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
         # A graph holds the address of the rate, not its value.
         self._rates = [torch.zeros((), device=self._device) for _ in update.optimizer.param_groups]
@@ -127,23 +132,21 @@ class GraphedUpdate:
         inputs = self._update.batches.load(indices)
         bucket = bucket_of(inputs)
         with self._rates_on_the_device():
-            if bucket not in self._graphs:
-                if len(self._graphs) < MOST:
-                    self._graphs[bucket] = None
-                elif not self._told:
+            graph = self._graphs.get(bucket)
+            if graph is None and (bucket not in self._seen or len(self._graphs) == MOST):
+                if bucket in self._seen and not self._told:
                     self._told = True
                     warnings.warn(
-                        f"Batches have more than {MOST} sizes: those of further ones take their steps without a graph.",
-                        stacklevel=2,
+                        f"Batches have more than {MOST} sizes; further ones run without a graph.", stacklevel=2
                     )
+                self._seen.add(bucket)
                 return self._update.of_inputs(filled(inputs, bucket, self._device))
-            graph = self._graphs[bucket]
             if graph is None:
                 static = tree_map_only(Tensor, Tensor.clone, filled(inputs, bucket, self._device))
                 replay = capture(lambda: self._update.of_inputs(static), self._pool)
                 graph = self._graphs[bucket] = _Graph(static, replay)
             for name, place in graph.inputs.items():
-                if isinstance(place, Tensor):  # what an earlier batch left behind it belongs to no sequence now
+                if isinstance(place, Tensor):  # stale rows behind it belong to no sequence
                     own = place[tuple(map(slice, inputs[name].shape))]
                     own.copy_(inputs[name], non_blocking=True)
             return graph.replay()

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from cmsbert_fast.plots.shift_maps import Event
 
 
+CAPTIONS = "captions.json"
+
+
 class Utterance(NamedTuple):
     """An utterance to draw.
 
@@ -118,7 +121,7 @@ def check_layers(config: PreTrainedConfig, name: str, numbers: Sequence[int] | N
     if wrong is not None:
         raise UsageError(
             f"--layers is {wrong}, but the gates of {name} are in layer{'s' * (len(known) > 1)} {_ranges(known)} of "
-            f"{config.num_hidden_layers}; choose of these."
+            f"{config.num_hidden_layers}; choose among these."
         )
     return None if numbers is None else sorted({number - 1 for number in numbers})
 
@@ -229,7 +232,7 @@ def write_chosen(
             **one.told,
             "layers": [layer + 1 for layer in layers],
         }
-    strict_json.write_json(folder / "captions.json", captions)
+    strict_json.write_json(folder / CAPTIONS, captions)
     return list(captions)
 
 

@@ -333,6 +333,6 @@ def check(settings: TrainingSettings, corpus: Corpus, ranks: Ranks, vectors: Wor
     check_needs(settings.variant, given, {"word_vectors"} if reads_vectors(config) else ())
     chosen_backend(settings, ranks.device, config)
     if settings.cuda_graphs and (reason := graphs.why_not(settings, ranks)) is not None:
-        raise UsageError(f"--cuda-graphs cannot be had here: {reason}; leave it out.")
+        raise UsageError(f"--cuda-graphs does not work here: {reason}; leave it out.")
     checkpoint.seed_everything(settings.seed)
     return load(settings, config)

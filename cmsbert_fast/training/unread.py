@@ -23,7 +23,7 @@ def of_no_run(runs: Sequence[TrainingSettings], given: Collection[str] | None = 
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingSettings)}
     first = runs[0]
     return [
-        f"{name} = {_shown(getattr(first, name))} has no effect: no --variant of this command reads it"
+        f"{name} = {_shown(getattr(first, name))} has no effect: no system of this command reads it"
         for name in (*_OF_SYSTEMS, *_OF_FRAMES)
         if given is None or name in given
         if getattr(first, name) != defaults[name] and not any(_reads(run.variant, name) for run in runs)

@@ -186,7 +186,7 @@ def test_settings_that_no_run_reads_are_said(small, tmp_path, capsys, monkeypatc
     options = ("--seeds", 0, 1, "--dry-run", "--set", "temperature=0.5", "standardise=false")
     assert main(small("small", tmp_path / "out", *options), CONFIGS) == 0
     assert [line for line in capsys.readouterr().err.splitlines() if "no effect" in line] == [
-        "warning: temperature = 0.5 has no effect: no --variant of this command reads it",
+        "warning: temperature = 0.5 has no effect: no system of this command reads it",
         "warning: loss has no effect",
     ]
 

@@ -240,3 +240,7 @@ def test_a_damaged_plan_is_not_begun_anew(tmp_path):
         with pytest.raises(UsageError, match=r"plan\.json is damaged; remove it"):
             report.write_plan(tmp_path, "2", {})
         assert (tmp_path / "plan.json").read_text() == text
+    (tmp_path / "plan.json").unlink()
+    (tmp_path / "plan.json").mkdir()
+    with pytest.raises(UsageError, match=r"plan\.json cannot be read"):  # nothing to remove
+        report.write_plan(tmp_path, "2", {})

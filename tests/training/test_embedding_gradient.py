@@ -154,6 +154,17 @@ def test_norm_and_clipping_have_pytorchs_bits():
         assert 0 < model.words.weight.grad.max() <= 1e-3
 
 
+def test_a_step_that_failed_leaves_no_hook_to_the_next():
+    model, gradients, twin = pair()
+    gradients.zero()  # and no more: an exception came
+    for step in range(2):
+        ours(model, gradients, [draw(step)])
+        plain(twin, [draw(step)])
+        assert_same(model, twin)
+    assert not model.words.weight._backward_hooks
+    assert not model.words.sparse
+
+
 def test_nothing_is_left_after_a_step():
     """A loop of the user's own has PyTorch's gradients, which are new tensors."""
     model, gradients, twin = pair()

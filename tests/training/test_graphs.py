@@ -87,7 +87,7 @@ def test_steps_of_filled_batches_are_those_of_the_batches(variant, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
-def test_the_optimisers_state_is_that_of_a_run_without_graphs(monkeypatch):
+def test_the_optimisers_groups_are_those_of_a_run_without_graphs(monkeypatch):
     monkeypatch.setattr(graphs, "capture", lambda compute, pool: compute)
     update = make_update()
     run(GraphedUpdate(update), update)
@@ -105,6 +105,7 @@ def test_rows_and_lengths_are_rounded_up():
     assert bucket(473, 50) == ((3,), (512, 64), (("visual", 512, 64),))
     assert bucket(512, 64) == bucket(449, 49) == bucket(473, 50)
     assert bucket(0, 0).frames == (("visual", 64, 16),)
+    assert len({bucket(64, longest) for longest in range(1, 20_000, 7)}) < 80
     sizes = {bucket(rows, 16).tokens[0] for rows in range(1, 20_000, 7)}
     assert len(sizes) < 60
     assert all(bucket(rows, 16).tokens[0] <= max(1.125 * rows + 1, rows + 63) for rows in range(1, 20_000, 7))
@@ -125,13 +126,20 @@ def test_filled_rows_belong_to_no_utterance():
 
 
 def test_further_sizes_take_their_steps_without_a_graph_and_say_so(monkeypatch):
+    """Sizes that came once take no graph's place."""
+    captured = []
     monkeypatch.setattr(graphs, "MOST", 1)
-    monkeypatch.setattr(graphs, "capture", lambda compute, pool: pytest.fail("captured"))
+    monkeypatch.setattr(graphs, "capture", lambda compute, pool: captured.append(compute) or compute)
     step = GraphedUpdate(make_update())
+    step([0])
     step([0, 1, 2])
+    step([0, 1])
+    step([0, 1, 2])
+    assert len(captured) == 1
     with pytest.warns(UserWarning, match="more than 1 sizes"):
         step([0, 1])
     step([0, 1])
+    assert len(captured) == 1
 
 
 def test_a_step_launches_its_graph_and_the_copies_of_its_batch(monkeypatch):
@@ -227,7 +235,7 @@ def test_a_run_without_a_gpu_refuses(train, short, tmp_path):
     status, said = train(*short, "--device", "cpu", "--cuda-graphs", "true", "--output", tmp_path / "out")
     assert status == 2
     assert (
-        "--cuda-graphs cannot be had here: a CUDA graph needs a GPU, and this run is on the CPU; leave it out." in said
+        "--cuda-graphs does not work here: a CUDA graph needs a GPU, and this run is on the CPU; leave it out." in said
     )
     assert not (tmp_path / "out").exists()
 

@@ -134,7 +134,10 @@ def test_users_errors(predict, trained, made, tmp_path, corpus_folder, bert) -> 
         ([trained, corpus_folder, "--no-face"], "Leave out the options of extraction"),
         ([trained, clip, "--transcript", tmp_path / "empty.srt", *OPTIONS], "no video has a segment"),
         ([trained, clip, "--transcript", made / "clip.srt", *OPTIONS, "--split", "test"], "Leave out --split: videos"),
-        ([trained, clip, "--transcript", made / "clip.srt", "--language", "de"], "--language"),
+        (
+            [trained, clip, "--transcript", made / "clip.srt", "--language", "de"],
+            "Leave out --language",
+        ),
         ([released, clip, "--transcript", made / "clip.srt", *OPTIONS], "a model of released COVAREP or FACET"),
     ):
         status, out, err = predict(*given)

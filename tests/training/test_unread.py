@@ -41,7 +41,7 @@ def test_what_a_variant_does_not_read(variant):
 def test_one_run_that_reads_it_is_enough():
     runs = [TrainingSettings(variant=name, temperature=0.5) for name in ("bert", "cmsbert-clr")]
     assert unread.of_no_run(runs) == []
-    assert unread.of_no_run(runs[:1]) == ["temperature = 0.5 has no effect: no --variant of this command reads it"]
+    assert unread.of_no_run(runs[:1]) == ["temperature = 0.5 has no effect: no system of this command reads it"]
     assert all(isinstance(VARIANTS[name].model_class.own_settings, tuple) for name in VARIANTS)
 
 
@@ -59,7 +59,7 @@ def test_a_command_says_it(train, short, make_corpus, tmp_path):
     assert [line for line in errors.splitlines() if "no effect" in line] == [
         "warning: loss = l1 has no effect: the labels of moods are classes",
         "warning: learning_rates visual=0.001 has no effect: misa has no trained parameter of that group here",
-        "warning: temperature = 0.5 has no effect: no --variant of this command reads it",
+        "warning: temperature = 0.5 has no effect: no system of this command reads it",
     ]
     status, errors = train(*short, "--variant", "bert", "cmsbert-clr", "--temperature", 0.5, "--output", tmp_path / "b")
     assert status == 0

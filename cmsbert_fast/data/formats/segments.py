@@ -33,7 +33,7 @@ def segments_source(table: Path, segments: list[Segment], request: DataRequest) 
     advised = request.labels and request.label is None
     selection = Selection("table of segments", segments, classes, _column_of_folds(segments), several=several)
     source = table_source(table, selection, request)
-    source.notes += doubtful_columns(table, request.label if request.labels else None)
+    source.notes += doubtful_columns(table, request.label, request.labels)
     source.notes += label_advice(table) if advised else []
     return source
 

@@ -102,11 +102,14 @@ def test_of_columns_that_could_be_the_same_the_report_names_the_one_that_is_read
     corpus = read_corpus(files.folder)
     assert (corpus.splits["train"][0].label, corpus.splits["train"][0].words) == (1.5, ("so", "good"))
     report = str(corpus.report)
-    assert "labels are read from the column sentiment, not from emotion; --label chooses another" in report
-    assert "texts are read from the column text, not from transcript" in report
+    assert "each label is read from the column sentiment, not from emotion; --label chooses another" in report
+    assert "each text is read from the column text, not from transcript" in report
     report = str(read_corpus(files.folder, label="emotion").report)
     assert "not from emotion" not in report
-    assert "texts are read" in report
+    assert "each text is read" in report
+    report = str(read_corpus(files.folder, labels=False).report)
+    assert "not from emotion" not in report
+    assert "each text is read" in report
 
 
 def test_a_file_of_folds_that_names_a_split_twice_is_refused(files: Any) -> None:
