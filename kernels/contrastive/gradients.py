@@ -363,7 +363,7 @@ def gradients_of_large_square(
         finish.finish(rows, scalars, grad, order, start, raw, work.radial, out, total)
     if scalars.temperature is None:
         return out, total.new_zeros(())
-    tau = scalars.temperature
+    tau = scalars.temperature.float()  # as kernels take it; the gradient is float32
     return out, total.sum() * (-0.5 * grad / (rows.n * tau * tau))
 
 

@@ -194,6 +194,25 @@ def test_a_number_as_temperature(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("large", [False, True])
+def test_a_temperature_of_another_dtype(
+    request: pytest.FixtureRequest, backend: str, dtype: torch.dtype, large: bool
+) -> None:
+    """It counts as the float32 number that it is: its gradient is that number's, rounded once."""
+    if large:
+        request.getfixturevalue("many_tiles")
+    n = size(33, backend, large)
+    tau = torch.tensor(0.07, dtype=torch.float16).to(DEVICE)
+    gradients = []
+    for t in (torch.float32, dtype):
+        leaf = tau.to(t).requires_grad_()
+        loss = pairwise_contrastive_loss(*embeddings(n), score_labels(n), leaf, backend=backend)
+        gradients += torch.autograd.grad(loss, leaf)
+    assert gradients[1].equal(gradients[0].to(dtype))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_one_row_gives_exactly_zero(backend: str) -> None:
     """Not what is left of sums rounded in different orders, which the sum of many draws would show."""
     for seed in range(6 if backend == "triton" else 40):
