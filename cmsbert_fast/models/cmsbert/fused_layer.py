@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+from transformers.activations import GELUActivation
+from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput, BertSelfOutput
 
 from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.models.adapters import is_plain
@@ -77,7 +80,9 @@ class FusedLayers:
         present = {name: self._frames[name] for name in own.modalities if name in self._frames}
         linear = (own.query, own.key, own.value)
         weights, biases = [x.weight for x in linear], [x.bias for x in linear]
-        gates = [Gate(frames.values, *getattr(own, f"gate_{name}").parameters()) for name, frames in present.items()]
+        of_gates = [getattr(own, f"gate_{name}") for name in present]
+        given = zip(present.values(), of_gates, strict=True)
+        gates = [Gate(frames.values, gate.weight, gate.bias) for frames, gate in given]
         shifts = [getattr(own, f"shift_{name}").weight for name in present]
         dense = [layer.attention.output.dense, layer.intermediate.dense, layer.output.dense]
         groups = [*([x.weight] for x in dense), *([w] for w in shifts), *merged_groups(weights, biases, gates)]
@@ -86,8 +91,8 @@ class FusedLayers:
 
         heads, of_tokens, of_frames = project(self._stream.rounded, weights, biases, gates, merge(of_projection))
         query, key, value = (x.unflatten(-1, own.heads) for x in heads)
-        given = zip(of_tokens, of_frames, present.values(), attach(of_shifts, shifts), strict=True)
-        inputs = {name: ShiftInputs(*parts) for name, parts in zip(present, given, strict=True)}
+        parts = zip(of_tokens, of_frames, present.values(), attach(of_shifts, shifts), strict=True)
+        inputs = {name: ShiftInputs(*part) for name, part in zip(present, parts, strict=True)}
         z = own.attend(query, key, value, inputs, self._batch)
         middle = self._norm(layer.attention.output, product(z, copies[0], dense[0].weight), self._stream, seeds[0])
         x = product(middle.rounded, copies[1], dense[1].weight)
@@ -123,9 +128,19 @@ def _is_untouched(layer: Any) -> bool:
     if getattr(layer, "gradient_checkpointing", False) and layer.training:
         return False
     own, ends = layer.attention.self, (layer.attention.output, layer.output)
-    linear = [own.query, own.key, own.value, layer.intermediate.dense, *(end.dense for end in ends)]
+    inner = layer.intermediate
+    parts = [type(m) for m in (own, inner, getattr(inner, "intermediate_act_fn", None), *ends)]
+    if parts != [CMSBertSelfAttention, BertIntermediate, GELUActivation, BertSelfOutput, BertOutput]:
+        return False
+    if any(is_parametrized(getattr(own, f"gate_{name}")) for name in own.modalities):
+        return False
+    linear = [own.query, own.key, own.value, inner.dense, *(end.dense for end in ends)]
     linear += [getattr(own, f"{kind}_{name}") for name in own.modalities for kind in ("gate", "shift")]
     plain = all(map(is_plain, linear)) and all(type(end.LayerNorm) is nn.LayerNorm for end in ends)
-    return plain and not any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in layer.modules()
-    )
+    return plain and not any(map(_is_watched, layer.modules()))
+
+
+def _is_watched(m: nn.Module) -> bool:
+    """Whether a module has hooks, or a forward of its own instance, as Accelerate's hooks give it."""
+    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+    return bool(hooks) or "forward" in vars(m)

@@ -1,7 +1,10 @@
 """Layers on fused operators: the loss and gradients of the layers they stand for, and where they stay away."""
 
+import functools
+
 import pytest
 import torch
+from torch.nn.utils import parametrizations
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification
 from cmsbert_fast.models.cmsbert import fused_layer
@@ -11,6 +14,7 @@ from cmsbert_fast.ops.capability import INTERPRETED
 from tests.models.cmsbert.test_rows_of_no_sequence import with_rest
 from tests.models.small import config, lively, packed
 
+PARTS = ["attention.self", "attention.output", "intermediate", "intermediate.intermediate_act_fn", "output"]
 LABELS = torch.tensor([0.5, -1.0, 2.0, 0.0])
 
 
@@ -116,8 +120,11 @@ def test_each_dropout_has_a_seed_of_its_own(batch, fused, monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    ["hook", "hook within", "checkpointing", "wrapped", "activation", "chunks", "narrow", "norm"],
-)
+    [
+        "hook", "hook within", "checkpointing", "wrapped", "activation", "chunks", "narrow", "norm",
+        "forward", "forward within", "parametrized gate", *PARTS,
+    ],
+)  # fmt: skip
 def test_where_layers_are_called_as_modules(batch, change, fused):
     options = {"activation": dict(hidden_act="relu"), "chunks": dict(chunk_size_feed_forward=1)}.get(change, {})
     if change == "narrow":
@@ -143,6 +150,14 @@ def test_where_layers_are_called_as_modules(batch, change, fused):
         layer.attention.self.value = Wrapped(layer.attention.self.value)
     elif change == "norm":
         layer.output.LayerNorm = torch.nn.Identity()
+    elif change.startswith("forward"):
+        module = layer.output.dropout if change.endswith("within") else layer
+        module.forward = functools.partial(type(module).forward, module)
+    elif change == "parametrized gate":
+        parametrizations.weight_norm(layer.attention.self.gate_visual)
+    elif change in PARTS:
+        part = layer.get_submodule(change)
+        part.__class__ = type("Other", (type(part),), {})
     model(**(packed(batch) if change != "chunks" else batch), labels=LABELS.double())
     assert fused == []
 
