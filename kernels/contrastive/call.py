@@ -28,7 +28,7 @@ COUNTS = [
     "splits",
 ]
 
-FEW = 1024  # rows whose forward and backward are two launches each
+FEW = 1024  # see are_few
 LARGEST_BOUND = 40.0  # of 1 / tau: exp(-2 * 40) is a normal float32, exp(2 * 40) finite
 
 
@@ -108,12 +108,17 @@ class Scalars(NamedTuple):
     reach: float
 
 
+def are_few(rows: int) -> bool:
+    """Whether forward and backward of so many rows in one process are two launches each."""
+    return rows <= FEW
+
+
 def bound(rows: Side, columns: Side, scalars: Scalars) -> bool | None:
     """Whether exponentials need no maximum (``primitives.is_bounded``); None: the temperature is on the device.
 
     Few rows keep the maximum: launches are what they cost, and it makes a probability of 1 exact.
     """
-    if max(rows.n, columns.n) <= FEW:
+    if are_few(max(rows.n, columns.n)):
         return False
     if scalars.temperature is not None:
         return None

@@ -35,7 +35,7 @@ CASES = [
     *(Case(n, 100, "float32") for n in (128, 512, 4099)),  # d is no multiple of 16
     *(Case(n, 100, "bfloat16") for n in (512, 4099)),
     Case(4096, 80, "bfloat16"),  # a multiple of 16, of no tile
-    # Above SMALL rows one process launches what a group does.
+    # Above FEW rows one process launches what a group does.
     *(Case(n, 768, t, group=True) for n in (128, 512) for t in ("bfloat16", "float32")),
     Case(512, 100, "float32", group=True),
     *(Case(n, 768, "float32", tf32=True) for n in (512, 4096)),

@@ -66,11 +66,9 @@ def test_bits_do_not_depend_on_the_order_of_programs(kind: str, monkeypatch: pyt
     monkeypatch.setattr(call, "MEDIUM_TOKENS", 0 if kind == "long" else 128)
     if kind.startswith("loss"):
         from cmsbert_fast.kernels.contrastive import call as contrastive_call
-        from cmsbert_fast.ops.contrastive import triton as engine
 
         compute = loss
         if kind.endswith("many rows"):
-            monkeypatch.setattr(engine, "SMALL", 0)
             monkeypatch.setattr(contrastive_call, "FEW", 0)
     expected = compute(dtype)
     reverse(monkeypatch)

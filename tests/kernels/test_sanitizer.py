@@ -102,7 +102,7 @@ def every_kernel(device: str) -> set[str]:
             for name, kernel in kernels_of(module).items():
                 patch.setattr(module, name, Recorder(kernel_name(kernel), kernel, launched))
         if not large:
-            patch.setattr(sys.modules["cmsbert_fast.ops.contrastive.triton"], "SMALL", 64)
+            patch.setattr(sys.modules["cmsbert_fast.kernels.contrastive.call"], "FEW", 64)
         for longest in (50, 100, 200):
             if not large:
                 attend(device, [longest, 7], torch.float16, True, 0.5)

@@ -1,7 +1,7 @@
 """Triton engine of the pairwise contrastive loss: float32, bfloat16 and float16 on GPUs.
 
-Up to ``SMALL`` rows forward and backward of one process are two launches each, as sorting labels alone would be more
-than that. Nothing synchronises the host at any size.
+Up to ``FEW`` rows (:mod:`cmsbert_fast.kernels.contrastive.call`) forward and backward of one process are two launches
+each, as sorting labels alone would be more than that. Nothing synchronises the host at any size.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.kernels.contrastive import gradients, preparation, statistics
-from cmsbert_fast.kernels.contrastive.call import FEW, Scalars, Side, side
+from cmsbert_fast.kernels.contrastive.call import Scalars, Side, are_few, side
 from cmsbert_fast.ops.contrastive.engine import Engine
 from cmsbert_fast.ops.contrastive.torch import TorchEngine
 from cmsbert_fast.ops.contrastive.types import LABEL_TOLERANCE, Block, Call, Numbers, Saved
-
-SMALL = FEW
 
 
 class TritonEngine(Engine):
@@ -48,7 +46,7 @@ class TritonEngine(Engine):
     def forward(self, call: Call) -> tuple[Tensor, Saved]:
         if call.rows == 0:
             return super().forward(call)
-        if call.rows > SMALL:
+        if not are_few(call.rows):
             return self._forward_of_many(call)
         z = call.embeddings[0]
         inverse_norm = z.new_empty(len(call.embeddings), call.rows, dtype=torch.float32)
@@ -69,7 +67,7 @@ class TritonEngine(Engine):
     def backward(self, call: Call, saved: Saved, grad: Tensor) -> tuple[list[Tensor], Tensor]:
         if call.rows == 0:
             return super().backward(call, saved, grad)
-        if call.rows <= SMALL:
+        if are_few(call.rows):
             rows = side(call.embeddings, call.labels, saved.inverse_norm, saved.weight, saved.lse)
             return gradients.gradients_of_square(rows, _scalars_of_square(call), grad)
         order, block = _in_order(call)

@@ -20,7 +20,7 @@ def poisoned_memory() -> Iterator[None]:
 def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens at large n, at small n: several chunks, tiles, groups of tiles, strips and splits.
 
-    Tiles are compiled for a GPU as they are: tests take ``size(n)`` rows there, more than ``SMALL`` and than
+    Tiles are compiled for a GPU as they are: tests take ``size(n)`` rows there, more than ``FEW`` and than
     ``MAX_GROUPS`` tiles hold.
     """
     monkeypatch.setattr(torch_engine, "CHUNK_BYTES", 2000)
@@ -28,13 +28,11 @@ def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if not INTERPRETED:
         return
     from cmsbert_fast.kernels.contrastive import call, gradients, statistics
-    from cmsbert_fast.ops.contrastive import triton as triton_engine
 
     def small_tile(kernel: str, *_: object) -> dict[str, int]:
         return tile(32, 32, 16) if kernel == "gradient_product" else tile(16, 16, 32)
 
     monkeypatch.setattr(call, "tile", small_tile)
-    monkeypatch.setattr(triton_engine, "SMALL", 0)
     monkeypatch.setattr(call, "FEW", 0)
     monkeypatch.setattr(statistics, "MAX_GROUPS", 2)
     for name, value in {"MIN_STRIP": 32, "STRIP_BYTES": 1, "PROGRAMS": 16}.items():
