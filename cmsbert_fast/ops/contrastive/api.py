@@ -33,8 +33,9 @@ def pairwise_contrastive_loss(
     sign and differs by at most ``threshold`` (and 1e-5, labels being float32). Where S_i is empty, or ``smoothing`` is
     None, the target is the example itself.
 
-    Deterministic. Memory beyond inputs and gradients is O(n); 15 n^2 d multiply-adds with three modalities, forward and
-    backward, on PyTorch in one process 12. See ``docs/kernels/contrastive.md``.
+    Deterministic. Memory beyond inputs and gradients is O(n); but Triton's kernels sort more than 1,024 labelled rows
+    of one process by label, and either pass then holds a copy of the embeddings. 15 n^2 d multiply-adds with three
+    modalities, forward and backward, on PyTorch in one process 12. See ``docs/kernels/contrastive.md``.
 
     Args:
         linguistic, visual, acoustic: (n, d) embeddings, not normalised; any one may be None. float64 (not on Triton),
