@@ -149,9 +149,11 @@ def test_beyond_the_papers_sizes(name: str, dtype: torch.dtype, monkeypatch: pyt
     assert forward == ["shift_forward_kernel", "attention_forward_kernel"]
     assert len(backward) == 6
     rows, hidden = int(case.mask.sum()) + tail, case.query.shape[2] * case.query.shape[3]
-    sizes = [-(-m[2].shape[-1] // 16) * 16 for m in case.modalities]  # aligned
-    linear = [rows * hidden, rows * sum(sizes)]  # queries, mean frames
-    linear += [(int(m[4].sum()) + tail) * size for m, size in zip(case.modalities, sizes, strict=True)]  # frames
+    sizes = [m[2].shape[-1] for m in case.modalities]
+    aligned = [-(-size // 16) * 16 for size in sizes]  # mean frames always, frames of 16-bit numbers
+    linear = [rows * hidden, rows * sum(aligned)]  # queries, mean frames
+    widths = aligned if dtype.itemsize == 2 else sizes
+    linear += [(int(m[4].sum()) + tail) * width for m, width in zip(case.modalities, widths, strict=True)]  # frames
     assert rows * hidden <= largest.bytes // dtype.itemsize <= max(linear)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -29,8 +30,8 @@ def test_table_serves_every_call_with_what_its_kernel_takes() -> None:
             if item_size == 4 and name.startswith("short"):
                 continue
             tokens = longest.get(name.split("_")[0], 1 << 20)
-            for head_size in (1, 64, 65, 128):
-                sizes = {"tokens": tokens, "head_size": head_size, "batch": 128, "width": 192, "padded": 0}
+            for head_size, (width, padded) in itertools.product((1, 64, 65, 128), ((192, 0), (192, 1), (256, 0))):
+                sizes = {"tokens": tokens, "head_size": head_size, "batch": 128, "width": width, "padded": padded}
                 config = tiles.configuration("cms_attention", name, "sm_90", item_size, **sizes)
                 assert config["num_warps"] in (4, 8)
     with pytest.raises(LookupError, match="no row"):

@@ -56,7 +56,7 @@ def test_temperature_0_005(request: pytest.FixtureRequest, backend: str, large: 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("temperature", [0.1, 0.024])
+@pytest.mark.parametrize("temperature", [0.1, 0.025, 0.024])
 def test_fixed_temperature(many_tiles: None, backend: str, temperature: float) -> None:
     """A number, of which it is known beforehand whether exponentials need a maximum."""
     n = size(33, backend)
@@ -72,7 +72,11 @@ def test_fixed_temperature(many_tiles: None, backend: str, temperature: float) -
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("dtype", "temperature"), [(torch.float16, 0.1), (torch.float32, 0.005)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "temperature"),
+    [(torch.float16, 0.1), (torch.float16, 0.025), (torch.float32, 0.025), (torch.float32, 0.005)],
+    ids=str,
+)
 @pytest.mark.parametrize("large", [False, True])
 def test_opposed_modalities(
     request: pytest.FixtureRequest, backend: str, dtype: torch.dtype, temperature: float, large: bool
