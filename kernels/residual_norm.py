@@ -24,8 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cmsbert_fast.kernels import common, tiles
-from cmsbert_fast.kernels.cms_attention.attention import keep
-from cmsbert_fast.kernels.common import load_rows, row_contiguous, store_rows
+from cmsbert_fast.kernels.common import keep, load_rows, row_contiguous, store_rows
 
 MAX_WIDTH = 2048  # a row is one tile, which at 4,096 would spill
 LEAST_ROWS, MOST_PROGRAMS = 4, 256  # of backward: rows of a program, and partial sums of the parameters' gradients

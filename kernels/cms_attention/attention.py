@@ -20,6 +20,7 @@ from cmsbert_fast.kernels.common import (
     dot,
     extent,
     first_row,
+    keep,
     load_rows,
     share_of_tail,
     store_rows,
@@ -27,21 +28,6 @@ from cmsbert_fast.kernels.common import (
     zero_rows,
     zero_vector,
 )
-
-# Philox 4x32 passes the usual test batteries from 7 rounds on; fewer rounds than Triton's default 10 cost less.
-PHILOX_ROUNDS = tl.constexpr(7)
-
-
-@triton.jit
-def keep(seed, i_b, i_h, o_q, o_k, threshold):
-    """Dropout's decisions for queries ``o_q`` and keys ``o_k``: one is a column [M, 1], the other a row [1, N].
-
-    The counter is (key, query, head, sequence), each by its position.
-    """
-    b_k = o_k + o_q * 0
-    b_q = o_q + o_k * 0
-    b_random, _, _, _ = tl.philox(seed, b_k, b_q, b_k * 0 + i_h, b_k * 0 + i_b, PHILOX_ROUNDS)
-    return (b_random >> 8).to(tl.int32) >= threshold
 
 
 @triton.jit

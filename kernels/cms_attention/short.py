@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 
 from cmsbert_fast.kernels.cms_attention.arguments import COUNTS
-from cmsbert_fast.kernels.cms_attention.attention import keep
 from cmsbert_fast.kernels.cms_attention.gates import (
     count_frames,
     gate,
@@ -23,6 +22,7 @@ from cmsbert_fast.kernels.common import (
     dot,
     extent,
     first_row,
+    keep,
     load_rows,
     share_of_tail,
     store_rows,
