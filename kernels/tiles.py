@@ -1,6 +1,6 @@
 """The table of tiles, warps and stages of all Triton kernels, and its one look-up.
 
-``tiles.json`` has one list of rows for each family of kernels ("cms_attention", "contrastive"). A row::
+``tiles.json`` has one list of rows for each family of kernels ("cms_attention", "contrastive", "layer"). A row::
 
     {"kernel": "attention_forward", "device": "sm_80", "item_size": 2, "at_most": {"tokens": 1073741824,
      "head_size": 64}, "config": {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}}
@@ -49,7 +49,7 @@ def configuration(family: str, kernel: str, device: str, item_size: int, **sizes
     """Tiles, warps and stages of a kernel: the table's tightest row that fits, of equal ones the very device's.
 
     Args:
-        family: "cms_attention" or "contrastive".
+        family: "cms_attention", "contrastive" or "layer".
         kernel: The kernel's name without ``_kernel``.
         device: See :func:`cmsbert_fast.kernels.common.device_class`.
         item_size: Bytes of an element.

@@ -1,4 +1,4 @@
-"""What the kernels should cost on an H200, from counts of their machine code: to be laid beside what is measured.
+"""What the kernels should cost on an H200, from counts of their machine code, to be compared with measurements.
 
 ::
 

@@ -59,7 +59,9 @@ def _wants(m: Modality | None, frames_wanted: bool) -> bool:
 
 
 def aligned(call: Call, frames_wanted: tuple[bool, bool] = (False, False)) -> Call:
-    """The same call with aligned rows, where that pays: 16-bit numbers, and ``FEWEST_SEQUENCES`` or longer ones.
+    """The same call with aligned rows where that pays, else the call itself.
+
+    It pays for 16-bit numbers, where sequences are not short or there are at least ``FEWEST_SEQUENCES``.
 
     Args:
         frames_wanted: Whose frames want a gradient, which has their own size: these are left as they are.

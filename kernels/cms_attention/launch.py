@@ -82,7 +82,8 @@ class Launcher:
     def short_tiles(self) -> tuple[int, ...]:
         """Heights of tiles of short sequences, up to the longest one's.
 
-        Padded sequences are all as long as it; with wide heads or frames three ways in one kernel spill.
+        Padded sequences are all as long as it. With wide heads or frames it is the only height: a kernel with code for
+        three would spill.
         """
         highest = tile_edge(self.call.max_length)
         narrow = self.head_size <= 64 and self.width <= 192

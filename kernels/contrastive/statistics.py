@@ -6,7 +6,8 @@ For every pair (a, b) of modalities, with s_ij = <a_i, b_j> / tau of normalised 
     loss = (sum row_lse + sum column_lse - sum attraction) / n
 
 Launch plan: one program for each pair and group of tiles. It computes each similarity once, for both directions, and
-keeps online log-sum-exps. Two merges follow, one for rows and one for columns: three launches. A square of few rows
+keeps sums of exponentials: relative to the bound 1 / tau where that is small (``BOUND``), else to a running maximum, as
+online log-sum-exps. Two merges follow, one for rows and one for columns: three launches. A square of few rows
 (:func:`loss_of_square`) takes two: every tile is a group, the first launch also makes norms and weights (``PREPARE``),
 and the second merges everything and gives the loss.
 

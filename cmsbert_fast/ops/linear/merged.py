@@ -192,7 +192,7 @@ class _Projection(torch.autograd.Function):
         frames, vectors = others[:count], others[count:]
         of_layers, of_tokens, of_frames = d[:layers], d[layers : layers + count], d[layers + count :]
         needs_x, needs_frames = ctx.needs_input_grad[2], ctx.needs_input_grad[3 : 3 + count]
-        # Whatever finite lies in the last columns: their rows of the weight are 0, and their gradients nobody's.
+        # The last columns may hold any finite numbers: their rows of the weight are 0, their gradients are not read.
         rest = of_layers[0][:, : len(weight) - rows]
         d_y = torch.cat([*of_layers, *(p[:, None] for p in of_tokens), rest], dim=1)
         d_x = d_y @ weight if needs_x else None
