@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import ModalityShift, cms_attention, pairwise_contrastive_loss
+from cmsbert_fast.ops.bias_gelu.api import bias_gelu
 from cmsbert_fast.ops.capability import HAS_TRITON
+from cmsbert_fast.ops.residual_norm.api import residual_norm
+from cmsbert_fast.ops.residual_norm.types import Parameters
 from cmsbert_fast.packing import cumulative
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +33,7 @@ TOOLS = {
 
 def modules() -> list[ModuleType]:
     """Those that define kernels, and those that import them."""
-    from cmsbert_fast.kernels import cms_attention  # noqa: F401
+    from cmsbert_fast.kernels import bias_gelu, cms_attention, residual_norm  # noqa: F401
     from cmsbert_fast.ops.contrastive import triton  # noqa: F401
 
     return [module for name, module in sys.modules.items() if name.startswith("cmsbert_fast.kernels.")]
@@ -93,6 +96,19 @@ def compare(device: str, n: int, d: int, dtype: torch.dtype, labels: Tensor | No
     pairwise_contrastive_loss(*z, labels, tau, smoothing, backend="triton").backward()
 
 
+def finish_layer(device: str, rows: int, width: int, dtype: torch.dtype) -> None:
+    """What stands between a layer's products, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype).requires_grad_()
+
+    parameters = Parameters(random(width), random(width), random(width))
+    x, residual = random(rows, width), random(rows, width)
+    y = residual_norm(x, residual, parameters, eps=1e-12, dropout_p=0.5, backend="triton").wide
+    (y + bias_gelu(x, parameters.bias, "triton")).float().square().sum().backward()
+
+
 def every_kernel(device: str) -> set[str]:
     """Launches all kernels in all shape classes; on a GPU at sizes of several tiles. The names of those that ran."""
     large = device == "cuda"
@@ -114,6 +130,8 @@ def every_kernel(device: str) -> set[str]:
             scores = torch.arange(n, device=device) % 7 / 10 - 0.3
             for labels in (scores, (10 * scores).long(), None)[: 3 if large else 1]:
                 compare(device, n, d, torch.float16, labels)
+        for rows, width in ((37, 768), (300, 100)) if large else ((5, 20),):
+            finish_layer(device, rows, width, torch.float16)
     if large:
         torch.cuda.synchronize()
     return launched
