@@ -115,7 +115,7 @@ def test_rehearsal(tmp_path):
     assert {line["stage"] for line in found if line["kind"] == "stage"} == {"facts", *stages_run}
     of = {kind: [line for line in found if line["kind"] == kind] for kind in ("smoke", "kernels", "tiles")}
     assert all(line["passed"] for line in of["smoke"])
-    assert [len(of[kind]) for kind in of] == [2, 4, 1]
+    assert [len(of[kind]) for kind in of] == [3, 4, 1]
     assert {line["suite"] for line in of["kernels"]} == {names.ATTENTION, names.CONTRASTIVE, names.STEP}
     for line in of["kernels"]:
         assert line["eager"] > 0
