@@ -3,7 +3,6 @@
 ``shift_maps`` (Fig. 1 of the paper), ``embeddings`` (Fig. 3), ``confusion`` of classes or ``scatter`` of scores.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,12 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import atomic
-from cmsbert_fast.data.embedded import embedded_utterances
 from cmsbert_fast.data.example import MODALITIES, outlines
-from cmsbert_fast.data.open import clock_of
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of
 from cmsbert_fast.training import strict_json
-from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.evaluate import Predictions
 from cmsbert_fast.training.gates import has_gates, shift_maps
-from cmsbert_fast.training.map_figures import CAPTIONS, Utterance, maps_figure, told_of
+from cmsbert_fast.training.map_figures import CAPTIONS, Utterance, events_of, maps_figure, timed, told_of
 from cmsbert_fast.training.tested import Tested
 
 FIGURES = "figures"
@@ -115,16 +111,13 @@ def _draw_shift_maps(folder: Path, tested: Tested, labels: Labels, title: str) -
 
     model, processor = tested.model, tested.processor
     index = _example(tested)
-    example = tested.corpus.splits["test"][index]
-    if tested.request is not None:
-        example = replace(example, clock=clock_of(tested.request, example))
-    example = fitting(example, model.config)
+    example = timed(tested.corpus.splits["test"][index], tested.request, model.config)
     maps = shift_maps(model, processor, example)
     if not any(m is not None and m.size for layer in maps for m in layer):
         return None  # no example has frames
     told = told_of(tested.predictions, index, labels)
-    events = embedded_utterances()["test"][index].events if tested.embedded else ()
-    figure = maps_figure(model.config, processor, Utterance(example, maps, told, events), (title, RULE))
+    utterance = Utterance(example, maps, told, events_of(tested.request, "test", index))
+    figure = maps_figure(model.config, processor, utterance, (title, RULE))
     style.save(figure, folder / "shift_maps")
     return {"title": title, "id": example.id, "words": list(example.words), **told, "rule": RULE}
 

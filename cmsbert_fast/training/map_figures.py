@@ -213,11 +213,10 @@ def write_chosen(
     layers = config.cms_layers if chosen.layers is None else chosen.layers
     found = []
     for (split, k), index in zip(chosen.places, chosen.indices, strict=True):
-        example = corpus.splits[split][k]
-        example = fitting(replace(example, clock=clock_of(request, example)), config)
+        example = timed(corpus.splits[split][k], request, config)
         maps = dict(zip(config.cms_layers, shift_maps(model, processor, example), strict=True))
-        events = embedded_utterances()[split][k].events if request.embedded else ()
-        found.append(Utterance(example, [maps[i] for i in layers], told_of(predictions, index, labels), events))
+        told, events = told_of(predictions, index, labels), events_of(request, split, k)
+        found.append(Utterance(example, [maps[i] for i in layers], told, events))
     gates = [m for one in found for layer in one.maps for m in layer if m is not None and m.size]
     limits = min(float(m.min()) for m in gates), max(float(m.max()) for m in gates)
     captions: dict[str, Any] = {}
@@ -244,6 +243,16 @@ def _file_name(id: str, taken: Mapping[str, Any]) -> str:
         name = f"{stem}-{number}"
         number += 1
     return name
+
+
+def timed(example: Example, request: DataRequest, config: PreTrainedConfig) -> Example:
+    """An example with the frames that a model reads, and when they and its words are, where that is known."""
+    return fitting(replace(example, clock=clock_of(request, example)), config)
+
+
+def events_of(request: DataRequest, split: str, place: int) -> "Sequence[Event]":
+    """What is seen and heard in an utterance: known of the embedded corpus only."""
+    return embedded_utterances()[split][place].events if request.embedded else ()
 
 
 def word_spans(example: Example, modality: str) -> Sequence[Any]:

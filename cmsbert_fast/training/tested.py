@@ -24,20 +24,18 @@ class Tested(NamedTuple):
         model, processor: The best of the run, on its device.
         corpus: The data of the run.
         predictions: For the test set, all finite.
-        embedded: Whether ``corpus`` is the embedded one.
+        request: What ``corpus`` was read by.
         name: Of the variant.
         alignment: Of the predictions' embeddings (:func:`~cmsbert_fast.training.evaluate.alignment_of`).
-        request: What ``corpus`` was read by.
     """
 
     model: Classifier
     processor: CMSBertProcessor
     corpus: Corpus
     predictions: Predictions
-    embedded: bool = False
+    request: DataRequest
     name: str = ""
     alignment: dict[str, Any] | None = None
-    request: DataRequest | None = None
 
 
 def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: Path) -> Tested:
@@ -51,8 +49,7 @@ def load_and_test(settings: TrainingSettings, data: Data, ranks: Ranks, folder: 
     predictions = evaluate.predict(model, batches, ranks, settings.batch_size, settings.precision)
     finite = evaluate.check_finite(predictions)
     aligned = evaluate.alignment_of(finite, labels_of(data.corpus))
-    request = settings.request()
-    return Tested(model, processor, data.corpus, finite, settings.embedded, settings.variant, aligned, request)
+    return Tested(model, processor, data.corpus, finite, settings.request(), settings.variant, aligned)
 
 
 def load_best(settings: TrainingSettings, ranks: Ranks, folder: Path) -> tuple[Classifier, CMSBertProcessor]:

@@ -28,7 +28,7 @@ def example(words: int, visual: int = 2, acoustic: int = 2, **facts) -> Example:
 def of(*examples: Example, **sizes: int) -> tested.Tested:
     corpus = Corpus("tiny", {"test": examples}, 3, 3, ReadReport("tiny"))
     model = SimpleNamespace(config=SimpleNamespace(**{"visual_size": 3, "acoustic_size": 3, **sizes}))
-    return tested.Tested(model, None, corpus, None)
+    return tested.Tested(model, None, corpus, None, DataRequest())
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_words_of_frames() -> None:
     assert map_figures.word_spans(example(3), "visual") == []
 
 
-def drawn_maps(monkeypatch, corpus: Corpus, told: Example, **facts) -> tuple[dict, dict]:
+def drawn_maps(monkeypatch, corpus: Corpus, told: Example, request: DataRequest) -> tuple[dict, dict]:
     """What the figure of the maps is given, and its caption, for a model of the corpus's modalities."""
     drawn: dict = {}
     monkeypatch.setattr(
@@ -76,7 +76,7 @@ def drawn_maps(monkeypatch, corpus: Corpus, told: Example, **facts) -> tuple[dic
     processor = SimpleNamespace(tokenizer=tokenizer, input_ids=lambda words: [0, *range(len(words)), 1])
     labels = torch.tensor([e.label for e in corpus.splits["test"]])
     predictions = Predictions([], {"logits": torch.arange(float(len(labels)))[:, None]}, labels)
-    whole = tested.Tested(SimpleNamespace(config=config), processor, corpus, predictions, name="cmsbert", **facts)
+    whole = tested.Tested(SimpleNamespace(config=config), processor, corpus, predictions, request, "cmsbert")
     caption = figures._draw_shift_maps(Path(), whole, Labels(LabelKind.SENTIMENT), "title")
     assert caption is not None
     return drawn, caption
@@ -89,7 +89,7 @@ def test_events_of_the_embedded_corpus_are_those_of_the_chosen_utterance(monkeyp
     index = lengths.index(sorted(lengths)[3])
     told = utterances[index].example
     corpus = Corpus("embedded", {"test": [u.example for u in utterances]}, 8, 6, ReadReport("embedded"))
-    drawn, caption = drawn_maps(monkeypatch, corpus, told, embedded=True, request=DataRequest())
+    drawn, caption = drawn_maps(monkeypatch, corpus, told, request=DataRequest())
     assert drawn["times"] == {}
     assert drawn["events"] == utterances[index].events
     assert caption["id"] == told.id
