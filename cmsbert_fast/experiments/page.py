@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.figures import FIGURES
 from cmsbert_fast.training.lock import turn
 from cmsbert_fast.training.map_figures import CAPTIONS
+from cmsbert_fast.training.strict_json import read_object
 
 PAGE = "report.html"
 _STYLE = """
@@ -232,17 +232,5 @@ def _anchor(table: Table) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A file that this project has written; empty where there is none.
-
-    Raises:
-        UsageError: It is damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} is damaged; remove it, and the same command makes it anew.")
-    return found
+    """A file that this project has written; empty where there is none."""
+    return read_object(path, "remove it, and the same command makes it anew") or {}

@@ -1,6 +1,5 @@
 """The report of a table: its numbers as one JSON value, from which all files are made."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from cmsbert_fast.plots import style
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.lock import turn
 from cmsbert_fast.training.report import write_csv
-from cmsbert_fast.training.strict_json import finite, write_json
+from cmsbert_fast.training.strict_json import finite, read_object, write_json
 
 PLAN = "plan.json"  # of the last command: which runs are in which row
 
@@ -63,18 +62,9 @@ def planned_tables(root: Path) -> dict[str, Any]:
     Raises:
         UsageError: Nothing yet, or it is damaged.
     """
-    try:
-        found = json.loads((root / PLAN).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(
-            f"There is no plan in {root}; run the tables first, or name their folder by --output."
-        ) from None
-    except OSError as error:
-        raise UsageError(f"{root / PLAN} cannot be read ({error.strerror}).") from None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(f"{root / PLAN} is damaged; remove it, and run the commands of all its tables again.")
+    found = read_object(root / PLAN, "remove it, and run the commands of all its tables again")
+    if found is None:
+        raise UsageError(f"There is no plan in {root}; run the tables first, or name their folder by --output.")
     return found
 
 

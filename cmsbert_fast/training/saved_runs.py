@@ -1,7 +1,6 @@
 """The settings of runs in their folders, so that ``--resume FOLDER`` needs no others."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,12 +60,7 @@ def _settings(folder: Path, changes: Mapping[str, Any]) -> TrainingSettings | No
     """The settings of the run in a folder; None if there is none."""
     values: Any = None
     if (folder / FILE_NAME).is_file():
-        try:
-            values = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            values = None
-        if not isinstance(values, dict):
-            raise UsageError(f"{folder / FILE_NAME} is damaged; remove it and resume with the settings of the run.")
+        values = strict_json.read_object(folder / FILE_NAME, "remove it and resume with the settings of the run")
     elif (folder / report.RESULTS).is_file():  # of a version that did not save the settings
         values = (report.read_results(folder) or {})["settings"]
     elif (folder / checkpoint.FILE_NAME).is_file():
