@@ -57,8 +57,8 @@ class TritonEngine(Engine):
 
     def _forward_of_many(self, call: Call) -> tuple[Tensor, Saved]:
         """What is saved is in the order of :func:`_in_order`."""
-        order, block = _in_order(call)
-        block = self.make_block(block.embeddings, block.labels, call.numbers)
+        order, embeddings, labels = _in_order(call)
+        block = self.make_block(embeddings, labels, call.numbers)
         rows, scalars = _side(block), _scalars_of_square(call)
         row_lse, column_lse, attraction = statistics.statistics(rows, rows, scalars, 0, ordered=order is not None)
         lse = torch.cat([row_lse, column_lse])
@@ -70,21 +70,20 @@ class TritonEngine(Engine):
         if are_few(call.rows):
             rows = side(call.embeddings, call.labels, saved.inverse_norm, saved.weight, saved.lse)
             return gradients.gradients_of_square(rows, _scalars_of_square(call), grad)
-        order, block = _in_order(call)
-        block = Block(block.embeddings, block.labels, saved.inverse_norm, saved.weight, saved.lse)
-        return gradients.gradients_of_large_square(_side(block), _scalars_of_square(call), grad, order)
+        order, embeddings, labels = _in_order(call)
+        rows = side(embeddings, labels, saved.inverse_norm, saved.weight, saved.lse)
+        return gradients.gradients_of_large_square(rows, _scalars_of_square(call), grad, order)
 
 
-def _in_order(call: Call) -> tuple[Tensor | None, Block]:
-    """Rows sorted by label, so that related ones lie in a band of tiles: the order, and the rows without their norms.
+def _in_order(call: Call) -> tuple[Tensor | None, Sequence[Tensor], Tensor | None]:
+    """Rows sorted by label, so that related ones lie in a band of tiles: the order, embeddings (copies) and labels.
 
-    A copy of the embeddings; without labels the rows as they are. NaN comes last.
+    Without labels the rows as they are. NaN comes last.
     """
-    empty = call.embeddings[0].new_empty(0)
     if call.labels is None:
-        return None, Block(tuple(call.embeddings), None, empty, empty)
+        return None, call.embeddings, None
     labels, order = call.labels.sort(stable=True)
-    return order, Block(tuple(z[order] for z in call.embeddings), labels, empty, empty)
+    return order, [z[order] for z in call.embeddings], labels
 
 
 def _side(block: Block) -> Side:

@@ -67,9 +67,14 @@ def wide_product(d: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """d^T x, a weight's gradient, summed and returned in ``dtype``: (m, n) of d (T, m) and x (T, n)."""
     if d.dtype == dtype:
         return d.t() @ x
-    if d.is_cuda and torch.version.hip is None:
-        return torch.mm(d.t(), x, out_dtype=dtype)  # of cuBLAS, which has no such product on other devices
+    if _widens(d):
+        return torch.mm(d.t(), x, out_dtype=dtype)
     return d.t().to(dtype) @ x.to(dtype)
+
+
+def _widens(d: Tensor) -> bool:
+    """Whether a product of this tensor may have a wider dtype than its operands: cuBLAS alone has such products."""
+    return d.is_cuda and torch.version.hip is None
 
 
 def product(x: Tensor, copy: Tensor, weight: Tensor) -> Tensor:
@@ -229,7 +234,7 @@ def _gate_gradients(of_tokens: Tensor, of_frames: Sequence[Tensor], frames: Sequ
 
 def _wide_product_into(d: Tensor, x: Tensor, out: Tensor) -> None:
     """:func:`wide_product` written to ``out``, whose dtype it takes."""
-    if d.dtype != out.dtype and d.is_cuda and torch.version.hip is None:
+    if d.dtype != out.dtype and _widens(d):
         torch.ops.aten.mm.dtype_out(d.t(), x, out.dtype, out=out)
     else:
         out.copy_(wide_product(d, x, out.dtype))

@@ -25,11 +25,7 @@ def cudnn_lstm(
         batch_sizes,
         (state, state),
         weights,
-        True,  # biases
-        1,  # layers
-        0.0,  # dropout
-        torch.is_grad_enabled(),
-        False,  # bidirectional
+        *_one_layer(),
     )
     return hidden.new_zeros(frames.shape[0], hidden.shape[1]).index_copy(0, rows, hidden)
 
@@ -52,14 +48,15 @@ def padded_cudnn_lstm(
         padded,
         (state, state),
         weights,
-        True,  # biases
-        1,  # layers
-        0.0,  # dropout
-        torch.is_grad_enabled(),
-        False,  # bidirectional
+        *_one_layer(),
         False,  # batch first
     )
     return unpad(hidden.transpose(0, 1), packing, frames.shape[0])
+
+
+def _one_layer() -> tuple[bool, int, float, bool, bool]:
+    """What torch.lstm is told of one layer in one direction: biases, layers, dropout, training, bidirectional."""
+    return True, 1, 0.0, torch.is_grad_enabled(), False
 
 
 def _nothing(frames: Tensor, *weights: Tensor) -> Tensor:
