@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cmsbert_fast import __version__
-from cmsbert_fast.commandline import Parser, examples, unread
+from cmsbert_fast.commandline import Parser, examples, nobody_reads
 from cmsbert_fast.threads import wait_without_spinning
 
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return unread()
+        return nobody_reads()
 
 
 def _run(arguments: list[str]) -> int:

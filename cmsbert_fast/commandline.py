@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
         raise self.failure(f"{message[0].upper()}{message[1:]}; {advice}")
 
 
-def unread() -> int:
+def nobody_reads() -> int:
     """What is left to do where nobody reads standard output any more; returns the exit status, as in shells."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
     return 141

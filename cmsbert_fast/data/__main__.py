@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cmsbert_fast import commandline
-from cmsbert_fast.commandline import examples, unread
+from cmsbert_fast.commandline import examples, nobody_reads
 from cmsbert_fast.data import convert, open_source, read_corpus
 from cmsbert_fast.data.example import Corpus, DataError, outlines
 from cmsbert_fast.data.inspection import draw, summary
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str], prog: str = "python -m cmsbert_fast.data") ->
         print("Interrupted; the same command continues a conversion from here.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        return unread()
+        return nobody_reads()
     return 0
 
 

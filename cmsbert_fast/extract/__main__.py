@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cmsbert_fast import commandline
 from cmsbert_fast import extract as extraction
-from cmsbert_fast.commandline import examples, unread
+from cmsbert_fast.commandline import examples, nobody_reads
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.extract.options import ExtractOptions
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str], prog: str = "python -m cmsbert_fast.extract")
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        return unread()
+        return nobody_reads()
     except OSError as error:
         print(f"error: Make room, or choose another --output: {error}.", file=sys.stderr)
         return 2

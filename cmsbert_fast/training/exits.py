@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import transformers
 
-from cmsbert_fast.commandline import unread
+from cmsbert_fast.commandline import nobody_reads
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.training.errors import UsageError
 
@@ -28,5 +28,5 @@ def exit_status(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return unread()
+        return nobody_reads()
     return 0
