@@ -92,6 +92,11 @@ def by_kernel(case: str) -> str:
     return f"{case}, by kernel"
 
 
+def by_varlen(case: str) -> str:
+    """The case with PyTorch's varlen attention inside our operator (:mod:`bench.gpu`)."""
+    return f"{case}, backend varlen"
+
+
 def as_graphs(case: str) -> str:
     """The case replayed as CUDA graphs."""
     return f"{case}, replayed as CUDA graphs"

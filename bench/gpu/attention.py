@@ -16,6 +16,8 @@ SHAPES: list[tuple[str | int, int]] = [
     (128, 32), (512, 16),
 ]  # fmt: skip
 
+SHORT = 64  # tokens of one tile
+
 
 class Case(NamedTuple):
     """One shape and pass."""
@@ -23,15 +25,23 @@ class Case(NamedTuple):
     kind: str | int  # "mosi" or the length of all
     batch: int
     backward: bool
+    varlen: bool = False  # the backend of this name, for sequences of several tiles
 
     def __str__(self) -> str:
-        return names.by_kernel(names.attention_case(*self))
+        case = names.by_kernel(names.attention_case(*self[:3]))
+        return names.by_varlen(case) if self.varlen else case
 
 
 def run(context: Context) -> None:
     """All shapes; those of the goals first."""
     shapes: list[tuple[str | int, int]] = [(3, 2)] if context.rehearsal else SHAPES
-    cases = [Case(kind, batch, backward) for kind, batch in shapes for backward in (False, True)]
+    cases = [
+        Case(kind, batch, backward, varlen)
+        for kind, batch in shapes
+        for varlen in (False, True)
+        if not varlen or (isinstance(kind, int) and kind > SHORT)
+        for backward in (False, True)
+    ]
     each(context, names.ATTENTION, cases, lambda case: measure_case(case, torch.device(context.device)))
 
 
@@ -56,7 +66,10 @@ def make_call(case: Case, device: torch.device) -> Any:
     batch = AttentionBatch.draw(lengths, lengths, device, dtype, HEADS, HIDDEN // HEADS)
     grad = torch.randn_like(batch.inputs[0])
     arguments, options = batch.packed
-    return with_gradients(lambda: cms_attention(*arguments, **options), batch.inputs, grad, case.backward)
+    backend = "varlen" if case.varlen else "auto"
+    return with_gradients(
+        lambda: cms_attention(*arguments, **options, backend=backend), batch.inputs, grad, case.backward
+    )
 
 
 def compile_case(case: Case) -> None:

@@ -13,9 +13,11 @@ REHEARSED = [("attention", "short, head 24", "float16"), ("layer", 9, 24, "float
 def cases(_: object = None) -> list[tuple[Any, ...]]:
     """Attention's grid of the tests, layers' rows and the loss at sizes of all its plans, in all dtypes."""
     from tests.kernels.cms_attention.test_values import GRID
+    from tests.kernels.cms_attention.test_varlen import GRID as VARLEN_GRID
 
     dtypes = ("bfloat16", "float16", "float32")
     found: list[tuple[Any, ...]] = [("attention", name, dtype) for name in GRID for dtype in dtypes]
+    found += [("varlen attention", name, dtype) for name in VARLEN_GRID for dtype in dtypes[:2]]
     found += [("layer", n, d, dtype) for n, d in ((50, 768), (2100, 100)) for dtype in dtypes]
     return found + [("loss", n, d, dtype) for n, d in ((50, 96), (1300, 96), (1100, 20)) for dtype in dtypes]
 
@@ -43,12 +45,14 @@ def check_case(case: tuple[Any, ...], device: str) -> None:
     """Fails if the kernels' error is not that of PyTorch in the same dtype."""
     kind, *what = case
     torch.use_deterministic_algorithms(True)  # fills what nobody wrote with NaN
-    if kind == "attention":
+    if kind.endswith("attention"):
+        from tests.kernels.cms_attention import test_values, test_varlen
         from tests.kernels.cms_attention.cases import check, make_case
-        from tests.kernels.cms_attention.test_values import GRID
 
+        backend = "triton" if kind == "attention" else "varlen"
+        grid = test_values.GRID if kind == "attention" else test_varlen.GRID
         name, dtype = what[0], getattr(torch, what[1])
-        check(make_case(**GRID[name], dtype=dtype), dtype, tail=3)
+        check(make_case(**grid[name], dtype=dtype), dtype, tail=3, backend=backend)
     elif kind == "layer":
         from tests.kernels import test_layer_kernels
 

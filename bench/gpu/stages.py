@@ -46,6 +46,7 @@ def warm(context: Context) -> None:
     jobs: list[tuple[object, object]] = [
         (attention.compile_case, attention.Case(kind, 4, True)) for kind in ("mosi", 50, 128, 512)
     ]
+    jobs += [(attention.compile_case, attention.Case(n, 4, True, varlen=True)) for n in (128, 512)]
     jobs += [(loss.compile_case, n) for n in loss.ROWS]
     failed = [str(job[1]) for job, why in side_by_side(_call, jobs, context.processes) if why is not None]
     if failed:

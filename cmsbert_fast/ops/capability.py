@@ -55,6 +55,14 @@ def why_not_gpu(index: int) -> str | None:
 
 
 @torch.compiler.assume_constant_result
+def why_not_varlen(device: torch.device) -> str | None:
+    """Why PyTorch's attention over packed sequences (``torch.nn.attention.varlen``) cannot run on this device."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "PyTorch's varlen attention runs on NVIDIA GPUs only"
+    return None if torch.backends.cuda.is_flash_attention_available() else "this PyTorch has no flash attention"
+
+
+@torch.compiler.assume_constant_result
 def why_not_compiled(device: torch.device, dtype: torch.dtype, dtypes: tuple[torch.dtype, ...]) -> str | None:
     """Why the compiled C++ cannot run on tensors of this device and dtype.
 

@@ -6,6 +6,8 @@ name      what it is
 reference the equations of the paper, literally (:mod:`cmsbert_fast.reference`)
 torch     the best plain-PyTorch form; runs on any device and dtype
 triton    fused Triton kernels; NVIDIA (sm_80 and later) and AMD GPUs
+varlen    the same, but PyTorch's varlen attention serves the forward pass of attention above 64 tokens: packed, in 16
+          bits, without dropout; NVIDIA GPUs
 cpu       compiled C++ for the CPU
 auto      the fastest of these that is correct for the device, dtype and shapes
 ========= ===================================================================
@@ -23,7 +25,7 @@ from torch import Tensor
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
-BACKENDS = ("reference", "torch", "triton", "cpu", "auto")
+BACKENDS = ("reference", "torch", "triton", "varlen", "cpu", "auto")
 
 
 class Operator(NamedTuple):
@@ -58,6 +60,10 @@ def _largest_head() -> int:
     from cmsbert_fast.kernels.cms_attention import MAX_HEAD_SIZE  # imports Triton
 
     return MAX_HEAD_SIZE
+
+
+def _attention_varlen(query: Tensor) -> str | None:
+    return _attention_triton(query) or capability.why_not_varlen(query.device)
 
 
 def _attention_cpu(query: Tensor) -> str | None:
@@ -99,7 +105,11 @@ def _dropout_cpu(values: Tensor) -> str | None:
 
 OPERATORS = {
     "attention": Operator(
-        {"triton": _attention_triton, "cpu": _attention_cpu}, has_reference=True, required=True, casts=True
+        {"triton": _attention_triton, "varlen": _attention_varlen, "cpu": _attention_cpu},
+        has_reference=True,
+        required=True,
+        casts=True,
+        unmeasured=("varlen",),
     ),
     "contrastive": Operator({"triton": _any_triton}, has_reference=True, required=True),
     "lstm": Operator({"cpu": _lstm_cpu}),
@@ -124,7 +134,8 @@ def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str
         backend: A name of :data:`BACKENDS`; "auto" asks the environment's ``CMSBERT_BACKEND`` first.
 
     Returns:
-        "reference", "torch", "triton" or "cpu". Under torch.export always "torch", whose operators every runtime has.
+        A name of :data:`BACKENDS` other than "auto". Under torch.export always "torch", whose operators every runtime
+        has.
 
     Raises:
         ValueError: the backend asked for is unknown or cannot run here; the message says why.
@@ -133,6 +144,8 @@ def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str
     if torch.compiler.is_exporting():
         return "torch"
     table = OPERATORS[operator]
+    if name == "varlen" and name not in table.compiled:
+        name = "triton"
     if name == "auto":
         for candidate in table.compiled:
             if candidate in table.unmeasured or (candidate == "triton" and example.device.type != "cuda"):

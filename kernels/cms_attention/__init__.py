@@ -29,6 +29,10 @@ Launches, by the longest sequence of a call:
   k and v it loads. Backward: queries, keys, and for each modality tokens and frames. m, a and the log-sum-exp are
   kept: O(N D).
 
+Where the caller allows it (``call.varlen``), PyTorch's varlen attention serves the forward pass above 64 tokens,
+packed, in 16 bits and without dropout: m by a kernel, a by one product, q + a, k + a and v + a, attention. Backward is
+the same (``launch.py``).
+
 16-bit frames and weights whose rows are no multiple of 16 long are first copied into rows that are, where that pays:
 one launch more each way (``aligned.py``).
 

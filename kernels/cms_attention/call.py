@@ -48,6 +48,7 @@ class Call(NamedTuple):
     scale: float
     dropout_p: float
     seed: Tensor | None
+    varlen: bool = False  # PyTorch's varlen attention may serve it
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -75,6 +76,16 @@ class Call(NamedTuple):
         one_tile = self.max_length <= SHORT_TOKENS and self.query.element_size() <= SHORT_ITEM_SIZE
         # Without a modality single tiles save nothing, and spill registers on sm_80.
         return "short" if one_tile and self.modalities else "medium"
+
+    @property
+    def by_varlen(self) -> bool:
+        """Whether PyTorch's varlen attention serves the forward pass.
+
+        It has no masks, no dropout and only 16 bits; sequences of one tile are not worth its ten launches.
+        """
+        plain = self.cu_seqlens is not None and self.dropout_p == 0
+        fits = self.query.element_size() == 2 and self.query.shape[-1] % 8 == 0
+        return self.varlen and plain and fits and self.max_length > SHORT_TOKENS
 
     @property
     def mean_columns(self) -> tuple[int, int]:

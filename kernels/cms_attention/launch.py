@@ -1,32 +1,44 @@
 """Launches of the CMS attention kernels: which ones serve a call, on what grid, with which tiles."""
 
+import math
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from torch.nn import functional as F
 
 from cmsbert_fast.kernels import common, tiles
-from cmsbert_fast.kernels.cms_attention import arguments
+from cmsbert_fast.kernels.cms_attention import arguments, varlen
 from cmsbert_fast.kernels.cms_attention.aligned import aligned
 from cmsbert_fast.kernels.cms_attention.attention import (
     attention_backward_key_kernel,
     attention_backward_query_kernel,
     attention_forward_kernel,
 )
-from cmsbert_fast.kernels.cms_attention.call import Call, Gradients, Modality, Saved, empty_gradients, empty_outputs
+from cmsbert_fast.kernels.cms_attention.call import (
+    Call,
+    Gradients,
+    Modality,
+    Saved,
+    empty_gradients,
+    empty_outputs,
+    mean_width,
+)
 from cmsbert_fast.kernels.cms_attention.gates import gate_backward_frame_kernel, gate_backward_token_kernel
 from cmsbert_fast.kernels.cms_attention.short import (
     short_backward_kernel,
     short_forward_kernel,
     short_gate_backward_kernel,
 )
-from cmsbert_fast.kernels.cms_attention.tiled import medium_forward_kernel, shift_forward_kernel
+from cmsbert_fast.kernels.cms_attention.tiled import medium_forward_kernel, shift_forward_kernel, zero_tail_kernel
 from cmsbert_fast.kernels.common import tile_edge
 
 # Heights of tiles of short sequences besides the longest one's, on devices by whose compiles they were chosen; "*" is
 # the interpreter.
 SHORT_TILES = {"sm_90": (16, 32), "*": (16, 32)}
+# Of zero_tail: the rows of no sequence are few.
+TAIL_PROGRAMS, TAIL_TILE = 32, {"BLOCK_N": 4, "BLOCK_D": 256}
 
 
 def run(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], config: dict[str, int]) -> None:
@@ -117,7 +129,8 @@ class Launcher:
 
 
 def forward(call: Call) -> tuple[Tensor, Saved]:
-    """z (Eq. 1-7) and what backward needs: two launches for long sequences with a modality, else one.
+    """z (Eq. 1-7) and what backward needs: two launches for long sequences with a modality, else one (with PyTorch's
+    varlen attention, more).
 
     Args:
         call: Checked arguments; ``seed`` is (1,) int64 where ``dropout_p > 0``.
@@ -129,6 +142,8 @@ def forward(call: Call) -> tuple[Tensor, Saved]:
     if call.rows == 0 or call.batch == 0:
         return out.zero_(), saved
     launcher = Launcher(aligned(call))
+    if call.by_varlen:
+        return _forward_by_varlen(launcher, saved)
     outputs = {"out": out, "mean": saved.mean, "lse": saved.lse, "shift": saved.shift if call.modalities else None}
     if call.shape_class == "short":
         config = launcher.config("short_forward")
@@ -146,6 +161,35 @@ def forward(call: Call) -> tuple[Tensor, Saved]:
     n_tiles = launcher.token_tiles(config["BLOCK_M"])
     launcher.run(attention_forward_kernel, (call.batch * n_tiles, launcher.heads), config, n_tiles=n_tiles, **outputs)
     return out, saved
+
+
+def _forward_by_varlen(launcher: Launcher, saved: Saved) -> tuple[Tensor, Saved]:
+    """Mean frames by a kernel, the shift by one product, attention by PyTorch.
+
+    Backward is what it is without: PyTorch's adds up dq in an order that the machine chooses.
+    """
+    call = launcher.call
+    assert call.cu_seqlens is not None
+    query, key, value = call.query, call.key, call.value
+    if call.modalities:
+        config = launcher.config("shift_forward")
+        n_tiles = launcher.token_tiles(config["BLOCK_N"])
+        launcher.run(
+            shift_forward_kernel, (call.batch * n_tiles,), config, n_tiles=n_tiles, mean=saved.mean, shift=None
+        )
+        torch.mm(saved.mean, _weights_side_by_side(call).t(), out=saved.shift)
+        a = saved.shift.view(query.shape)
+        query, key, value = query + a, key + a, value + a
+    out, lse = varlen.attention(query, key, value, call.cu_seqlens, call.max_length, call.scale)
+    launcher.run(zero_tail_kernel, (TAIL_PROGRAMS,), TAIL_TILE, out=out)
+    return out, saved._replace(lse=lse.mul_(math.log2(math.e)))
+
+
+def _weights_side_by_side(call: Call) -> Tensor:
+    """(D, columns): the shift weights in the columns of the mean frames."""
+    weights = [m.weight for m in call.modalities]
+    missing = [mean_width(w.shape[1]) - w.shape[1] for w in weights]
+    return torch.cat([F.pad(w, (0, n)) if n else w for w, n in zip(weights, missing, strict=True)], dim=1)
 
 
 def backward(

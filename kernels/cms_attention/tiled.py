@@ -68,6 +68,7 @@ def shift_forward_kernel(
     """The mean frames m and the shift a = W_v m^v + W_a m^a of BLOCK_N tokens. Grid (B n_tiles,).
 
     A program writes its own rows of m and, after a barrier, reads them back: m may be wider than registers are many.
+    ``shift`` is None: only m.
     """
     i_b, i_n = tl.program_id(0) // n_tiles, tl.program_id(0) % n_tiles * BLOCK_N
     i_start, n = extent(sequences.cu, i_b, length)
@@ -79,22 +80,31 @@ def shift_forward_kernel(
                     sources[i], mean_columns(sources, i, s_mean), i_b, i_n, sequences, mean, s_mean, length, lengths[i],
                     ACTIVATION, PRECISION, BLOCK_N, BLOCK_F, BLOCK_X,
                 )  # fmt: skip
-        tl.debug_barrier()
-        o_n = i_n + tl.arange(0, BLOCK_N)
-        m_n = o_n < n
-        p_mean = mean + i_start * s_mean
-        for i_d in range(0, hidden_size, BLOCK_D):
-            o_d = i_d + tl.arange(0, BLOCK_D)
-            m_d = o_d < hidden_size
-            b_shift = _shift_from_memory(
-                sources, p_mean, s_mean, o_n, m_n, o_d, m_d, PRECISION, BLOCK_N, BLOCK_D, BLOCK_X
-            )
-            store_rows(shift + i_start * hidden_size, b_shift, o_n, m_n, hidden_size, o_d, m_d)
+        if shift is not None:
+            tl.debug_barrier()
+            o_n = i_n + tl.arange(0, BLOCK_N)
+            m_n = o_n < n
+            p_mean = mean + i_start * s_mean
+            for i_d in range(0, hidden_size, BLOCK_D):
+                o_d = i_d + tl.arange(0, BLOCK_D)
+                m_d = o_d < hidden_size
+                b_shift = _shift_from_memory(
+                    sources, p_mean, s_mean, o_n, m_n, o_d, m_d, PRECISION, BLOCK_N, BLOCK_D, BLOCK_X
+                )
+                store_rows(shift + i_start * hidden_size, b_shift, o_n, m_n, hidden_size, o_d, m_d)
 
     if sequences.cu is not None:
         i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
         zero_rows(mean, s_mean, i_first, i_last, s_mean, BLOCK_N, BLOCK_D)
-        zero_rows(shift, hidden_size, i_first, i_last, hidden_size, BLOCK_N, BLOCK_D)
+        if shift is not None:
+            zero_rows(shift, hidden_size, i_first, i_last, hidden_size, BLOCK_N, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def zero_tail_kernel(out, sequences, n_batch, n_rows, hidden_size, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Zeroes the rows of no sequence, of which every program has an equal share. Packed form. Grid (any number,)."""
+    i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
+    zero_rows(out, hidden_size, i_first, i_last, hidden_size, BLOCK_N, BLOCK_D)
 
 
 @triton.jit

@@ -25,11 +25,12 @@ class Case(NamedTuple):
     masked: bool = True  # the padded form; the model's is without
     odd_rows: bool = False  # q, k and v are columns of a wider tensor, whose rows are no multiple of 16 long
     tf32: bool = False  # the user allows it
+    varlen: bool = False  # PyTorch's varlen attention where it can run
     batch: int = 2  # sequences, by which tiles are chosen; in the packed form two of them have all tokens
 
     def __str__(self) -> str:
         form = "packed" if self.packed else "padded" if self.masked else "padded without mask"
-        flags = {"odd rows": self.odd_rows, "tf32": self.tf32, "no dropout": self.dropout == 0}
+        flags = {"odd rows": self.odd_rows, "tf32": self.tf32, "no dropout": self.dropout == 0, "varlen": self.varlen}
         flags[f"batch {self.batch}"] = self.batch != 2
         unusual = "".join(f", {name}" for name, present in flags.items() if present)
         return f"{self.length} x {self.head_size} {self.dtype} {form}, frames {self.frames} x {self.sizes}{unusual}"
@@ -67,6 +68,8 @@ CASES = [
     Case(128, 64, "float32", REAL, dropout=0.0, tf32=True),
     Case(128, 64, "float32", REAL, packed=False, tf32=True),
     Case(128, 64, "float32", REAL, odd_rows=True, dropout=0.0, tf32=True),
+    Case(128, 64, "bfloat16", REAL, dropout=0.0, varlen=True),
+    Case(4096, 64, "bfloat16", (47, 709), 16384, dropout=0.0, varlen=True),
 ]
 # Every kernel of the three shape classes, on targets in turn.
 QUICK = [
@@ -75,6 +78,7 @@ QUICK = [
     (Case(128, 64, "float16", REAL), "gfx942"),
     (Case(4096, 64, "bfloat16", (47, 709), 16384, frames_wanted=True), "sm_86"),
     (Case(700, 64, "float16", (0, 0), packed=False), "sm_100"),
+    (Case(128, 64, "bfloat16", REAL, dropout=0.0, varlen=True), "sm_90"),
 ]
 
 
@@ -120,7 +124,7 @@ def launches(case: Case, target: str) -> list[Launch]:
     visual, acoustic = modality(0, case.sizes[0]), modality(1, case.sizes[1])
     mask = torch.ones(lead, dtype=torch.bool) if masked else None
     seed = torch.zeros(1, dtype=torch.int64)
-    call = kernels.Call(q, k, v, visual, acoustic, cu, mask, n, "sigmoid", d**-0.5, case.dropout, seed)
+    call = kernels.Call(q, k, v, visual, acoustic, cu, mask, n, "sigmoid", d**-0.5, case.dropout, seed, case.varlen)
 
     def forward_and_backward() -> None:
         out, saved = kernels.forward(call)
@@ -128,6 +132,8 @@ def launches(case: Case, target: str) -> list[Launch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(common, "device_class", lambda device: target)
+        nothing = torch.zeros_like(q), torch.zeros(heads, q.shape[0])
+        patch.setattr(kernels.varlen, "attention", lambda *_: nothing)
         before = torch.backends.cuda.matmul.fp32_precision
         try:
             torch.backends.cuda.matmul.fp32_precision = "tf32" if case.tf32 else before

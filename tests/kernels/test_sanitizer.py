@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import ModalityShift, cms_attention, pairwise_contrastive_loss
+from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.bias_gelu.api import bias_gelu
 from cmsbert_fast.ops.capability import HAS_TRITON
 from cmsbert_fast.ops.residual_norm.api import residual_norm
@@ -61,7 +62,9 @@ class Recorder:
         return self.kernel[grid]
 
 
-def attend(device: str, lengths: list[int], dtype: torch.dtype, packed: bool, dropout_p: float) -> None:
+def attend(
+    device: str, lengths: list[int], dtype: torch.dtype, packed: bool, dropout_p: float, backend: str = "triton"
+) -> None:
     """Forward and backward; everything wants a gradient, rows of no sequence and masked positions are there."""
     generator = torch.Generator().manual_seed(0)
     frames = [n // 2 for n in lengths]
@@ -84,7 +87,7 @@ def attend(device: str, lengths: list[int], dtype: torch.dtype, packed: bool, dr
         for size in (47, 20)
     ]
     qkv = [random(*lead, 2, 24) for _ in range(3)]
-    z = cms_attention(*qkv, *shifts, dropout_p=dropout_p, backend="triton", **options)
+    z = cms_attention(*qkv, *shifts, dropout_p=dropout_p, backend=backend, **options)
     z.float().square().sum().backward()
 
 
@@ -109,6 +112,11 @@ def finish_layer(device: str, rows: int, width: int, dtype: torch.dtype) -> None
     (y + bias_gelu(x, parameters.bias, "triton")).float().square().sum().backward()
 
 
+def no_attention(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """In place of what only a GPU has: as if all values were 0."""
+    return torch.zeros_like(query), query.new_zeros(query.shape[1::-1], dtype=torch.float32)
+
+
 def every_kernel(device: str) -> set[str]:
     """Launches all kernels in all shape classes; on a GPU at sizes of several tiles. The names of those that ran."""
     large = device == "cuda"
@@ -119,6 +127,8 @@ def every_kernel(device: str) -> set[str]:
                 patch.setattr(module, name, Recorder(kernel_name(kernel), kernel, launched))
         if not large:
             patch.setattr(sys.modules["cmsbert_fast.kernels.contrastive.call"], "FEW", 64)
+            patch.setattr(capability, "why_not_varlen", lambda device: None)
+            patch.setattr(sys.modules["cmsbert_fast.kernels.cms_attention.varlen"], "attention", no_attention)
         for longest in (50, 100, 200):
             if not large:
                 attend(device, [longest, 7], torch.float16, True, 0.5)
@@ -126,6 +136,7 @@ def every_kernel(device: str) -> set[str]:
             for dtype in (torch.float16, torch.float32):
                 for packed, dropout_p in ((True, 0.0), (False, 0.5)):
                     attend(device, [longest, 7, 0, longest // 3], dtype, packed, dropout_p)
+        attend(device, [100, 7, 0], torch.float16, True, 0.0, "varlen")
         for n, d in ((50, 96), (1300, 96) if large else (70, 24), (1100, 20) if large else (70, 20)):
             scores = torch.arange(n, device=device) % 7 / 10 - 0.3
             for labels in (scores, (10 * scores).long(), None)[: 3 if large else 1]:

@@ -8,6 +8,9 @@ Example: two sequences of 3 and 2 tokens with 4 and 1 frames of the face::
     z = cms_attention(q, k, v, face, cu_seqlens=torch.tensor([0, 3, 5], dtype=torch.int32), max_seqlen=3)
 """
 
+import functools
+from collections.abc import Callable
+
 from torch import Tensor
 
 from cmsbert_fast import reference
@@ -125,9 +128,10 @@ def _padded(shift: ModalityShift | None, tokens: Packing | None) -> _Padded | No
     )
 
 
-_BACKENDS = {
+_BACKENDS: dict[str, Callable[[Call], Tensor]] = {
     "reference": _reference,
     "torch": plain.cms_attention,
     "triton": triton.cms_attention,
+    "varlen": functools.partial(triton.cms_attention, varlen=True),
     "cpu": cpu.cms_attention,
 }

@@ -49,14 +49,15 @@ class Arguments(NamedTuple):
     activation: Any = None
     scale: Any = None
     dropout_p: Any = None
+    varlen: Any = None
 
     @property
     def modalities(self) -> tuple[Modality, Modality]:
         return self.visual, self.acoustic
 
 
-def cms_attention(call: Call) -> Tensor:
-    """The "triton" backend of :func:`cmsbert_fast.cms_attention`.
+def cms_attention(call: Call, varlen: bool = False) -> Tensor:
+    """The "triton" and "varlen" backends of :func:`cmsbert_fast.cms_attention`.
 
     With dropout, one 64-bit seed is drawn from PyTorch's generator of the device into a tensor on the device: replays
     of a CUDA graph draw anew, recomputation under checkpointing the same.
@@ -83,6 +84,7 @@ def cms_attention(call: Call) -> Tensor:
         call.activation,
         call.scale,
         call.dropout_p,
+        varlen,
     )
 
 
@@ -122,9 +124,11 @@ _ARGUMENTS = ", ".join(
         "Tensor query, Tensor key, Tensor value",
         *(f"Tensor? {field}_{modality}" for modality in "va" for field in Modality._fields),
         "Tensor? cu_seqlens, Tensor? mask, Tensor? seed",
-        "SymInt max_length, SymInt max_length_v, SymInt max_length_a, str activation, float scale, float dropout_p",
+        "SymInt max_length, SymInt max_length_v, SymInt max_length_a, str activation, float scale, float dropout_p, "
+        "bool varlen",
     ]
 )
+N_OPTIONS = 7  # arguments that are no tensors
 _SAVED = "Tensor mean, Tensor shift, Tensor lse"
 
 
@@ -149,6 +153,7 @@ def _call(flat: Sequence[Any]) -> "kernels.Call":
         arguments.scale,
         arguments.dropout_p,
         arguments.seed,
+        arguments.varlen,
     )
 
 
@@ -219,8 +224,7 @@ class _CMSAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *flat: Any) -> Tensor:
         out, mean, shift, lse = torch.ops.cmsbert_fast.cms_attention_forward(*flat)
-        *tensors, length, length_v, length_a, activation, scale, dropout_p = flat
-        ctx.options = (length, length_v, length_a, activation, scale, dropout_p)
+        tensors, ctx.options = flat[:-N_OPTIONS], flat[-N_OPTIONS:]
         ctx.save_for_backward(mean, shift, lse, out if lse.shape[1] else None, *tensors)  # short: z is not needed again
         return out
 

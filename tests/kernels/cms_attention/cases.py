@@ -103,7 +103,7 @@ def public(case: Case, dtype: torch.dtype, backend: str, packed: bool, tail: int
 
     Packed input gets ``tail`` rows that belong to no sequence. What is invalid is NaN on entry to the kernels.
     """
-    poison = float("nan") if backend == "triton" else 0.0
+    poison = float("nan") if backend in ("triton", "varlen") else 0.0
 
     def rows(x: Tensor, mask: Tensor) -> Tensor:
         x = x.masked_fill(~mask.view(mask.shape + (1,) * (x.dim() - 2)), poison)
@@ -149,14 +149,19 @@ def public(case: Case, dtype: torch.dtype, backend: str, packed: bool, tail: int
 
 
 def check(
-    case: Case, dtype: torch.dtype, packed: bool = True, tail: int = 0, expected: list[Tensor] | None = None
+    case: Case,
+    dtype: torch.dtype,
+    packed: bool = True,
+    tail: int = 0,
+    expected: list[Tensor] | None = None,
+    backend: str = "triton",
 ) -> None:
     names = ["z", "dq", "dk", "dv"]
     for m in (n for n, x in (("v", case.visual), ("a", case.acoustic)) if x is not None):
         names += [f"{name}_{m}" for name in ("token_gate", "frame_gate", "frames", "weight")]
     expected = literal(case) if expected is None else expected
     rival = public(case, dtype, "torch", packed, tail)
-    actual = public(case, dtype, "triton", packed, tail)
+    actual = public(case, dtype, backend, packed, tail)
     for i, (name, e, r, a) in enumerate(zip(names, expected, rival, actual, strict=True)):
         if e.numel() == 0:
             continue

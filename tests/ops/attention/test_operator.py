@@ -36,7 +36,7 @@ def operator_arguments(dtype: torch.dtype, packed: bool, dropout_p: float) -> tu
     seed = torch.tensor([7], device=DEVICE) if dropout_p else None
     lengths = (5, 5, 4) if packed else (5, 4, 3)
     mask = options.get("attention_mask")
-    return (*tensors[:3], *visual, *acoustic, cu[2], mask, seed, *lengths, "tanh", 0.5, dropout_p)
+    return (*tensors[:3], *visual, *acoustic, cu[2], mask, seed, *lengths, "tanh", 0.5, dropout_p, False)
 
 
 @runs_kernels
