@@ -17,6 +17,7 @@ def register_operator(
     fake: Callable[..., Any],
     *,
     keys: tuple[str, ...] = ("CompositeExplicitAutograd",),
+    differentiable: str | None = None,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
@@ -30,9 +31,13 @@ def register_operator(
         implementation: What it does, called below autograd.
         fake: Its results' shapes and dtypes, as empty tensors.
         keys: The dispatch keys that the implementation serves; by default every device's.
+        differentiable: The public function that gives gradients, where the operator does not: asked for one, it raises.
+            PyTorch would only warn, and give none. In a torch.autograd.Function and compiled graphs gradients are off.
         setup_context, backward: Its derivative, as torch.library.register_autograd takes them.
     """
     name = schema.partition("(")[0]
+    if differentiable is not None:
+        implementation = _refusing_gradients(implementation, name, differentiable)
     _LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     for key in keys:
         _LIBRARY.impl(name, implementation, key)
@@ -40,6 +45,18 @@ def register_operator(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+
+
+def _refusing_gradients(implementation: Callable[..., Any], name: str, differentiable: str) -> Callable[..., Any]:
+    @wraps(implementation)
+    def guarded(*arguments: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+            raise RuntimeError(
+                f"{name} is not differentiable by itself; call {differentiable}, or the operator under torch.no_grad()."
+            )
+        return implementation(*arguments)
+
+    return guarded
 
 
 class _Gradients(torch.autograd.Function):

@@ -314,6 +314,7 @@ register_operator(
     _forward,
     _forward_fake,
     keys=("CPU",),
+    differentiable="cmsbert_fast.cms_attention",
 )
 register_operator(
     f"cms_attention_cpu_backward(Tensor d_out, {_SAVED}, bool[] wanted, {_ARGUMENTS}) -> Tensor[]",

@@ -125,7 +125,7 @@ _ARGUMENTS = ", ".join(
         *(f"Tensor? {field}_{modality}" for modality in "va" for field in Modality._fields),
         "Tensor? cu_seqlens, Tensor? mask, Tensor? seed",
         "SymInt max_length, SymInt max_length_v, SymInt max_length_a, str activation, float scale, float dropout_p, "
-        "bool varlen",
+        "bool varlen=False",
     ]
 )
 N_OPTIONS = 7  # arguments that are no tensors
@@ -158,12 +158,6 @@ def _call(flat: Sequence[Any]) -> "kernels.Call":
 
 
 def _forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # PyTorch would only warn, and give no gradient. Within _CMSAttention and compiled graphs gradients are off.
-    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in flat):
-        raise RuntimeError(
-            "cms_attention_forward is not differentiable by itself; call cmsbert_fast.cms_attention, or the operator "
-            "under torch.no_grad()."
-        )
     call = _call(flat)
     with torch.cuda.device_of(call.query):  # Triton launches on the current device
         out, saved = kernels.forward(call)
@@ -204,7 +198,13 @@ def _backward_fake(
 
 
 _KEYS = ("CUDA", "CPU")  # the CPU only ever by interpretation
-register_operator(f"cms_attention_forward({_ARGUMENTS}) -> (Tensor out, {_SAVED})", _forward, _forward_fake, keys=_KEYS)
+register_operator(
+    f"cms_attention_forward({_ARGUMENTS}) -> (Tensor out, {_SAVED})",
+    _forward,
+    _forward_fake,
+    keys=_KEYS,
+    differentiable="cmsbert_fast.cms_attention",
+)
 register_operator(
     f"cms_attention_backward(Tensor d_out, Tensor? out, {_SAVED}, bool frames_wanted_v, bool frames_wanted_a, "
     f"{_ARGUMENTS}) -> Tensor[]",

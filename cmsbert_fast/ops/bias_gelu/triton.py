@@ -36,7 +36,13 @@ def _backward_fake(d_out: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tens
 
 
 _KEYS = ("CUDA", "CPU")  # the CPU only ever by interpretation
-register_operator("bias_gelu_forward(Tensor x, Tensor bias) -> Tensor", _forward, _forward_fake, keys=_KEYS)
+register_operator(
+    "bias_gelu_forward(Tensor x, Tensor bias) -> Tensor",
+    _forward,
+    _forward_fake,
+    keys=_KEYS,
+    differentiable="cmsbert_fast.ops.bias_gelu.api.bias_gelu",
+)
 register_operator(
     "bias_gelu_backward(Tensor d_out, Tensor x, Tensor bias) -> (Tensor, Tensor)",
     _backward,

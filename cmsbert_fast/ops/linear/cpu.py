@@ -64,6 +64,7 @@ register_operator(
     _forward,
     _forward_fake,
     keys=("CPU",),
+    differentiable="cmsbert_fast.ops.linear.api.linear",
 )
 register_operator(
     "linear_backward(Tensor grad, Tensor input, Tensor weight, ScalarType dtype, bool need_input, bool need_weight)"

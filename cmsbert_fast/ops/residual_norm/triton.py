@@ -107,6 +107,7 @@ register_operator(
     _forward,
     _forward_fake,
     keys=_KEYS,
+    differentiable="cmsbert_fast.ops.residual_norm.api.residual_norm",
 )
 register_operator(
     f"residual_norm_backward(Tensor? d_out, Tensor? d_rounded, Tensor mean, Tensor inverse, {_ROWS}, float dropout_p) "
