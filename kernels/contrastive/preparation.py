@@ -32,8 +32,9 @@ def _norm_kernel(rows: Side, d, BM: tl.constexpr, BK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def _count_kernel(p_labels, p_sorted, p_count, rows, n, reach, steps, B: tl.constexpr):
-    """How many of n sorted labels are related to each label: the ends of their run.
+def _count_kernel(p_labels, p_sorted, p_count, p_weight, rows, n, reach, shared, steps, B: tl.constexpr):
+    """How many of n sorted labels are related to each label: the ends of their run. Or, where ``p_weight`` is given,
+    ``shared`` divided by how many there are besides itself; 0 where there are none.
 
     Compares as the tiles do, rounding included, so that targets sum to 1 at the edge too.
     """
@@ -59,7 +60,11 @@ def _count_kernel(p_labels, p_sorted, p_count, rows, n, reach, steps, B: tl.cons
         low_end = tl.where(going & inside, middle + 1, low_end)
         high_end = tl.where(going & (inside == 0), middle, high_end)
     count = tl.where(y == y, tl.maximum(low_end - low, 0), 0)
-    tl.store(p_count + o_i, count, mask=m_i)
+    if p_weight is not None:
+        others = tl.maximum(count - 1, 0)
+        tl.store(p_weight + o_i, tl.where(others > 0, shared / tl.maximum(others, 1).to(tl.float32), 0.0), mask=m_i)
+    else:
+        tl.store(p_count + o_i, count, mask=m_i)
 
 
 def inverse_norms(embeddings: Sequence[Tensor]) -> Tensor:
@@ -72,23 +77,48 @@ def inverse_norms(embeddings: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def count_related(labels: Tensor, columns: Tensor, reach: float) -> Tensor:
-    """How many of ``columns`` have a label's sign and differ from it by at most ``reach``: (n,), int64.
+def count_related(labels: Tensor, ordered: Tensor, reach: float) -> Tensor:
+    """How many of ``ordered`` have a label's sign and differ from it by at most ``reach``: (n,), int64.
 
     Args:
         labels: (n,), n >= 1, scores.
-        columns: (n_columns,), scores.
+        ordered: (n_columns,), scores in float32, sorted, NaN last.
     """
-    ordered = columns.float().sort().values
     count = torch.empty(labels.shape, dtype=torch.int64, device=labels.device)
+    _count(labels.float().contiguous(), ordered, reach, count=count)
+    return count
+
+
+def target_weights(labels: Tensor, reach: float, smoothing: float) -> Tensor:
+    """(1 - beta) / |S_i| of each label, 0 where S_i is empty: (n,), float32.
+
+    Args:
+        labels: (n,), n >= 1, scores, sorted, NaN last.
+        smoothing: beta.
+    """
+    labels = labels.float()
+    weight = torch.empty_like(labels)
+    _count(labels, labels, reach, weight=weight, shared=1.0 - smoothing)
+    return weight
+
+
+def _count(
+    labels: Tensor,
+    ordered: Tensor,
+    reach: float,
+    count: Tensor | None = None,
+    weight: Tensor | None = None,
+    shared: float = 0.0,
+) -> None:
     _count_kernel[triton.cdiv(labels.numel(), 256),](
-        p_labels=labels.float().contiguous(),
+        p_labels=labels,
         p_sorted=ordered,
         p_count=count,
+        p_weight=weight,
         rows=labels.numel(),
         n=ordered.numel(),
         reach=reach,
+        shared=shared,
         steps=ordered.numel().bit_length(),
         B=256,
     )
-    return count

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cmsbert_fast.kernels.contrastive import gradients, preparation, statistics
 from cmsbert_fast.kernels.contrastive.call import Scalars, Side, are_few, side
-from cmsbert_fast.ops.contrastive.engine import Engine
+from cmsbert_fast.ops.contrastive.engine import Engine, target_weight
 from cmsbert_fast.ops.contrastive.torch import TorchEngine
 from cmsbert_fast.ops.contrastive.types import LABEL_TOLERANCE, Block, Call, Numbers, Saved
 
@@ -25,7 +25,7 @@ class TritonEngine(Engine):
     def count_related(self, labels: Tensor, columns: Tensor, reach: float) -> Tensor:
         if not labels.is_floating_point() or labels.numel() == 0:
             return TorchEngine().count_related(labels, columns, reach)
-        return preparation.count_related(labels, columns, reach)
+        return preparation.count_related(labels, columns.float().sort().values, reach)
 
     def statistics(self, rows: Block, columns: Block, numbers: Numbers) -> tuple[Tensor, Tensor, Tensor]:
         if rows.rows == 0 or columns.rows == 0:
@@ -58,11 +58,12 @@ class TritonEngine(Engine):
     def _forward_of_many(self, call: Call) -> tuple[Tensor, Saved]:
         """What is saved is in the order of :func:`_in_order`."""
         order, embeddings, labels = _in_order(call)
-        block = self.make_block(embeddings, labels, call.numbers)
-        rows, scalars = _side(block), _scalars_of_square(call)
+        scalars, inverse_norm = _scalars_of_square(call), self.inverse_norms(embeddings)
+        weight = _weights_in_order(labels, call.smoothing, scalars.reach, inverse_norm[0])
+        rows = side(embeddings, labels, inverse_norm, weight)
         row_lse, column_lse, attraction = statistics.statistics(rows, rows, scalars, 0, ordered=order is not None)
         lse = torch.cat([row_lse, column_lse])
-        return (lse.sum() - attraction) / call.rows, Saved(lse, block.inverse_norm, block.weight)
+        return (lse.sum() - attraction) / call.rows, Saved(lse, inverse_norm, weight)
 
     def backward(self, call: Call, saved: Saved, grad: Tensor) -> tuple[list[Tensor], Tensor]:
         if call.rows == 0:
@@ -84,6 +85,16 @@ def _in_order(call: Call) -> tuple[Tensor | None, Sequence[Tensor], Tensor | Non
         return None, call.embeddings, None
     labels, order = call.labels.sort(stable=True)
     return order, [z[order] for z in call.embeddings], labels
+
+
+def _weights_in_order(labels: Tensor | None, smoothing: float, reach: float, like: Tensor) -> Tensor:
+    """(1 - beta) / |S_i| of sorted labels."""
+    if labels is None:
+        return torch.zeros_like(like)
+    if labels.is_floating_point():
+        return preparation.target_weights(labels, reach, smoothing)
+    count = torch.searchsorted(labels, labels, right=True) - torch.searchsorted(labels, labels)
+    return target_weight(count - 1, smoothing, like.dtype)
 
 
 def _side(block: Block) -> Side:
