@@ -48,6 +48,8 @@ CANDIDATES: dict[str, dict[str, tuple[int, ...]]] = {
     "gate_backward_frame": {"BLOCK_N": (32, 64), "BLOCK_F": (32, 64), "BLOCK_X": (32, 64), **_TILES},
 }  # fmt: skip
 
+FRAMES_WANTED = False, False  # frames are data: as training calls backward
+
 Timer = Callable[[Callable[[], Any]], float]
 
 
@@ -131,7 +133,6 @@ def tune(
         left_out: Gets the number of candidates of each kernel that do not fit the device or do not compile.
     """
     left_out = Counter() if left_out is None else left_out
-    wanted = (call.visual is not None, call.acoustic is not None)
     choice = _Choice()
 
     def forward() -> list[Tensor]:
@@ -139,7 +140,7 @@ def tune(
         return [out, *saved]
 
     def backward() -> list[Tensor]:
-        return cms_attention.backward(call, d_out, out, saved, wanted).flat
+        return cms_attention.backward(call, d_out, out, saved, FRAMES_WANTED).flat
 
     with choice.in_force():
         out, saved = cms_attention.forward(call)
@@ -219,7 +220,7 @@ def _launching_by(run: Callable[..., None]) -> Iterator[None]:
 
 def _launch_all(call: Call, d_out: Tensor) -> None:
     out, saved = cms_attention.forward(call)
-    cms_attention.backward(call, d_out, out, saved, (call.visual is not None, call.acoustic is not None))
+    cms_attention.backward(call, d_out, out, saved, FRAMES_WANTED)
 
 
 def kernels_of(call: Call, d_out: Tensor) -> list[str]:
@@ -299,6 +300,8 @@ def find(work: Workload, processes: int, timer: Timer = milliseconds) -> tuple[l
     winners = tune(call, d_out, timer, left_out)
     tokens = {"short": SHORT_TOKENS, "medium": MEDIUM_TOKENS, "long": 1 << 30}[call.shape_class]
     at_most = {"tokens": tokens, "head_size": 64 if work.head_size <= 64 else MAX_HEAD_SIZE, "batch": work.batch}
+    # Wider frames, and padded batches, whose sequences take the longest one's tile, keep the table's rows.
+    at_most |= {"width": launch.Launcher(call).width, "padded": 0}
     item_size = getattr(torch, work.dtype).itemsize
     where = {"device": common.device_class(call.query.device), "item_size": item_size, "at_most": at_most}
     return [{"kernel": kernel, **where, "config": config} for kernel, config in winners.items()], left_out

@@ -1,4 +1,4 @@
-"""How much the contrastive loss of many rows launches: a budget, counted without a GPU (:mod:`tests.kernels.launches`)."""
+"""How much the loss of many rows launches: a budget, counted without a GPU (:mod:`tests.kernels.launches`)."""
 
 import pytest
 import torch

@@ -130,6 +130,24 @@ def test_the_tuner_draws_mosis_lengths() -> None:
     assert d_out.shape == call.query.shape
 
 
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_the_tuner_tunes_what_training_calls_and_its_rows_serve_nothing_wider(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cmsbert_fast.kernels import tune as tuner
+
+    asked: list[tuple[bool, bool]] = []
+    empty = attention_triton.kernels.launch.empty_gradients
+    monkeypatch.setattr(
+        attention_triton.kernels.launch,
+        "empty_gradients",
+        lambda call, wanted: (asked.append(wanted), empty(call, wanted))[1],
+    )
+    tuner.kernels_of(*tuner.example(tuner.Workload(50, 50, 64, 2, "bfloat16", "cpu")))
+    assert asked == [(False, False)]
+    monkeypatch.setattr(tuner, "tune", lambda *_: {"short_forward": {"HEADS": 3}})
+    ((row,), _) = tuner.find(tuner.Workload(50, 50, 64, 300, "bfloat16", "cpu"), 0)
+    assert row["at_most"] == {"tokens": 64, "head_size": 64, "batch": 300, "width": 64 + 128, "padded": 0}
+
+
 @pytest.mark.skipif(not HAS_TRITON or INTERPRETED, reason="compiles; the interpreter is on or Triton is not installed")
 def test_the_tuner_compiles_candidates_without_running_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """What Triton is asked for: the kernel in question only, warming up, with the candidate's configuration."""
