@@ -38,16 +38,19 @@ def facts(context: Context) -> None:
 
 
 def warm(context: Context) -> None:
-    """Compiles what stages 3 and 5 time."""
+    """Compiles what stages 3, 5 and 6 time."""
     if context.rehearsal:
         return
-    from bench.gpu import attention, loss
+    import torch
+
+    from bench.gpu import attention, loss, step
 
     jobs: list[tuple[object, object]] = [
         (attention.compile_case, attention.Case(kind, 4, True)) for kind in ("mosi", 50, 128, 512)
     ]
     jobs += [(attention.compile_case, attention.Case(n, 4, True, varlen=True)) for n in (128, 512)]
     jobs += [(loss.compile_case, n) for n in loss.ROWS]
+    jobs += [(step.compile_layers, torch.device("cuda"))]
     failed = [str(job[1]) for job, why in side_by_side(_call, jobs, context.processes) if why is not None]
     if failed:
         raise RuntimeError(f"not compiled: {', '.join(failed)}")

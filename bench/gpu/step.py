@@ -15,6 +15,9 @@ from bench.rivals.models import MagBert, TextBert
 from bench.steps import Trainer, autocast, clr, mag, of_pieces, plain_step
 from bench.workload import PADDED_LENGTH, ModelBatch, draw_lengths, make_config
 from cmsbert_fast import CMSBertForSequenceClassification
+from cmsbert_fast.ops.bias_gelu.api import bias_gelu
+from cmsbert_fast.ops.residual_norm.api import residual_norm
+from cmsbert_fast.ops.residual_norm.types import Parameters
 
 SYSTEMS = [names.CLR, names.CMS, names.BERT, names.MAG_BERT, names.TEXT_BERT, names.MAG]
 FUSED = [names.CLR, names.CMS, names.BERT]
@@ -54,6 +57,22 @@ def measure_case(case: Case, device: torch.device) -> dict[str, Any]:
     if case.fused:
         found |= kernels.as_graph(call, device, rounds, 4.0)
     return found | kernels.by_kernel(call, device, min(3, rounds))
+
+
+def compile_layers(device: torch.device) -> None:
+    """Compiles what fused layers launch between their products, as a step in bfloat16 calls it."""
+    config = make_config("BERT-base")
+
+    def ones(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.ones(*shape, dtype=dtype, device=device, requires_grad=True)
+
+    size, half = config.hidden_size, torch.bfloat16
+    parameters = Parameters(ones(size), ones(size), ones(size))
+    found = residual_norm(
+        ones(8, size, dtype=half), ones(8, size), parameters, eps=1e-12, rounded=half, dropout_p=0.1, backend="triton"
+    )
+    inner = bias_gelu(ones(8, config.intermediate_size, dtype=half), ones(config.intermediate_size), "triton")
+    (found.wide.sum() + found.rounded.sum() + inner.sum()).backward()
 
 
 def make_step(case: Case, device: torch.device) -> Callable[[], Any]:

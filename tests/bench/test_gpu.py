@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import lines, names, report, tables
 from bench.gpu import __main__ as command
 from bench.gpu import runner, smoke, stages
 from bench.gpu.runner import Context, Stage
+from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.capability import HAS_TRITON
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,3 +199,16 @@ def test_results_of_two_cards_are_not_mixed(tmp_path):
     machines = report.load(tmp_path)
     assert list(machines) == ["NVIDIA H200, 16 threads", "NVIDIA H100, 16 threads"]
     assert [m["results"][0]["machine"]["copy_bytes_per_second"] for m in machines.values()] == [5e12, 3e12]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_what_warms_the_step_launches_what_layers_launch(monkeypatch):
+    from bench.gpu import step
+    from tests.kernels import aot
+
+    monkeypatch.setattr(capability, "why_not_triton", lambda device, dtype: None)
+    launched = aot.record(lambda: step.compile_layers(torch.device("cpu")))
+    ways = ("forward", "backward")
+    assert {launch.name for launch in launched} == {
+        f"{x}_{way}" for x in ("residual_norm", "bias_gelu") for way in ways
+    }
