@@ -5,8 +5,9 @@ on input and padded again on output, so nothing is computed on padding. Exceptio
 backend, and on "torch" on a GPU; padded batches under torch.compile, whose shapes may not depend on data.
 """
 
+import functools
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -24,9 +25,10 @@ from cmsbert_fast.models.cmsbert.contrastive_loss import contrastive_loss
 from cmsbert_fast.models.cmsbert.contrastive_weight import NO_LABELS, ContrastiveWeight, warn_that_nu_stays
 from cmsbert_fast.models.cmsbert.fused_layer import FusedLayers
 from cmsbert_fast.models.cmsbert.outputs import CMSBertClassifierOutput, CMSBertOutput, Encoding
-from cmsbert_fast.models.inputs import Batch, Inputs, PackedInputs, known_inputs, pack
+from cmsbert_fast.models.inputs import Batch, Frames, Inputs, PackedInputs, known_inputs, pack
 from cmsbert_fast.models.layers import Fusion, Projector, init_as_torch
 from cmsbert_fast.models.losses import LossTerm, task_loss
+from cmsbert_fast.models.streams import beside, may_run_beside
 from cmsbert_fast.ops.dropout.api import Dropout, use_cheap_dropout
 from cmsbert_fast.ops.linear.api import use_fast_linear
 from cmsbert_fast.ops.lstm.api import PackedLSTM
@@ -189,13 +191,18 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
         """h_l (1, T, D), packed -> the output of :meth:`rows`."""
         raise NotImplementedError
 
+    def begin(self, batch: Batch) -> Callable[[Tensor], dict[str, Tensor]]:
+        """Starts what does not need h_l; what is returned is :meth:`head` of this batch."""
+        return functools.partial(self.head, batch=batch)
+
     def rows(self, **inputs: Any) -> dict[str, Tensor]:
         """The logits (B, num_labels); for CMSBERT-CLR also z_m (B, d) as "linguistic_embeds" etc.
 
         Takes the inputs of :meth:`CMSBertModel.forward`.
         """
         packed = self.bert.pack(Inputs(**known_inputs(inputs, Inputs._fields)))
-        return self.head(self.bert.encode(packed).hidden, packed.batch)
+        head = self.begin(packed.batch)
+        return head(self.bert.encode(packed).hidden)
 
     def row_losses(
         self, rows: Mapping[str, Tensor], labels: Tensor, targets: Tensor | None = None
@@ -229,8 +236,9 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
         inputs = self.bert.pack(
             Inputs(input_ids, attention_mask, token_type_ids, visual, acoustic, visual_mask, acoustic_mask, **packed)
         )
+        head = self.begin(inputs.batch)
         encoding = self.bert.encode(inputs, output_hidden_states, output_shift_maps)
-        rows = self.head(encoding.hidden, inputs.batch)
+        rows = head(encoding.hidden)
         more = dict(hidden_states=encoding.hidden_states, shift_maps=encoding.shift_maps)
         return self.output(rows, labels, return_dict, **more)
 
@@ -296,16 +304,33 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
             init.ones_(self.nu)
 
     def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
-        middle, linguistic = self.linguistic_projector(segment_mean(hidden[0], batch.packing))
-        middles, rows = [middle], {"linguistic_embeds": linguistic}
-        for name in self.modalities:
+        return self.begin(batch)(hidden)
+
+    def begin(self, batch: Batch) -> Callable[[Tensor], dict[str, Tensor]]:
+        of_frames: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {}
+        for place, name in enumerate(self.modalities):
             frames = getattr(batch, name)
-            lstm: PackedLSTM = getattr(self, f"{name}_lstm")
-            encoded = lstm(frames.values, frames.packing, self.config.backend)
-            projector: Projector = getattr(self, f"{name}_projector")
-            middle, rows[f"{name}_embeds"] = projector(segment_mean(encoded, frames.packing))
-            middles.append(middle)
-        return {"logits": self.fusion(middles), **rows}
+            compute = functools.partial(self._subnetwork, name, frames)
+            if may_run_beside(frames.values, self.config.backend):
+                of_frames[name] = beside(compute, [frames.values], place)
+            else:
+                of_frames[name] = compute
+
+        def finish(hidden: Tensor) -> dict[str, Tensor]:
+            middle, linguistic = self.linguistic_projector(segment_mean(hidden[0], batch.packing))
+            middles, rows = [middle], {"linguistic_embeds": linguistic}
+            for name, result in of_frames.items():
+                middle, rows[f"{name}_embeds"] = result()
+                middles.append(middle)
+            return {"logits": self.fusion(middles), **rows}
+
+        return finish
+
+    def _subnetwork(self, name: str, frames: Frames) -> tuple[Tensor, Tensor]:
+        """z_m^(1) and z_m, both (B, d), of a modality other than language (Eq. 11-13)."""
+        lstm: PackedLSTM = getattr(self, f"{name}_lstm")
+        projector: Projector = getattr(self, f"{name}_projector")
+        return projector(segment_mean(lstm(frames.values, frames.packing, self.config.backend), frames.packing))
 
     def output(
         self, rows: Mapping[str, Tensor], labels: Tensor | None, return_dict: bool | None = None, **more: Any

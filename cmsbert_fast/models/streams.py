@@ -1,0 +1,50 @@
+"""Work beside a GPU's current stream: what does not wait for the rest of a model runs while that does."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from cmsbert_fast.ops.dispatch import requested_backend
+
+Result = TypeVar("Result")
+
+_streams: dict[tuple[torch.device, int], torch.cuda.Stream] = {}
+
+
+def may_run_beside(example: Tensor, backend: str) -> bool:
+    """Whether a model starts its subnetworks beside each other for inputs like the example.
+
+    On a GPU, for the backends "triton" and "varlen" by name: no device has timed it yet.
+    """
+    return example.is_cuda and not torch.compiler.is_compiling() and requested_backend(backend) in ("triton", "varlen")
+
+
+def beside(compute: Callable[[], Result], reads: Sequence[Tensor], place: int) -> Callable[[], Result]:
+    """Starts ``compute`` on a side stream. The stream that calls what is returned waits for it and has its result.
+
+    A capture of a CUDA graph takes both streams in. PyTorch runs the backward pass on the streams of the forward pass.
+
+    Args:
+        compute: Returns tensors, in tuples, lists or mappings.
+        reads: Tensors of one GPU that it reads and that may be freed before it has run.
+        place: Which side stream of that GPU.
+    """
+    device = reads[0].device
+    side = _streams.get((device, place)) or _streams.setdefault((device, place), torch.cuda.Stream(device))
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        result = compute()
+    for x in reads:
+        x.record_stream(side)
+
+    def join() -> Result:
+        here = torch.cuda.current_stream(device)
+        here.wait_stream(side)
+        for x in tree_leaves(result):
+            x.record_stream(here)
+        return result
+
+    return join
