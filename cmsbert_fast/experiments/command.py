@@ -136,6 +136,12 @@ class _Command:
             raise UsageError("Nothing is to be run: no row of these tables has its data; see --data and --variants.")
         for sentence in unread.of_no_run(wanted, self._options.settings):
             print(f"warning: {sentence}", file=sys.stderr)
+        # One run serves commands that differ in what its system does not read.
+        cells = {
+            place: cell if cell.settings is None else cell._replace(settings=unread.removed(cell.settings))
+            for place, cell in cells.items()
+        }
+        wanted = [s for place, cell in cells.items() for s in self._runs_of(place, cell)]
         self._corpora.check(wanted)
         if self._options.settings.get("word_vectors") is not None and not self._corpora.vectors_are_read:
             raise UsageError("Leave out --set word_vectors: no row of these tables reads word vectors.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from cmsbert_fast.data.example import Corpus
 from cmsbert_fast.models.base import Classifier
@@ -28,6 +29,16 @@ def of_no_run(runs: Sequence[TrainingSettings], given: Collection[str] | None = 
         if given is None or name in given
         if getattr(first, name) != defaults[name] and not any(_reads(run.variant, name) for run in runs)
     ]
+
+
+def removed(settings: TrainingSettings) -> TrainingSettings:
+    """The settings with those at their defaults that the run's system does not read: they do not tell runs apart."""
+    names = [name for name in (*_OF_SYSTEMS, *_OF_FRAMES) if not _reads(settings.variant, name)]
+    text = settings.text or getattr(VARIANTS[settings.variant].model_class.config_class, "text", None)
+    if text != "vectors":
+        names.append("word_vectors")
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainingSettings)}
+    return dataclasses.replace(settings, **{name: defaults[name] for name in names})
 
 
 def of_run(settings: TrainingSettings, corpus: Corpus, model: Classifier) -> list[str]:

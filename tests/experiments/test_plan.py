@@ -12,6 +12,7 @@ from cmsbert_fast.experiments import plan
 from cmsbert_fast.experiments.plan import Corpora, DataSet, Estimates, Run
 from cmsbert_fast.experiments.pool import longest_first
 from cmsbert_fast.experiments.tables import read_table
+from cmsbert_fast.training import unread
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 from tests.experiments.conftest import CONFIGS
@@ -83,6 +84,24 @@ def test_the_key_is_the_content():
     assert len({key, *(plan.content_key(dataclasses.replace(base, **other), "f") for other in others)}) == 5
     assert plan.content_key(base, "g") != key
     assert len(key) == 12
+
+
+def test_what_a_system_does_not_read_makes_no_other_run():
+    """As of two commands, one of which has word-level systems."""
+    more = {"word_vectors": "bert", "repeat_frames": True, "temperature": 0.2}
+
+    def read(variant, **others):
+        base = TrainingSettings(data="a", variant=variant, **others)
+        given = dataclasses.replace(base, **more)
+        found = unread.removed(given)
+        assert unread.removed(base) == base
+        return {name for name in more if getattr(found, name) == getattr(given, name)}
+
+    assert read("bert") == set()
+    assert read("cmsbert-clr") == {"temperature"}
+    assert read("mag-bert") == {"repeat_frames"}
+    assert read("mfn") == {"word_vectors", "repeat_frames"}
+    assert read("tfn", text="vectors") == {"word_vectors"}
 
 
 def test_seeds_and_folds():
