@@ -43,7 +43,7 @@ def warm(context: Context) -> None:
         return
     import torch
 
-    from bench.gpu import attention, loss, step
+    from bench.gpu import attention, loss, step, switches
 
     jobs: list[tuple[object, object]] = [
         (attention.compile_case, attention.Case(kind, 4, True)) for kind in ("mosi", 50, 128, 512)
@@ -51,6 +51,7 @@ def warm(context: Context) -> None:
     jobs += [(attention.compile_case, attention.Case(n, 4, True, varlen=True)) for n in (128, 512)]
     jobs += [(loss.compile_case, n) for n in loss.ROWS]
     jobs += [(step.compile_layers, torch.device("cuda"))]
+    jobs += [(switches.compile_case, case) for part in switches.cases() for case in part]
     failed = [str(job[1]) for job, why in side_by_side(_call, jobs, context.processes) if why is not None]
     if failed:
         raise RuntimeError(f"not compiled: {', '.join(failed)}")
@@ -76,6 +77,12 @@ def loss(context: Context) -> None:
     from bench.gpu import loss
 
     loss.run(context)
+
+
+def switches(context: Context) -> None:
+    from bench.gpu import switches
+
+    switches.run(context)
 
 
 def step(context: Context) -> None:
@@ -182,6 +189,7 @@ STAGES = [
     Stage("tests", 170, tests, "the tests that use a GPU"),
     Stage("loss", 45, loss, "n = 128 to 32,768 by kernel"),
     Stage("step", 60, step, "systems at 32 and 128: host, busy, launches"),
+    Stage("switches", 45, switches, "attention and loss without each change made unmeasured"),
     Stage("tune-short", 75, tune_short, "tiles up to 64 tokens"),
     Stage("bench-step", 90, race_steps, "rows of the goals: step"),
     Stage("bench-attention", 90, race_attention, "rows of the goals: attention"),

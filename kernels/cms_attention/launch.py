@@ -109,7 +109,7 @@ class Launcher:
             "head_size": self.head_size,
             "batch": self.call.batch,
             "width": self.width,
-            "padded": int(not self.packed),
+            "padded": int(not self.packed or self.device not in SHORT_TILES),
         }
         return tiles.configuration("cms_attention", name, self.device, self.call.query.element_size(), **sizes)
 

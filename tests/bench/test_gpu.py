@@ -107,7 +107,7 @@ def test_cases_go_on_where_they_were_stopped(context):
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
 def test_rehearsal(tmp_path):
     """The stages that measure, at tiny sizes, interpreted; and the report reads what they leave."""
-    stages_run = ["smoke", "attention", "loss", "step", "tune-short"]
+    stages_run = ["smoke", "attention", "loss", "step", "switches", "tune-short"]
     arguments = ["--device", "cpu", "--processes", "1", "--output", tmp_path, "--only", *stages_run]
     result = subprocess.run([sys.executable, "-m", "bench.gpu", *arguments], cwd=ROOT, capture_output=True, text=True)
     log = (tmp_path / runner.LOG).read_text()
@@ -117,7 +117,7 @@ def test_rehearsal(tmp_path):
     assert {line["stage"] for line in found if line["kind"] == "stage"} == {"facts", *stages_run}
     of = {kind: [line for line in found if line["kind"] == kind] for kind in ("smoke", "kernels", "tiles")}
     assert all(line["passed"] for line in of["smoke"])
-    assert [len(of[kind]) for kind in of] == [3, 4, 1]
+    assert [len(of[kind]) for kind in of] == [3, 10, 1]
     assert {line["suite"] for line in of["kernels"]} == {names.ATTENTION, names.CONTRASTIVE, names.STEP}
     for line in of["kernels"]:
         assert line["eager"] > 0
@@ -212,3 +212,40 @@ def test_what_warms_the_step_launches_what_layers_launch(monkeypatch):
     assert {launch.name for launch in launched} == {
         f"{x}_{way}" for x in ("residual_norm", "bias_gelu") for way in ways
     }
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_switches_take_back_what_they_name(monkeypatch):
+    from bench.gpu import switches
+    from cmsbert_fast.kernels import tune
+    from cmsbert_fast.kernels.cms_attention import aligned, launch
+    from cmsbert_fast.kernels.contrastive import call as of_loss
+    from cmsbert_fast.ops.contrastive import triton
+    from cmsbert_fast.ops.contrastive.types import Call
+    from tests.kernels import aot
+
+    monkeypatch.setattr(launch.common, "device_class", lambda device: "sm_90")
+    attention, _ = tune.example(tune.Workload(50, 50, 64, 300, "bfloat16", "cpu"))
+    labels = torch.tensor([0.5, -1.0])
+    loss = Call([torch.zeros(2, 4)] * 3, labels, None, 0.1, 0.9, 0.1, "triton")
+    scalars = triton._scalars_of_square(loss)
+    side = of_loss.side([torch.zeros(1100, 4)] * 3, None, torch.zeros(3, 1100), None)
+
+    def state():
+        launcher = launch.Launcher(attention)
+        return {
+            "low tiles": (launcher.short_tiles, launcher.config("short_forward")["HEADS"]),
+            "aligned rows": len(aot.record(lambda: aligned.aligned(attention))),
+            "sorted rows": triton._in_order(loss)[0] is not None,
+            "one exponential": of_loss.bound(side, side, scalars),
+        }
+
+    before = state()
+    assert before == {
+        "low tiles": ((16, 32, 64), 6), "aligned rows": 1, "sorted rows": True, "one exponential": True,
+    }  # fmt: skip
+    for name, take_back in (switches.OF_ATTENTION | switches.OF_LOSS).items():
+        with take_back():
+            found = state()
+        assert [key for key in before if found[key] != before[key]] == [name]
+        assert state() == before

@@ -8,8 +8,8 @@ from tests.kernels.aot import needs_compiler
 from tests.kernels.launches import count_launches
 
 MOST = {"scores": {"sort": 1, "index": 3, "norm": 1, "count": 1, "statistics": 1, "merge": 2}}
-MOST["classes"] = MOST["scores"] | {"count": 0, "searchsorted": 2, "of weights": 8}
-MOST["none"] = {"norm": 1, "new_zeros": 1, "statistics": 1, "merge": 2}
+MOST["classes"] = MOST["scores"] | {"count": 0, "sort": 2, "searchsorted": 2, "of weights": 8}
+MOST["none"] = {"norm": 1, "zeros_like": 1, "statistics": 1, "merge": 2}
 SUMS = 5  # of the log-sum-exps: two sums, cat, difference, quotient
 
 
@@ -18,7 +18,7 @@ SUMS = 5  # of the log-sum-exps: two sums, cat, difference, quotient
 @pytest.mark.parametrize("learned", [True, False], ids=["learned temperature", "fixed temperature"])
 @pytest.mark.parametrize("kind", MOST)
 def test_forward(kind: str, learned: bool) -> None:
-    """Labels are sorted once, and neither a fixed temperature nor the targets' weights are made by PyTorch."""
+    """Scores are sorted once, and neither a fixed temperature nor the targets' weights are made by PyTorch."""
     from cmsbert_fast.ops.contrastive.triton import TritonEngine
     from cmsbert_fast.ops.contrastive.types import Call
 

@@ -15,6 +15,8 @@ from cmsbert_fast.ops.contrastive.engine import Engine, target_weight
 from cmsbert_fast.ops.contrastive.torch import TorchEngine
 from cmsbert_fast.ops.contrastive.types import LABEL_TOLERANCE, Block, Call, Numbers, Saved
 
+SORTS = True  # whether many rows are sorted by label; bench.gpu measures what that gains
+
 
 class TritonEngine(Engine):
     """See :class:`cmsbert_fast.ops.contrastive.engine.Engine`; what has no rows is left to PyTorch."""
@@ -59,7 +61,13 @@ class TritonEngine(Engine):
         """What is saved is in the order of :func:`_in_order`."""
         order, embeddings, labels = _in_order(call)
         scalars, inverse_norm = _scalars_of_square(call), self.inverse_norms(embeddings)
-        weight = _weights_in_order(labels, call.smoothing, scalars.reach, inverse_norm[0])
+        if labels is None:
+            weight = torch.zeros_like(inverse_norm[0])
+        elif order is not None and labels.is_floating_point():
+            weight = preparation.target_weights(labels, scalars.reach, call.smoothing)
+        else:
+            count = self.count_related(labels, labels, scalars.reach) - 1
+            weight = target_weight(count, call.smoothing, inverse_norm.dtype)
         rows = side(embeddings, labels, inverse_norm, weight)
         row_lse, column_lse, attraction = statistics.statistics(rows, rows, scalars, 0, ordered=order is not None)
         lse = torch.cat([row_lse, column_lse])
@@ -79,22 +87,12 @@ class TritonEngine(Engine):
 def _in_order(call: Call) -> tuple[Tensor | None, Sequence[Tensor], Tensor | None]:
     """Rows sorted by label, so that related ones lie in a band of tiles: the order, embeddings (copies) and labels.
 
-    Without labels the rows as they are. NaN comes last.
+    Without labels the rows as they are; the order is then None. NaN comes last.
     """
-    if call.labels is None:
-        return None, call.embeddings, None
+    if call.labels is None or not SORTS:
+        return None, call.embeddings, call.labels
     labels, order = call.labels.sort(stable=True)
     return order, [z[order] for z in call.embeddings], labels
-
-
-def _weights_in_order(labels: Tensor | None, smoothing: float, reach: float, like: Tensor) -> Tensor:
-    """(1 - beta) / |S_i| of sorted labels."""
-    if labels is None:
-        return torch.zeros_like(like)
-    if labels.is_floating_point():
-        return preparation.target_weights(labels, reach, smoothing)
-    count = torch.searchsorted(labels, labels, right=True) - torch.searchsorted(labels, labels)
-    return target_weight(count - 1, smoothing, like.dtype)
 
 
 def _side(block: Block) -> Side:
