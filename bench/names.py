@@ -36,11 +36,20 @@ AUGMENTED_COMPILED = "torch.compile of it"
 MODEL_PADDED = "torch backend, padded to 50"
 MAG_BERT = "MAG-BERT's way: padded to 50, eager"
 TEXT_BERT = "Hugging Face BERT, text only, padded to the longest"
+ONNXRUNTIME = "onnxruntime BERT, text only, padded to the longest"
+OPENVINO = "OpenVINO BERT, text only, padded to the longest"
+OPENVINO_BFLOAT16 = "OpenVINO BERT in bfloat16, text only, padded to the longest"
+RUNTIMES = (ONNXRUNTIME, OPENVINO, OPENVINO_BFLOAT16)
 SAME_PACKED, SAME_TO_50, SAME_TO_THE_LONGEST = (  # as ours: the same weights
     f"the same on the torch backend, {form}" for form in ("packed", "padded to 50", "padded to the longest")
 )
 SAME_COMPILED = "torch.compile of it, padded to the longest"
 LITERAL = "the literal reference"
+
+
+def in_groups(contender: str, groups: int) -> str:
+    """The contender on utterances sorted by length, in groups that are each padded to their own longest."""
+    return f"{contender} of {groups} groups by length"
 
 
 def is_compiled(contender: str) -> bool:

@@ -1,20 +1,27 @@
 """Inference of the trained model: latency of one utterance, throughput of many. BERT-base shape."""
 
+import functools
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from bench import measure, names
+from bench.rivals import runtimes
 from bench.rivals.models import MagBert, TextBert, padded_clr
 from bench.steps import mag, of_pieces
 from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, make_config, step_flops
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 
+GROUPS = 4
 SAME_MODEL = (names.SAME_PACKED, names.SAME_TO_50, names.SAME_TO_THE_LONGEST, names.SAME_COMPILED, names.LITERAL)
 
 
-def logits_by_contender(config: CMSBertConfig, lengths: list[int], device: torch.device) -> dict:
-    """Every way to infer: name -> call, which returns logits."""
+def logits_by_contender(
+    config: CMSBertConfig, lengths: list[int], device: torch.device
+) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, str]]:
+    """Every way to infer: name -> call, which returns logits; and why some are missing."""
     torch.manual_seed(0)
     model = CMSBertCLRForSequenceClassification(config).to(device).eval()
     packed_mag, text = mag(config, device).eval(), TextBert(config).to(device).eval()
@@ -44,7 +51,7 @@ def logits_by_contender(config: CMSBertConfig, lengths: list[int], device: torch
         with torch.autocast(device.type, torch.bfloat16):
             return model(**packed).logits
 
-    return {
+    runs = {
         names.OURS_CLR: of(lambda: model(**packed).logits),
         names.SAME_PACKED: of(lambda: plain(**packed).logits),
         names.SAME_TO_50: of(lambda: padded_clr(model, to_50)[0]),
@@ -56,13 +63,20 @@ def logits_by_contender(config: CMSBertConfig, lengths: list[int], device: torch
         names.TEXT_BERT: of(lambda: text(to_the_longest)[0]),
         names.OURS_BFLOAT16: of(in_bfloat16),
     }
+    others, missing = runtimes.contenders(text, device, has_fast_bfloat16(device))
+    for name, run in others.items():
+        runs[name] = functools.partial(run, to_the_longest)
+        if len(lengths) > 1:
+            runs[names.in_groups(name, GROUPS)] = runtimes.by_length(run, to_the_longest, GROUPS)
+    return runs, missing
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 256])
 def test_inference(race, device, batch_size):
     config = make_config()
     lengths = draw_lengths("mosi", batch_size) if batch_size > 1 else [15]
-    missing = race.without_compiled([names.SAME_COMPILED])
+    every, missing = logits_by_contender(config, lengths, device)
+    missing |= race.without_compiled([names.SAME_COMPILED])
     if not has_fast_bfloat16(device):
         missing[names.OURS_BFLOAT16] = measure.NO_BFLOAT16
     if device.type == "cpu" and batch_size > 64:
@@ -70,11 +84,13 @@ def test_inference(race, device, batch_size):
             names.SAME_COMPILED: "compiled for smaller batches only: minutes on this machine",
             names.LITERAL: "takes too long",
         }
-    every = logits_by_contender(config, lengths, device)
     runs = {name: run for name, run in every.items() if name not in missing}
     expected = runs[names.OURS_CLR]()
     for name in (name for name in runs if name in SAME_MODEL):
         torch.testing.assert_close(runs[name](), expected, rtol=1e-3, atol=1e-3)
+    for name in (name for name in runs if name.startswith(names.RUNTIMES)):
+        allowed = 5e-2 if "bfloat16" in name else 1e-3
+        torch.testing.assert_close(runs[name](), runs[names.TEXT_BERT](), rtol=allowed, atol=allowed)
     torch.testing.assert_close(runs[names.MAG_BERT](), runs[names.MAG](), rtol=1e-3, atol=1e-3)
     if names.OURS_BFLOAT16 in runs:
         torch.testing.assert_close(runs[names.OURS_BFLOAT16]().float(), expected, rtol=5e-2, atol=5e-2)

@@ -211,4 +211,7 @@ def test_every_suite_runs(suite, monkeypatch, measured):
     ((name, case, contenders),) = race.results
     assert name in names.SUITES
     if getattr(suite, "keywords", {}).get("batch_size") != 3:  # which nobody measures
-        assert contenders <= measured[name, case]
+        since = {
+            contender for contender in contenders if contender.startswith(names.RUNTIMES)
+        }  # raced on no machine yet
+        assert contenders - since <= measured[name, case]
