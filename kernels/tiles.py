@@ -54,7 +54,7 @@ def configuration(family: str, kernel: str, device: str, item_size: int, **sizes
         device: See :func:`cmsbert_fast.kernels.common.device_class`.
         item_size: Bytes of an element.
         sizes: Those of this call that the family's rows may name, the more important first: "tokens", "head_size",
-            "batch", "width" (of frames, in tiles), "padded" (0 or 1); "rows", "width".
+            "batch", "width" (of frames, in tiles), "padded" (1: one tile for all short sequences); "rows", "width".
 
     Raises:
         LookupError: no row fits.

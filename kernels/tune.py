@@ -300,8 +300,9 @@ def find(work: Workload, processes: int, timer: Timer = milliseconds) -> tuple[l
     winners = tune(call, d_out, timer, left_out)
     tokens = {"short": SHORT_TOKENS, "medium": MEDIUM_TOKENS, "long": 1 << 30}[call.shape_class]
     at_most = {"tokens": tokens, "head_size": 64 if work.head_size <= 64 else MAX_HEAD_SIZE, "batch": work.batch}
-    # Wider frames, and padded batches, whose sequences take the longest one's tile, keep the table's rows.
-    at_most |= {"width": launch.Launcher(call).width, "padded": 0}
+    # Wider frames keep the table's rows; so do padded batches where they have others.
+    launcher = launch.Launcher(call)
+    at_most |= {"width": launcher.width, "padded": launcher.padded}
     item_size = getattr(torch, work.dtype).itemsize
     where = {"device": common.device_class(call.query.device), "item_size": item_size, "at_most": at_most}
     return [{"kernel": kernel, **where, "config": config} for kernel, config in winners.items()], left_out

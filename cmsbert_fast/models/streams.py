@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -17,9 +18,12 @@ _streams: dict[tuple[torch.device, int], torch.cuda.Stream] = {}
 def may_run_beside(example: Tensor, backend: str) -> bool:
     """Whether a model starts its subnetworks beside each other for inputs like the example.
 
-    On a GPU, for the backends "triton" and "varlen" by name: no device has timed it yet.
+    On a GPU, for the backends "triton" and "varlen" by name, because no device has timed it yet. Not on several ranks,
+    which add gradients up while backward runs: a bucket would have to wait for every stream that wrote to it.
     """
-    return example.is_cuda and not torch.compiler.is_compiling() and requested_backend(backend) in ("triton", "varlen")
+    if not example.is_cuda or torch.compiler.is_compiling() or requested_backend(backend) not in ("triton", "varlen"):
+        return False
+    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
 def beside(compute: Callable[[], Result], reads: Sequence[Tensor], place: int) -> Callable[[], Result]:
@@ -29,7 +33,7 @@ def beside(compute: Callable[[], Result], reads: Sequence[Tensor], place: int) -
 
     Args:
         compute: Returns tensors, in tuples, lists or mappings.
-        reads: Tensors of one GPU that it reads and that may be freed before it has run.
+        reads: What it reads and what may be freed before it has run: a tensor of a GPU, and others of it or the host.
         place: Which side stream of that GPU.
     """
     device = reads[0].device
@@ -38,7 +42,8 @@ def beside(compute: Callable[[], Result], reads: Sequence[Tensor], place: int) -
     with torch.cuda.stream(side):
         result = compute()
     for x in reads:
-        x.record_stream(side)
+        if x.device == device:
+            x.record_stream(side)
 
     def join() -> Result:
         here = torch.cuda.current_stream(device)

@@ -12,7 +12,8 @@ cpu       compiled C++ for the CPU
 auto      the fastest of these that is correct for the device, dtype and shapes
 ========= ===================================================================
 
-:data:`OPERATORS` says what each operator has of these; a name that an operator does not have means "torch" to it.
+:data:`OPERATORS` says what each operator has of these; a name that an operator does not have means "torch" to it. Only
+attention has "varlen", which means "triton" to the others.
 """
 
 import os

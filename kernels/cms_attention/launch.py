@@ -38,7 +38,7 @@ from cmsbert_fast.kernels.common import tile_edge
 # the interpreter.
 SHORT_TILES = {"sm_90": (16, 32), "*": (16, 32)}
 # Of zero_tail: the rows of no sequence are few.
-TAIL_PROGRAMS, TAIL_TILE = 32, {"BLOCK_N": 4, "BLOCK_D": 256}
+TAIL_PROGRAMS, TAIL_TILE = 8, {"BLOCK_N": 16, "BLOCK_D": 64}
 
 
 def run(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], config: dict[str, int]) -> None:
@@ -91,6 +91,11 @@ class Launcher:
         return sum(tile_edge(m.frames.shape[-1]) for m in self.call.modalities)
 
     @property
+    def padded(self) -> int:
+        """1 where short sequences all take one tile: in padded batches, and on devices without lower ones."""
+        return int(not self.packed or self.device not in SHORT_TILES)
+
+    @property
     def short_tiles(self) -> tuple[int, ...]:
         """Heights of tiles of short sequences, up to the longest one's.
 
@@ -109,7 +114,7 @@ class Launcher:
             "head_size": self.head_size,
             "batch": self.call.batch,
             "width": self.width,
-            "padded": int(not self.packed or self.device not in SHORT_TILES),
+            "padded": self.padded,
         }
         return tiles.configuration("cms_attention", name, self.device, self.call.query.element_size(), **sizes)
 
@@ -180,9 +185,16 @@ def _forward_by_varlen(launcher: Launcher, saved: Saved) -> tuple[Tensor, Saved]
         torch.mm(saved.mean, _weights_side_by_side(call).t(), out=saved.shift)
         a = saved.shift.view(query.shape)
         query, key, value = query + a, key + a, value + a
+    query, key, value = (_in_wide_words(x) for x in (query, key, value))
     out, lse = varlen.attention(query, key, value, call.cu_seqlens, call.max_length, call.scale)
-    launcher.run(zero_tail_kernel, (TAIL_PROGRAMS,), TAIL_TILE, out=out)
+    launcher.run(zero_tail_kernel, (TAIL_PROGRAMS, launcher.heads), TAIL_TILE, out=out, lse=lse)
     return out, saved._replace(lse=lse.mul_(math.log2(math.e)))
+
+
+def _in_wide_words(x: Tensor) -> Tensor:
+    """x itself where flash attention can read it, 16 bytes at a time; else a copy."""
+    fits = x.stride(-1) == 1 and all(n % 8 == 0 for n in x.stride()[:-1]) and x.data_ptr() % 16 == 0
+    return x if fits else x.contiguous()
 
 
 def _weights_side_by_side(call: Call) -> Tensor:

@@ -101,10 +101,14 @@ def shift_forward_kernel(
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def zero_tail_kernel(out, sequences, n_batch, n_rows, hidden_size, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Zeroes the rows of no sequence, of which every program has an equal share. Packed form. Grid (any number,)."""
+def zero_tail_kernel(
+    out, lse, sequences, n_batch, n_rows, head_size, hidden_size, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Zeroes a head's columns of the rows of no sequence, in equal shares. Packed form. Grid (any number, H)."""
     i_first, i_last = share_of_tail(sequences.cu, n_batch, n_rows, tl.program_id(0), tl.num_programs(0))
-    zero_rows(out, hidden_size, i_first, i_last, hidden_size, BLOCK_N, BLOCK_D)
+    i_h = tl.program_id(1)
+    zero_rows(out + i_h * head_size, hidden_size, i_first, i_last, head_size, BLOCK_N, BLOCK_D)
+    zero_vector(lse + i_h.to(tl.int64) * n_rows, i_first, i_last, BLOCK_N)
 
 
 @triton.jit

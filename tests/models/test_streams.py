@@ -67,7 +67,7 @@ def test_faces_and_voices_run_beside_bert(log, monkeypatch):
         log.clear()
         monkeypatch.setattr(modeling_cmsbert, "may_run_beside", lambda frames, backend: True)
         found = model.rows(**{name: x for name, x in inputs.items() if name != "labels"})
-    begin = [[f"side {i} waits for main", f"subnetwork on side {i}", f"kept for side {i}"] for i in (0, 1)]
+    begin = [[f"side {i} waits for main", f"subnetwork on side {i}", *[f"kept for side {i}"] * 2] for i in (0, 1)]
     end = [[f"main waits for side {i}", "kept for main", "kept for main"] for i in (0, 1)]
     assert log == [*begin[0], *begin[1], "encode on main", *end[0], *end[1]]
     assert found.keys() == expected.keys()
@@ -81,3 +81,6 @@ def test_not_by_auto_and_never_on_a_cpu(backend, beside, monkeypatch):
     assert not streams.may_run_beside(frames, backend)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     assert streams.may_run_beside(frames, backend) == beside
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert not streams.may_run_beside(frames, backend)

@@ -188,7 +188,7 @@ class CMSBertClassifier(CMSBertPreTrainedModel, Classifier):
         return super().from_bert(name) and ".gate_" not in name and ".shift_" not in name
 
     def head(self, hidden: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """h_l (1, T, D), packed -> the output of :meth:`rows`."""
+        """h_l (1, T, D), packed -> the output of :meth:`rows`. CMSBERT-CLR's is made by :meth:`begin`."""
         raise NotImplementedError
 
     def begin(self, batch: Batch) -> Callable[[Tensor], dict[str, Tensor]]:
@@ -312,7 +312,7 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
             frames = getattr(batch, name)
             compute = functools.partial(self._subnetwork, name, frames)
             if may_run_beside(frames.values, self.config.backend):
-                of_frames[name] = beside(compute, [frames.values], place)
+                of_frames[name] = beside(compute, [frames.values, frames.packing.cu_seqlens], place)
             else:
                 of_frames[name] = compute
 

@@ -146,6 +146,9 @@ def test_the_tuner_tunes_what_training_calls_and_its_rows_serve_nothing_wider(mo
     monkeypatch.setattr(tuner, "tune", lambda *_: {"short_forward": {"HEADS": 3}})
     ((row,), _) = tuner.find(tuner.Workload(50, 50, 64, 300, "bfloat16", "cpu"), 0)
     assert row["at_most"] == {"tokens": 64, "head_size": 64, "batch": 300, "width": 64 + 128, "padded": 0}
+    monkeypatch.setattr(attention_triton.kernels.launch.common, "device_class", lambda _: "sm_80")
+    ((row,), _) = tuner.find(tuner.Workload(50, 50, 64, 300, "bfloat16", "cpu"), 0)
+    assert row["at_most"]["padded"] == 1
 
 
 @pytest.mark.skipif(not HAS_TRITON or INTERPRETED, reason="compiles; the interpreter is on or Triton is not installed")

@@ -34,6 +34,9 @@ def stand_in(
     query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, longest: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     assert query.shape[-1] % 8 == 0
+    for x in (query, key, value):
+        assert x.stride(-1) == 1
+        assert all(n % 8 == 0 for n in x.stride()[:-1])
     out, lse = torch.full_like(query, torch.nan), query.new_full(query.shape[1::-1], torch.nan, dtype=torch.float32)
     for begin, end in pairwise(cu_seqlens.tolist()):
         assert end - begin <= longest
@@ -104,6 +107,18 @@ def test_where_it_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert calls(monkeypatch, tokens, dtype, packed, dropout_p) == expected
+
+
+@runs_kernels
+@pytest.mark.parametrize("last", [True, False], ids=["odd rows", "strided columns"])
+def test_what_flash_attention_cannot_read_is_copied(last: bool, varlen: None) -> None:
+    """Rows of 33 numbers; and a last dimension that is not contiguous."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(70, 33, generator=generator).to(DEVICE, torch.float16)[:, :32]
+    x = wide.unflatten(1, (2, 16)) if last else wide.unflatten(1, (16, 2)).transpose(1, 2)
+    options = {"cu_seqlens": cumulative(torch.tensor([66, 4])).to(DEVICE), "max_seqlen": 66}
+    z, expected = (cms_attention(x, x, x, backend=backend, **options) for backend in ("varlen", "torch"))
+    torch.testing.assert_close(z, expected, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="there it can run")
