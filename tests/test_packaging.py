@@ -301,6 +301,7 @@ def test_the_lowest_versions_are_those_that_are_promised() -> None:
         "alembic",
         "optuna",
         "faster-whisper",
+        "openvino",
         "mkdocs",
         "mkdocs-material",
         "networkx",
