@@ -1,8 +1,8 @@
 """Stage "switches": what each change of the kernels gains that was decided without a GPU, against the way before it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 
@@ -10,42 +10,30 @@ from bench import names
 from bench.gpu import attention, loss
 from bench.gpu.runner import Context, each
 
-WITHOUT = "without"
-
-
-@contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
 
 def _low_tiles() -> Any:
     """One tile for all short sequences, with the configuration of padded batches."""
     from cmsbert_fast.kernels.cms_attention import launch
 
-    return _set(launch, "SHORT_TILES", {})
+    return patch.object(launch, "SHORT_TILES", {})
 
 
 def _aligned_rows() -> Any:
     from cmsbert_fast.kernels.cms_attention import aligned
 
-    return _set(aligned, "ITEM_SIZE", 0)  # of no dtype
+    return patch.object(aligned, "ITEM_SIZE", 0)  # of no dtype
 
 
 def _sorted_rows() -> Any:
     from cmsbert_fast.ops.contrastive import triton
 
-    return _set(triton, "SORTS", False)
+    return patch.object(triton, "SORTS", False)
 
 
 def _one_exponential() -> Any:
     from cmsbert_fast.kernels.contrastive import call
 
-    return _set(call, "LARGEST_BOUND", 0.0)
+    return patch.object(call, "LARGEST_BOUND", 0.0)
 
 
 OF_ATTENTION: dict[str, Callable[[], Any]] = {"low tiles": _low_tiles, "aligned rows": _aligned_rows}
@@ -59,7 +47,7 @@ class Case(NamedTuple):
     change: str
 
     def __str__(self) -> str:
-        return f"{self.case}, {WITHOUT} {self.change}"
+        return f"{self.case}, without {self.change}"
 
 
 def cases(rehearsal: bool = False) -> tuple[list[Case], list[Case]]:
@@ -78,23 +66,22 @@ def run(context: Context) -> None:
     device = torch.device(context.device)
     of_attention, of_loss = cases(context.rehearsal)
 
-    def measure_attention(case: Case) -> dict[str, Any]:
-        with OF_ATTENTION[case.change]():
-            return attention.measure_case(case.case, device)
+    def measure(case: Case) -> dict[str, Any]:
+        return _without(case, "measure_case", device)
 
-    def measure_loss(case: Case) -> dict[str, Any]:
-        with OF_LOSS[case.change]():
-            return loss.measure_case(case.case, device)
-
-    each(context, names.ATTENTION, of_attention, measure_attention)
-    each(context, names.CONTRASTIVE, of_loss, measure_loss)
+    each(context, names.ATTENTION, of_attention, measure)
+    each(context, names.CONTRASTIVE, of_loss, measure)
 
 
 def compile_case(case: Case) -> None:
     """Compiles what a case launches."""
-    if case.change in OF_ATTENTION:
-        with OF_ATTENTION[case.change]():
-            attention.compile_case(case.case)
-    else:
-        with OF_LOSS[case.change]():
-            loss.compile_case(case.case)
+    _without(case, "compile_case")
+
+
+def _without(case: Case, function: str, *more: Any) -> Any:
+    """A function of the other stage on its case, while the change is taken back."""
+    stage, take_back = (
+        (attention, OF_ATTENTION[case.change]) if case.change in OF_ATTENTION else (loss, OF_LOSS[case.change])
+    )
+    with take_back():
+        return getattr(stage, function)(case.case, *more)

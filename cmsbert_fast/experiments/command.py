@@ -131,7 +131,7 @@ class _Command:
     def run(self) -> int:
         """Checks, tunes, trains and reports."""
         cells = self._cells()
-        wanted = [s for place, cell in cells.items() for s in self._runs_of(place, cell)]
+        wanted = self._all_runs(cells)
         if not wanted:
             raise UsageError("Nothing is to be run: no row of these tables has its data; see --data and --variants.")
         for sentence in unread.of_no_run(wanted, self._options.settings):
@@ -141,8 +141,7 @@ class _Command:
             place: cell if cell.settings is None else cell._replace(settings=unread.removed(cell.settings))
             for place, cell in cells.items()
         }
-        wanted = [s for place, cell in cells.items() for s in self._runs_of(place, cell)]
-        self._corpora.check(wanted)
+        self._corpora.check(self._all_runs(cells))
         if self._options.settings.get("word_vectors") is not None and not self._corpora.vectors_are_read:
             raise UsageError("Leave out --set word_vectors: no row of these tables reads word vectors.")
         units = self._units(cells) if self._options.tune is not None else {}
@@ -155,7 +154,7 @@ class _Command:
                 place: cell._replace(settings=tuned[units[place].name]) if place in units else cell
                 for place, cell in cells.items()
             }
-            self._corpora.check([s for place, cell in cells.items() for s in self._runs_of(place, cell)])
+            self._corpora.check(self._all_runs(cells))
         planned = self._plan(cells)
         self._do(list(planned.values()), self._report_sometimes)
         self._write()
@@ -176,6 +175,9 @@ class _Command:
             for data in sections_of(table, data_sets, self._tables.values())
             for row in table.rows
         }
+
+    def _all_runs(self, cells: Mapping[Place, Cell]) -> list:
+        return [settings for place, cell in cells.items() for settings in self._runs_of(place, cell)]
 
     def _runs_of(self, place: Place, cell: Cell) -> list:
         if cell.settings is None:
