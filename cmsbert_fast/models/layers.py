@@ -5,8 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from cmsbert_fast.models.adapters import is_plain
-from cmsbert_fast.ops.linear.api import Linear
+from cmsbert_fast.ops.linear.api import Linear, Options, linear
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 
 
@@ -35,29 +34,29 @@ class Projector(nn.Module):
 class FusionLayer(nn.TransformerEncoderLayer):
     """One post-norm layer of a Transformer over a few tokens, (B, M, d) -> (B, M, d); PyTorch's, batch first.
 
-    PyTorch's reads the weights of its linear layers. Where an adapter wrapped one of them, they are called instead. So
-    they are under torch.export, whose programs are not to hold PyTorch's fused layer.
+    Its parts are called one by one: PyTorch's forward reads the weights of its linear layers, whatever adapter wraps
+    them, and multiplies them by PyTorch's products.
     """
 
-    def __init__(self, size: int, heads: int, inner_size: int, dropout: float):
+    def __init__(self, size: int, heads: int, inner_size: int, dropout: float, options: Options):
         super().__init__(size, heads, inner_size, dropout, batch_first=True)
+        self.options = options
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        attention = type(self.self_attn) is nn.MultiheadAttention
-        exporting = torch.compiler.is_exporting()
-        if attention and not exporting and all(map(is_plain, (self.self_attn.out_proj, self.linear1, self.linear2))):
-            return super().forward(tokens)
-        attended = self._attend(tokens) if attention else self.self_attn(tokens, tokens, tokens, need_weights=False)[0]
+        if type(self.self_attn) is nn.MultiheadAttention:
+            attended = self._attend(tokens)
+        else:  # an adapter's
+            attended = self.self_attn(tokens, tokens, tokens, need_weights=False)[0]
         tokens = self.norm1(tokens + self.dropout1(attended))
         return self.norm2(tokens + self._ff_block(tokens))
 
     def _attend(self, tokens: Tensor) -> Tensor:
-        """The self-attention, with its last layer called."""
+        """The self-attention, in PyTorch's order of memory, (M, B, d), which the masks of dropout follow."""
         layer = self.self_attn
-        heads = F.linear(tokens, layer.in_proj_weight, layer.in_proj_bias).unflatten(-1, (3, layer.num_heads, -1))
-        query, key, value = heads.transpose(1, 3).unbind(2)
+        heads = linear(tokens.transpose(0, 1), layer.in_proj_weight, layer.in_proj_bias, self.options.backend)
+        query, key, value = heads.unflatten(-1, (3, layer.num_heads, -1)).permute(2, 1, 3, 0, 4).unbind()
         z = F.scaled_dot_product_attention(query, key, value, dropout_p=layer.dropout if self.training else 0.0)
-        return layer.out_proj(z.transpose(1, 2).flatten(2))
+        return layer.out_proj(z.permute(2, 0, 1, 3).flatten(2)).transpose(0, 1)
 
 
 class Fusion(nn.Module):
@@ -69,11 +68,12 @@ class Fusion(nn.Module):
         num_labels: Number of outputs.
         heads: Heads of the Transformer layer; they share d.
         dropout: Dropout probability in the Transformer layer.
+        options: As of :class:`FusionLayer`.
     """
 
-    def __init__(self, num_modalities: int, size: int, num_labels: int, heads: int, dropout: float):
+    def __init__(self, num_modalities: int, size: int, num_labels: int, heads: int, dropout: float, options: Options):
         super().__init__()
-        self.transformer = FusionLayer(size, heads, 4 * size, dropout)
+        self.transformer = FusionLayer(size, heads, 4 * size, dropout, options)
         self.dense = HeadLinear(num_modalities * size, size)
         self.out_proj = HeadLinear(size, num_labels)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from cmsbert_fast.kernels.cpu import library
+from cmsbert_fast.kernels.cpu.product import FEW_ROWS
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 if HAS_TRITON:
@@ -80,14 +81,21 @@ def why_not_compiled(device: torch.device, dtype: torch.dtype, dtypes: tuple[tor
 
 
 @torch.compiler.assume_constant_result
-def why_not_own_products(dtype: torch.dtype) -> str | None:
+def why_not_own_products(dtype: torch.dtype, rows: int | None = None) -> str | None:
     """Why large matrix products are better left to PyTorch on this CPU.
 
     Its float32 products are MKL's, which has AVX-512 for Intel's CPUs only: on AMD's it runs at half of their rate.
-    bfloat16's are oneDNN's, which packs each weight anew and casts it first. Decided by what the CPU is, never by a
-    stopwatch: results must be the same bits in every process.
+    Without AVX-512 it is at the CPU's rate, but not for a few rows: there ours take 0.4 to 0.9 of its time. bfloat16's
+    are oneDNN's, which packs each weight anew and casts it first. Decided by what the CPU is, never by a stopwatch:
+    results must be the same bits in every process.
+
+    Args:
+        rows: Those that a weight is multiplied with, in a product without gradients; None = many, or with gradients,
+            which read a few rows' weight the other way.
     """
-    if _vendor() != "AuthenticAMD" or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    vectors = torch.backends.cpu.get_cpu_capability() if _vendor() == "AuthenticAMD" else None
+    few = dtype == torch.float32 and rows is not None and 1 < rows <= FEW_ROWS
+    if vectors != "AVX512" and not (vectors == "AVX2" and few):
         return "PyTorch's own products are as fast on this CPU"
     if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device("cpu")):
         return "this CPU has no bfloat16 instructions"

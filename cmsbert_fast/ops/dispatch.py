@@ -95,7 +95,8 @@ def _lstm_cpu(frames: Tensor) -> str | None:
 
 def _linear_cpu(x: Tensor) -> str | None:
     reason = capability.why_not_compiled(x.device, x.dtype, (torch.float32, torch.bfloat16))
-    return reason or capability.why_not_own_products(x.dtype)
+    rows = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else x.shape[:-1].numel()
+    return reason or capability.why_not_own_products(x.dtype, rows)
 
 
 def _dropout_cpu(values: Tensor) -> str | None:

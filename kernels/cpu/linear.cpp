@@ -2,8 +2,8 @@
 // as they lie: either dimension may have the unit stride, and each operand is float32 or bfloat16.
 //
 // A task owns some columns of C and packs their panel of B piece by piece, which costs a few percent of the product;
-// rows of A are read in place unless they have to be rounded or transposed first. With few rows the sides change: A's
-// transpose is one panel, and B, the weight, is read in place once, as fast as memory gives it.
+// rows of A are read in place unless they have to be rounded or transposed first. With few rows the sides change: panels
+// of A's transpose are packed, and B, the weight, is read in place once, as fast as memory gives it.
 // An element of C is added up in the same order either way: results depend neither on the number of rows nor on threads.
 
 #include "product.h"
@@ -31,7 +31,7 @@ static_assert(sizeof(Product) == 18 * 8, "product.py lays it out");
 namespace {
 
 constexpr int64_t WIDTH = MAX_VECTORS * LANES;  // of a panel
-constexpr int64_t FEW = WIDTH;                  // rows up to which A is the panel
+constexpr int64_t FEW = 64;                     // rows up to which A is packed, not B
 constexpr int64_t STREAMS = 8;                  // rows of B read in turn then: more would fall on the same cache lines
 constexpr int64_t CHUNK = 48;                   // rows of B of a task then
 constexpr int64_t LEAST_ROWS = 96, MOST_ROWS = 1024;  // of a task; fewer and packing costs too much
@@ -186,58 +186,74 @@ class Run {
         }
     }
 
+    // body(first row, rows, width) for each panel of A's transpose.
+    template <class Body>
+    void for_each_panel(const Body& body) const {
+        for (int64_t row = 0; row < call_.m; row += WIDTH) {
+            const int64_t rows = std::min(WIDTH, call_.m - row);
+            body(row, rows, padded(rows));
+        }
+    }
+
     void few_rows() {
-        const int64_t vectors = (call_.m + LANES - 1) / LANES, width = vectors * LANES;
-        float* packed = call_scratch.take(words_ * width + 1, status_);  // 1: a depth of 0 is no lack of memory
+        const int64_t columns = padded(call_.m);
+        float* packed = call_scratch.take(words_ * columns + 1, status_);  // 1: a depth of 0 is no lack of memory
         if (packed == nullptr) return;
-        pack(call_.a, 0, call_.m, 0, words_, width, packed);
+        for_each_panel([&](int64_t row, int64_t rows, int64_t width) {
+            pack(call_.a, row, rows, 0, words_, width, packed + row * words_);
+        });
         for_each(call_, (call_.n + CHUNK - 1) / CHUNK, 1, [&](int64_t task) {
             const int64_t first = task * CHUNK, n = std::min(CHUNK, call_.n - first);
-            float* c = thread_scratch.take(CHUNK * width + (copied(call_.b) ? STREAMS * words_ : 0), status_);
+            float* c = thread_scratch.take(CHUNK * columns + (copied(call_.b) ? STREAMS * words_ : 0), status_);
             if (c == nullptr) return;
-            transposed_chunk(first, n, packed, vectors, c);
-            put_transposed(first, n, c, width);
+            transposed_chunk(first, n, packed, c, c + CHUNK * columns);
+            for_each_panel([&](int64_t row, int64_t rows, int64_t width) {
+                put_transposed(row, rows, first, n, c + row * CHUNK, width);
+            });
         });
     }
 
-    // C^T of n rows of B, (n, width), from A's transpose; behind it lies memory for copies of STREAMS rows.
-    void transposed_chunk(int64_t first, int64_t n, const float* packed, int64_t vectors, float* c) const {
-        const int64_t width = vectors * LANES, most = std::min<int64_t>(STREAMS, most_rows(static_cast<int>(vectors)));
+    // C^T of n rows of B, each panel's (n, width) CHUNK * width after the last one's, from the panels of A's transpose.
+    void transposed_chunk(int64_t first, int64_t n, const float* packed, float* c, float* copies) const {
+        const int64_t widest = std::min(WIDTH, padded(call_.m)) / LANES;
+        const int64_t most = std::min<int64_t>(STREAMS, most_rows(static_cast<int>(widest)));
         for (int64_t i = 0, rows; i < n; i += rows) {
             rows = std::min(most, n - i);
             const T* b = static_cast<const T*>(call_.b.data) + (first + i) * call_.b.row;
             int64_t b_row = call_.b.row;
             if (copied(call_.b)) {
-                float* own = c + CHUNK * width;
                 for (int64_t r = 0; r < rows; r += LANES)
-                    copy_rows(call_.b, first + i + r, std::min<int64_t>(LANES, rows - r), own + r * words_);
-                b = reinterpret_cast<const T*>(own);
+                    copy_rows(call_.b, first + i + r, std::min<int64_t>(LANES, rows - r), copies + r * words_);
+                b = reinterpret_cast<const T*>(copies);
                 b_row = words_ * TERMS<T>;
             }
             float bias[STREAMS][WIDTH];
             for (int64_t r = 0; r < rows; ++r)
-                for (int64_t j = 0; j < width; j += LANES)
+                for (int64_t j = 0; j < WIDTH; j += LANES)
                     store(bias[r] + j, splat(call_.bias ? call_.bias[first + i + r] : 0.0f));
-            float* to = c + i * width;
-            for (int64_t p = 0; p < pieces_; ++p) {
-                const int64_t k = piece(p);
-                tile_of<T>(rows, vectors)(piece(p + 1) - k, b + k * TERMS<T>, b_row, packed + k * width,
-                                          p ? to : bias[0], p ? width : WIDTH, to, width);
-            }
+            for_each_panel([&](int64_t row, int64_t, int64_t width) {
+                float* to = c + row * CHUNK + i * width;
+                for (int64_t p = 0; p < pieces_; ++p) {
+                    const int64_t k = piece(p);
+                    tile_of<T>(rows, width / LANES)(piece(p + 1) - k, b + k * TERMS<T>, b_row,
+                                                    packed + row * words_ + k * width, p ? to : bias[0],
+                                                    p ? width : WIDTH, to, width);
+                }
+            });
         }
     }
 
-    // C's columns first, ..., first + n - 1 from their transpose (n, width).
-    void put_transposed(int64_t first, int64_t n, const float* from, int64_t width) const {
+    // C's block of some rows and of columns first, ..., first + n - 1, from its transpose (n, width).
+    void put_transposed(int64_t row, int64_t rows, int64_t first, int64_t n, const float* from, int64_t width) const {
         for (int64_t j = 0; j < n; j += LANES)
-            for (int64_t i = 0; i < call_.m; i += LANES) {
+            for (int64_t i = 0; i < rows; i += LANES) {
                 Vec v[LANES] = {};
                 for (int64_t r = 0; r < LANES && j + r < n; ++r) v[r] = load(from + (j + r) * width + i);
                 transpose(v);
-                for (int64_t r = 0; r < LANES && i + r < call_.m; ++r) {
-                    float row[LANES];
-                    store(row, v[r]);
-                    put(i + r, first + j, row, std::min<int64_t>(LANES, n - j));
+                for (int64_t r = 0; r < LANES && i + r < rows; ++r) {
+                    float lanes[LANES];
+                    store(lanes, v[r]);
+                    put(row + i + r, first + j, lanes, std::min<int64_t>(LANES, n - j));
                 }
             }
     }

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from cmsbert_fast.kernels.cpu import library
 
+FEW_ROWS = 64  # of ``a`` up to which these are packed and ``b`` is read once, in place (FEW of the C++)
+
 _CALL = struct.Struct("=18q")  # ``Product`` of the C++; pointers are integers
 
 

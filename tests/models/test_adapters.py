@@ -135,7 +135,7 @@ def test_a_bias_that_an_adapter_adds_to_a_shift_is_refused(batch):
 
 def test_the_fusion_layer_with_called_parts_is_pytorchs():
     torch.manual_seed(0)
-    layer = FusionLayer(8, 2, 32, 0.3).double().eval()
+    layer = FusionLayer(8, 2, 32, 0.3, config()).double().eval()
     x = torch.randn(3, 4, 8, dtype=torch.float64)
     plain = layer(x)
     wrapped = LowRank(layer.linear1)

@@ -173,6 +173,20 @@ def test_products_go_by_what_the_cpu_is(monkeypatch, vendor, level, fast_bfloat1
         assert report("linear", EXAMPLE) == "torch (not cpu: PyTorch's own products are as fast on this CPU)"
 
 
+@pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
+def test_products_of_few_rows_without_gradients(monkeypatch, vendor):
+    monkeypatch.setattr(capability, "_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+
+    def ours(dtype):
+        return [n for n in (0, 1, 2, 64, 65) if choose_backend("linear", torch.ones(n, 8, dtype=dtype)) == "cpu"]
+
+    with torch.no_grad():
+        assert ours(torch.float32) == ([2, 64] if vendor == "AuthenticAMD" else [])
+        assert ours(torch.bfloat16) == []
+    assert choose_backend("linear", torch.ones(2, 8)) == "torch"  # its backward pass reads the weight the other way
+
+
 @pytest.mark.parametrize("operator", ["lstm", "linear", "dropout"])
 def test_pytorch_on_a_gpu(operator, gpu):
     for backend in ("auto", "triton", "cpu", "torch", "reference"):

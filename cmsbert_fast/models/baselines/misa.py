@@ -132,7 +132,7 @@ class MISAForSequenceClassification(Baseline):
             setattr(self, f"{name}_decoder", nn.Linear(config.size, config.size))
         self.shared = nn.Linear(config.size, config.size)
         self.transformer = FusionLayer(
-            config.size, config.fusion_heads, config.feedforward_size, config.transformer_dropout
+            config.size, config.fusion_heads, config.feedforward_size, config.transformer_dropout, config
         )
         width = len(self.sources) * config.size
         self.fusion_dense = nn.Linear(2 * width, width)

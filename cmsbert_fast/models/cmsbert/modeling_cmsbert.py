@@ -289,7 +289,7 @@ class CMSBertCLRForSequenceClassification(CMSBertClassifier):
             setattr(self, f"{name}_lstm", PackedLSTM(config.frame_sizes[name], projection))
             setattr(self, f"{name}_projector", Projector(projection, projection))
         self.fusion = Fusion(
-            1 + len(self.modalities), projection, self.num_labels, FUSION_HEADS, config.hidden_dropout_prob
+            1 + len(self.modalities), projection, self.num_labels, FUSION_HEADS, config.hidden_dropout_prob, config
         )
         use_cheap_dropout(self.fusion, config)
         use_fast_linear(self, config)

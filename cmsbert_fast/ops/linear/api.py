@@ -1,6 +1,8 @@
 """The linear layer, y = x W^T + b, and its gradients on the fastest product that the machine has.
 
-PyTorch's float32 products go to MKL, which on AMD's CPUs uses half of the vector units; the "cpu" backend does not.
+PyTorch's float32 products go to MKL, which on AMD's CPUs uses half of AVX-512's vector units, and reads the weights of
+one utterance more slowly than memory gives them; the "cpu" backend does neither
+(:func:`~cmsbert_fast.ops.capability.why_not_own_products`).
 """
 
 from typing import Protocol
@@ -72,12 +74,15 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias, "auto" if self.options is None else self.options.backend)
 
 
+_REPLACED = (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)  # the latter in MultiheadAttention
+
+
 def use_fast_linear(module: nn.Module, options: Options) -> None:
     """Replaces every torch.nn.Linear below ``module`` by :class:`Linear`, keeping its parameters, so that no checkpoint
     changes; layers of this class get the options."""
     for parent in module.modules():
         for name, child in parent.named_children():
-            if type(child) is nn.Linear:
+            if type(child) in _REPLACED:
                 with torch.device("meta"):
                     layer = Linear(child.in_features, child.out_features, child.bias is not None)
                 layer.weight, layer.bias = child.weight, child.bias
