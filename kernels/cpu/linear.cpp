@@ -167,8 +167,8 @@ class Run {
             for (int64_t block = 0; block < blocks; ++block) {
                 const int64_t i = (end - begin) * block / blocks, rows = (end - begin) * (block + 1) / blocks - i;
                 float* to = c + i * c_row;
-                tile_of<T>(rows, vectors)(depth, a + i * a_row + k * TERMS<T>, a_row, packed, p ? to : bias,
-                                          p ? c_row : 0, to, c_row);
+                tile_of<T, false>(rows, vectors)(depth, a + i * a_row + k * TERMS<T>, a_row, packed, p ? to : bias,
+                                                 p ? c_row : 0, to, c_row, 0);
             }
         }
         if (!direct)
@@ -232,12 +232,14 @@ class Run {
                 for (int64_t j = 0; j < WIDTH; j += LANES)
                     store(bias[r] + j, splat(call_.bias ? call_.bias[first + i + r] : 0.0f));
             for_each_panel([&](int64_t row, int64_t, int64_t width) {
+                const auto product = row || copied(call_.b) ? tile_of<T, false>(rows, width / LANES)
+                                                            : tile_of<T, true>(rows, width / LANES);
                 float* to = c + row * CHUNK + i * width;
                 for (int64_t p = 0; p < pieces_; ++p) {
-                    const int64_t k = piece(p);
-                    tile_of<T>(rows, width / LANES)(piece(p + 1) - k, b + k * TERMS<T>, b_row,
-                                                    packed + row * words_ + k * width, p ? to : bias[0],
-                                                    p ? width : WIDTH, to, width);
+                    const int64_t k = piece(p), end = piece(p + 1);
+                    const int64_t next = end < words_ ? end * TERMS<T> : rows * b_row;
+                    product(end - k, b + k * TERMS<T>, b_row, packed + row * words_ + k * width, p ? to : bias[0],
+                            p ? width : WIDTH, to, width, next - k * TERMS<T>);
                 }
             });
         }

@@ -55,22 +55,27 @@ constexpr int ACCUMULATORS = MAX_VECTORS * MAX_ROWS;
 constexpr int most_rows(int vectors) { return ACCUMULATORS / vectors; }
 
 // C (ROWS, VECTORS x LANES) = start + A (ROWS, depth words) times a panel (depth words, VECTORS x LANES). `start`'s rows
-// are start_row apart: C itself, or one row for all (0).
-template <class T, int ROWS, int VECTORS>
+// are start_row apart: C itself, or one row for all (0). FETCHES: meanwhile the words that lie `ahead` of A's come nearer.
+template <class T, int ROWS, int VECTORS, bool FETCHES>
 void tile(int64_t depth, const T* a, int64_t a_row, const float* panel, const float* start, int64_t start_row, float* c,
-          int64_t c_row) {
+          int64_t c_row, int64_t ahead) {
+    constexpr int64_t LINE = 16;  // words of a cache line
     Vec total[ROWS][VECTORS];
     for (int i = 0; i < ROWS; ++i)
         for (int j = 0; j < VECTORS; ++j) total[i][j] = Vec{};
-    for (int64_t k = 0; k < depth; ++k) {
-        Vec row[VECTORS];
-        for (int j = 0; j < VECTORS; ++j) row[j] = load(panel + j * LANES);
-        for (int i = 0; i < ROWS; ++i) {
-            const Vec x = splat_word(a + i * a_row);
-            for (int j = 0; j < VECTORS; ++j) total[i][j] = add_products<T>(total[i][j], x, row[j]);
+    for (int64_t k = 0; k < depth;) {
+        if (FETCHES)
+            for (int i = 0; i < ROWS; ++i) __builtin_prefetch(a + i * a_row + ahead, 0, 2);
+        for (const int64_t end = FETCHES ? std::min(k + LINE, depth) : depth; k < end; ++k) {
+            Vec row[VECTORS];
+            for (int j = 0; j < VECTORS; ++j) row[j] = load(panel + j * LANES);
+            for (int i = 0; i < ROWS; ++i) {
+                const Vec x = splat_word(a + i * a_row);
+                for (int j = 0; j < VECTORS; ++j) total[i][j] = add_products<T>(total[i][j], x, row[j]);
+            }
+            a += TERMS<T>;
+            panel += VECTORS * LANES;
         }
-        a += TERMS<T>;
-        panel += VECTORS * LANES;
     }
     for (int i = 0; i < ROWS; ++i)
         for (int j = 0; j < VECTORS; ++j) {
@@ -80,22 +85,22 @@ void tile(int64_t depth, const T* a, int64_t a_row, const float* panel, const fl
 }
 
 template <class T>
-using Tile = void (*)(int64_t, const T*, int64_t, const float*, const float*, int64_t, float*, int64_t);
+using Tile = void (*)(int64_t, const T*, int64_t, const float*, const float*, int64_t, float*, int64_t, int64_t);
 
-template <class T, int VECTORS, int... ROWS>
+template <class T, bool FETCHES, int VECTORS, int... ROWS>
 Tile<T> tile_of(int64_t rows, std::integer_sequence<int, ROWS...>) {
-    static constexpr Tile<T> tiles[] = {tile<T, ROWS + 1, VECTORS>...};
+    static constexpr Tile<T> tiles[] = {tile<T, ROWS + 1, VECTORS, FETCHES>...};
     return tiles[rows - 1];
 }
 
-template <class T>
+template <class T, bool FETCHES>
 Tile<T> tile_of(int64_t rows, int64_t vectors) {
     if constexpr (MAX_VECTORS == 4) {
-        if (vectors == 4) return tile_of<T, 4>(rows, std::make_integer_sequence<int, most_rows(4)>());
-        if (vectors == 3) return tile_of<T, 3>(rows, std::make_integer_sequence<int, most_rows(3)>());
+        if (vectors == 4) return tile_of<T, FETCHES, 4>(rows, std::make_integer_sequence<int, most_rows(4)>());
+        if (vectors == 3) return tile_of<T, FETCHES, 3>(rows, std::make_integer_sequence<int, most_rows(3)>());
     }
-    if (vectors == 2) return tile_of<T, 2>(rows, std::make_integer_sequence<int, most_rows(2)>());
-    return tile_of<T, 1>(rows, std::make_integer_sequence<int, most_rows(1)>());
+    if (vectors == 2) return tile_of<T, FETCHES, 2>(rows, std::make_integer_sequence<int, most_rows(2)>());
+    return tile_of<T, FETCHES, 1>(rows, std::make_integer_sequence<int, most_rows(1)>());
 }
 
 // ------------------------------------------------------------------ words from memory
