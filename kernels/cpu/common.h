@@ -97,6 +97,25 @@ inline Vec tanh(Vec x) {
     return magnitude(x) < 0.625f ? p * y * x + x : (x < 0.0f ? -wide : wide);
 }
 
+// x (1 + erf(x / sqrt 2)) / 2. erf is a + a p(a^2) below 0.9375, 1 - exp(t q(t) - t) above, and 1 from 4 on; p and q are
+// least squares, reweighted towards the minimax fit, that leave an error of erf of 1e-8 (1.6e-8 at 4) beside rounding.
+inline Vec gelu(Vec x) {
+    const Vec a = x * 0.70710678118654752f, t = magnitude(a), s = a * a;
+    Vec q = t * 2.1291533e-4f - 3.2061816e-3f;
+    q = q * t + 2.286198e-2f;
+    q = q * t - 1.0521845e-1f;
+    q = q * t - 6.3575107e-1f;
+    q = q * t - 1.2850474e-1f;
+    const Vec tail = t < 4.0f ? exponential(q * t - t) : Vec{};  // erfc of t
+    Vec p = s * -5.7608465e-4f + 4.940426e-3f;
+    p = p * s - 2.6722595e-2f;
+    p = p * s + 1.12802066e-1f;
+    p = p * s - 3.7612253e-1f;
+    p = p * s + 1.2837905e-1f;
+    const Vec near = 1.0f + (p * a + a), far = a < 0.0f ? tail : 2.0f - tail;
+    return x * 0.5f * (t < 0.9375f ? near : far);
+}
+
 // ------------------------------------------------------------------ bfloat16
 
 struct BFloat16 {

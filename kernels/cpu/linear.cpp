@@ -15,17 +15,18 @@ struct Operand {  // (rows, depth) with unit stride along one of them
     int64_t row, column, bfloat16;
 };
 
-struct Product {  // C (m, n) = A (m, depth) B (n, depth)^T + bias (n,)
+struct Product {  // C (m, n) = A (m, depth) B (n, depth)^T + bias (n,), or GELU of it
     Operand a, b;
     const float* bias;  // null = none
     void* out;          // unit stride along n
     int64_t out_row, out_bfloat16;
     int64_t m, n, depth;
     int64_t rounds;  // the operands are rounded to bfloat16
+    int64_t gelu;
     int64_t threads;
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
 };
-static_assert(sizeof(Product) == 18 * 8, "product.py lays it out");
+static_assert(sizeof(Product) == 19 * 8, "product.py lays it out");
 }
 
 namespace {
@@ -171,8 +172,15 @@ class Run {
                                                  p ? c_row : 0, to, c_row, 0);
             }
         }
+        if (call_.gelu)
+            for (int64_t i = 0; i < end - begin; ++i) activate(c + i * c_row, width);
         if (!direct)
             for (int64_t i = begin; i < end; ++i) put(i, column, c + (i - begin) * width, n);
+    }
+
+    // n floats, whole vectors.
+    static void activate(float* x, int64_t n) {
+        for (int64_t j = 0; j < n; j += LANES) store(x + j, gelu(load(x + j)));
     }
 
     // n floats of a row of C, in memory whole vectors.
@@ -208,6 +216,7 @@ class Run {
             if (c == nullptr) return;
             transposed_chunk(first, n, packed, c, c + CHUNK * columns);
             for_each_panel([&](int64_t row, int64_t rows, int64_t width) {
+                if (call_.gelu) activate(c + row * CHUNK, n * width);
                 put_transposed(row, rows, first, n, c + row * CHUNK, width);
             });
         });

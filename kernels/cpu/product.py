@@ -11,11 +11,13 @@ from cmsbert_fast.kernels.cpu import library
 
 FEW_ROWS = 64  # of ``a`` up to which these are packed and ``b`` is read once, in place (FEW of the C++)
 
-_CALL = struct.Struct("=18q")  # ``Product`` of the C++; pointers are integers
+_CALL = struct.Struct("=19q")  # ``Product`` of the C++; pointers are integers
 
 
-def matrix_product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Fills ``out`` (m, n) with a b^T + bias.
+def matrix_product(
+    a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor, bias: Tensor | None = None, gelu: bool = False
+) -> Tensor:
+    """Fills ``out`` (m, n) with a b^T + bias, or GELU of that.
 
     Args:
         a: (m, depth), float32 or bfloat16, of any strides; copied where neither of them is 1.
@@ -23,6 +25,7 @@ def matrix_product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor, bias: 
         dtype: That of the products: float32, and then of the operands, or bfloat16, to which operands are rounded.
         out: Float32 or bfloat16; unit stride along n.
         bias: (n,), float32 or bfloat16.
+        gelu: Whether GELU follows, in float32 before ``out`` is rounded.
     """
     a, b = _unit_stride(a), _unit_stride(b)
     bias = None if bias is None else bias.float().contiguous()
@@ -36,6 +39,7 @@ def matrix_product(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor, bias: 
         *out.shape,
         a.shape[1],
         dtype == torch.bfloat16,
+        gelu,
         torch.get_num_threads(),
         library.parallel_loop(),
     )

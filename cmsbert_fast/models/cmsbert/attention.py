@@ -1,6 +1,6 @@
 """The self-attention of CMSBERT (Eq. 1-7), as a module of BERT's layers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,10 @@ class ShiftInputs(NamedTuple):
     weight: Tensor
 
 
+def _called(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x)
+
+
 class CMSBertSelfAttention(nn.Module):
     """BERT's self-attention with q, k and v shifted by the face and voice of the whole utterance (Eq. 1-7).
 
@@ -55,13 +59,17 @@ class CMSBertSelfAttention(nn.Module):
         self, hidden_states: Tensor, attention_mask: None = None, *, batch: Batch, **kwargs: object
     ) -> tuple[Tensor, None]:
         """hidden_states (1, T, D) -> (1, T, D)."""
-        hidden = hidden_states[0]
-        query, key, value = (layer(hidden).unflatten(-1, self.heads) for layer in (self.query, self.key, self.value))
+        return self.attention(hidden_states[0], batch, _called)[None], None
+
+    def attention(self, hidden: Tensor, batch: Batch, linear: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """Eq. 1-7, (T, D) -> (T, D); ``linear`` is a layer's output, of q, k and v."""
+        layers = (self.query, self.key, self.value)
+        query, key, value = (linear(layer, hidden).unflatten(-1, self.heads) for layer in layers)
         inputs = {
             name: ShiftInputs(*halves, self._shift_weight(name, halves[-1].values))
             for name, halves in self._gate_halves(hidden, batch).items()
         }
-        return self.attend(query, key, value, inputs, batch)[None], None
+        return self.attend(query, key, value, inputs, batch)
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, inputs: Mapping[str, ShiftInputs], batch: Batch

@@ -11,14 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
-from transformers.activations import GELUActivation
-from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput, BertSelfOutput
 
 from cmsbert_fast.data.example import MODALITIES
-from cmsbert_fast.models.adapters import is_plain
 from cmsbert_fast.models.cmsbert.attention import CMSBertSelfAttention, ShiftInputs
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
+from cmsbert_fast.models.cmsbert.untouched import is_untouched
 from cmsbert_fast.models.inputs import Batch, Frames
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 from cmsbert_fast.ops.bias_gelu.api import bias_gelu
@@ -61,7 +58,7 @@ class FusedLayers:
             choose_backend("residual_norm", wide, config.backend),
             choose_backend("bias_gelu", inner, config.backend),
         }
-        if wanted != {"triton"} or not all(map(_is_untouched, layers)):
+        if wanted != {"triton"} or not all(map(is_untouched, layers)):
             return None
         drops = layers.training and config.hidden_dropout_prob > 0
         shape = (len(layers), 2, 2)  # pairs: each begins where wide loads can
@@ -121,26 +118,3 @@ def _fits(config: CMSBertConfig) -> bool:
         and config.hidden_dropout_prob < 1
         and config.hidden_size >= ALIGNED
     )
-
-
-def _is_untouched(layer: Any) -> bool:
-    """Whether a layer is BERT's with our attention, and nothing is wrapped, hooked or recomputed."""
-    if getattr(layer, "gradient_checkpointing", False) and layer.training:
-        return False
-    own, ends = layer.attention.self, (layer.attention.output, layer.output)
-    inner = layer.intermediate
-    parts = [type(m) for m in (own, inner, getattr(inner, "intermediate_act_fn", None), *ends)]
-    if parts != [CMSBertSelfAttention, BertIntermediate, GELUActivation, BertSelfOutput, BertOutput]:
-        return False
-    if any(is_parametrized(getattr(own, f"gate_{name}")) for name in own.modalities):
-        return False
-    linear = [own.query, own.key, own.value, inner.dense, *(end.dense for end in ends)]
-    linear += [getattr(own, f"{kind}_{name}") for name in own.modalities for kind in ("gate", "shift")]
-    plain = all(map(is_plain, linear)) and all(type(end.LayerNorm) is nn.LayerNorm for end in ends)
-    return plain and not any(map(_is_watched, layer.modules()))
-
-
-def _is_watched(m: nn.Module) -> bool:
-    """Whether a module has hooks, or a forward of its own instance, as Accelerate's hooks give it."""
-    hooks = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-    return bool(hooks) or "forward" in vars(m)

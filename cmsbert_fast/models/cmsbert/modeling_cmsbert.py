@@ -23,6 +23,7 @@ from cmsbert_fast.models.cmsbert.attention import CMSBertSelfAttention
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import FUSION_HEADS, CMSBertConfig
 from cmsbert_fast.models.cmsbert.contrastive_loss import contrastive_loss
 from cmsbert_fast.models.cmsbert.contrastive_weight import NO_LABELS, ContrastiveWeight, warn_that_nu_stays
+from cmsbert_fast.models.cmsbert.direct_layer import DirectLayers
 from cmsbert_fast.models.cmsbert.fused_layer import FusedLayers
 from cmsbert_fast.models.cmsbert.outputs import CMSBertClassifierOutput, CMSBertOutput, Encoding
 from cmsbert_fast.models.inputs import Batch, Frames, Inputs, PackedInputs, known_inputs, pack
@@ -99,12 +100,13 @@ class CMSBertModel(CMSBertPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         hidden = self.embeddings(**inputs.tokens.embeddings)
         hidden_states, shift_maps = [hidden], []
-        fused = FusedLayers.of(self.encoder.layer, hidden, inputs.batch, self.config)
+        given = (self.encoder.layer, hidden, inputs.batch, self.config)
+        runner = FusedLayers.of(*given) or DirectLayers.of(*given)
         for layer in self.encoder.layer:
             attention: CMSBertSelfAttention = layer.attention.self  # type: ignore[union-attr, assignment]
             if output_shift_maps and attention.modalities:
                 shift_maps.append(attention.shift_maps(hidden[0], inputs.batch))
-            hidden = layer(hidden, batch=inputs.batch) if fused is None else fused.run(layer)
+            hidden = layer(hidden, batch=inputs.batch) if runner is None else runner.run(layer)
             if output_hidden_states:
                 hidden_states.append(hidden)
         return Encoding(

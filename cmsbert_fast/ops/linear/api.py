@@ -40,9 +40,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str =
         (..., d_out).
     """
     dtype = autocast_dtype(x.device)
-    if choose_backend("linear", x, backend) != "cpu" or not _fits(x, weight, bias, dtype):
+    if not _takes(x, weight, bias, dtype, backend):
         return F.linear(x, weight, bias)
     return cpu.linear(x, weight, bias, dtype or x.dtype)
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """GELU of :func:`linear`, (..., d_out), with its arguments: x (1 + erf(x / sqrt(2))) / 2.
+
+    Without gradients, the "cpu" backend computes it in the product's tail, in float32.
+    """
+    dtype = autocast_dtype(x.device)
+    if torch.is_grad_enabled() or not _takes(x, weight, bias, dtype, backend):
+        return F.gelu(linear(x, weight, bias, backend))
+    return cpu.linear_gelu(x, weight, bias, dtype or x.dtype)
+
+
+def _takes(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None, backend: str) -> bool:
+    """Whether the "cpu" backend runs."""
+    return choose_backend("linear", x, backend) == "cpu" and _fits(x, weight, bias, dtype)
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> bool:

@@ -30,13 +30,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
     return torch.ops.cmsbert_fast.linear(x, weight, bias, dtype)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """GELU of :func:`linear`, (..., d_out), without a gradient: in the product's tail."""
+    return torch.ops.cmsbert_fast.linear(x, weight, bias, dtype, gelu=True)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False) -> Tensor:
     out = _forward_fake(x, weight, bias, dtype)
-    matrix_product(x.flatten(0, -2), weight, dtype, out.flatten(0, -2), bias)
+    matrix_product(x.flatten(0, -2), weight, dtype, out.flatten(0, -2), bias, gelu)
     return out
 
 
-def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, gelu: bool = False) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=dtype)
 
 
@@ -60,7 +65,7 @@ def _backward_fake(
 
 
 register_operator(
-    "linear(Tensor input, Tensor weight, Tensor? bias, ScalarType dtype) -> Tensor",
+    "linear(Tensor input, Tensor weight, Tensor? bias, ScalarType dtype, bool gelu=False) -> Tensor",
     _forward,
     _forward_fake,
     keys=("CPU",),
