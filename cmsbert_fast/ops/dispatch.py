@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
+from cmsbert_fast.ops.contrastive.types import accumulation_dtype
 
 BACKENDS = ("reference", "torch", "triton", "varlen", "cpu", "auto")
 
@@ -36,15 +37,15 @@ class Operator(NamedTuple):
         compiled: Its compiled backends, best first. Each maps to a function of an example operand that returns why the
             backend cannot run, as half a sentence, or None.
         has_reference: Whether "reference" is a form of its own.
-        required: Whether a compiled backend that is named must run. If not, the name is a permission, and "torch" runs
-            where it cannot.
+        required: Compiled backends that must run where they are named. The name of another is a permission, and "torch"
+            runs where it cannot.
         casts: Whether autocast casts its operands; then the example counts as what it is cast to.
         unmeasured: Compiled backends that no device has timed: they run where they are named, never by "auto".
     """
 
     compiled: dict[str, Callable[[Tensor], str | None]]
     has_reference: bool = False
-    required: bool = False
+    required: Collection[str] = ()
     casts: bool = False
     unmeasured: Collection[str] = ()
 
@@ -99,6 +100,13 @@ def _linear_cpu(x: Tensor) -> str | None:
     return reason or capability.why_not_own_products(x.dtype, rows)
 
 
+def _contrastive_cpu(embeddings: Tensor) -> str | None:
+    dtype = accumulation_dtype(embeddings.dtype)
+    return capability.why_not_compiled(embeddings.device, dtype, (torch.float32,)) or capability.why_not_own_products(
+        dtype
+    )
+
+
 def _dropout_cpu(values: Tensor) -> str | None:
     if values.device.type != "cpu":
         return f"its masks are made on the CPU, not on {values.device.type}"
@@ -109,11 +117,11 @@ OPERATORS = {
     "attention": Operator(
         {"triton": _attention_triton, "varlen": _attention_varlen, "cpu": _attention_cpu},
         has_reference=True,
-        required=True,
+        required=("triton", "varlen", "cpu"),
         casts=True,
         unmeasured=("varlen",),
     ),
-    "contrastive": Operator({"triton": _any_triton}, has_reference=True, required=True),
+    "contrastive": Operator({"triton": _any_triton, "cpu": _contrastive_cpu}, has_reference=True, required=("triton",)),
     "lstm": Operator({"cpu": _lstm_cpu}),
     "linear": Operator({"cpu": _linear_cpu}, casts=True),
     "dropout": Operator({"cpu": _dropout_cpu}),
@@ -162,7 +170,7 @@ def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str
     reason = why_not(operator, name, example)
     if reason is None:
         return name
-    if table.required:
+    if name in table.required:
         raise ValueError(f"{_request(backend)} cannot run here: {reason}; {_advice(backend)}.")
     return "torch"
 

@@ -49,7 +49,7 @@ def pairwise_contrastive_loss(
             call. The value is the loss of the global batch on every rank, and the gradients are such that their
             *average* over ranks, as DistributedDataParallel takes it, is the gradient of the global loss. None: the
             rows are the whole batch.
-        backend: see :mod:`cmsbert_fast.ops.dispatch`; "cpu" is the same as "torch" here.
+        backend: see :mod:`cmsbert_fast.ops.dispatch`; "cpu" is "torch" with our own products.
 
     Returns:
         The loss, 0-dim, float32 (float64 for float64 embeddings); 0 for n < 2.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.ops.autograd import once_differentiable, register_operator
+from cmsbert_fast.ops.contrastive.cpu import CpuEngine
 from cmsbert_fast.ops.contrastive.engine import Engine
 from cmsbert_fast.ops.contrastive.torch import TorchEngine
 from cmsbert_fast.ops.contrastive.types import Call, Saved
@@ -28,7 +29,7 @@ def engine_of(backend: str) -> Engine:
         from cmsbert_fast.ops.contrastive.triton import TritonEngine  # imports Triton
 
         return TritonEngine()
-    return TorchEngine()
+    return CpuEngine() if backend == "cpu" else TorchEngine()
 
 
 def on_device_of(z: Tensor) -> AbstractContextManager:

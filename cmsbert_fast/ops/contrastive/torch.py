@@ -127,6 +127,14 @@ class _Rectangle:
 class TorchEngine(Engine):
     """See :class:`cmsbert_fast.ops.contrastive.engine.Engine`."""
 
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a b^T, (m, n), of a (m, depth) and b (n, depth)."""
+        return a @ b.T
+
+    def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
+        """Adds a b to ``total``, (m, n), of a (m, depth) and b (depth, n)."""
+        total.addmm_(a, b)
+
     def inverse_norms(self, embeddings: Sequence[Tensor]) -> Tensor:
         dtype = accumulation_dtype(embeddings[0].dtype)
         norms = [torch.linalg.vector_norm(z, dim=1, dtype=dtype) for z in embeddings]
@@ -152,9 +160,9 @@ class TorchEngine(Engine):
         if rows.rows == 0 or columns.rows == 0:
             return row_lse, column_lse, attraction
         for pair, (a, b) in enumerate(some):
-            others = work.normalised(columns, b).T
+            others = work.normalised(columns, b)
             for chunk in work.chunks():
-                s = (work.normalised(rows, a, chunk) @ others).div_(work.temperature)
+                s = self.product(work.normalised(rows, a, chunk), others).div_(work.temperature)
                 row_lse[pair, chunk] = s.logsumexp(1)
                 column_lse[pair] = torch.logaddexp(column_lse[pair], s.logsumexp(0))
                 attraction += work.attraction(s, chunk)
@@ -178,15 +186,15 @@ class TorchEngine(Engine):
             others = work.normalised(columns, b)
             for chunk in work.chunks():
                 own = work.normalised(rows, a, chunk)
-                cosine = own @ others.T
+                cosine = self.product(own, others)
                 s = cosine / work.temperature
                 g = (s - rows.lse[direction, chunk, None]).exp_()
                 g += s.sub_(columns.lse[opposite]).exp_()
                 del s
                 work.subtract_targets(g, chunk)
-                raw[a][chunk].addmm_(g, others)
+                self.add_product(raw[a][chunk], g, others)
                 if square:
-                    raw[b].addmm_(g.T, own)
+                    self.add_product(raw[b], g.T, own)
                 cosine *= g
                 radial[a, chunk] += cosine.sum(1)
                 if square:

@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast import pairwise_contrastive_loss, reference
+from cmsbert_fast.kernels.cpu import library
 from tests.interpreter import INTERPRETED
 
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 without_triton = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="needs a GPU or TRITON_INTERPRET=1")
-BACKENDS = ["torch", pytest.param("triton", marks=without_triton)]
+without_library = pytest.mark.skipif(DEVICE == "cuda" or library.why_not() is not None, reason="needs a C++ compiler")
+BACKENDS = [
+    "torch",
+    pytest.param("cpu", marks=without_library),
+    pytest.param("triton", marks=without_triton),
+]
 
 
 def tile(m: int, n: int, k: int) -> dict[str, int]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.contrastive import torch as torch_engine
 from tests.ops.contrastive.cases import INTERPRETED, tile
 
@@ -14,6 +15,12 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every CPU, where they are named."""
+    monkeypatch.setattr(capability, "why_not_own_products", lambda *_: None)
 
 
 @pytest.fixture
