@@ -39,7 +39,7 @@ class _Parts:
         self._within = everything[1:]
         self._types = [type(m) for m in self._within]
         self._children = [(m._modules, list(m._modules.values())) for m in everything if m._modules]
-        self._weights = [(m._parameters, type(m._parameters["weight"])) for m in everything if m._parameters]
+        self._parameters = [(m._parameters, list(map(type, m._parameters.values()))) for m in everything]
         self._hooks = [getattr(m, name) for m in everything for name in _HOOKS]
         self._attributes = [vars(m) for m in everything]
 
@@ -47,7 +47,7 @@ class _Parts:
         return (
             any(list(now.values()) != before for now, before in self._children)
             or [type(m) for m in self._within] != self._types
-            or any(type(now["weight"]) is not before for now, before in self._weights)
+            or any(list(map(type, now.values())) != before for now, before in self._parameters)
         )
 
     def are_unwatched(self) -> bool:

@@ -17,7 +17,7 @@ from cmsbert_fast import CMSBertConfig
 from cmsbert_fast.kernels.cpu import build, library
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.linear import api, cpu
-from cmsbert_fast.ops.linear.api import Linear, linear, use_fast_linear
+from cmsbert_fast.ops.linear.api import Linear, linear, linear_gelu, use_fast_linear
 
 MISSING = library.why_not()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -100,6 +100,40 @@ def test_error_is_that_of_pytorch(runs, rows, size, out, dtype, autocast):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("rows", [1, 20, 130])
+def test_gelu_in_the_product_s_tail(runs, rows, autocast):
+    """At most 2 times the error of PyTorch's composition, against float64; relative, too, where GELU is small."""
+    x, weight, bias = (t.detach() for t in operands(rows, 70, 33))
+    bias += torch.linspace(-9, 9, 33)
+    exact = F.gelu(F.linear(x.double(), weight.double(), bias.double()))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        eager, actual = F.gelu(F.linear(x, weight, bias)), linear_gelu(x, weight, bias)
+    assert runs == [(rows, 33)]
+    assert actual.dtype == eager.dtype
+    for size in (1, exact.abs() + 1e-3):
+        limit = 2 * ((eager - exact).abs() / size).max() + torch.finfo(actual.dtype).eps
+        assert ((actual - exact).abs() / size).max() <= limit
+
+
+def test_gelu_everywhere():
+    x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([0.0, 1e30, -1e30, 1e-30, torch.inf, torch.nan])])
+    exact = F.gelu(x.double())
+    with torch.no_grad():
+        actual = linear_gelu(x[:, None], torch.ones(1, 1))[:, 0]
+    assert torch.equal(actual.isnan(), x.isnan())
+    whole = exact.isfinite() & (exact.abs() < 1e3)
+    error, torch_s = ((y - exact)[whole].abs().max() for y in (actual, F.gelu(x)))
+    assert error <= 1.5 * torch_s
+    assert actual[x == 1e30] == 1e30
+    assert actual[x == -1e30] == 0
+
+
+def test_gelu_with_gradients_is_pytorch_s(runs):
+    actual, expected = (outputs(f, operands(20, 30, 40)) for f in (linear_gelu, lambda *t: F.gelu(linear(*t))))
+    assert all(torch.equal(a, e) for a, e in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("flags", [["-march=x86-64"], ["-march=haswell"]], ids=str)
 def test_other_vector_lengths(runs, monkeypatch, other_library, flags, autocast):
     monkeypatch.setattr(build, "load", lambda: other_library(flags))
@@ -107,6 +141,7 @@ def test_other_vector_lengths(runs, monkeypatch, other_library, flags, autocast)
         test_error_is_that_of_pytorch(runs, rows, size, out, torch.float32, autocast)
         runs.clear()
     test_numbers_that_are_not_finite_stay_where_they_are(torch.bfloat16)
+    test_gelu_everywhere()
 
 
 @pytest.mark.parametrize("rounded", [False, True])

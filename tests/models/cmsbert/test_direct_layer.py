@@ -1,0 +1,165 @@
+"""Layers without their modules: the outputs of the layers they stand for, and where they stay away."""
+
+import functools
+import gc
+import weakref
+
+import pytest
+import torch
+from torch.nn.utils import parametrizations
+
+from cmsbert_fast import CMSBertCLRForSequenceClassification
+from cmsbert_fast.models.cmsbert import untouched
+from cmsbert_fast.models.cmsbert.direct_layer import DirectLayers
+from cmsbert_fast.ops import capability
+from cmsbert_fast.ops.linear import api
+from tests.models.small import config, lively, packed
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """The layers that ran without their modules."""
+    ran = []
+    run = DirectLayers.run
+    monkeypatch.setattr(DirectLayers, "run", lambda self, layer: ran.append(layer) or run(self, layer))
+    return ran
+
+
+def outputs(model, inputs):
+    with torch.no_grad():
+        output = model.eval()(**inputs, output_hidden_states=True, output_shift_maps=True)
+    return [output.logits, *output.hidden_states, *(m for maps in output.shift_maps for m in maps if m is not None)]
+
+
+def of_modules(model, inputs):
+    handle = model.bert.encoder.layer[0].register_forward_hook(lambda *_: None)
+    try:
+        return outputs(model, inputs)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("form", ["padded", "packed", "no visual", "one layer", "reference"])
+def test_outputs_are_those_of_the_modules(batch, form, direct):
+    options = {"one layer": dict(cms_layers=[0]), "reference": dict(backend="reference")}.get(form, {})
+    model = lively(CMSBertCLRForSequenceClassification(config(**options)))
+    inputs = batch
+    if form == "no visual":
+        inputs = {name: tensor for name, tensor in batch.items() if not name.startswith("visual")}
+    elif form == "packed":
+        inputs = packed(batch)
+    expected = of_modules(model, inputs)
+    assert direct == []
+    actual = outputs(model, inputs)
+    assert direct == list(model.bert.encoder.layer)
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_with_our_products(batch, monkeypatch, direct, autocast):
+    """GELU in the product's tail: rounded in another way, once less under autocast."""
+    if capability.why_not_compiled(torch.device("cpu"), torch.float32, (torch.float32,)):
+        pytest.skip("needs a C++ compiler")
+    monkeypatch.setattr(capability, "why_not_own_products", lambda *_: None)
+    monkeypatch.setattr(api, "LEAST_WORK", 0)
+    model = lively(CMSBertCLRForSequenceClassification(config())).float()
+    inputs = {name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in batch.items()}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, actual = of_modules(model, inputs)[0], outputs(model, inputs)[0]
+    assert len(direct) == len(model.bert.encoder.layer)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=3e-2 if autocast else 2e-6)
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer, self.weight, self.bias = base_layer, base_layer.weight, base_layer.bias
+
+    def forward(self, x):
+        return self.base_layer(x) + 1
+
+
+class Flattened(torch.nn.Parameter):
+    """A quantised weight, as torchao marks its own."""
+
+    def __tensor_flatten__(self):
+        raise NotImplementedError
+
+
+def change_hook(layer):
+    layer.register_forward_pre_hook(lambda *_: None)
+
+
+def change_hook_within(layer):
+    layer.output.dropout.register_forward_hook(lambda *_: None)
+
+
+def change_forward_within(layer):
+    module = layer.output.LayerNorm
+    module.forward = functools.partial(type(module).forward, module)
+
+
+def change_wrapped(layer):
+    layer.attention.self.value = Wrapped(layer.attention.self.value)
+
+
+def change_norm(layer):
+    layer.output.LayerNorm = torch.nn.Identity()
+
+
+def change_activation(layer):
+    layer.intermediate.intermediate_act_fn = torch.nn.ReLU()
+
+
+def change_parametrized_gate(layer):
+    parametrizations.weight_norm(layer.attention.self.gate_visual)
+
+
+def change_class(layer):
+    part = layer.attention.output
+    part.__class__ = type("Other", (type(part),), {})
+
+
+def change_quantised(layer):
+    layer.output.dense.weight = Flattened(layer.output.dense.weight.detach())
+
+
+CHANGES = [value for name, value in globals().items() if name.startswith("change_")]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_where_layers_are_called_as_modules(batch, change, direct):
+    """Noticed though the layer ran without its modules before."""
+    model = lively(CMSBertCLRForSequenceClassification(config())).eval()
+    with torch.no_grad():
+        model(**packed(batch))
+        assert direct == list(model.bert.encoder.layer)
+        direct.clear()
+        change(model.bert.encoder.layer[1])
+        model(**packed(batch))
+    assert direct == []
+
+
+def test_with_gradients_in_training_and_by_chunks(batch, direct):
+    model = lively(CMSBertCLRForSequenceClassification(config())).eval()
+    model(**packed(batch))
+    with torch.no_grad():
+        model.train()(**packed(batch))
+        model.eval()
+        model.config.chunk_size_feed_forward = 1
+        model(**batch)
+        assert direct == []
+        model.config.chunk_size_feed_forward = 0
+        model(**batch)
+        assert direct
+
+
+def test_a_layer_that_is_looked_up_can_be_freed():
+    model = CMSBertCLRForSequenceClassification(config())
+    layer = model.bert.encoder.layer[0]
+    assert untouched.is_untouched(layer)
+    gone = weakref.ref(layer)
+    del model, layer
+    gc.collect()
+    assert gone() is None
