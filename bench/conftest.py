@@ -97,6 +97,7 @@ class Race:
         facts: Mapping[str, object] | None = None,
         missing: Mapping[str, str] | None = None,
         graphs: bool = False,
+        pause: float = 0.0,
     ) -> dict[str, list[float]]:
         """Runs a race between contenders that do the same work; the caller has checked that they agree.
 
@@ -108,6 +109,8 @@ class Race:
             facts: Other numbers to keep.
             missing: Contenders that cannot run here, and why.
             graphs: On a GPU: another race between the same calls as CUDA graphs.
+            pause: Seconds before each call: contenders with threads of their own, which spin for a while after a call,
+                would slow the next one down.
         """
         contenders, missing = dict(contenders), dict(missing or {})
         seconds = min(seconds, self._most_seconds or seconds)
@@ -123,7 +126,7 @@ class Race:
             run()  # compiles, tunes, makes the optimiser's state
             run()
         peaks = {name: measure.peak_memory(run, self._device) for name, run in contenders.items()}
-        times = self._turns(contenders, seconds, fewest)
+        times = self._turns(contenders, seconds, fewest, pause)
         self._keep(result | dict(seconds=times, memory=peaks))
         if graphs and self._device.type == "cuda":
             self._race_graphs(result, contenders, seconds, fewest)
@@ -172,12 +175,12 @@ class Race:
         self._keep(result)
 
     def _turns(
-        self, contenders: Mapping[str, Callable[[], object]], seconds: float, fewest: int
+        self, contenders: Mapping[str, Callable[[], object]], seconds: float, fewest: int, pause: float = 0.0
     ) -> dict[str, list[float]]:
         times: dict[str, list[float]] = {}
 
         def all_rounds() -> None:
-            times.update(measure.take_turns(contenders, self._device, seconds, fewest))
+            times.update(measure.take_turns(contenders, self._device, seconds, fewest, pause=pause))
 
         self._benchmark.pedantic(all_rounds, rounds=1)
         # The statistics of the first contender in place of those of the whole race.

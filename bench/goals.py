@@ -122,7 +122,7 @@ CPU_GOALS = [
     ),
     Goal(
         "cmsbert-clr step / MAG-BERT's way",
-        0.38,
+        0.19,
         _ratio(names.STEP, names.STEP_CASE, names.OURS_CLR, names.MAG_BERT),
     ),
     Goal(
@@ -163,6 +163,24 @@ CPU_GOALS = [
         "CMS attention forward + backward / the literal reference",
         1 / 30,
         _ratio(names.ATTENTION, _ATTENTION_CASE, names.OURS, names.LITERAL_PADDED),
+    ),
+    Goal(
+        "inference on one utterance, cmsbert-clr / OpenVINO's text-only BERT",
+        1.3,
+        _ratio(names.INFERENCE, names.inference_case(1), names.OURS_CLR, names.OPENVINO),
+    ),
+    Goal(
+        "inference on 64 utterances, cmsbert-clr / OpenVINO's text-only BERT, padded",
+        0.42,
+        _ratio(names.INFERENCE, names.inference_case(64), names.OURS_CLR, names.OPENVINO),
+    ),
+    *(
+        Goal(
+            f"contrastive loss, n = {n:,}, without labels / open_clip's algorithm",
+            limit,
+            _ratio(names.CONTRASTIVE, names.contrastive_case(n, 768, smoothed=False), names.OURS, names.OPEN_CLIP),
+        )
+        for n, limit in ((4096, 0.45), (128, 0.6))
     ),
     Goal("activations kept for the backward pass / padded torch backend", 0.4, _activations),
     Goal(

@@ -138,8 +138,12 @@ def take_turns(
     seconds: float,
     fewest: int = 5,
     most: int = 101,
+    pause: float = 0.0,
 ) -> dict[str, list[float]]:
     """Times every contender once a round, in random order, for about ``seconds``; the caller has warmed them up.
+
+    Args:
+        pause: Seconds before each call.
 
     Returns:
         Seconds of each call by contender; entry k of every list belongs to round k.
@@ -152,6 +156,7 @@ def take_turns(
         if k >= fewest and time.perf_counter() - begin > seconds:
             break
         for name in chance.sample(names, len(names)):
+            time.sleep(pause)
             results[name].append(timed(contenders[name], device))
     return results
 

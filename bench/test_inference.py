@@ -15,6 +15,7 @@ from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 
 GROUPS = 4
+PAUSE = 0.02
 SAME_MODEL = (names.SAME_PACKED, names.SAME_TO_50, names.SAME_TO_THE_LONGEST, names.SAME_COMPILED, names.LITERAL)
 
 
@@ -102,4 +103,5 @@ def test_inference(race, device, batch_size):
         work=Work(step_flops(config, lengths, True) / 3),
         facts={"utterances": batch_size},
         missing=missing,
+        pause=PAUSE if device.type == "cpu" else 0.0,
     )

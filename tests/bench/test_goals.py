@@ -12,8 +12,8 @@ FACTS = dict(copy_bytes_per_second=1e10, matrix_flops_per_second={"float32": 1e1
 @pytest.mark.parametrize("goal", goals.CPU_GOALS, ids=lambda goal: goal.text)
 def test_goals_of_a_cpu_are_found_in_the_measured_results(goal: Goal):
     machines = [machine for name, machine in report.load().items() if not scaling_model.is_gpu(name)]
-    (row,) = goals.rows([goal], machines[0]["results"])
-    assert row[2] != "not measured"
+    rows = [row for machine in machines for row in goals.rows([goal], machine["results"])]
+    assert any(row[2] != "not measured" for row in rows)
 
 
 def race(suite, case, seconds, **changes):

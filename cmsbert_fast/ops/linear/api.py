@@ -98,7 +98,7 @@ def use_fast_linear(module: nn.Module, options: Options) -> None:
     changes; layers of this class get the options."""
     for parent in module.modules():
         for name, child in parent.named_children():
-            if type(child) in _REPLACED:
+            if isinstance(child, nn.Linear) and type(child) in _REPLACED:
                 with torch.device("meta"):
                     layer = Linear(child.in_features, child.out_features, child.bias is not None)
                 layer.weight, layer.bias = child.weight, child.bias
