@@ -79,7 +79,7 @@ def test_contrastive(race, device, n, smoothing):
     if names.TORCH in runs and choose_backend("contrastive", embeddings[0]) == "torch":
         missing[names.TORCH] = "it is what runs on a CPU: ours"
     if n > SQUARE_LIMIT[device.type]:
-        for name in (LITERAL, COMPILED, OPEN_CLIP):
+        for name in (LITERAL, COMPILED, names.OPEN_CLIP):
             if name in runs:
                 missing[name] = "its n x n matrices do not fit"
     if device.type == "cpu" and n != 128 and COMPILED in runs:
