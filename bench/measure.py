@@ -156,7 +156,8 @@ def take_turns(
         if k >= fewest and time.perf_counter() - begin > seconds:
             break
         for name in chance.sample(names, len(names)):
-            time.sleep(pause)
+            if pause:
+                time.sleep(pause)
             results[name].append(timed(contenders[name], device))
     return results
 

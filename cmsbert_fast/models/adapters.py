@@ -18,6 +18,13 @@ def is_plain(layer: nn.Module) -> bool:
     return own and not hasattr(layer.weight, "__tensor_flatten__")
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module has hooks, a compiled call, or a forward of its own instance, as Accelerate's hooks give it."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    attributes = vars(module)
+    return bool(hooks) or "forward" in attributes or "_compiled_call_impl" in attributes
+
+
 def weight_and_bias(layer: nn.Module, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """W (d_out, d_in) and b (d_out,) of a linear layer, wrapped or not, differentiable in all that it computes with.
 

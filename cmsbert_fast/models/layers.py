@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from cmsbert_fast.ops.linear.api import Linear, Options, linear
+from cmsbert_fast.models.adapters import is_watched
+from cmsbert_fast.ops.linear.api import Linear, Options, linear, use_fast_linear
 from cmsbert_fast.ops.lstm.api import PackedLSTM
 
 
@@ -41,11 +42,12 @@ class FusionLayer(nn.TransformerEncoderLayer):
     def __init__(self, size: int, heads: int, inner_size: int, dropout: float, options: Options):
         super().__init__(size, heads, inner_size, dropout, batch_first=True)
         self.options = options
+        use_fast_linear(self, options)
 
     def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
-        if type(self.self_attn) is nn.MultiheadAttention:
+        if type(self.self_attn) is nn.MultiheadAttention and not is_watched(self.self_attn):
             attended = self._attend(tokens)
-        else:  # an adapter's
+        else:
             attended = self.self_attn(tokens, tokens, tokens, need_weights=False)[0]
         tokens = self.norm1(tokens + self.dropout1(attended))
         return self.norm2(tokens + self._ff_block(tokens))

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
-from cmsbert_fast.ops.contrastive.types import accumulation_dtype
 
 BACKENDS = ("reference", "torch", "triton", "varlen", "cpu", "auto")
 
@@ -101,10 +100,9 @@ def _linear_cpu(x: Tensor) -> str | None:
 
 
 def _contrastive_cpu(embeddings: Tensor) -> str | None:
-    dtype = accumulation_dtype(embeddings.dtype)
-    return capability.why_not_compiled(embeddings.device, dtype, (torch.float32,)) or capability.why_not_own_products(
-        dtype
-    )
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)  # multiplied in float32
+    reason = capability.why_not_compiled(embeddings.device, embeddings.dtype, dtypes)
+    return reason or capability.why_not_own_products(torch.float32)
 
 
 def _dropout_cpu(values: Tensor) -> str | None:
@@ -133,9 +131,9 @@ OPERATORS = {
 def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str:
     """Which backend an operator runs for operands like the example: also the answer to "what did auto pick?".
 
-    "auto" goes by device, dtype and shape: the first compiled backend that can run, else "torch". On a CPU that is the
-    fastest at the lengths of the paper's corpora (BENCHMARKS.md); with thousands of frames an utterance "torch"
-    overtakes compiled attention.
+    "auto" goes by device, dtype and shape, and for linear layers by whether gradients are enabled: the first compiled
+    backend that can run, else "torch". On a CPU that is the fastest at the lengths of the paper's corpora
+    (BENCHMARKS.md); with thousands of frames an utterance "torch" overtakes compiled attention.
 
     Args:
         operator: A key of :data:`OPERATORS`.
@@ -180,7 +178,7 @@ def why_not(operator: str, backend: str, example: Tensor) -> str | None:
     table = OPERATORS[operator]
     dtype = cast_dtype(example, autocast_dtype(example.device)) if table.casts else example.dtype
     if dtype != example.dtype:
-        example = example.new_empty(example.shape[-1:], dtype=dtype)
+        example = example.new_empty(example.shape[-1:], dtype=dtype)  # one row: nothing in 16 bits goes by their number
     return table.compiled[backend](example)
 
 

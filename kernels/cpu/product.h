@@ -55,7 +55,7 @@ constexpr int ACCUMULATORS = MAX_VECTORS * MAX_ROWS;
 constexpr int most_rows(int vectors) { return ACCUMULATORS / vectors; }
 
 // C (ROWS, VECTORS x LANES) = start + A (ROWS, depth words) times a panel (depth words, VECTORS x LANES). `start`'s rows
-// are start_row apart: C itself, or one row for all (0). FETCHES: meanwhile the words that lie `ahead` of A's come nearer.
+// are start_row apart: C itself, or one row for all (0). FETCHES: the words `ahead` of A's are prefetched.
 template <class T, int ROWS, int VECTORS, bool FETCHES>
 void tile(int64_t depth, const T* a, int64_t a_row, const float* panel, const float* start, int64_t start_row, float* c,
           int64_t c_row, int64_t ahead) {

@@ -34,6 +34,15 @@ def test_the_layer_is_pytorchs(training):
         torch.testing.assert_close(actual, plain(x), rtol=0, atol=1e-13)
 
 
+def test_hooks_of_the_attention_run():
+    layer, ran = FusionLayer(8, 2, 32, DROPOUT, config()).eval(), []
+    x = torch.randn(5, 3, 8)
+    expected = layer(x)
+    layer.self_attn.register_forward_hook(lambda *_: ran.append(1))
+    torch.testing.assert_close(layer(x), expected)
+    assert ran
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_all_products_are_the_operators(monkeypatch, grad):
     """None is left to PyTorch's own fused layer, which a model in evaluation would take."""

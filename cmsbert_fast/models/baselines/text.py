@@ -13,6 +13,7 @@ from transformers.models.bert.modeling_bert import BertPooler
 
 from cmsbert_fast.models.baselines.configuration import BaselineConfig
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
+from cmsbert_fast.models.cmsbert.direct_layer import DirectLayers
 from cmsbert_fast.models.cmsbert.modeling_cmsbert import CMSBertModel
 from cmsbert_fast.models.configuration import BERT_FIELDS
 from cmsbert_fast.models.inputs import PackedInputs
@@ -68,6 +69,7 @@ class TextBert(CMSBertModel):
             hidden = self.embeddings(**inputs.tokens.embeddings)
             if shift is not None:
                 hidden = shift(hidden[0])[None]
+            direct = DirectLayers.of(self.encoder.layer, hidden, inputs.batch, self.config)
             for layer in self.encoder.layer:
-                hidden = layer(hidden, batch=inputs.batch)
+                hidden = layer(hidden, batch=inputs.batch) if direct is None else direct.run(layer)
         return hidden[0]

@@ -62,7 +62,7 @@ class CMSBertSelfAttention(nn.Module):
         return self.attention(hidden_states[0], batch, _called)[None], None
 
     def attention(self, hidden: Tensor, batch: Batch, linear: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
-        """Eq. 1-7, (T, D) -> (T, D); ``linear`` is a layer's output, of q, k and v."""
+        """Eq. 1-7, (T, D) -> (T, D); ``linear(layer, x)`` computes q, k and v."""
         layers = (self.query, self.key, self.value)
         query, key, value = (linear(layer, hidden).unflatten(-1, self.heads) for layer in layers)
         inputs = {

@@ -30,11 +30,11 @@ class DirectLayers:
 
     @classmethod
     def of(cls, layers: nn.ModuleList, hidden: Tensor, batch: Batch, config: CMSBertConfig) -> "DirectLayers | None":
-        """None where the layers are to be called instead: in training, with gradients, under torch.compile, or where
-        something changes or watches what is in them."""
-        if layers.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """None where the layers are to be called instead: with gradients, under torch.compile, or where something in
+        them is in training, changed or watched."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or config.chunk_size_feed_forward:
             return None
-        if config.chunk_size_feed_forward or not all(map(is_untouched, layers)):
+        if not all(is_untouched(layer, evaluating=True) for layer in layers):
             return None
         return cls(hidden, batch, config)
 

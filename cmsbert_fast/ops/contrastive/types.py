@@ -18,7 +18,7 @@ class Call(NamedTuple):
         temperature: 0-dim tensor, or None: ``fixed_temperature`` holds.
         smoothing: beta.
         threshold: delta.
-        backend: "torch" or "triton".
+        backend: "torch", "cpu" or "triton".
     """
 
     embeddings: list[Tensor]

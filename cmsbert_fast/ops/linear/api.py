@@ -1,7 +1,7 @@
 """The linear layer, y = x W^T + b, and its gradients on the fastest product that the machine has.
 
-PyTorch's float32 products go to MKL, which on AMD's CPUs uses half of AVX-512's vector units, and reads the weights of
-one utterance more slowly than memory gives them; the "cpu" backend does neither
+PyTorch's float32 products go to MKL, which on AMD's CPUs uses half of AVX-512's vector units, and reads weights for few
+rows more slowly than memory gives them; the "cpu" backend does neither
 (:func:`~cmsbert_fast.ops.capability.why_not_own_products`).
 """
 

@@ -13,6 +13,9 @@ from cmsbert_fast.models.cmsbert import untouched
 from cmsbert_fast.models.cmsbert.direct_layer import DirectLayers
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.linear import api
+from tests.models.baselines.systems import system
+from tests.models.baselines.utterances import packed as packed_utterances
+from tests.models.baselines.utterances import utterances
 from tests.models.small import config, lively, packed
 
 
@@ -125,6 +128,22 @@ def change_quantised(layer):
     layer.output.dense.weight = Flattened(layer.output.dense.weight.detach())
 
 
+def change_dropout(layer):
+    layer.attention.output.dropout = torch.nn.AlphaDropout()
+
+
+def change_training(layer):
+    layer.train()
+
+
+def change_training_within(layer):
+    layer.output.dropout.train()
+
+
+def change_of_its_class(layer):
+    layer.attention.__class__ = type("Other", (type(layer.attention),), {})
+
+
 CHANGES = [value for name, value in globals().items() if name.startswith("change_")]
 
 
@@ -155,10 +174,42 @@ def test_with_gradients_in_training_and_by_chunks(batch, direct):
         assert direct
 
 
-def test_a_layer_that_is_looked_up_can_be_freed():
+def test_what_else_calling_a_layer_would_do():
+    layers = CMSBertCLRForSequenceClassification(config()).bert.encoder.layer
+    assert all(map(untouched.is_untouched, layers))
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: None)
+    assert not any(map(untouched.is_untouched, layers))
+    hook.remove()
+    assert all(map(untouched.is_untouched, layers))
+    layers[0].compile()
+    assert [untouched.is_untouched(layer) for layer in layers] == [False, *[True] * (len(layers) - 1)]
+    layers[1].__class__ = type("Other", (type(layers[1]),), {})
+    assert not untouched.is_untouched(layers[1])
+    assert not untouched.is_untouched(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_text_of_other_systems(mode, direct):
+    """Frozen text; other text where no gradients are wanted."""
+    for text in ("bert", "bert-frozen"):
+        model = system("tfn" if text == "bert-frozen" else "misa", text=text)
+        inputs = packed_utterances(utterances(False), model)
+        with mode():
+            actual = model.rows(**inputs)["logits"]
+            assert direct == list(model.bert.encoder.layer)
+            direct.clear()
+            model.bert.encoder.layer[0].register_forward_hook(lambda *_: None)
+            assert torch.equal(model.rows(**inputs)["logits"], actual)
+        assert direct == []
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_layer_that_is_looked_up_can_be_freed(hooked):
     model = CMSBertCLRForSequenceClassification(config())
     layer = model.bert.encoder.layer[0]
     assert untouched.is_untouched(layer)
+    if hooked:
+        layer.forward = functools.partial(type(layer).forward, layer)
     gone = weakref.ref(layer)
     del model, layer
     gc.collect()

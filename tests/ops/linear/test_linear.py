@@ -4,6 +4,7 @@ import copy
 import ctypes
 import functools
 import platform
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from cmsbert_fast import CMSBertConfig
-from cmsbert_fast.kernels.cpu import build, library
+from cmsbert_fast.kernels.cpu import build, library, product
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.linear import api, cpu
 from cmsbert_fast.ops.linear.api import Linear, linear, linear_gelu, use_fast_linear
@@ -137,7 +138,7 @@ def test_gelu_with_gradients_is_pytorch_s(runs):
 @pytest.mark.parametrize("flags", [["-march=x86-64"], ["-march=haswell"]], ids=str)
 def test_other_vector_lengths(runs, monkeypatch, other_library, flags, autocast):
     monkeypatch.setattr(build, "load", lambda: other_library(flags))
-    for rows, size, out in ((1, 70, 33), (20, 600, 40), (130, 75, 50)):
+    for rows, size, out in ((1, 70, 33), (17, 600, 40), (33, 75, 50), (64, 300, 30), (130, 75, 50)):
         test_error_is_that_of_pytorch(runs, rows, size, out, torch.float32, autocast)
         runs.clear()
     test_numbers_that_are_not_finite_stay_where_they_are(torch.bfloat16)
@@ -177,6 +178,11 @@ def test_operands_of_any_strides(rounded):
                 expected = linear(given.contiguous(), weight, bias.contiguous())
                 assert torch.equal(linear(given, own_weight, bias.repeat(2)[:40]), expected), name
         assert torch.equal(linear(x.view(3, 30, 75), weight, bias).flatten(0, 1), linear(x, weight, bias))
+
+
+def test_few_rows_are_as_many_in_python_and_in_cpp():
+    source = next(path for path in build.SOURCES if path.name == "linear.cpp").read_text()
+    assert re.findall(r" FEW = (\d+);", source) == [str(product.FEW_ROWS)]
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 3), (5, 0, 3), (5, 3, 0)])
