@@ -40,6 +40,7 @@ ONNXRUNTIME = "onnxruntime BERT, text only, padded to the longest"
 OPENVINO = "OpenVINO BERT, text only, padded to the longest"
 OPENVINO_BFLOAT16 = "OpenVINO BERT in bfloat16, text only, padded to the longest"
 OPEN_CLIP = "open_clip's algorithm, 3 pairs"
+GROUPS = 4  # by length, that a runtime's batch is cut into
 RUNTIMES = (ONNXRUNTIME, OPENVINO, OPENVINO_BFLOAT16)
 SAME_PACKED, SAME_TO_50, SAME_TO_THE_LONGEST = (  # as ours: the same weights
     f"the same on the torch backend, {form}" for form in ("packed", "padded to 50", "padded to the longest")

@@ -33,6 +33,10 @@ _LABELS = {
     names.SAME_COMPILED: "the same model, torch.compile, padded",
     names.BERT: "text-only BERT, packed by this code",
     names.MAG: "MAG-BERT, packed by this code",
+    names.ONNXRUNTIME: "onnxruntime BERT, text only, padded",
+    names.OPENVINO: "OpenVINO BERT, text only, padded",
+    names.in_groups(names.ONNXRUNTIME, names.GROUPS): "onnxruntime BERT, by 4 lengths",
+    names.in_groups(names.OPENVINO, names.GROUPS): "OpenVINO BERT, by 4 lengths",
 }
 
 

@@ -14,7 +14,6 @@ from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, make_c
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 
-GROUPS = 4
 PAUSE = 0.02
 SAME_MODEL = (names.SAME_PACKED, names.SAME_TO_50, names.SAME_TO_THE_LONGEST, names.SAME_COMPILED, names.LITERAL)
 
@@ -68,7 +67,7 @@ def logits_by_contender(
     for name, run in others.items():
         runs[name] = functools.partial(run, to_the_longest)
         if len(lengths) > 1:
-            runs[names.in_groups(name, GROUPS)] = runtimes.by_length(run, to_the_longest, GROUPS)
+            runs[names.in_groups(name, names.GROUPS)] = runtimes.by_length(run, to_the_longest, names.GROUPS)
     return runs, missing
 
 
