@@ -78,9 +78,10 @@ def _parameter_types(module: nn.Module) -> list[type]:
     return list(map(type, module._parameters.values()))
 
 
-def _has_own_parts(layer: Any) -> bool:
-    if type(layer) is not BertLayer or type(layer.attention) is not BertAttention:
+def _has_own_parts(whole: nn.Module) -> bool:
+    if type(whole) is not BertLayer or type(whole.attention) is not BertAttention:
         return False
+    layer: Any = whole
     own, ends = layer.attention.self, (layer.attention.output, layer.output)
     inner = layer.intermediate
     parts = [type(m) for m in (own, inner, getattr(inner, "intermediate_act_fn", None), *ends)]
