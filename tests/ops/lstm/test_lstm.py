@@ -150,6 +150,12 @@ def hidden_and_gradients(lstm, frames, packing, backend, run=PackedLSTM.__call__
     return [hidden.detach(), *torch.autograd.grad((hidden * weight).sum(), [frames, *lstm.parameters()])]
 
 
+@pytest.fixture(autouse=True)
+def bfloat16_everywhere(monkeypatch):
+    """The compiled recurrence rounds on every CPU; only its speed wants instructions for it."""
+    monkeypatch.setattr(cpu, "has_fast_bfloat16", lambda device: True)
+
+
 # Sizes: parts of a vector, several panels; the depth of a sum's first part (256). Sequences: several groups of rows.
 @needs_compiler
 @pytest.mark.parametrize("size", [1, 4, 16, 67, 300])
