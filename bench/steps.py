@@ -68,7 +68,7 @@ def without(step, owner, name, instead):
 
 
 def with_pytorch_products(step):
-    """The step with linear layers' and LSTMs' products by PyTorch, where ours run."""
+    """The step with the products of linear layers, LSTMs and the loss by PyTorch, where ours run."""
     for owner in (capability, lstm_cpu):
         step = without(step, owner, "why_not_own_products", lambda *_: "PyTorch's are raced")
     return step

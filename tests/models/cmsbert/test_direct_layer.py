@@ -16,7 +16,7 @@ from cmsbert_fast.ops.linear import api
 from tests.models.baselines.systems import system
 from tests.models.baselines.utterances import packed as packed_utterances
 from tests.models.baselines.utterances import utterances
-from tests.models.small import config, lively, packed
+from tests.models.small import Wrapped, config, lively, packed
 
 
 @pytest.fixture
@@ -72,15 +72,6 @@ def test_with_our_products(batch, monkeypatch, direct, autocast):
         expected, actual = of_modules(model, inputs)[0], outputs(model, inputs)[0]
     assert len(direct) == len(model.bert.encoder.layer)
     torch.testing.assert_close(actual, expected, rtol=0, atol=3e-2 if autocast else 2e-6)
-
-
-class Wrapped(torch.nn.Module):
-    def __init__(self, base_layer):
-        super().__init__()
-        self.base_layer, self.weight, self.bias = base_layer, base_layer.weight, base_layer.bias
-
-    def forward(self, x):
-        return self.base_layer(x) + 1
 
 
 class Flattened(torch.nn.Parameter):

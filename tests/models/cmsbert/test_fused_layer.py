@@ -12,7 +12,7 @@ from cmsbert_fast.models.inputs import Inputs
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.capability import INTERPRETED
 from tests.models.cmsbert.test_rows_of_no_sequence import with_rest
-from tests.models.small import config, lively, packed
+from tests.models.small import Wrapped, config, lively, packed
 
 PARTS = ["attention.self", "attention.output", "intermediate", "intermediate.intermediate_act_fn", "output"]
 LABELS = torch.tensor([0.5, -1.0, 2.0, 0.0])
@@ -138,15 +138,6 @@ def test_where_layers_are_called_as_modules(batch, change, fused):
     elif change == "checkpointing":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     elif change == "wrapped":
-
-        class Wrapped(torch.nn.Module):
-            def __init__(self, base_layer):
-                super().__init__()
-                self.base_layer, self.weight, self.bias = base_layer, base_layer.weight, base_layer.bias
-
-            def forward(self, x):
-                return self.base_layer(x) + 1
-
         layer.attention.self.value = Wrapped(layer.attention.self.value)
     elif change == "norm":
         layer.output.LayerNorm = torch.nn.Identity()
