@@ -36,9 +36,9 @@ or logits of all forms of the same model: a case whose contenders disagree has n
 Face's BERT, "text only") do other work and are compared with nothing. Peak memory is what a call holds beyond what
 existed before it, gradients included, with the scratch of the C++ kernels. On a CPU the process keeps the memory it
 frees, as `train.py` makes it, which serves every contender; an inference begins a while after the last one, when the
-other contenders' threads no longer spin. "Of the least work" divides the operations and bytes that
-valid tokens need (`bench/workload.py`) by the time; small cases live in the caches and can exceed the copy bandwidth.
-Lengths "MOSI" are the quantiles of those of real CMU-MOSI (mean 14.8 word pieces, at most 50).
+other contenders' threads no longer spin. "Of the least work" divides the operations and bytes that valid tokens need
+(`bench/workload.py`) by the time; small cases live in the caches and can exceed the copy bandwidth. Lengths
+"MOSI" are the quantiles of those of real CMU-MOSI (mean 14.8 word pieces, at most 50).
 """
 
 

@@ -96,8 +96,7 @@ def why_not_own_products(dtype: torch.dtype, rows: int | None = None) -> str | N
     vectors = torch.backends.cpu.get_cpu_capability() if _vendor() == "AuthenticAMD" else None
     few = dtype == torch.float32 and rows is not None and 1 < rows <= FEW_ROWS
     if vectors != "AVX512" and not (vectors == "AVX2" and few):
-        but = f", but for 2 to {FEW_ROWS} rows without gradients" if vectors == "AVX2" else ""
-        return f"PyTorch's own products are as fast on this CPU{but}"
+        return "PyTorch's own products are as fast on this CPU"
     if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device("cpu")):
         return "this CPU has no bfloat16 instructions"
     return None

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from cmsbert_fast.kernels.cpu.product import FEW_ROWS
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
@@ -94,9 +95,13 @@ def _lstm_cpu(frames: Tensor) -> str | None:
 
 
 def _linear_cpu(x: Tensor) -> str | None:
-    reason = capability.why_not_compiled(x.device, x.dtype, (torch.float32, torch.bfloat16))
+    if reason := capability.why_not_compiled(x.device, x.dtype, (torch.float32, torch.bfloat16)):
+        return reason
     rows = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else x.shape[:-1].numel()
-    return reason or capability.why_not_own_products(x.dtype, rows)
+    reason = capability.why_not_own_products(x.dtype, rows)
+    if reason is not None and capability.why_not_own_products(x.dtype, FEW_ROWS) is None:
+        reason += f", but for 2 to {FEW_ROWS} rows without gradients"
+    return reason
 
 
 def _contrastive_cpu(embeddings: Tensor) -> str | None:

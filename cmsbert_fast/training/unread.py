@@ -12,6 +12,7 @@ from cmsbert_fast.training.settings import TrainingSettings
 # Settings that only some systems read; those of all are in no list.
 _OF_SYSTEMS = ("temperature", "smoothing", "threshold", "momentum", "gate_activation", "projection_size")
 _OF_FRAMES = ("standardise", "repeat_frames")
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainingSettings)}
 
 
 def of_no_run(runs: Sequence[TrainingSettings], given: Collection[str] | None = None) -> list[str]:
@@ -21,13 +22,12 @@ def of_no_run(runs: Sequence[TrainingSettings], given: Collection[str] | None = 
         runs: They have these settings in common.
         given: The settings to look at; None: all.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainingSettings)}
     first = runs[0]
     return [
         f"{name} = {_shown(getattr(first, name))} has no effect: no system of this command reads it"
         for name in (*_OF_SYSTEMS, *_OF_FRAMES)
         if given is None or name in given
-        if getattr(first, name) != defaults[name] and not any(_reads(run.variant, name) for run in runs)
+        if getattr(first, name) != _DEFAULTS[name] and not any(_reads(run.variant, name) for run in runs)
     ]
 
 
@@ -37,8 +37,7 @@ def removed(settings: TrainingSettings) -> TrainingSettings:
     text = settings.text or getattr(VARIANTS[settings.variant].model_class.config_class, "text", None)
     if text != "vectors":
         names.append("word_vectors")
-    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(TrainingSettings)}
-    return dataclasses.replace(settings, **{name: defaults[name] for name in names})
+    return dataclasses.replace(settings, **{name: _DEFAULTS[name] for name in names})
 
 
 def of_run(settings: TrainingSettings, corpus: Corpus, model: Classifier) -> list[str]:

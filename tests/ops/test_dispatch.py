@@ -171,8 +171,11 @@ def test_products_go_by_what_the_cpu_is(monkeypatch, vendor, level, fast_bfloat1
     for dtype in (torch.float32, torch.bfloat16):
         assert (choose_backend("linear", EXAMPLE.to(dtype)) == "cpu") == (dtype in expected)
     if not expected:
-        but = ", but for 2 to 64 rows without gradients" if level == "AVX2" else ""
-        assert report("linear", EXAMPLE) == f"torch (not cpu: PyTorch's own products are as fast on this CPU{but})"
+        for dtype in (torch.float32, torch.bfloat16):
+            few = level == "AVX2" and dtype == torch.float32
+            but = ", but for 2 to 64 rows without gradients" if few else ""
+            reason = f"PyTorch's own products are as fast on this CPU{but}"
+            assert report("linear", EXAMPLE.to(dtype)) == f"torch (not cpu: {reason})"
 
 
 @pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
@@ -188,11 +191,8 @@ def test_products_of_few_rows_without_gradients(monkeypatch, vendor):
         assert ours(torch.bfloat16) == []
     reason = "PyTorch's own products are as fast on this CPU"
     but = ", but for 2 to 64 rows without gradients" if vendor == "AuthenticAMD" else ""
-    assert (
-        report("linear", torch.ones(2, 8))
-        == report("contrastive", torch.ones(2, 8))
-        == f"torch (not cpu: {reason}{but})"
-    )
+    assert report("linear", torch.ones(2, 8)) == f"torch (not cpu: {reason}{but})"
+    assert report("contrastive", torch.ones(2, 8)) == f"torch (not cpu: {reason})"
     assert choose_backend("contrastive", torch.ones(2, 8), "cpu") == "torch"  # a permission
     assert choose_backend("linear", torch.ones(2, 8)) == "torch"  # its backward pass reads the weight the other way
 
