@@ -68,13 +68,19 @@ void panel_product(int64_t rows, int64_t depth, const T* a, int64_t a_row, const
     products[rows - 1](depth, a, a_row, panel, total);
 }
 
-float dot(const float* x, const float* y, int64_t n) {
-    Vec part[GATES] = {};  // several at a time: a sum waits for the one before it
-    int64_t k = 0;
-    for (; k + PANEL <= n; k += PANEL)
-        for (int j = 0; j < GATES; ++j) part[j] += load(x + k + j * LANES) * load(y + k + j * LANES);
-    for (; k < n; k += LANES) part[0] += load_some(x + k, n - k) * load_some(y + k, n - k);
-    return sum((part[0] + part[1]) + (part[2] + part[3]));
+constexpr int STREAMS = 8;  // rows of W_hh read in turn then: memory gives several sooner than one
+
+// ROWS dot products with x; `row` lies between the rows.
+template <int ROWS>
+void dots(const float* x, const float* rows, int64_t row, int64_t n, float* out) {
+    Vec total[ROWS];
+    for (int i = 0; i < ROWS; ++i) total[i] = Vec{};
+    const int64_t whole = n / LANES * LANES;
+    for (int64_t k = 0; k < whole; k += LANES)
+        for (int i = 0; i < ROWS; ++i) total[i] += load(rows + i * row + k) * load(x + k);
+    for (int i = 0; whole < n && i < ROWS; ++i)
+        total[i] += load_some(rows + i * row + whole, n - whole) * load_some(x + whole, n - whole);
+    for (int i = 0; i < ROWS; ++i) out[i] = sum(total[i]);
 }
 
 template <class T>
@@ -188,8 +194,11 @@ class Recurrence {
         const int64_t first = unit * LANES, n = std::min<int64_t>(LANES, call_.size - first);
         for (int64_t gate = 0; gate < GATES; ++gate) {
             float lanes[LANES] = {};
-            for (int64_t i = 0; i < n; ++i)
-                lanes[i] = dot(call_.weight + (gate * call_.size + first + i) * call_.weight_stride, h, call_.size);
+            const float* row = call_.weight + (gate * call_.size + first) * call_.weight_stride;
+            int64_t i = 0;
+            for (; i + STREAMS <= n; i += STREAMS)
+                dots<STREAMS>(h, row + i * call_.weight_stride, call_.weight_stride, call_.size, lanes + i);
+            for (; i < n; ++i) dots<1>(h, row + i * call_.weight_stride, 0, call_.size, lanes + i);
             total[gate] = load(lanes);
         }
     }
