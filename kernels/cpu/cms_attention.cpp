@@ -1,6 +1,6 @@
 // CMS attention on the CPU (Eq. 1-7 of the paper), forward and backward, for packed sequences in float32 or bfloat16.
 //
-// Plain C interface at the end of the file: pointers in, status out; cmsbert_fast/ops/attention/cpu.py lays out the call.
+// Plain C interface in cms_attention.h and at the end of the file: pointers in, status out.
 //
 // Every matrix product is one register-blocked kernel, C = A B or C += A B, with A of any strides and the rows of B and
 // C padded to whole vectors. All arithmetic is float32. A task owns what it writes and sums in a fixed order: results
@@ -8,6 +8,10 @@
 // is linear in the length. From forward to backward are kept the mean frames (T, K), the shifts a (H, T, d_h), whose
 // product would be a fifth of the backward pass, and each row's maximum and inverse sum of the softmax (H, T, 2): apart,
 // as their log-sum-exp in float32 would lose digits where scores are large.
+
+#include "cms_attention.h"
+
+#include <type_traits>
 
 #include "common.h"
 
@@ -112,47 +116,6 @@ inline void store_row(T* to, const float* from, int64_t n, float scale = 1) {
 
 }  // namespace
 
-// ------------------------------------------------------------------ the call, as ops/attention/cpu.py lays it out
-
-extern "C" {
-
-struct Modality {  // one of Eq. 1-4; size 0 = absent
-    const void* token_gate;
-    int64_t token_gate_stride;
-    const void* frame_gate;
-    int64_t frame_gate_stride;
-    const void* frames;
-    int64_t frames_stride;
-    const void* weight;
-    int64_t weight_stride;
-    const int32_t* cu_seqlens;
-    int64_t rows, size;
-    void *d_token_gate, *d_frame_gate;
-    void *d_frames, *d_weight;  // null = not wanted
-};
-
-struct Heads {  // (T, H, d_h) with unit stride along d_h
-    const void* data;
-    int64_t row, head;
-};
-
-struct Call {
-    Heads query, key, value, d_out;
-    const int32_t* cu_seqlens;
-    int64_t batch, rows, heads, head_size;
-    double scale;
-    int64_t activation, bfloat16;
-    const int64_t* seed;  // null = no dropout
-    double dropout_p;
-    void *out, *d_query, *d_key, *d_value;  // contiguous
-    float *mean, *shift, *softmax;          // (T, K), (H, T, d_h padded) or null = not kept, (H, T, 2)
-    int64_t threads;
-    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
-    Modality modalities[2];
-};
-static_assert(sizeof(Call) == 61 * 8, "ops/attention/cpu.py lays it out");
-}
-
 namespace {
 
 // Philox 4x32, 7 rounds. Fills 4 rows of dropout's factors, 0 or 1 / (1 - p), for queries i, ..., i + 3 (i a multiple
@@ -195,6 +158,8 @@ class Attention {
           head_padded_(multiple(call.head_size, 16)),
           size_{padded_size(call.modalities[0]), padded_size(call.modalities[1])},
           depth_(size_[0] + size_[1]),
+          // Then packing a head's shift weights would take longer than the product.
+          reads_weights_in_place_(std::is_same_v<T, float> && call.batch == 1 && call.rows <= QUERIES && !call.shift),
           status_(DONE) {
         longest_ = checked_longest(call.cu_seqlens, call.rows);
         for (int m = 0; m < 2; ++m)
@@ -206,9 +171,13 @@ class Attention {
 
     int forward() {
         if (status_ != DONE) return status_;
-        float* transposed = call_scratch.take(call_.heads * depth_ * head_padded_, status_);
+        const int64_t of_mean = depth_ * padded(longest_), of_weights = call_.heads * depth_ * head_padded_;
+        float* transposed = call_scratch.take(reads_weights_in_place_ ? of_mean : of_weights, status_);
         if (status_ != DONE) return status_;
-        if (depth_) {
+        if (depth_ && reads_weights_in_place_) {
+            mean_frames(0, 0);
+            transpose(transposed, padded(longest_), call_.mean, depth_, longest_, depth_);
+        } else if (depth_) {
             const int64_t blocks = (longest_ + QUERIES - 1) / QUERIES;
             for_each(call_, call_.heads + call_.batch * blocks, 1, [&](int64_t task) {
                 if (task < call_.heads) {
@@ -393,6 +362,20 @@ class Attention {
                             static_cast<float>(call_.dropout_p), factors + i * padded(n_keys), padded(n_keys));
     }
 
+    // The shifts of a head of the only sequence, from the mean frames transposed, (K, n padded): a^T = W m^T.
+    void shift_in_place(int64_t head, int64_t n, const float* mean_transposed, float* transposed, float* shift) const {
+        const int64_t width = padded(n);
+        for (int m = 0; m < 2; ++m) {
+            const Modality& modality = call_.modalities[m];
+            if (size_[m])
+                product(call_.head_size, width, modality.size,
+                        static_cast<const float*>(modality.weight) + head * call_.head_size * modality.weight_stride,
+                        modality.weight_stride, 1, mean_transposed + m * size_[0] * width, width, transposed, width,
+                        m && size_[0]);
+        }
+        transpose(shift, head_padded_, transposed, width, call_.head_size, n);
+    }
+
     void forward_head(int64_t b, int64_t head, const float* transposed) {
         const int64_t start = call_.cu_seqlens[b], n = call_.cu_seqlens[b + 1] - start, width = padded(n);
         if (n == 0) return;
@@ -407,7 +390,9 @@ class Attention {
             shift = call_.shift + (head * call_.rows + start) * head_padded_;
         float *scores = k_transposed + head_padded_ * width, *factors = scores + blocked * width;
         float* z = factors + blocked * width;
-        if (shift != nullptr)
+        if (shift != nullptr && reads_weights_in_place_)
+            shift_in_place(head, n, transposed, k_transposed, shift);
+        else if (shift != nullptr)
             product(n, head_padded_, depth_, call_.mean + start * depth_, depth_, 1,
                     transposed + head * depth_ * head_padded_, head_padded_, shift, head_padded_);
         load_tiles(head, start, n, shift, q, k, v);
@@ -586,6 +571,7 @@ class Attention {
     Call call_;
     int64_t head_padded_, size_[2], depth_;
     int64_t longest_;
+    bool reads_weights_in_place_;
     std::atomic<int> status_;
 };
 
