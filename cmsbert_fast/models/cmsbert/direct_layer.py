@@ -1,4 +1,5 @@
-"""BERT's layers without their modules: the same operators one after the other, where no gradient is wanted.
+"""BERT's layers without their modules, where no gradient is wanted: for a few utterances on the CPU in one call of
+compiled C++, else by the same operators one after the other.
 
 Calling modules within modules is a tenth of the time of one utterance.
 """
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cmsbert_fast.data.example import MODALITIES
 from cmsbert_fast.models.cmsbert.attention import CMSBertSelfAttention
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.cmsbert.untouched import is_untouched
-from cmsbert_fast.models.inputs import Batch
+from cmsbert_fast.models.inputs import Batch, Frames
+from cmsbert_fast.ops.bert_layer import cpu as bert_layer
 from cmsbert_fast.ops.linear.api import linear, linear_gelu
 
 
@@ -26,7 +29,9 @@ class DirectLayers:
     """
 
     def __init__(self, hidden: Tensor, batch: Batch, config: CMSBertConfig):
-        self._hidden, self._batch, self._backend = hidden[0], batch, config.backend
+        self._hidden, self._batch, self._config = hidden[0], batch, config
+        heads = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+        self._in_one_call = not batch.packing.is_padded and bert_layer.takes(hidden[0], heads, config.backend)
 
     @classmethod
     def of(cls, layers: nn.ModuleList, hidden: Tensor, batch: Batch, config: CMSBertConfig) -> "DirectLayers | None":
@@ -40,16 +45,47 @@ class DirectLayers:
 
     def run(self, layer: Any) -> Tensor:
         """The next layer: its output, (1, T, D)."""
+        found = self._whole(layer) if self._in_one_call else None
+        self._hidden = self._by_operators(layer) if found is None else found
+        return self._hidden[None]
+
+    def _whole(self, layer: Any) -> Tensor | None:
+        own: CMSBertSelfAttention = layer.attention.self
+        ends = (layer.attention.output, layer.output)
+        norms = [end.LayerNorm for end in ends]
+        dense = (own.query, own.key, own.value, ends[0].dense, layer.intermediate.dense, ends[1].dense)
+        parameters = bert_layer.Parameters(
+            [tensor for x in dense for tensor in (x.weight, x.bias)],
+            [tensor for norm in norms for tensor in (norm.weight, norm.bias)],
+            [norm.eps for norm in norms],
+        )
+        shifts = dict.fromkeys(MODALITIES, bert_layer.NO_SHIFT)
+        for name in own.modalities:
+            frames: Frames | None = getattr(self._batch, name)
+            if frames is not None:
+                gate, weight = getattr(own, f"gate_{name}"), getattr(own, f"shift_{name}").weight
+                lengths = frames.packing.cu_seqlens
+                shifts[name] = bert_layer.Shift(gate.weight, gate.bias, weight, frames.values, lengths)
+        return bert_layer.bert_layer(
+            self._hidden,
+            parameters,
+            shifts["visual"],
+            shifts["acoustic"],
+            self._batch.packing.cu_seqlens,
+            heads=self._config.num_attention_heads,
+            activation=self._config.gate_activation,
+        )
+
+    def _by_operators(self, layer: Any) -> Tensor:
         own: CMSBertSelfAttention = layer.attention.self
         z = own.attention(self._hidden, self._batch, self._linear)
         middle = self._add_and_norm(layer.attention.output, z, self._hidden)
         dense = layer.intermediate.dense
-        inner = linear_gelu(middle, dense.weight, dense.bias, self._backend)
-        self._hidden = self._add_and_norm(layer.output, inner, middle)
-        return self._hidden[None]
+        inner = linear_gelu(middle, dense.weight, dense.bias, self._config.backend)
+        return self._add_and_norm(layer.output, inner, middle)
 
     def _linear(self, layer: Any, x: Tensor) -> Tensor:
-        return linear(x, layer.weight, layer.bias, self._backend)
+        return linear(x, layer.weight, layer.bias, self._config.backend)
 
     def _add_and_norm(self, output: Any, x: Tensor, residual: Tensor) -> Tensor:
         """BertSelfOutput and BertOutput, without dropout."""

@@ -181,8 +181,8 @@ def _empty(tensor: Tensor) -> Tensor:
 # ------------------------------------------------------------------ the call of the C++
 
 _HEADS, _MODALITY = "3q", "15q"
-_CALL = struct.Struct(f"={_HEADS * 4}5qd3qd9q{_MODALITY * 2}")  # ``Call`` of the C++; pointers are integers
-_ABSENT = (0,) * 15
+CALL = struct.Struct(f"={_HEADS * 4}5qd3qd9q{_MODALITY * 2}")  # ``Call`` of the C++; pointers are integers
+ABSENT = (0,) * 15
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -211,7 +211,7 @@ def _heads_layout(tensor: Tensor | None) -> tuple[int, ...]:
 def _modality_layout(modality: Modality, gradients: ModalityGradients | None) -> tuple[int, ...]:
     """``Modality`` of the C++."""
     if modality.frames is None:
-        return _ABSENT
+        return ABSENT
     token_gate, frame_gate, frames, weight, cu_seqlens = modality
     return (
         *(token_gate.data_ptr(), token_gate.stride(0)),
@@ -240,7 +240,7 @@ def _launch(
     cu_seqlens = arguments.cu_seqlens.contiguous()
     d_out = None if d_out is None else _rows(d_out)
     to = gradients or Gradients()
-    call = _CALL.pack(
+    call = CALL.pack(
         *_heads_layout(query),
         *_heads_layout(key),
         *_heads_layout(value),

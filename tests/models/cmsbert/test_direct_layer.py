@@ -12,6 +12,7 @@ from cmsbert_fast import CMSBertCLRForSequenceClassification
 from cmsbert_fast.models.cmsbert import untouched
 from cmsbert_fast.models.cmsbert.direct_layer import DirectLayers
 from cmsbert_fast.ops import capability
+from cmsbert_fast.ops.bert_layer import cpu as bert_layer
 from cmsbert_fast.ops.linear import api
 from tests.models.baselines.systems import system
 from tests.models.baselines.utterances import packed as packed_utterances
@@ -61,17 +62,30 @@ def test_outputs_are_those_of_the_modules(batch, form, direct):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_with_our_products(batch, monkeypatch, direct, autocast):
-    """GELU in the product's tail: rounded in another way, once less under autocast."""
+    """In one call of compiled C++; under autocast by operators, with GELU in the product's tail, rounded once less."""
     if capability.why_not_compiled(torch.device("cpu"), torch.float32, (torch.float32,)):
         pytest.skip("needs a C++ compiler")
     monkeypatch.setattr(capability, "why_not_own_products", lambda *_: None)
     monkeypatch.setattr(api, "LEAST_WORK", 0)
     model = lively(CMSBertCLRForSequenceClassification(config())).float()
     inputs = {name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in batch.items()}
+    calls = []
+    real = bert_layer.bert_layer
+    monkeypatch.setattr(bert_layer, "bert_layer", lambda *a, **named: calls.append(a) or real(*a, **named))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        expected, actual = of_modules(model, inputs)[0], outputs(model, inputs)[0]
-    assert len(direct) == len(model.bert.encoder.layer)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=3e-2 if autocast else 2e-6)
+        expected, actual = of_modules(model, inputs), outputs(model, inputs)
+    layers = model.bert.encoder.layer
+    assert direct == list(layers)
+    assert len(calls) == (0 if autocast else len(layers))
+    if autocast:
+        torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=3e-2)
+    else:
+        for a, e in zip(actual, expected, strict=True):  # hidden states and maps too
+            torch.testing.assert_close(a, e, rtol=0, atol=5e-6)
+    layers[1].output.LayerNorm.double()  # as far as float32 goes
+    if not autocast:
+        with pytest.raises(RuntimeError, match="scalar type"):
+            outputs(model, inputs)
 
 
 class Flattened(torch.nn.Parameter):

@@ -1,0 +1,165 @@
+// One layer of BERT with CMS attention (Eq. 1-8) without gradients, in float32: what its modules would call one after
+// another, in one call. Threads that found the next operator only after Python had returned would have gone to sleep.
+
+#include "cms_attention.h"
+#include "common.h"
+#include "linear.h"
+
+extern "C" {
+
+struct Dense {  // x W^T + b; W (d_out, d_in), rows one after the other
+    const float *weight, *bias;
+};
+
+struct Norm {
+    const float *weight, *bias;
+    double epsilon;
+};
+
+struct Gate {  // W_g (D + d_m,) and b of Eq. 1 or 2; null = no such modality
+    const float *weight, *bias;
+};
+
+struct Layer {
+    const float* x;  // (T, D), rows one after the other
+    float* out;      // likewise
+    int64_t inner;   // size of the feed-forward part
+    Dense query, key, value, attention_output, intermediate, output;
+    Norm attention_norm, output_norm;
+    Gate gates[2];
+    Call attention;  // its tensors of tokens and its gates are made here
+};
+static_assert(sizeof(Layer) == (3 + 12 + 6 + 4 + 61) * 8, "ops/bert_layer/cpu.py lays it out");
+}
+
+namespace {
+
+class Run {
+  public:
+    explicit Run(const Layer& layer)
+        : layer_(layer),
+          call_(layer.attention),
+          rows_(call_.rows),
+          width_(call_.heads * call_.head_size),
+          status_(DONE) {}
+
+    int run() {
+        int64_t frames = 0, columns = 0;
+        for (const Modality& modality : call_.modalities) {
+            frames += modality.rows;
+            columns += multiple(modality.size, 16);
+        }
+        const int64_t tile = rows_ * width_, per_row = 5 * width_ + layer_.inner + columns + 2 * call_.heads + 2;
+        float* q = call_scratch.take(rows_ * per_row + frames, status_);
+        if (status_ != DONE) return status_;
+        float *k = q + tile, *v = k + tile, *z = v + tile, *middle = z + tile, *inner = middle + tile;
+        float *mean = inner + rows_ * layer_.inner, *softmax = mean + rows_ * columns;
+        float* gates = softmax + 2 * rows_ * call_.heads;
+
+        linear(layer_.query, layer_.x, width_, width_, q);
+        linear(layer_.key, layer_.x, width_, width_, k);
+        linear(layer_.value, layer_.x, width_, width_, v);
+        for (int m = 0; m < 2; ++m)
+            if (call_.modalities[m].size) gates = gate(layer_.gates[m], call_.modalities[m], gates);
+        call_.query = {q, width_, call_.head_size};
+        call_.key = {k, width_, call_.head_size};
+        call_.value = {v, width_, call_.head_size};
+        call_.out = z;
+        call_.mean = mean;
+        call_.softmax = softmax;
+        note(cms_attention_forward(&call_));
+
+        float* projected = q;  // read for the last time
+        linear(layer_.attention_output, z, width_, width_, projected);
+        add_and_norm(layer_.attention_norm, projected, layer_.x, middle);
+        linear(layer_.intermediate, middle, width_, layer_.inner, inner, true);
+        linear(layer_.output, inner, layer_.inner, width_, projected);
+        add_and_norm(layer_.output_norm, projected, middle, layer_.out);
+        return status_;
+    }
+
+  private:
+    void note(int status) {
+        if (status != DONE) status_ = status;
+    }
+
+    void linear(const Dense& dense, const float* x, int64_t depth, int64_t n, float* out, bool gelu = false) {
+        Product product{};
+        product.a = {x, depth, 1, 0};
+        product.b = {dense.weight, depth, 1, 0};
+        product.bias = dense.bias;
+        product.out = out;
+        product.out_row = n;
+        product.m = rows_;
+        product.n = n;
+        product.depth = depth;
+        product.gelu = gelu;
+        product.threads = call_.threads;
+        product.parallel = call_.parallel;
+        note(matrix_product(&product));
+    }
+
+    // The two halves of W_g [X_i; V_j] + b: p_i of tokens, r_j of frames. Returns what follows them.
+    float* gate(const Gate& gate, Modality& modality, float* to) const {
+        for (int64_t i = 0; i < rows_; ++i) to[i] = dot(gate.weight, layer_.x + i * width_, width_);
+        modality.token_gate = to;
+        modality.token_gate_stride = 1;
+        to += rows_;
+        const float* frames = static_cast<const float*>(modality.frames);
+        for (int64_t j = 0; j < modality.rows; ++j)
+            to[j] = dot(gate.weight + width_, frames + j * modality.frames_stride, modality.size) + *gate.bias;
+        modality.frame_gate = to;
+        modality.frame_gate_stride = 1;
+        return to + modality.rows;
+    }
+
+    static float dot(const float* a, const float* b, int64_t n) {
+        Vec total{};
+        for (int64_t i = 0; i < n; i += LANES) total += load_some(a + i, n - i) * load_some(b + i, n - i);
+        return sum(total);
+    }
+
+    // LayerNorm of x + residual; x is overwritten.
+    void add_and_norm(const Norm& norm, float* x, const float* residual, float* out) const {
+        constexpr int64_t ROWS = 16;  // of a task
+        const float share = 1.0f / static_cast<float>(width_);
+        Call call = call_;
+        call.threads = rows_ < 4 * ROWS ? 1 : call.threads;  // waking one up would take longer
+        for_each(call, (rows_ + ROWS - 1) / ROWS, 1, [&](int64_t task) {
+            for (int64_t i = task * ROWS; i < std::min(rows_, (task + 1) * ROWS); ++i) {
+                float *row = x + i * width_, *to = out + i * width_;
+                const float* added = residual + i * width_;
+                Vec total{}, squares{};
+                for (int64_t j = 0; j < width_; j += LANES) {
+                    const Vec value = load_some(row + j, width_ - j) + load_some(added + j, width_ - j);
+                    store_some(row + j, value, width_ - j);
+                    total += value;
+                }
+                const float mean = sum(total) * share;
+                for (int64_t j = 0; j < width_; j += LANES) {
+                    const Vec value = before(width_ - j) ? load_some(row + j, width_ - j) - mean : Vec{};
+                    squares += value * value;
+                }
+                const float scale = 1.0f / std::sqrt(sum(squares) * share + static_cast<float>(norm.epsilon));
+                for (int64_t j = 0; j < width_; j += LANES) {
+                    const int64_t n = width_ - j;
+                    const Vec value = (load_some(row + j, n) - mean) * scale;
+                    store_some(to + j, value * load_some(norm.weight + j, n) + load_some(norm.bias + j, n), n);
+                }
+            }
+        });
+    }
+
+    const Layer& layer_;
+    Call call_;
+    int64_t rows_, width_;
+    std::atomic<int> status_;
+};
+
+}  // namespace
+
+extern "C" int bert_layer(const Layer* layer) {
+    const int status = Run(*layer).run();
+    call_scratch.release_above(MOST_KEPT);
+    return status;
+}
