@@ -1,11 +1,13 @@
 """Ahead-of-time compiles of the Triton kernels on a machine without a GPU, held to committed budgets.
 
 A suite (``test_cms_attention_compile``, ``test_contrastive_compile``) names calls; what they launch is recorded from
-the launchers themselves and compiled for every target as Triton's own launcher would. pytest compiles a covering part;
-all of it takes some ten minutes on two cores, and is a step of its own in continuous integration. After a change of a
-kernel or of a tile, ``--write`` renews the budget::
+the launchers themselves and compiled for every target as Triton's own launcher would. The budget holds a fingerprint of
+each call's programs and of Triton beside what they use: only programs that have changed since are compiled, a step of
+its own in continuous integration. All of them (``--all``) take ten minutes or more on two cores. pytest always compiles
+a covering part. After a change of a kernel or of a tile, ``--write`` renews the budget::
 
     python -m tests.kernels.aot
+    python -m tests.kernels.aot --all
     python -m tests.kernels.aot cms_attention --write
     python -m tests.kernels.aot contrastive layer --write --only gfx942
 
@@ -15,6 +17,7 @@ release and the budget, a program must fit into the shared memory, and spill no 
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
@@ -43,6 +46,7 @@ TARGETS = {
 # capabilities), local data share of a CDNA3 workgroup.
 SHARED_MEMORY = {"sm_80": 163 << 10, "sm_86": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 ROOT = Path(__file__).resolve().parents[2]
+FINGERPRINT = "fingerprint"  # of a call's programs, among its kernels in the budget
 
 needs_compiler = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles; the interpreter is on")
 
@@ -100,9 +104,24 @@ def record(call: Callable[[], Any]) -> list[Launch]:
     return recorded
 
 
-def compile_launch(launch: Launch, target: str) -> Any:
-    """Compiles as Triton's own launcher would: same types, same alignment hints, same constants."""
-    import triton
+class Program(NamedTuple):
+    """What Triton compiles of one launch."""
+
+    source: Any
+    target: Any
+    options: Any
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides the result: kernel and what it calls, types, constants, options, Triton's version."""
+        import triton
+
+        parts = triton.__version__, str(self.target), self.source.hash(), self.options.hash()
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def program_of(launch: Launch, target: str) -> Program:
+    """As Triton's own launcher would compile it: same types, same alignment hints, same constants."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
@@ -112,7 +131,14 @@ def compile_launch(launch: Launch, target: str) -> Any:
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, options = bind(**launch.arguments, **launch.options)
     parsed, *source = kernel._pack_args(backend, options, bound, specialization, options)
-    return triton.compile(ASTSource(kernel, *source), target=gpu, options=parsed.__dict__)
+    return Program(ASTSource(kernel, *source), gpu, parsed)
+
+
+def compile_launch(launch: Launch, target: str) -> Any:
+    import triton
+
+    program = program_of(launch, target)
+    return triton.compile(program.source, target=program.target, options=program.options.__dict__)
 
 
 def measure(launch: Launch, target: str) -> Measured:
@@ -133,14 +159,31 @@ def measure(launch: Launch, target: str) -> Measured:
     return Measured(registers, stack, compiled.metadata.shared)
 
 
-def measure_call(job: tuple[str, int, str]) -> dict[str, Measured]:
-    """The kernels of one call on one target, by name; the most of each where one is launched several times."""
-    name, index, target = job
+class MeasuredCall(NamedTuple):
+    """One call on one target.
+
+    Attributes:
+        fingerprint: Of its programs.
+        kernels: By name, the most of each where one is launched several times; None: the programs are known.
+    """
+
+    fingerprint: str
+    kernels: dict[str, Measured] | None
+
+
+def measure_call(job: tuple[str, int, str, str | None]) -> MeasuredCall:
+    """Compiles a call's programs, unless their fingerprint is the one given."""
+    name, index, target, known = job
+    launches = suite(name).launches(suite(name).cases[index], target)
+    programs = "\n".join(program_of(launch, target).fingerprint for launch in launches)
+    fingerprint = hashlib.sha256(programs.encode()).hexdigest()[:16]
+    if fingerprint == known:
+        return MeasuredCall(fingerprint, None)
     found: dict[str, Measured] = {}
-    for launch in suite(name).launches(suite(name).cases[index], target):
+    for launch in launches:
         used = measure(launch, target)
         found[launch.name] = Measured(*map(max, used, found.get(launch.name, used)))
-    return found
+    return MeasuredCall(fingerprint, found)
 
 
 def complaints(
@@ -170,8 +213,22 @@ def complaints(
     return found
 
 
-def check(name: str, jobs: list[tuple[Any, str]], processes: int, write: bool = False) -> list[str]:
-    """Compiles (case, target) pairs of a suite; what breaks the rules, one line each."""
+class Checked(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        complaints: What breaks the rules, one line each.
+        compiled: Of how many calls the programs were compiled.
+    """
+
+    complaints: list[str]
+    compiled: int
+
+
+def check(
+    name: str, jobs: list[tuple[Any, str]], processes: int, write: bool = False, compile_all: bool = False
+) -> Checked:
+    """Compiles what changed of (case, target) pairs of a suite, or all, and holds it to the rules."""
     import triton
 
     rules = suite(name)
@@ -182,17 +239,25 @@ def check(name: str, jobs: list[tuple[Any, str]], processes: int, write: bool = 
     comparable = budget.get("triton", release) == release  # no budget at all: everything lacks one
     if not comparable:
         print(f"{name}: budget of Triton {budget['triton']}, this is {release}: only the fixed rules are checked")
-    found: list[str] = []
-    work = [(name, rules.cases.index(case), target) for case, target in jobs]
+    found, compiled = [], 0
+    calls = [budget.get(f"{target}: {case}", {}) for case, target in jobs]
+    known = [None if compile_all else call.get(FINGERPRINT) for call in calls]
+    work = [(name, rules.cases.index(case), target, of) for (case, target), of in zip(jobs, known, strict=True)]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for (case, target), measured in zip(jobs, pool.map(measure_call, work), strict=True):
-            key = f"{target}: {case}"
+        for (case, target), call, measured in zip(jobs, calls, pool.map(measure_call, work), strict=True):
+            allowed = {kernel: used for kernel, used in call.items() if kernel != FINGERPRINT}
+            kernels = measured.kernels
+            if kernels is None:
+                kernels = {kernel: Measured(*used) for kernel, used in allowed.items()}
+            else:
+                compiled += 1
             if write:
-                budget[key] = {kernel: list(used) for kernel, used in measured.items()}
+                allowed = {kernel: list(used) for kernel, used in kernels.items()}
+                budget[f"{target}: {case}"] = {FINGERPRINT: measured.fingerprint, **allowed}
                 lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(budget.items()))
                 rules.budget.write_text(f"{{\n{lines}\n}}\n")
-            found += complaints(rules, case, target, measured, budget.get(key, {}) if comparable else None)
-    return found
+            found += complaints(rules, case, target, kernels, allowed if comparable else None)
+    return Checked(found, compiled)
 
 
 def run_quick(name: str) -> None:
@@ -207,22 +272,25 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Compiles the Triton kernels and checks what they use.")
     parser.add_argument("suites", nargs="*", metavar="suite", help=f"{', '.join(SUITES)}; default: all")
     parser.add_argument("--quick", action="store_true", help="only what pytest compiles")
+    parser.add_argument("--all", action="store_true", help="compile what is unchanged, too")
     parser.add_argument("--write", action="store_true", help="replace the budget by what was measured")
     parser.add_argument("--only", default="", help="calls whose name in the budget contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time")
     options = parser.parse_args(arguments)
     if unknown := set(options.suites) - set(SUITES):
         parser.error(f"no suite is called {', '.join(sorted(unknown))}; choose from {', '.join(SUITES)}")
-    found, compiled = [], 0
+    found, wanted = [], 0
     for name in options.suites or SUITES:
         rules = suite(name)
         every = [(case, target) for case in rules.cases for target in TARGETS]
         jobs = [job for job in (rules.quick if options.quick else every) if options.only in f"{job[1]}: {job[0]}"]
         start = time.monotonic()
-        found += check(name, jobs, options.jobs, options.write)
-        compiled += len(jobs)
-        print(f"{name}: {len(jobs)} calls in {time.monotonic() - start:.0f} s", flush=True)
-    if not compiled:
+        checked = check(name, jobs, options.jobs, options.write, options.all or options.quick)
+        found += checked.complaints
+        wanted += len(jobs)
+        seconds = time.monotonic() - start
+        print(f"{name}: {len(jobs)} calls, {checked.compiled} of them compiled, in {seconds:.0f} s", flush=True)
+    if not wanted:
         parser.error(f"no call's name contains {options.only!r}")
     print("\n".join(found) or "all within budget")
     return 1 if found else 0

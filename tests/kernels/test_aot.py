@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.kernels import aot, test_cms_attention_compile, test_contrastive_compile, test_layer_compile
-from tests.kernels.aot import Measured, complaints, needs_compiler
+from tests.kernels.aot import FINGERPRINT, Checked, Measured, MeasuredCall, complaints, needs_compiler
 from tests.kernels.test_cms_attention_compile import REAL, Case
 
 ATTENTION, CONTRASTIVE = test_cms_attention_compile.SUITE, test_contrastive_compile.SUITE
@@ -37,52 +37,120 @@ def test_rules_are_enforced() -> None:
     assert CONTRASTIVE.spill_rule(None, "sm_80", "gradient_tile") == 0
 
 
+class Pool:
+    """In place of the pool of processes: calls here, and counts what was compiled."""
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def map(self, function: Any, jobs: list[Any]) -> list[MeasuredCall]:
+        of_now = "of now"
+        kernels = {"short_forward": Measured(1, 0, 1)}
+        return [MeasuredCall(of_now, None if known == of_now else kernels) for *_, known in jobs]
+
+
+@pytest.fixture
+def budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the budget of the attention's suite lies."""
+    moved = ATTENTION._replace(budget=tmp_path / "budget.json")
+    monkeypatch.setattr(aot, "suite", lambda name: moved)
+    monkeypatch.setattr(aot, "ProcessPoolExecutor", Pool)
+    return moved.budget
+
+
 @pytest.mark.parametrize("text", [None, "{}", '{"triton": "this release"}'])
-def test_a_missing_budget_is_a_failure(text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_budget_is_a_failure(text: str | None, budget: Path) -> None:
     """A file that is lost or empty must not read as "another release's"."""
     triton = pytest.importorskip("triton")
-    budget = tmp_path / "budget.json"
     if text is not None:
         budget.write_text(text.replace("this release", ".".join(triton.__version__.split(".")[:2])))
     case = ATTENTION.cases[0]
-    lost = ATTENTION._replace(budget=budget)
-    monkeypatch.setattr(aot, "suite", lambda name: lost)
-
-    class Pool:
-        def __init__(self, *_: Any, **__: Any):
-            pass
-
-        def __enter__(self) -> "Pool":
-            return self
-
-        def __exit__(self, *_: Any) -> None:
-            pass
-
-        def map(self, function: Any, jobs: list[Any]) -> list[dict[str, Measured]]:
-            return [{"short_forward": Measured(1, 0, 1)} for _ in jobs]
-
-    monkeypatch.setattr(aot, "ProcessPoolExecutor", Pool)
-    assert "has no budget" in aot.check("cms_attention", [(case, "sm_90")], 1)[0]
-    assert aot.check("cms_attention", [(case, "sm_90")], 1, write=True) == []
-    assert json.loads(budget.read_text())[f"sm_90: {case}"] == {"short_forward": [1, 0, 1]}
-    assert aot.check("cms_attention", [(case, "sm_90")], 1) == []
+    assert "has no budget" in aot.check("cms_attention", [(case, "sm_90")], 1).complaints[0]
+    assert aot.check("cms_attention", [(case, "sm_90")], 1, write=True) == ([], 1)
+    assert json.loads(budget.read_text())[f"sm_90: {case}"] == {"fingerprint": "of now", "short_forward": [1, 0, 1]}
+    assert aot.check("cms_attention", [(case, "sm_90")], 1) == ([], 0)
 
 
-def test_the_command_compiles_everything_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: dict[str, int] = {}
+def test_only_what_changed_is_compiled(budget: Path) -> None:
+    pytest.importorskip("triton")
+    jobs = [(case, "sm_90") for case in ATTENTION.cases[:2]]
+    aot.check("cms_attention", jobs, 1, write=True)
+    lines = json.loads(budget.read_text())
+    changed = f"sm_90: {ATTENTION.cases[1]}"
+    lines[changed] = {"fingerprint": "of another kernel", "short_forward": [0, 0, 0]}
+    lines[f"sm_90: {ATTENTION.cases[0]}"]["short_forward"] = [1, 0, 1 << 20]  # the fixed rules hold for all
+    budget.write_text(json.dumps(lines))
 
-    def check(name: str, jobs: list[Any], processes: int, write: bool) -> list[str]:
-        compiled[name] = len(jobs)
-        return ["too much"] if write else []
+    complaints, compiled = aot.check("cms_attention", jobs, 1)
+    assert compiled == 1
+    assert [line for line in complaints if "do not fit" in line and str(ATTENTION.cases[0]) in line]
+    assert [line for line in complaints if "budget 0" in line and changed in line]
+    assert aot.check("cms_attention", jobs, 1, compile_all=True).compiled == 2
+    assert aot.check("cms_attention", jobs, 1, write=True).compiled == 1
+    assert json.loads(budget.read_text())[changed]["fingerprint"] == "of now"
+
+
+@needs_compiler
+def test_a_fingerprint_is_of_all_that_decides_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = pytest.importorskip("triton")
+    case = test_layer_compile.Case(768, "float32")
+
+    def fingerprint(case: Any = case, target: str = "sm_90", change: Any = lambda launch: launch) -> str:
+        launch = change(LAYER.launches(case, target)[0])
+        return aot.program_of(launch, target).fingerprint
+
+    known = fingerprint()
+    warps = {"num_warps": 16}
+    others = [
+        fingerprint(test_layer_compile.Case(768, "float16")),
+        fingerprint(test_layer_compile.Case(768, "float32", dropout=False)),
+        fingerprint(test_layer_compile.Case(384, "float32")),
+        fingerprint(target="sm_80"),
+        fingerprint(change=lambda launch: launch._replace(options=launch.options | warps)),
+    ]
+    assert fingerprint() == known
+    with monkeypatch.context() as patch:
+        patch.setattr(triton, "__version__", "0.0")
+        others.append(fingerprint())
+    assert len({known, *others}) == 1 + len(others)
+
+    name, index = "layer", LAYER.cases.index(case)
+    of_call = json.loads(LAYER.budget.read_text())[f"sm_90: {case}"]["fingerprint"]
+    if triton.__version__ == "3.7.1":  # whose fingerprints are committed
+        assert aot.measure_call((name, index, "sm_90", of_call)) == MeasuredCall(of_call, None)
+    measured = aot.measure_call((name, index, "sm_90", None))
+    assert measured.kernels is not None
+    assert len(measured.kernels) == 4
+
+
+def test_the_command_takes_everything_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: dict[str, int] = {}
+    all_compiled = []
+
+    def check(name: str, jobs: list[Any], processes: int, write: bool, compile_all: bool) -> Checked:
+        calls[name] = len(jobs)
+        all_compiled.append(compile_all)
+        return Checked(["too much"] if write else [], 0)
 
     monkeypatch.setattr(aot, "check", check)
     assert aot.main([]) == 0
     targets = len(aot.TARGETS)
-    assert compiled == {
+    assert calls == {
         "cms_attention": len(ATTENTION.cases) * targets,
         "contrastive": len(CONTRASTIVE.cases) * targets,
         "layer": len(LAYER.cases) * targets,
     }
+    assert not any(all_compiled)
+    all_compiled.clear()
+    assert aot.main(["layer", "--quick"]) == 0
+    assert aot.main(["contrastive", "--all"]) == 0
+    assert all_compiled == [True, True]
     assert aot.main(["contrastive", "--write"]) == 1
     for wrong in (["contrastif"], ["--only", "sm_70"]):
         with pytest.raises(SystemExit) as stopped:
@@ -98,6 +166,7 @@ def test_every_call_has_a_budget_that_obeys_the_rules(rules: aot.Suite) -> None:
     assert set(budget) == set(calls)
     for key, kernels in budget.items():
         case, target = calls[key]
+        assert re.fullmatch("[0-9a-f]{16}", kernels.pop(FINGERPRINT))
         assert complaints(rules, case, target, {k: Measured(*used) for k, used in kernels.items()}, kernels) == []
 
 
