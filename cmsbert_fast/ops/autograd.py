@@ -1,6 +1,6 @@
 """Registration of PyTorch operators, and gradients that can be differentiated no further and say so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import wraps
 from typing import Any
 
@@ -50,13 +50,21 @@ def register_operator(
 def _refusing_gradients(implementation: Callable[..., Any], name: str, differentiable: str) -> Callable[..., Any]:
     @wraps(implementation)
     def guarded(*arguments: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in _flat(arguments)):
             raise RuntimeError(
                 f"{name} is not differentiable by itself; call {differentiable}, or the operator under torch.no_grad()."
             )
         return implementation(*arguments)
 
     return guarded
+
+
+def _flat(arguments: Iterable[Any]) -> Iterator[Any]:
+    for argument in arguments:
+        if isinstance(argument, list):
+            yield from argument
+        else:
+            yield argument
 
 
 class _Gradients(torch.autograd.Function):

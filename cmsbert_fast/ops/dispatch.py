@@ -27,6 +27,7 @@ from cmsbert_fast.kernels.cpu.product import FEW_ROWS
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
+LAYER_ROWS = 512  # of a layer in one call: above, Python no longer counts, and what lies within is too large to keep
 BACKENDS = ("reference", "torch", "triton", "varlen", "cpu", "auto")
 
 
@@ -104,6 +105,14 @@ def _linear_cpu(x: Tensor) -> str | None:
     return reason
 
 
+def _bert_layer_cpu(x: Tensor) -> str | None:
+    if x.dtype != torch.float32:
+        return f"its code computes in float32, not in {x.dtype}"
+    if not 0 < x.shape[0] <= LAYER_ROWS:
+        return f"with 0 or more than {LAYER_ROWS} rows it gains nothing"
+    return _linear_cpu(x) or _attention_cpu(x)
+
+
 def _contrastive_cpu(embeddings: Tensor) -> str | None:
     dtypes = (torch.float32, torch.bfloat16, torch.float16)  # multiplied in float32
     reason = capability.why_not_compiled(embeddings.device, embeddings.dtype, dtypes)
@@ -127,6 +136,7 @@ OPERATORS = {
     "contrastive": Operator({"triton": _any_triton, "cpu": _contrastive_cpu}, has_reference=True, required=("triton",)),
     "lstm": Operator({"cpu": _lstm_cpu}),
     "linear": Operator({"cpu": _linear_cpu}, casts=True),
+    "bert_layer": Operator({"cpu": _bert_layer_cpu}, casts=True),
     "dropout": Operator({"cpu": _dropout_cpu}),
     "bias_gelu": Operator({"triton": _any_triton}, has_reference=True, unmeasured=("triton",)),
     "residual_norm": Operator({"triton": _layer_triton}, has_reference=True, unmeasured=("triton",)),

@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-import cmsbert_fast
-from cmsbert_fast import atomic
+from cmsbert_fast import __version__, atomic
 from cmsbert_fast.data.mapped import MappedRows
 from cmsbert_fast.models.baselines.base import Baseline
 from cmsbert_fast.models.configuration import BERT_FIELDS
@@ -126,7 +125,7 @@ class TextFeatures:
         """A hash of BERT, of the word pieces and of what else may change the last bit."""
         config, bert = self._model.config, self._model.bert
         assert bert is not None
-        versions = (cmsbert_fast.__version__, torch.__version__)
+        versions = (__version__, torch.__version__)
         machine = (*versions, self._model.device.type, config.backend, torch.get_num_threads())
         found = hashlib.sha256(json.dumps([machine, [getattr(config, name) for name in BERT_FIELDS], texts]).encode())
         for name, values in bert.state_dict().items():

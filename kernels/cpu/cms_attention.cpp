@@ -114,10 +114,6 @@ inline void store_row(T* to, const float* from, int64_t n, float scale = 1) {
     for (int64_t i = 0; i < n; i += LANES) store_some(to + i, load(from + i) * scale, n - i);
 }
 
-}  // namespace
-
-namespace {
-
 // Philox 4x32, 7 rounds. Fills 4 rows of dropout's factors, 0 or 1 / (1 - p), for queries i, ..., i + 3 (i a multiple
 // of 4) and all keys; the counter is (key, query / 4, head, sequence), whatever the vector length.
 void dropout_factors(uint64_t seed, int64_t sequence, int64_t head, int64_t query, int64_t n_keys, float dropout_p,
@@ -158,7 +154,7 @@ class Attention {
           head_padded_(multiple(call.head_size, 16)),
           size_{padded_size(call.modalities[0]), padded_size(call.modalities[1])},
           depth_(size_[0] + size_[1]),
-          // Then packing a head's shift weights would take longer than the product.
+          // For one short sequence, packing a head's shift weights takes longer than their product.
           reads_weights_in_place_(std::is_same_v<T, float> && call.batch == 1 && call.rows <= QUERIES && !call.shift),
           status_(DONE) {
         longest_ = checked_longest(call.cu_seqlens, call.rows);

@@ -1,4 +1,4 @@
-// The call of cms_attention.cpp, as ops/attention/cpu.py and layer.cpp lay it out.
+// The call of cms_attention.cpp, as attention_call.py and layer.cpp lay it out.
 
 #pragma once
 
@@ -40,7 +40,7 @@ struct Call {
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel; null = one thread
     Modality modalities[2];
 };
-static_assert(sizeof(Call) == 61 * 8, "ops/attention/cpu.py lays it out");
+static_assert(sizeof(Call) == 61 * 8, "attention_call.py lays it out");
 
 int cms_attention_forward(const Call*);
 int cms_attention_backward(const Call*);

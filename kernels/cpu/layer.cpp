@@ -1,5 +1,5 @@
 // One layer of BERT with CMS attention (Eq. 1-8) without gradients, in float32: what its modules would call one after
-// another, in one call. Threads that found the next operator only after Python had returned would have gone to sleep.
+// another, in one call. Between operators that Python runs, waiting threads go to sleep.
 
 #include "cms_attention.h"
 #include "common.h"
@@ -68,6 +68,7 @@ class Run {
         call_.mean = mean;
         call_.softmax = softmax;
         note(cms_attention_forward(&call_));
+        if (status_ != DONE) return status_;
 
         float* projected = q;  // read for the last time
         linear(layer_.attention_output, z, width_, width_, projected);

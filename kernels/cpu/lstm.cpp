@@ -68,9 +68,10 @@ void panel_product(int64_t rows, int64_t depth, const T* a, int64_t a_row, const
     products[rows - 1](depth, a, a_row, panel, total);
 }
 
-constexpr int STREAMS = 8;  // rows of W_hh read in turn then: memory gives several sooner than one
+// Rows of W_hh read in turn where it is not packed: memory gives several sooner than one.
+constexpr int STREAMS = LANES < 8 ? LANES : 8;
 
-// ROWS dot products with x; `row` lies between the rows.
+// Dot products of ROWS rows with x; a row begins `row` numbers after the one before.
 template <int ROWS>
 void dots(const float* x, const float* rows, int64_t row, int64_t n, float* out) {
     Vec total[ROWS];

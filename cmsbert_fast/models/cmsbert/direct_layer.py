@@ -15,7 +15,8 @@ from cmsbert_fast.models.cmsbert.attention import CMSBertSelfAttention
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.cmsbert.untouched import is_untouched
 from cmsbert_fast.models.inputs import Batch, Frames
-from cmsbert_fast.ops.bert_layer import cpu as bert_layer
+from cmsbert_fast.ops.bert_layer.api import bert_layer, takes
+from cmsbert_fast.ops.bert_layer.types import Parameters, Shift
 from cmsbert_fast.ops.linear.api import linear, linear_gelu
 
 
@@ -30,8 +31,7 @@ class DirectLayers:
 
     def __init__(self, hidden: Tensor, batch: Batch, config: CMSBertConfig):
         self._hidden, self._batch, self._config = hidden[0], batch, config
-        heads = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
-        self._in_one_call = not batch.packing.is_padded and bert_layer.takes(hidden[0], heads, config.backend)
+        self._in_one_call = takes(hidden[0], config.backend) and _has_sound_lengths(batch)
 
     @classmethod
     def of(cls, layers: nn.ModuleList, hidden: Tensor, batch: Batch, config: CMSBertConfig) -> "DirectLayers | None":
@@ -50,23 +50,27 @@ class DirectLayers:
         return self._hidden[None]
 
     def _whole(self, layer: Any) -> Tensor | None:
+        """None where the layer is to be run by its operators."""
         own: CMSBertSelfAttention = layer.attention.self
         ends = (layer.attention.output, layer.output)
         norms = [end.LayerNorm for end in ends]
         dense = (own.query, own.key, own.value, ends[0].dense, layer.intermediate.dense, ends[1].dense)
-        parameters = bert_layer.Parameters(
+        parameters = Parameters(
             [tensor for x in dense for tensor in (x.weight, x.bias)],
             [tensor for norm in norms for tensor in (norm.weight, norm.bias)],
             [norm.eps for norm in norms],
         )
-        shifts = dict.fromkeys(MODALITIES, bert_layer.NO_SHIFT)
+        shifts = dict.fromkeys(MODALITIES, Shift())
         for name in own.modalities:
             frames: Frames | None = getattr(self._batch, name)
-            if frames is not None:
-                gate, weight = getattr(own, f"gate_{name}"), getattr(own, f"shift_{name}").weight
-                lengths = frames.packing.cu_seqlens
-                shifts[name] = bert_layer.Shift(gate.weight, gate.bias, weight, frames.values, lengths)
-        return bert_layer.bert_layer(
+            if frames is None:
+                continue
+            gate, shift = getattr(own, f"gate_{name}"), getattr(own, f"shift_{name}")
+            if shift.bias is not None:
+                return None
+            lengths = frames.packing.cu_seqlens
+            shifts[name] = Shift(gate.weight, gate.bias, shift.weight, frames.values, lengths)
+        return bert_layer(
             self._hidden,
             parameters,
             shifts["visual"],
@@ -92,3 +96,9 @@ class DirectLayers:
         norm = output.LayerNorm
         total = self._linear(output.dense, x) + residual
         return F.layer_norm(total, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+def _has_sound_lengths(batch: Batch) -> bool:
+    """Whether no sequence is longer than the batch says; operators say what is wrong."""
+    packings = [batch.packing, *(frames.packing for name in MODALITIES if (frames := getattr(batch, name)) is not None)]
+    return all(not p.is_padded and int(p.lengths.max()) <= p.max_length for p in packings)

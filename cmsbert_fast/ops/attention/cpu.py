@@ -5,7 +5,6 @@ checkpointing; :class:`_CMSAttention` ties them together for autograd. The libra
 :mod:`cmsbert_fast.kernels.cpu.library`.
 """
 
-import struct
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.kernels.cpu import library
-from cmsbert_fast.ops.attention.types import ACTIVATIONS, Call, ModalityShift, flatten, group
+from cmsbert_fast.kernels.cpu.attention_call import ABSENT, ACTIVATIONS, CALL, modality_layout, run
+from cmsbert_fast.ops.attention.types import Call, ModalityShift, flatten, group
 from cmsbert_fast.ops.autograd import once_differentiable, register_operator
 from cmsbert_fast.packing import Packing, pack_mask, take_rows, uniform_packing
 
@@ -180,10 +180,6 @@ def _empty(tensor: Tensor) -> Tensor:
 
 # ------------------------------------------------------------------ the call of the C++
 
-_HEADS, _MODALITY = "3q", "15q"
-CALL = struct.Struct(f"={_HEADS * 4}5qd3qd9q{_MODALITY * 2}")  # ``Call`` of the C++; pointers are integers
-ABSENT = (0,) * 15
-
 
 def _address(tensor: Tensor | None) -> int:
     """0 for None, and where there are no elements."""
@@ -212,16 +208,11 @@ def _modality_layout(modality: Modality, gradients: ModalityGradients | None) ->
     """``Modality`` of the C++."""
     if modality.frames is None:
         return ABSENT
-    token_gate, frame_gate, frames, weight, cu_seqlens = modality
-    return (
-        *(token_gate.data_ptr(), token_gate.stride(0)),
-        *(frame_gate.data_ptr(), frame_gate.stride(0)),
-        *(frames.data_ptr(), frames.stride(0)),
-        *(weight.data_ptr(), weight.stride(0)),
-        cu_seqlens.data_ptr(),
-        *frames.shape,
-        *((0, 0, 0, 0) if gradients is None else map(Tensor.data_ptr, gradients)),
-    )
+    token_gate, frame_gate, *others = modality
+    gates = (token_gate.data_ptr(), token_gate.stride(0), frame_gate.data_ptr(), frame_gate.stride(0))
+    if gradients is None:
+        return modality_layout(gates, *others)
+    return modality_layout(gates, *others, tuple(map(Tensor.data_ptr, gradients)))
 
 
 def _launch(
@@ -263,8 +254,7 @@ def _launch(
         *_modality_layout(visual, to.visual),
         *_modality_layout(acoustic, to.acoustic),
     )
-    if library.run(name, call) == 1:
-        raise ValueError("cu_seqlens must start at 0, never fall, and end at or below the number of rows.")
+    run(name, call)
 
 
 # ------------------------------------------------------------------ registered operators

@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from cmsbert_fast.kernels.cpu.attention_call import ACTIVATIONS as ACTIVATIONS
 from cmsbert_fast.packing import Packing
-
-ACTIVATIONS = ("relu", "sigmoid", "tanh")  # sigma of Eq. 1 and 2, numbered so in the C++
 
 
 class ModalityShift(NamedTuple):

@@ -1,0 +1,1 @@
+"""A layer of BERT with CMS attention (Eq. 1-8), without gradients."""

@@ -9,10 +9,9 @@ import torch
 from torch.nn.utils import parametrizations
 
 from cmsbert_fast import CMSBertCLRForSequenceClassification
-from cmsbert_fast.models.cmsbert import untouched
+from cmsbert_fast.models.cmsbert import direct_layer, untouched
 from cmsbert_fast.models.cmsbert.direct_layer import DirectLayers
 from cmsbert_fast.ops import capability
-from cmsbert_fast.ops.bert_layer import cpu as bert_layer
 from cmsbert_fast.ops.linear import api
 from tests.models.baselines.systems import system
 from tests.models.baselines.utterances import packed as packed_utterances
@@ -70,8 +69,8 @@ def test_with_our_products(batch, monkeypatch, direct, autocast):
     model = lively(CMSBertCLRForSequenceClassification(config())).float()
     inputs = {name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in batch.items()}
     calls = []
-    real = bert_layer.bert_layer
-    monkeypatch.setattr(bert_layer, "bert_layer", lambda *a, **named: calls.append(a) or real(*a, **named))
+    real = direct_layer.bert_layer
+    monkeypatch.setattr(direct_layer, "bert_layer", lambda *a, **named: calls.append(a) or real(*a, **named))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected, actual = of_modules(model, inputs), outputs(model, inputs)
     layers = model.bert.encoder.layer
@@ -82,10 +81,81 @@ def test_with_our_products(batch, monkeypatch, direct, autocast):
     else:
         for a, e in zip(actual, expected, strict=True):  # hidden states and maps too
             torch.testing.assert_close(a, e, rtol=0, atol=5e-6)
-    layers[1].output.LayerNorm.double()  # as far as float32 goes
-    if not autocast:
-        with pytest.raises(RuntimeError, match="scalar type"):
-            outputs(model, inputs)
+
+
+@pytest.fixture
+def own_products(monkeypatch):
+    if capability.why_not_compiled(torch.device("cpu"), torch.float32, (torch.float32,)):
+        pytest.skip("needs a C++ compiler")
+    monkeypatch.setattr(capability, "why_not_own_products", lambda *_: None)
+
+
+def other_dtype(model, inputs):
+    model.bert.encoder.layer[1].output.LayerNorm.double()
+
+
+def other_device(model, inputs):
+    model.bert.encoder.layer[1].output.dense.to("meta")
+
+
+def other_inner_size(model, inputs):
+    model.bert.encoder.layer[1].intermediate.dense = torch.nn.Linear(16, 20)
+
+
+def other_norm_size(model, inputs):
+    model.bert.encoder.layer[1].output.LayerNorm = torch.nn.LayerNorm(8)
+
+
+def no_bias(model, inputs):
+    model.bert.encoder.layer[1].attention.self.query = torch.nn.Linear(16, 16, bias=False)
+
+
+def no_bias_of_a_gate(model, inputs):
+    model.bert.encoder.layer[1].attention.self.gate_visual = torch.nn.Linear(16 + 5, 1, bias=False)
+
+
+def plain_norm(model, inputs):
+    model.bert.encoder.layer[1].output.LayerNorm = torch.nn.LayerNorm(16, elementwise_affine=False)
+
+
+def bias_of_a_shift(model, inputs):
+    model.bert.encoder.layer[1].attention.self.shift_visual = torch.nn.Linear(5, 16)
+
+
+def long_offsets(model, inputs):
+    inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_q"].long()
+
+
+def short_tokens(model, inputs):
+    inputs["max_length_q"] -= 1
+
+
+def short_frames(model, inputs):
+    inputs["max_length_visual"] -= 1
+
+
+UNUSUAL = [other_dtype, other_device, other_inner_size, other_norm_size, no_bias, no_bias_of_a_gate, plain_norm]
+UNUSUAL += [bias_of_a_shift, long_offsets, short_tokens, short_frames]
+
+
+@pytest.mark.parametrize("change", UNUSUAL)
+def test_unusual_layers_do_what_their_modules_do(batch, own_products, change):
+    """The same result, or the same complaint."""
+    model = lively(CMSBertCLRForSequenceClassification(config())).float()
+    inputs = packed({name: x.float() if x.is_floating_point() else x for name, x in batch.items()})
+    change(model, inputs)
+    found = []
+    for run in (of_modules, outputs):
+        try:
+            found.append(run(model, inputs))
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            found.append([type(error), str(error).replace("[1, ", "[")])  # they hand on (1, T, D), or (T, D)
+    expected, actual = found
+    if isinstance(expected[0], type):
+        assert actual == expected
+    else:
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=0, atol=5e-6)
 
 
 class Flattened(torch.nn.Parameter):

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 from cmsbert_fast import ModalityShift, cms_attention
 from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops import capability
-from cmsbert_fast.ops.bert_layer.cpu import MOST_ROWS, NO_SHIFT, Parameters, Shift, bert_layer, takes
+from cmsbert_fast.ops.bert_layer.api import bert_layer, takes
+from cmsbert_fast.ops.bert_layer.types import Parameters, Shift
+from cmsbert_fast.ops.dispatch import LAYER_ROWS
 from cmsbert_fast.packing import cumulative
 
 MISSING = library.why_not()
@@ -49,7 +51,7 @@ def make(case, sizes, extra_rows=2):
     shifts = []
     for lengths, size in zip(frames, frame_sizes, strict=True):
         if lengths is None:
-            shifts.append(NO_SHIFT)
+            shifts.append(Shift())
             continue
         gate = random(1, width + size, scale=width**-0.5), random(1)
         rows = random(sum(lengths) + extra_rows, size)
@@ -101,7 +103,7 @@ def test_as_exact_as_pytorch(case, sizes, activation):
 
 
 def test_one_thread_gives_the_same_bits():
-    arguments, heads = make(CASES["many rows"], SIZES[0])
+    arguments, heads = make(CASES["many rows"], SIZES[2])
     arguments, before, results = in_dtype(arguments, torch.float32), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
@@ -118,12 +120,12 @@ def test_tensors_with_gaps():
     expected = bert_layer(x, parameters, visual, acoustic, cu_seqlens, heads=heads, activation="relu")
 
     def apart(tensor):
-        return tensor if tensor is None else torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
+        return tensor if tensor.dtype == torch.int32 else torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
 
     parameters = Parameters(*([apart(t) for t in ts] for ts in parameters[:2]), parameters.epsilons)
     shifts = [Shift(*map(apart, shift)) for shift in (visual, acoustic)]
     assert not shifts[0].weight.is_contiguous()
-    actual = bert_layer(apart(x), parameters, *shifts, apart(cu_seqlens), heads=heads, activation="relu")
+    actual = bert_layer(apart(x), parameters, *shifts, cu_seqlens, heads=heads, activation="relu")
     assert torch.equal(actual, expected)
 
 
@@ -132,8 +134,13 @@ def test_operator():
     x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
     flat = (x, *parameters, *visual, *acoustic, cu_seqlens, heads, "relu")
     torch.library.opcheck(torch.ops.cmsbert_fast.bert_layer.default, flat)
-    with pytest.raises(RuntimeError, match="not differentiable"):
-        torch.ops.cmsbert_fast.bert_layer(x.requires_grad_(), *flat[1:])
+    for tensor in (x, parameters.dense[3], parameters.norms[0], acoustic.weight):
+        tensor.requires_grad_()
+        with pytest.raises(RuntimeError, match="not differentiable"):
+            torch.ops.cmsbert_fast.bert_layer(*flat)
+        with torch.no_grad():
+            torch.ops.cmsbert_fast.bert_layer(*flat)
+        tensor.requires_grad_(False)
 
 
 def test_lengths_that_do_not_fit():
@@ -143,33 +150,74 @@ def test_lengths_that_do_not_fit():
         bert_layer(*others, cu_seqlens + 1, heads=heads, activation="relu")
 
 
-@pytest.mark.parametrize("place", ["dense", "norms", "visual", "acoustic"])
-def test_tensors_of_another_dtype_are_left_alone(place):
+def changed(values, place, change):
+    values = list(values)
+    values[place] = change(values[place])
+    return values
+
+
+OTHERS = {
+    "absent": lambda x: None,
+    "float64": lambda x: x.double(),
+    "meta": lambda x: x.to("meta"),
+    "short": lambda x: x[:-1],
+    "wide": lambda x: torch.cat([x, x], dim=-1),
+    "a class of its own": lambda x: x.as_subclass(type("Quantised", (torch.Tensor,), {})),
+}
+
+
+@pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
+def test_other_tensors_are_left_to_the_operators(change):
+    """Every parameter and every tensor of a modality: nothing reads beyond their memory."""
     arguments, heads = make(CASES["several"], SIZES[0])
     x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
-    if place in ("dense", "norms"):
-        tensors = getattr(parameters, place)
-        tensors[-1] = tensors[-1].double()
-    elif place == "visual":
-        visual = visual._replace(gate_bias=visual.gate_bias.bfloat16())
-    else:
-        acoustic = acoustic._replace(frames=acoustic.frames.bfloat16())
-    assert bert_layer(x, parameters, visual, acoustic, cu_seqlens, heads=heads, activation="relu") is None
+    calls = [
+        *((parameters._replace(dense=changed(parameters.dense, i, change)), visual) for i in range(12)),
+        *((parameters._replace(norms=changed(parameters.norms, i, change)), visual) for i in range(4)),
+        *((parameters, Shift(*changed(visual, i, change))) for i in range(3)),
+    ]
+    if change not in (OTHERS["short"], OTHERS["wide"]):  # frames are as many, and of the size, that they are
+        calls.append((parameters, Shift(*changed(visual, 3, change))))
+    for of_layer, of_face in calls:
+        assert bert_layer(x, of_layer, of_face, acoustic, cu_seqlens, heads=heads, activation="relu") is None
+
+
+LENGTHS = {
+    "int64": lambda x: x.long(),
+    "every second": lambda x: torch.stack([x, x], dim=1)[:, 0],
+    "of one sequence less": lambda x: x[:-1],
+    "of none": lambda x: x[:1],
+    "a table": lambda x: x[None],
+    "absent": lambda x: None,
+}
+
+
+@pytest.mark.parametrize("change", LENGTHS.values(), ids=LENGTHS)
+def test_other_lengths_are_left_to_the_operators(change):
+    arguments, heads = make(CASES["several"], SIZES[0])
+    x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
+    other = acoustic._replace(cu_seqlens=change(acoustic.cu_seqlens))
+    options = dict(heads=heads, activation="relu")
+    assert bert_layer(x, parameters, visual, other, cu_seqlens, **options) is None
+    if change(cu_seqlens) is not None:
+        assert bert_layer(x, parameters, visual, acoustic, change(cu_seqlens), **options) is None
 
 
 def test_when_it_runs(monkeypatch):
-    x, heads = torch.zeros(5, 24), (3, 8)
-    with torch.no_grad():
-        assert takes(x, heads, "auto")
-        assert takes(x, heads, "cpu")
-        assert takes(torch.zeros(MOST_ROWS, 24), heads, "auto")
-        assert not takes(torch.zeros(MOST_ROWS + 1, 24), heads, "auto")
-        assert not takes(x[:0], heads, "auto")
-        assert not takes(x.double(), heads, "auto")
-        assert not takes(x.bfloat16(), heads, "auto")
-        for backend in ("torch", "reference"):
-            assert not takes(x, heads, backend)
-        with torch.autocast("cpu", torch.bfloat16):
-            assert not takes(x, heads, "auto")
-        monkeypatch.setattr(capability, "why_not_own_products", lambda *_: "PyTorch's are as fast")
-        assert not takes(x, heads, "auto")
+    x = torch.zeros(5, 24)
+    assert takes(x, "auto")
+    assert takes(x, "cpu")
+    assert takes(torch.zeros(LAYER_ROWS, 24), "auto")
+    assert not takes(torch.zeros(LAYER_ROWS + 1, 24), "auto")
+    assert not takes(x[:0], "auto")
+    assert not takes(x.double(), "auto")
+    assert not takes(x.bfloat16(), "auto")
+    for backend in ("torch", "reference", "triton", "varlen"):
+        assert not takes(x, backend)
+        with monkeypatch.context() as patch:
+            patch.setenv("CMSBERT_BACKEND", backend)
+            assert not takes(x, "auto")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not takes(x, "auto")
+    monkeypatch.setattr(capability, "why_not_own_products", lambda *_: "PyTorch's are as fast")
+    assert not takes(x, "auto")
