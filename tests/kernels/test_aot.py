@@ -99,6 +99,8 @@ def test_only_what_changed_is_compiled(budget: Path) -> None:
 @needs_compiler
 def test_a_fingerprint_is_of_all_that_decides_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     triton = pytest.importorskip("triton")
+    from cmsbert_fast.kernels import residual_norm
+
     case = test_layer_compile.Case(768, "float32")
 
     def fingerprint(case: Any = case, target: str = "sm_90", change: Any = lambda launch: launch) -> str:
@@ -118,6 +120,13 @@ def test_a_fingerprint_is_of_all_that_decides_the_result(monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(triton, "__version__", "0.0")
         others.append(fingerprint())
+    kernel = LAYER.launches(case, "sm_90")[0].kernel
+    for function in (kernel, residual_norm._sum_before_norm):  # itself, and what it calls
+        with monkeypatch.context() as patch:
+            patch.setattr(kernel, "hash", None)
+            patch.setattr(function, "hash", "of another source")
+            others.append(fingerprint())
+    assert fingerprint() == known
     assert len({known, *others}) == 1 + len(others)
 
     name, index = "layer", LAYER.cases.index(case)
