@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from bench import measure, names
 from bench.goals import Interval, Result
 from bench.tables import time_text
+from cmsbert_fast import atomic
 from cmsbert_fast.plots import style
 
 _PANELS = (
@@ -126,7 +127,9 @@ def _write(machine: str, found: dict[str, list[Row]], theme: _Theme, path: Path)
     text = f"{machine}, BERT-base shape, MOSI's lengths, float32. Orange: faster than cmsbert-clr."
     figure.suptitle(text, x=0.01, ha="left", fontsize=8, color=theme.ink)
     metadata = {"Date": None, "Description": description(machine, found)}
-    figure.savefig(path, facecolor=theme.paper, metadata=metadata)
+    atomic.replace_file(
+        path, lambda draft: figure.savefig(draft, format="svg", facecolor=theme.paper, metadata=metadata)
+    )
 
 
 def _bars(ax: Axes, place: int, rows: Sequence[Row], theme: _Theme) -> None:

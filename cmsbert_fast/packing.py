@@ -8,6 +8,7 @@ layout is another, the padded one: every sequence has ``max_length`` rows, and t
 sequence (:attr:`Packing.row_lengths`).
 """
 
+from operator import sub
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,16 @@ class Packing(NamedTuple):
     def on_host(self) -> Tensor:
         """``cu_seqlens`` on the CPU; waits for the device where ``host_cu_seqlens`` is not known."""
         return (self.cu_seqlens if self.host_cu_seqlens is None else self.host_cu_seqlens).cpu()
+
+
+def are_sound(packing: Packing, rows: int) -> bool:
+    """Whether sequences on the CPU lie one after the other in so many rows, none of them longer than ``max_length``."""
+    cu_seqlens = packing.cu_seqlens
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
+        return False
+    ends = cu_seqlens.tolist()
+    lengths = list(map(sub, ends[1:], ends))
+    return ends[0] == 0 and min(lengths) >= 0 and ends[-1] <= rows and max(lengths) <= packing.max_length
 
 
 def cumulative(lengths: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from cmsbert_fast.kernels.cpu.product import FEW_ROWS
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
-LAYER_ROWS = 512  # of a layer in one call: above, Python no longer counts, and what lies within is too large to keep
+LAYER_ROWS = 512  # of a layer in one call; above, Python's share is small, and scratch exceeds what a thread keeps
 BACKENDS = ("reference", "torch", "triton", "varlen", "cpu", "auto")
 
 
@@ -110,7 +110,7 @@ def _bert_layer_cpu(x: Tensor) -> str | None:
         return f"its code computes in float32, not in {x.dtype}"
     if not 0 < x.shape[0] <= LAYER_ROWS:
         return f"with 0 or more than {LAYER_ROWS} rows it gains nothing"
-    return _linear_cpu(x) or _attention_cpu(x)
+    return _linear_cpu(x)
 
 
 def _contrastive_cpu(embeddings: Tensor) -> str | None:
@@ -146,14 +146,15 @@ OPERATORS = {
 def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str:
     """Which backend an operator runs for operands like the example: also the answer to "what did auto pick?".
 
-    "auto" goes by device, dtype and shape, and for linear layers by whether gradients are enabled: the first compiled
+    "auto" goes by device, dtype and shape, and for linear layers by whether gradients are enabled (a layer of BERT in
+    one call, "bert_layer", is asked for only where they are not): the first compiled
     backend that can run, else "torch". On a CPU that is the fastest at the lengths of the paper's corpora
     (BENCHMARKS.md); with thousands of frames an utterance "torch" overtakes compiled attention.
 
     Args:
         operator: A key of :data:`OPERATORS`.
         example: The operand that decides: attention's query, the contrastive loss's embeddings in their common dtype,
-            the LSTM's frames, the input of linear layers and dropout.
+            the LSTM's frames, the input of linear layers, of dropout and of a layer of BERT.
         backend: A name of :data:`BACKENDS`; "auto" asks the environment's ``CMSBERT_BACKEND`` first.
 
     Returns:

@@ -33,7 +33,7 @@ def modality_layout(
     return (*gates, *of_frames, *of_weight, cu_seqlens.data_ptr(), *frames.shape, *gradients)
 
 
-def run(name: str, call: bytes) -> None:
+def run_on_sequences(name: str, call: bytes) -> None:
     """Calls a function of the library that takes sequences.
 
     Raises:

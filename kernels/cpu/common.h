@@ -239,7 +239,7 @@ class Scratch {
     int64_t size_ = 0, taken_ = 0, counted_ = -1;
 };
 
-// Each source file has its own: what one keeps outlives its calls of another.
+// A pair of each source file: a caller's memory survives its calls into another file.
 thread_local Scratch thread_scratch, call_scratch;
 constexpr int64_t MOST_KEPT = 4 << 20;  // 16 MiB
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cmsbert_fast.ops.attention import cpu as attention_cpu  # noqa: F401  # registers
+from cmsbert_fast.ops.bert_layer import cpu as bert_layer_cpu  # noqa: F401
 from cmsbert_fast.ops.bias_gelu import triton as bias_gelu_triton  # noqa: F401
 from cmsbert_fast.ops.linear import cpu as linear_cpu  # noqa: F401
 from cmsbert_fast.ops.residual_norm import triton as residual_norm_triton  # noqa: F401
@@ -19,6 +20,10 @@ CALLS = {
         *[torch.ones(3, 1, 8)] * 3, *NOTHING, *NOTHING, torch.tensor([0, 3], dtype=torch.int32), None, "relu", 1.0, 0.0,
         True,
     ),
+    "bert_layer": (
+        ROWS, [torch.ones(8, 8), VECTOR] * 6, [VECTOR] * 4, [0.1] * 2, *NOTHING, *NOTHING,
+        torch.tensor([0, 3], dtype=torch.int32), 2, "relu",
+    ),
     "bias_gelu_forward": (ROWS, VECTOR),
     "residual_norm_forward": (ROWS, ROWS, VECTOR, VECTOR, VECTOR, None, 1e-12, 0.0, None),
 }  # fmt: skip
@@ -28,10 +33,12 @@ CALLS = {
 def test_no_gradient_is_lost_in_silence(name: str) -> None:
     operator = getattr(torch.ops.cmsbert_fast, name)
     for i, x in enumerate(CALLS[name]):
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        last = x[-1] if isinstance(x, list) else x
+        if not isinstance(last, torch.Tensor) or not last.is_floating_point():
             continue
         asking = list(CALLS[name])
-        asking[i] = x.clone().requires_grad_()
+        last = last.clone().requires_grad_()
+        asking[i] = [*x[:-1], last] if isinstance(x, list) else last
         with pytest.raises(RuntimeError, match=f"^{name} is not differentiable by itself; call ") as caught:
             operator(*asking)
         module, _, function = re.search(r"call ([\w.]+),", str(caught.value))[1].rpartition(".")

@@ -16,8 +16,9 @@ from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.cmsbert.untouched import is_untouched
 from cmsbert_fast.models.inputs import Batch, Frames
 from cmsbert_fast.ops.bert_layer.api import bert_layer, takes
-from cmsbert_fast.ops.bert_layer.types import Parameters, Shift
+from cmsbert_fast.ops.bert_layer.types import Dense, Norm, Parameters, Shift
 from cmsbert_fast.ops.linear.api import linear, linear_gelu
+from cmsbert_fast.packing import are_sound
 
 
 class DirectLayers:
@@ -31,7 +32,7 @@ class DirectLayers:
 
     def __init__(self, hidden: Tensor, batch: Batch, config: CMSBertConfig):
         self._hidden, self._batch, self._config = hidden[0], batch, config
-        self._in_one_call = takes(hidden[0], config.backend) and _has_sound_lengths(batch)
+        self._may_run_in_one_call = takes(hidden[0], config.backend) and _has_sound_lengths(batch, hidden.shape[1])
 
     @classmethod
     def of(cls, layers: nn.ModuleList, hidden: Tensor, batch: Batch, config: CMSBertConfig) -> "DirectLayers | None":
@@ -45,21 +46,13 @@ class DirectLayers:
 
     def run(self, layer: Any) -> Tensor:
         """The next layer: its output, (1, T, D)."""
-        found = self._whole(layer) if self._in_one_call else None
+        found = self._in_one_call(layer) if self._may_run_in_one_call else None
         self._hidden = self._by_operators(layer) if found is None else found
         return self._hidden[None]
 
-    def _whole(self, layer: Any) -> Tensor | None:
+    def _in_one_call(self, layer: Any) -> Tensor | None:
         """None where the layer is to be run by its operators."""
         own: CMSBertSelfAttention = layer.attention.self
-        ends = (layer.attention.output, layer.output)
-        norms = [end.LayerNorm for end in ends]
-        dense = (own.query, own.key, own.value, ends[0].dense, layer.intermediate.dense, ends[1].dense)
-        parameters = Parameters(
-            [tensor for x in dense for tensor in (x.weight, x.bias)],
-            [tensor for norm in norms for tensor in (norm.weight, norm.bias)],
-            [norm.eps for norm in norms],
-        )
         shifts = dict.fromkeys(MODALITIES, Shift())
         for name in own.modalities:
             frames: Frames | None = getattr(self._batch, name)
@@ -68,15 +61,26 @@ class DirectLayers:
             gate, shift = getattr(own, f"gate_{name}"), getattr(own, f"shift_{name}")
             if shift.bias is not None:
                 return None
-            lengths = frames.packing.cu_seqlens
-            shifts[name] = Shift(gate.weight, gate.bias, shift.weight, frames.values, lengths)
+            shifts[name] = Shift(_dense(gate), shift.weight, frames.values, frames.packing.cu_seqlens)
+        end = layer.attention.output
+        parameters = Parameters(
+            _dense(own.query),
+            _dense(own.key),
+            _dense(own.value),
+            _dense(end.dense),
+            _dense(layer.intermediate.dense),
+            _dense(layer.output.dense),
+            _norm(end.LayerNorm),
+            _norm(layer.output.LayerNorm),
+        )
+        heads, _ = own.heads
         return bert_layer(
             self._hidden,
             parameters,
             shifts["visual"],
             shifts["acoustic"],
             self._batch.packing.cu_seqlens,
-            heads=self._config.num_attention_heads,
+            heads=heads,
             activation=self._config.gate_activation,
         )
 
@@ -98,7 +102,15 @@ class DirectLayers:
         return F.layer_norm(total, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
-def _has_sound_lengths(batch: Batch) -> bool:
-    """Whether no sequence is longer than the batch says; operators say what is wrong."""
-    packings = [batch.packing, *(frames.packing for name in MODALITIES if (frames := getattr(batch, name)) is not None)]
-    return all(not p.is_padded and int(p.lengths.max()) <= p.max_length for p in packings)
+def _dense(layer: Any) -> Dense:
+    return Dense(layer.weight, layer.bias)
+
+
+def _norm(norm: Any) -> Norm:
+    return Norm(norm.weight, norm.bias, norm.eps)
+
+
+def _has_sound_lengths(batch: Batch, rows: int) -> bool:
+    """Whether tokens and frames lie as the batch says; where they do not, operators say what is wrong."""
+    streams = [frames for name in MODALITIES if (frames := getattr(batch, name)) is not None]
+    return are_sound(batch.packing, rows) and all(are_sound(x.packing, x.values.shape[0]) for x in streams)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.kernels.cpu import library
-from cmsbert_fast.kernels.cpu.attention_call import ABSENT, ACTIVATIONS, CALL, modality_layout, run
-from cmsbert_fast.ops.attention.types import Call, ModalityShift, flatten, group
+from cmsbert_fast.kernels.cpu.attention_call import ABSENT, CALL, modality_layout, run_on_sequences
+from cmsbert_fast.ops.attention.types import ACTIVATIONS, Call, ModalityShift, flatten, group
 from cmsbert_fast.ops.autograd import once_differentiable, register_operator
 from cmsbert_fast.packing import Packing, pack_mask, take_rows, uniform_packing
 
@@ -254,7 +254,7 @@ def _launch(
         *_modality_layout(visual, to.visual),
         *_modality_layout(acoustic, to.acoustic),
     )
-    run(name, call)
+    run_on_sequences(name, call)
 
 
 # ------------------------------------------------------------------ registered operators

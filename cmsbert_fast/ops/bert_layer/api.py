@@ -1,7 +1,7 @@
 """A whole layer of BERT with CMS attention in one call of compiled C++, without gradients.
 
-For a few utterances Python between a layer's operators takes longer than the threads of the one wait for the next: they
-go to sleep, and each operator wakes them up again.
+With few rows, Python takes longer between two operators than idle threads spin: they sleep, and every operator wakes
+them.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cmsbert_fast.kernels.cpu.attention_call import ACTIVATIONS
 from cmsbert_fast.ops.bert_layer import cpu
 from cmsbert_fast.ops.bert_layer.types import Parameters, Shift
 from cmsbert_fast.ops.dispatch import choose_backend
@@ -17,7 +18,7 @@ _PLAIN = (Tensor, nn.Parameter)  # other classes may hold no numbers to compute 
 
 
 def takes(x: Tensor, backend: str) -> bool:
-    """Whether layers that read x, (T, D), may run in one call: where a backend does that."""
+    """Whether a backend runs layers on x, (T, D), in one call."""
     return choose_backend("bert_layer", x, backend) == "cpu"
 
 
@@ -33,9 +34,9 @@ def bert_layer(
 ) -> Tensor | None:
     """The layer's output, (T, D), where :func:`takes` is true.
 
-    None where its operators one after another are wanted, which have other forms or say what is wrong: where a tensor
-    is absent, is not plain float32 memory on the CPU or has another shape than BERT's, or where ``cu_seqlens`` is not
-    what :func:`cmsbert_fast.cms_attention` takes.
+    None where the operators should run instead, which have other forms or say what is wrong: a tensor is missing, is
+    not plain float32 memory on the CPU or has another shape than BERT's, or an option or ``cu_seqlens`` is not what
+    :func:`cmsbert_fast.cms_attention` takes.
 
     Args:
         x: (T, D), packed sequences, one after the other.
@@ -46,41 +47,56 @@ def bert_layer(
         activation: Of the gates.
 
     Raises:
-        ValueError: ``cu_seqlens`` falls, or ends above the number of rows.
+        ValueError: ``cu_seqlens`` of tokens or frames does not start at 0, falls, or ends above the number of rows.
     """
-    if not _fits(x, parameters, (visual, acoustic), cu_seqlens):
+    if not _fits(x, parameters, (visual, acoustic), cu_seqlens) or activation not in ACTIVATIONS:
+        return None
+    if not (0 < heads <= x.shape[1] and x.shape[1] % heads == 0):
         return None
     return cpu.bert_layer(x, parameters, visual, acoustic, cu_seqlens, heads, activation)
 
 
 def _fits(x: Tensor, parameters: Parameters, shifts: tuple[Shift, Shift], cu_seqlens: Tensor) -> bool:
-    dense, norms, _ = parameters
-    inner = dense[8]
-    if inner is None or inner.ndim != 2 or x.ndim != 2:
+    inner = parameters.intermediate.bias
+    if x.ndim != 2 or inner is None or inner.ndim != 1:
         return False
     width, size = x.shape[1], inner.shape[0]
-    square, row = (width, width), (width,)
-    expected = [square, row] * 4 + [(size, width), (size,), (width, size), row] + [row] * 4
-    if not all(map(_is_plain, (x, *dense, *norms), (x.shape, *expected))):
+    sizes = {"intermediate": (size, width), "output": (width, size)}
+    if not _is_plain(x, x.shape):
+        return False
+    for name, dense in zip(parameters._fields, parameters.dense, strict=False):
+        n, depth = sizes.get(name, (width, width))
+        if not (_is_plain(dense.weight, (n, depth)) and _is_plain(dense.bias, (n,))):
+            return False
+    if not all(_is_plain(norm.weight, (width,)) and _is_plain(norm.bias, (width,)) for norm in parameters.norms):
         return False
     lengths = cu_seqlens.shape
-    if not _are_lengths(cu_seqlens, lengths):
+    return _are_lengths(cu_seqlens, lengths) and all(_shift_fits(shift, width, lengths) for shift in shifts)
+
+
+def _shift_fits(shift: Shift, width: int, lengths: tuple[int, ...]) -> bool:
+    if all(tensor is None for tensor in shift.tensors):
+        return True
+    if shift.frames is None or shift.frames.ndim != 2 or not shift.frames.shape[1]:
         return False
-    for shift in shifts:
-        if all(tensor is None for tensor in shift):
-            continue
-        gate_weight, gate_bias, weight, frames, of_frames = shift
-        if frames is None or frames.ndim != 2 or not _are_lengths(of_frames, lengths):
-            return False
-        frame_size = frames.shape[1]
-        shapes = ((1, width + frame_size), (1,), (width, frame_size), frames.shape)
-        if not frame_size or not all(map(_is_plain, (gate_weight, gate_bias, weight, frames), shapes)):
-            return False
-    return True
+    size = shift.frames.shape[1]
+    return (
+        _is_plain(shift.gate.weight, (1, width + size))
+        and _is_plain(shift.gate.bias, (1,))
+        and _is_plain(shift.weight, (width, size))
+        and _is_plain(shift.frames, shift.frames.shape)
+        and _are_lengths(shift.cu_seqlens, lengths)
+    )
 
 
 def _is_plain(tensor: Any, shape: tuple[int, ...]) -> bool:
-    return type(tensor) in _PLAIN and tensor.dtype is torch.float32 and tensor.is_cpu and tensor.shape == shape
+    return (
+        type(tensor) in _PLAIN
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.shape == shape
+    )
 
 
 def _are_lengths(tensor: Any, shape: tuple[int, ...]) -> bool:

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.kernels.cpu import library
-from cmsbert_fast.kernels.cpu.attention_call import ABSENT, ACTIVATIONS, CALL, modality_layout, run
+from cmsbert_fast.kernels.cpu.attention_call import ABSENT, ACTIVATIONS, CALL, modality_layout, run_on_sequences
 from cmsbert_fast.ops.autograd import register_operator
-from cmsbert_fast.ops.bert_layer.types import Parameters, Shift
+from cmsbert_fast.ops.bert_layer.types import Dense, Parameters, Shift
 
 _LAYER = struct.Struct(f"=3q12q{'2qd' * 2}4q{CALL.format.removeprefix('=')}")  # ``Layer`` of the C++
-# Of attention's call: made by the C++.
-_HEADS, _OUTPUTS, _GATES = (0,) * 12, (0,) * 7, (0, 0, 0, 0)
+_HEADS, _OUTPUTS, _GATES = (0,) * 12, (0,) * 7, (0, 0, 0, 0)  # fields of attention's call that the C++ fills in
 
 
 def bert_layer(
@@ -26,7 +25,12 @@ def bert_layer(
     activation: str,
 ) -> Tensor:
     """See :func:`cmsbert_fast.ops.bert_layer.api.bert_layer`, which checks what this takes."""
-    return torch.ops.cmsbert_fast.bert_layer(x, *parameters, *visual, *acoustic, cu_seqlens, heads, activation)
+    dense = [tensor for layer in parameters.dense for tensor in layer]
+    norms = [tensor for norm in parameters.norms for tensor in (norm.weight, norm.bias)]
+    epsilons = [norm.epsilon for norm in parameters.norms]
+    return torch.ops.cmsbert_fast.bert_layer(
+        x, dense, norms, epsilons, *visual.tensors, *acoustic.tensors, cu_seqlens, heads, activation
+    )
 
 
 def _forward(x: Tensor, dense: list[Tensor], norms: list[Tensor], epsilons: list[float], *others: Any) -> Tensor:
@@ -34,18 +38,19 @@ def _forward(x: Tensor, dense: list[Tensor], norms: list[Tensor], epsilons: list
     # Copies, where they are made, live until the call returns.
     x = x.contiguous()
     dense, norms = ([tensor.contiguous() for tensor in tensors] for tensors in (dense, norms))
-    modalities = [_contiguous(Shift(*shifts[:5])), _contiguous(Shift(*shifts[5:]))]
+    visual, acoustic = (_contiguous(*part) for part in (shifts[:5], shifts[5:]))
+    *_, intermediate_bias, _, _ = dense
     rows, width = x.shape
     head_size = width // heads
     out = _forward_fake(x)
+    of_norms = [(weight.data_ptr(), bias.data_ptr()) for weight, bias in zip(norms[::2], norms[1::2], strict=True)]
     call = _LAYER.pack(
         x.data_ptr(),
         out.data_ptr(),
-        dense[8].shape[0],
+        intermediate_bias.shape[0],
         *map(Tensor.data_ptr, dense),
-        *(norms[0].data_ptr(), norms[1].data_ptr(), epsilons[0]),
-        *(norms[2].data_ptr(), norms[3].data_ptr(), epsilons[1]),
-        *(0 if tensor is None else tensor.data_ptr() for shift in modalities for tensor in shift[:2]),
+        *(field for of_norm in zip(of_norms, epsilons, strict=True) for field in (*of_norm[0], of_norm[1])),
+        *(0 if tensor is None else tensor.data_ptr() for shift in (visual, acoustic) for tensor in shift.gate),
         *_HEADS,
         *(cu_seqlens.data_ptr(), cu_seqlens.shape[0] - 1, rows, heads, head_size),
         head_size**-0.5,
@@ -54,15 +59,16 @@ def _forward(x: Tensor, dense: list[Tensor], norms: list[Tensor], epsilons: list
         *_OUTPUTS,
         torch.get_num_threads(),
         library.parallel_loop(),
-        *_layout(modalities[0]),
-        *_layout(modalities[1]),
+        *_layout(visual),
+        *_layout(acoustic),
     )
-    run("bert_layer", call)
+    run_on_sequences("bert_layer", call)
     return out
 
 
-def _contiguous(shift: Shift) -> Shift:
-    return Shift(*(None if tensor is None else tensor.contiguous() for tensor in shift))
+def _contiguous(*tensors: Tensor | None) -> Shift:
+    weight, bias, *others = (None if tensor is None else tensor.contiguous() for tensor in tensors)
+    return Shift(Dense(weight, bias), *others)
 
 
 def _layout(shift: Shift) -> tuple[int, ...]:
@@ -75,7 +81,8 @@ def _forward_fake(x: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-_SHIFTS = ", ".join(f"Tensor? {field}_{modality}" for modality in "va" for field in Shift._fields)
+_FIELDS = ("gate_weight", "gate_bias", "weight", "frames", "cu_seqlens")
+_SHIFTS = ", ".join(f"Tensor? {field}_{modality}" for modality in "va" for field in _FIELDS)
 
 register_operator(
     f"bert_layer(Tensor x, Tensor[] dense, Tensor[] norms, float[] epsilons, {_SHIFTS}, Tensor cu_seqlens, int heads,"
@@ -83,5 +90,5 @@ register_operator(
     _forward,
     _forward_fake,
     keys=("CPU",),
-    differentiable="the layer's modules",
+    differentiable="cmsbert_fast.CMSBertModel",
 )

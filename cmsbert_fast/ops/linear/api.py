@@ -70,7 +70,8 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | N
     common = cast_dtype(x, dtype)
     if cast_dtype(weight, dtype) != common or (bias is not None and cast_dtype(bias, dtype) != common):
         return False
-    if hasattr(weight, "__tensor_flatten__"):  # quantised by torchao: its memory holds no numbers to multiply with
+    # Quantised by torchao, or sparse: its memory holds no numbers to multiply with.
+    if hasattr(weight, "__tensor_flatten__") or weight.layout is not torch.strided:
         return False
     if x.ndim < 2 or weight.ndim != 2 or x.shape[-1] != weight.shape[1] or weight.device != x.device:
         return False

@@ -59,35 +59,63 @@ def test_outputs_are_those_of_the_modules(batch, form, direct):
         assert torch.equal(a, e)
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-def test_with_our_products(batch, monkeypatch, direct, autocast):
-    """In one call of compiled C++; under autocast by operators, with GELU in the product's tail, rounded once less."""
-    if capability.why_not_compiled(torch.device("cpu"), torch.float32, (torch.float32,)):
-        pytest.skip("needs a C++ compiler")
-    monkeypatch.setattr(capability, "why_not_own_products", lambda *_: None)
-    monkeypatch.setattr(api, "LEAST_WORK", 0)
-    model = lively(CMSBertCLRForSequenceClassification(config())).float()
-    inputs = {name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in batch.items()}
-    calls = []
-    real = direct_layer.bert_layer
-    monkeypatch.setattr(direct_layer, "bert_layer", lambda *a, **named: calls.append(a) or real(*a, **named))
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        expected, actual = of_modules(model, inputs), outputs(model, inputs)
-    layers = model.bert.encoder.layer
-    assert direct == list(layers)
-    assert len(calls) == (0 if autocast else len(layers))
-    if autocast:
-        torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=3e-2)
-    else:
-        for a, e in zip(actual, expected, strict=True):  # hidden states and maps too
-            torch.testing.assert_close(a, e, rtol=0, atol=5e-6)
-
-
 @pytest.fixture
 def own_products(monkeypatch):
     if capability.why_not_compiled(torch.device("cpu"), torch.float32, (torch.float32,)):
         pytest.skip("needs a C++ compiler")
+    monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
     monkeypatch.setattr(capability, "why_not_own_products", lambda *_: None)
+
+
+@pytest.fixture
+def in_one_call(monkeypatch):
+    """Of each call of a whole layer whether it gave an output."""
+    gave = []
+    real = direct_layer.bert_layer
+
+    def watched(*arguments, **options):
+        found = real(*arguments, **options)
+        gave.append(found is not None)
+        return found
+
+    monkeypatch.setattr(direct_layer, "bert_layer", watched)
+    return gave
+
+
+def in_float32(inputs):
+    return {name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in inputs.items()}
+
+
+FORMS = ["padded", "packed", "full", "no visual", "no frames", "rows of no sequence"]
+
+
+@pytest.mark.parametrize(("form", "autocast"), [*((form, False) for form in FORMS), ("padded", True)])
+def test_with_our_products(batch, monkeypatch, own_products, direct, in_one_call, form, autocast):
+    """In one call of compiled C++; under autocast by operators, with GELU in the product's tail, rounded once less."""
+    monkeypatch.setattr(api, "LEAST_WORK", 0)
+    model = lively(CMSBertCLRForSequenceClassification(config())).float()
+    inputs = in_float32(batch)
+    if form == "full":
+        inputs = {name: x for name, x in inputs.items() if not name.endswith("mask")}
+    elif form == "no visual":
+        inputs = {name: x for name, x in inputs.items() if not name.startswith("visual")}
+    elif form == "no frames":
+        inputs["visual_mask"] = torch.zeros_like(inputs["visual_mask"])
+    elif form != "padded":
+        inputs = packed(inputs)
+    if form == "rows of no sequence":
+        for name, fill in (("input_ids", 3), ("position_ids", 0)):
+            inputs[name] = torch.nn.functional.pad(inputs[name], (0, 2), value=fill)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        expected, actual = of_modules(model, inputs), outputs(model, inputs)
+    layers = list(model.bert.encoder.layer)
+    assert direct == layers
+    assert in_one_call == ([] if autocast else [True] * len(layers))
+    if autocast:
+        torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=3e-2)
+        return
+    for a, e in zip(actual, expected, strict=True):  # hidden states and maps too
+        torch.testing.assert_close(a, e, rtol=0, atol=5e-6)
 
 
 def other_dtype(model, inputs):
@@ -122,27 +150,61 @@ def bias_of_a_shift(model, inputs):
     model.bert.encoder.layer[1].attention.self.shift_visual = torch.nn.Linear(5, 16)
 
 
-def long_offsets(model, inputs):
-    inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_q"].long()
+def sparse_weight(model, inputs):
+    dense = model.bert.encoder.layer[1].intermediate.dense
+    dense.weight = torch.nn.Parameter(dense.weight.detach().to_sparse_csr())
 
 
-def short_tokens(model, inputs):
-    inputs["max_length_q"] -= 1
+def heads_of_the_configuration(model, inputs):
+    model.config.num_attention_heads = 5  # layers keep their own
 
 
-def short_frames(model, inputs):
-    inputs["max_length_visual"] -= 1
+LAYERS = [other_dtype, other_device, other_inner_size, other_norm_size, no_bias, no_bias_of_a_gate, plain_norm]
+LAYERS += [bias_of_a_shift, sparse_weight]
 
 
-UNUSUAL = [other_dtype, other_device, other_inner_size, other_norm_size, no_bias, no_bias_of_a_gate, plain_norm]
-UNUSUAL += [bias_of_a_shift, long_offsets, short_tokens, short_frames]
+def _set(name, change):
+    def set_lengths(model, inputs):
+        inputs[name] = change(inputs[name])
+
+    set_lengths.__name__ = f"{name} {change.__name__}"
+    return set_lengths
 
 
-@pytest.mark.parametrize("change", UNUSUAL)
-def test_unusual_layers_do_what_their_modules_do(batch, own_products, change):
+def long(x):
+    return x.long()
+
+
+def short(length):
+    return length - 1
+
+
+def late(ends):
+    return torch.cat([ends[:1] + 1, ends[1:]])
+
+
+def falling(ends):
+    return torch.cat([ends[:1], ends[2:3], ends[1:2], ends[3:]])
+
+
+def beyond(ends):
+    return torch.cat([ends[:-1], ends[-1:] + 1])
+
+
+def none(ends):
+    return ends[:1]
+
+
+LENGTHS = [_set(f"max_length_{name}", short) for name in ("q", "visual", "acoustic")]
+LENGTHS += [_set(f"cu_seq_lens_{name}", change) for name in ("q", "visual") for change in (long, late, falling, beyond)]
+LENGTHS.append(_set("cu_seq_lens_visual", none))
+
+
+@pytest.mark.parametrize("change", [*LAYERS, *LENGTHS, heads_of_the_configuration], ids=lambda f: f.__name__)
+def test_unusual_layers_do_what_their_modules_do(batch, own_products, in_one_call, change):
     """The same result, or the same complaint."""
     model = lively(CMSBertCLRForSequenceClassification(config())).float()
-    inputs = packed({name: x.float() if x.is_floating_point() else x for name, x in batch.items()})
+    inputs = packed(in_float32(batch))
     change(model, inputs)
     found = []
     for run in (of_modules, outputs):
@@ -151,9 +213,11 @@ def test_unusual_layers_do_what_their_modules_do(batch, own_products, change):
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             found.append([type(error), str(error).replace("[1, ", "[")])  # they hand on (1, T, D), or (T, D)
     expected, actual = found
+    assert in_one_call[:1] == ([] if change in LENGTHS else [True])
     if isinstance(expected[0], type):
         assert actual == expected
     else:
+        assert change not in LENGTHS
         for a, e in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, e, rtol=0, atol=5e-6)
 

@@ -8,7 +8,7 @@ from cmsbert_fast import ModalityShift, cms_attention
 from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.bert_layer.api import bert_layer, takes
-from cmsbert_fast.ops.bert_layer.types import Parameters, Shift
+from cmsbert_fast.ops.bert_layer.types import Dense, Norm, Parameters, Shift
 from cmsbert_fast.ops.dispatch import LAYER_ROWS
 from cmsbert_fast.packing import cumulative
 
@@ -27,6 +27,7 @@ CASES = {
     "text only": ([9], None, None),
     "many rows": ([130, 64], [70, 2], [1, 40]),
 }
+OPTIONS = dict(heads=3, activation="relu")  # of the first sizes
 SIZES = [(3, 8, 30, (47, 74)), (2, 20, 50, (5, 1)), (12, 64, 3072, (47, 74))]  # heads, of a head, inner, of frames
 
 
@@ -46,48 +47,52 @@ def make(case, sizes, extra_rows=2):
         return torch.randn(*shape, dtype=torch.float64, generator=generator) * scale
 
     shapes = [(width, width)] * 4 + [(inner, width), (width, inner)]
-    dense = [x for n, d in shapes for x in (random(n, d, scale=d**-0.5), random(n))]
-    norms = [x for _ in range(2) for x in (1 + random(width, scale=0.1), random(width))]
+    dense = [Dense(random(n, d, scale=d**-0.5), random(n)) for n, d in shapes]
+    norms = [Norm(1 + random(width, scale=0.1), random(width), epsilon) for epsilon in (0.3, 0.05)]
     shifts = []
     for lengths, size in zip(frames, frame_sizes, strict=True):
         if lengths is None:
             shifts.append(Shift())
             continue
-        gate = random(1, width + size, scale=width**-0.5), random(1)
+        gate = Dense(random(1, width + size, scale=width**-0.5), random(1))
         rows = random(sum(lengths) + extra_rows, size)
         weight = random(width, size, scale=0.2 * size**-0.5)
-        shifts.append(Shift(*gate, weight, rows, cumulative(torch.tensor(lengths))))
+        shifts.append(Shift(gate, weight, rows, cumulative(torch.tensor(lengths))))
     x = random(sum(tokens) + extra_rows, width)
-    return [x, Parameters(dense, norms, [0.3, 0.05]), *shifts, cumulative(torch.tensor(tokens))], heads
+    return [x, Parameters(*dense, *norms), *shifts, cumulative(torch.tensor(tokens))], heads
+
+
+def each(change, part):
+    """The part of the arguments with its tensors changed."""
+    if isinstance(part, tuple):
+        return type(part)(*(each(change, x) for x in part))
+    return change(part) if isinstance(part, torch.Tensor) else part
 
 
 def in_dtype(arguments, dtype):
-    x, parameters, visual, acoustic, cu_seqlens = arguments
-    of = [None if t is None else t.to(dtype) if t.is_floating_point() else t for t in (*visual, *acoustic)]
-    parameters = Parameters(*([t.to(dtype) for t in ts] for ts in parameters[:2]), parameters.epsilons)
-    return [x.to(dtype), parameters, Shift(*of[:5]), Shift(*of[5:]), cu_seqlens]
+    return [each(lambda x: x.to(dtype) if x.is_floating_point() else x, part) for part in arguments]
 
 
 def by_pytorch(arguments, heads, activation):
     """The equations on PyTorch's operators, in the arguments' dtype."""
-    x, (dense, norms, epsilons), visual, acoustic, cu_seqlens = arguments
-    layers = list(zip(dense[::2], dense[1::2], strict=True))
-    query, key, value = (F.linear(x, *layer).unflatten(-1, (heads, -1)) for layer in layers[:3])
+    x, parameters, visual, acoustic, cu_seqlens = arguments
+    query, key, value, of_attention, intermediate, output = parameters.dense
+    query, key, value = (F.linear(x, *layer).unflatten(-1, (heads, -1)) for layer in (query, key, value))
     shifts = []
     for shift in (visual, acoustic):
         if shift.frames is None:
             shifts.append(None)
             continue
-        of_tokens, of_frames = shift.gate_weight[0].split([x.shape[1], shift.frames.shape[1]])
+        of_tokens, of_frames = shift.gate.weight[0].split([x.shape[1], shift.frames.shape[1]])
         longest = int(shift.cu_seqlens.diff().max())
-        gates = x @ of_tokens, shift.frames @ of_frames + shift.gate_bias
+        gates = x @ of_tokens, shift.frames @ of_frames + shift.gate.bias
         shifts.append(ModalityShift(*gates, shift.frames, shift.weight, shift.cu_seqlens, longest))
     options = dict(cu_seqlens=cu_seqlens, max_seqlen=int(cu_seqlens.diff().max()), activation=activation)
     z = cms_attention(query, key, value, *shifts, **options, backend="torch").flatten(-2)
-    width = x.shape[1:]
-    middle = F.layer_norm(F.linear(z, *layers[3]) + x, width, *norms[:2], epsilons[0])
-    inner = F.gelu(F.linear(middle, *layers[4]))
-    return F.layer_norm(F.linear(inner, *layers[5]) + middle, width, *norms[2:], epsilons[1])
+    norm, output_norm = parameters.norms
+    middle = F.layer_norm(F.linear(z, *of_attention) + x, x.shape[1:], *norm)
+    inner = F.gelu(F.linear(middle, *intermediate))
+    return F.layer_norm(F.linear(inner, *output) + middle, x.shape[1:], *output_norm)
 
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -116,25 +121,25 @@ def test_one_thread_gives_the_same_bits():
 
 def test_tensors_with_gaps():
     arguments, heads = make(CASES["one utterance"], SIZES[1])
-    x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
-    expected = bert_layer(x, parameters, visual, acoustic, cu_seqlens, heads=heads, activation="relu")
+    *arguments, cu_seqlens = in_dtype(arguments, torch.float32)
+    expected = bert_layer(*arguments, cu_seqlens, heads=heads, activation="relu")
 
-    def apart(tensor):
-        return tensor if tensor.dtype == torch.int32 else torch.stack([tensor, tensor + 1], dim=-1)[..., 0]
+    def apart(x):
+        return torch.stack([x, x + 1], dim=-1)[..., 0] if x.is_floating_point() else x
 
-    parameters = Parameters(*([apart(t) for t in ts] for ts in parameters[:2]), parameters.epsilons)
-    shifts = [Shift(*map(apart, shift)) for shift in (visual, acoustic)]
-    assert not shifts[0].weight.is_contiguous()
-    actual = bert_layer(apart(x), parameters, *shifts, cu_seqlens, heads=heads, activation="relu")
-    assert torch.equal(actual, expected)
+    x, parameters, *shifts = (each(apart, part) for part in arguments)
+    assert not any(tensor.is_contiguous() for tensor in (x, parameters.query.weight, shifts[0].weight))
+    assert torch.equal(bert_layer(x, parameters, *shifts, cu_seqlens, heads=heads, activation="relu"), expected)
 
 
 def test_operator():
     arguments, heads = make(CASES["several"], SIZES[0])
     x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
-    flat = (x, *parameters, *visual, *acoustic, cu_seqlens, heads, "relu")
+    dense = [tensor for layer in parameters.dense for tensor in layer]
+    norms = [tensor for norm in parameters.norms for tensor in (norm.weight, norm.bias)]
+    flat = (x, dense, norms, [0.1, 0.2], *visual.tensors, *acoustic.tensors, cu_seqlens, heads, "relu")
     torch.library.opcheck(torch.ops.cmsbert_fast.bert_layer.default, flat)
-    for tensor in (x, parameters.dense[3], parameters.norms[0], acoustic.weight):
+    for tensor in (x, parameters.key.bias, parameters.output_norm.weight, acoustic.weight):
         tensor.requires_grad_()
         with pytest.raises(RuntimeError, match="not differentiable"):
             torch.ops.cmsbert_fast.bert_layer(*flat)
@@ -150,36 +155,62 @@ def test_lengths_that_do_not_fit():
         bert_layer(*others, cu_seqlens + 1, heads=heads, activation="relu")
 
 
-def changed(values, place, change):
-    values = list(values)
-    values[place] = change(values[place])
-    return values
-
-
 OTHERS = {
     "absent": lambda x: None,
     "float64": lambda x: x.double(),
     "meta": lambda x: x.to("meta"),
     "short": lambda x: x[:-1],
     "wide": lambda x: torch.cat([x, x], dim=-1),
+    "sparse": lambda x: x.to_sparse(),
     "a class of its own": lambda x: x.as_subclass(type("Quantised", (torch.Tensor,), {})),
 }
+
+
+def with_one_changed(change, part):
+    """The part as often as it has floating tensors, each time with another of them changed."""
+    for name, value in zip(part._fields, part, strict=True):
+        if isinstance(value, tuple):
+            yield from (part._replace(**{name: other}) for other in with_one_changed(change, value))
+        elif isinstance(value, torch.Tensor) and value.is_floating_point():
+            yield part._replace(**{name: change(value)})
 
 
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
 def test_other_tensors_are_left_to_the_operators(change):
     """Every parameter and every tensor of a modality: nothing reads beyond their memory."""
-    arguments, heads = make(CASES["several"], SIZES[0])
+    arguments, _ = make(CASES["several"], SIZES[0])
     x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
     calls = [
-        *((parameters._replace(dense=changed(parameters.dense, i, change)), visual) for i in range(12)),
-        *((parameters._replace(norms=changed(parameters.norms, i, change)), visual) for i in range(4)),
-        *((parameters, Shift(*changed(visual, i, change))) for i in range(3)),
+        *((x, other, visual, acoustic) for other in with_one_changed(change, parameters)),
+        *((x, parameters, other, acoustic) for other in with_one_changed(change, visual)),
+        *((x, parameters, visual, other) for other in with_one_changed(change, acoustic)),
     ]
-    if change not in (OTHERS["short"], OTHERS["wide"]):  # frames are as many, and of the size, that they are
-        calls.append((parameters, Shift(*changed(visual, 3, change))))
-    for of_layer, of_face in calls:
-        assert bert_layer(x, of_layer, of_face, acoustic, cu_seqlens, heads=heads, activation="relu") is None
+    assert len(calls) == 12 + 4 + 2 * 4
+    if change is OTHERS["short"]:  # frames fewer than their offsets say
+        with pytest.raises(ValueError, match="cu_seqlens must"):
+            bert_layer(x, parameters, visual._replace(frames=visual.frames[:3]), acoustic, cu_seqlens, **OPTIONS)
+        calls = [call for call in calls if call[2].frames is visual.frames and call[3].frames is acoustic.frames]
+    elif change is not OTHERS["absent"]:
+        calls.append((change(x), parameters, visual, acoustic))
+    for call in calls:
+        assert bert_layer(*call, cu_seqlens, **OPTIONS) is None
+
+
+@pytest.mark.parametrize("change", [lambda x: x[0], lambda x: x[None], lambda x: x[:, :0]])
+def test_frames_and_rows_of_other_shapes(change):
+    arguments, _ = make(CASES["several"], SIZES[0])
+    x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
+    frames = change(visual.frames)
+    narrow = visual._replace(frames=frames, weight=visual.weight[:, : frames.shape[-1]])
+    narrow = narrow._replace(gate=Dense(visual.gate.weight[:, : 24 + frames.shape[-1]], visual.gate.bias))
+    assert bert_layer(x, parameters, narrow, acoustic, cu_seqlens, **OPTIONS) is None
+    assert bert_layer(change(x), parameters, visual, acoustic, cu_seqlens, **OPTIONS) is None
+
+
+@pytest.mark.parametrize("options", [dict(heads=5), dict(heads=48), dict(heads=0), dict(activation="gelu")], ids=str)
+def test_other_options_are_left_to_the_operators(options):
+    arguments, _ = make(CASES["several"], SIZES[0])
+    assert bert_layer(*in_dtype(arguments, torch.float32), **(OPTIONS | options)) is None
 
 
 LENGTHS = {
@@ -188,19 +219,20 @@ LENGTHS = {
     "of one sequence less": lambda x: x[:-1],
     "of none": lambda x: x[:1],
     "a table": lambda x: x[None],
-    "absent": lambda x: None,
+    "meta": lambda x: x.to("meta"),
+    "a class of its own": lambda x: x.as_subclass(type("Other", (torch.Tensor,), {})),
 }
 
 
 @pytest.mark.parametrize("change", LENGTHS.values(), ids=LENGTHS)
 def test_other_lengths_are_left_to_the_operators(change):
-    arguments, heads = make(CASES["several"], SIZES[0])
+    arguments, _ = make(CASES["several"], SIZES[0])
     x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
-    other = acoustic._replace(cu_seqlens=change(acoustic.cu_seqlens))
-    options = dict(heads=heads, activation="relu")
-    assert bert_layer(x, parameters, visual, other, cu_seqlens, **options) is None
-    if change(cu_seqlens) is not None:
-        assert bert_layer(x, parameters, visual, acoustic, change(cu_seqlens), **options) is None
+    other = [shift._replace(cu_seqlens=change(shift.cu_seqlens)) for shift in (visual, acoustic)]
+    assert bert_layer(x, parameters, visual, other[1], cu_seqlens, **OPTIONS) is None
+    assert bert_layer(x, parameters, visual, acoustic, change(cu_seqlens), **OPTIONS) is None
+    if change is not LENGTHS["of one sequence less"]:
+        assert bert_layer(x, parameters, *other, change(cu_seqlens), **OPTIONS) is None
 
 
 def test_when_it_runs(monkeypatch):
