@@ -105,7 +105,7 @@ def attention(batch: int, backward: bool, lengths: Sequence[int] | None = None) 
             halves = 2 if launch.name == "short_gate_backward" else 1
             average += share * found.instructions / halves
             narrow += share * found.narrow_loads / halves
-        used = aot.measure(launch, TARGET)
+        used = aot.measure(aot.program_of(launch, TARGET), TARGET)
         warps = launch.options["num_warps"]
         kernels.append(Kernel(launch.name, average, warps, programs, used.registers, narrow))
     rows = (sum(lengths) + 12 * 64) * (sum(REAL) + sum(-(-size // 16) * 16 for size in REAL))  # read and written

@@ -2,7 +2,7 @@
 
 A suite (``test_cms_attention_compile``, ``test_contrastive_compile``) names calls; what they launch is recorded from
 the launchers themselves and compiled for every target as Triton's own launcher would. The budget holds a fingerprint of
-each call's programs and of Triton beside what they use: only programs that have changed or moved since are compiled, a
+each call's programs and of Triton beside what they use: only programs whose files have changed since are compiled, a
 step of its own in continuous integration. All of them (``--all``) take ten minutes or more on two cores. pytest always
 compiles a covering part. After a change of a kernel or of a tile, ``--write`` renews the budget::
 
@@ -17,6 +17,8 @@ release and the budget, a program must fit into the shared memory, and spill no 
 """
 
 import argparse
+import ast
+import functools
 import hashlib
 import importlib
 import json
@@ -27,6 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -104,6 +107,30 @@ def record(call: Callable[[], Any]) -> list[Launch]:
     return recorded
 
 
+@functools.cache
+def source_files(module: str) -> list[Path]:
+    """The file of a module of ``cmsbert_fast.kernels`` and, by name, of those of them that it imports."""
+    found: dict[str, Path] = {}
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        if name in found or not name.startswith("cmsbert_fast.kernels."):
+            continue
+        try:
+            spec = find_spec(name)
+        except ModuleNotFoundError:  # below a module: something in it
+            continue
+        if spec is None or spec.origin is None:
+            continue
+        found[name] = Path(spec.origin)
+        for node in ast.walk(ast.parse(found[name].read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                pending += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                pending += [alias.name for alias in node.names]
+    return [path for _, path in sorted(found.items())]
+
+
 class Program(NamedTuple):
     """What Triton compiles of one launch."""
 
@@ -113,15 +140,22 @@ class Program(NamedTuple):
 
     @property
     def fingerprint(self) -> str:
-        """Of what decides the result: kernel, its place in the file and what it calls, types, constants, options, the
-        versions of Triton and of its tools; not of Triton's environment variables."""
+        """Of what decides the result: the kernel's source, types, constants, options, the versions of Triton and of its
+        tools; not of Triton's environment variables.
+
+        Triton's own key of a kernel depends on which others were asked for theirs before.
+        """
         import triton
         from triton.compiler import make_backend
 
+        kernel, module = self.source.name, self.source.fn.fn.__module__
+        sources = [path.read_text(encoding="utf-8") for path in source_files(module)]
+        of_arguments = (self.source.signature, self.source.constants, self.source.attrs)
+        arguments = (sorted(map(repr, values.items())) for values in of_arguments)
         # Libraries have paths, and are Triton's own.
         options = sorted((name, str(x)) for name, x in self.options.__dict__.items() if name != "extern_libs")
-        parts = triton.__version__, make_backend(self.target).hash(), self.source.hash(), str(options)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        parts = (triton.__version__, make_backend(self.target).hash(), module, kernel, sources, *arguments, options)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def compile(self) -> Any:
         import triton
@@ -225,10 +259,12 @@ class Checked(NamedTuple):
     Attributes:
         complaints: What breaks the rules, one line each.
         compiled: Number of calls whose programs were compiled.
+        renewable: Whether these are within a budget of this release of Triton.
     """
 
     complaints: list[str]
     compiled: int
+    renewable: bool = False
 
 
 def check(
@@ -263,7 +299,7 @@ def check(
                 lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(budget.items()))
                 rules.budget.write_text(f"{{\n{lines}\n}}\n")
             found += complaints(rules, case, target, kernels, allowed if comparable else None)
-    return Checked(found, compiled)
+    return Checked(found, compiled, compiled > 0 and comparable and not found)
 
 
 def run_quick(name: str) -> None:
@@ -296,7 +332,7 @@ def main(arguments: list[str]) -> int:
         wanted += len(jobs)
         seconds = time.monotonic() - start
         print(f"{name}: {len(jobs)} calls, {checked.compiled} of them compiled, in {seconds:.0f} s", flush=True)
-        if checked.compiled and not (options.all or options.quick or options.write):
+        if checked.renewable and not (options.all or options.quick or options.write):
             print("Their programs are not those of the budget; --write saves compiling them again.", flush=True)
     if not wanted:
         parser.error(f"no call's name contains {options.only!r}")

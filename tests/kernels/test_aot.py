@@ -72,9 +72,9 @@ def test_a_missing_budget_is_a_failure(text: str | None, budget: Path) -> None:
         budget.write_text(text.replace("this release", ".".join(triton.__version__.split(".")[:2])))
     case = ATTENTION.cases[0]
     assert "has no budget" in aot.check("cms_attention", [(case, "sm_90")], 1).complaints[0]
-    assert aot.check("cms_attention", [(case, "sm_90")], 1, write=True) == ([], 1)
+    assert aot.check("cms_attention", [(case, "sm_90")], 1, write=True) == ([], 1, True)
     assert json.loads(budget.read_text())[f"sm_90: {case}"] == {"fingerprint": "of now", "short_forward": [1, 0, 1]}
-    assert aot.check("cms_attention", [(case, "sm_90")], 1) == ([], 0)
+    assert aot.check("cms_attention", [(case, "sm_90")], 1) == ([], 0, False)
 
 
 def test_only_what_changed_is_compiled(budget: Path) -> None:
@@ -87,8 +87,8 @@ def test_only_what_changed_is_compiled(budget: Path) -> None:
     lines[f"sm_90: {ATTENTION.cases[0]}"]["short_forward"] = [1, 0, 1 << 20]  # the fixed rules hold for all
     budget.write_text(json.dumps(lines))
 
-    complaints, compiled = aot.check("cms_attention", jobs, 1)
-    assert compiled == 1
+    complaints, compiled, renewable = aot.check("cms_attention", jobs, 1)
+    assert (compiled, renewable) == (1, False)
     assert [line for line in complaints if "do not fit" in line and str(ATTENTION.cases[0]) in line]
     assert [line for line in complaints if "budget 0" in line and changed in line]
     assert aot.check("cms_attention", jobs, 1, compile_all=True).compiled == 2
@@ -97,10 +97,8 @@ def test_only_what_changed_is_compiled(budget: Path) -> None:
 
 
 @needs_compiler
-def test_a_fingerprint_is_of_all_that_decides_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fingerprint_is_of_all_that_decides_the_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     triton = pytest.importorskip("triton")
-    from cmsbert_fast.kernels import residual_norm
-
     case = test_layer_compile.Case(768, "float32")
 
     def fingerprint(case: Any = case, target: str = "sm_90", change: Any = lambda launch: launch) -> str:
@@ -120,11 +118,13 @@ def test_a_fingerprint_is_of_all_that_decides_the_result(monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(triton, "__version__", "0.0")
         others.append(fingerprint())
-    kernel = LAYER.launches(case, "sm_90")[0].kernel
-    for function in (kernel, residual_norm._sum_before_norm):  # itself, and what it calls
+    files = aot.source_files("cmsbert_fast.kernels.residual_norm")
+    assert {"residual_norm.py", "common.py"} <= {path.name for path in files}  # itself, and what it calls
+    for path in files:
+        changed = tmp_path / path.name
+        changed.write_text(path.read_text() + "\n")
         with monkeypatch.context() as patch:
-            patch.setattr(kernel, "hash", None)
-            patch.setattr(function, "hash", "of another source")
+            patch.setattr(aot, "source_files", lambda _, new=changed, old=path: [new if p == old else p for p in files])
             others.append(fingerprint())
     assert fingerprint() == known
     assert len({known, *others}) == 1 + len(others)
