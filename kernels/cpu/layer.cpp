@@ -16,17 +16,13 @@ struct Norm {
     double epsilon;
 };
 
-struct Gate {  // W_g (D + d_m,) and b of Eq. 1 or 2; null = no such modality
-    const float *weight, *bias;
-};
-
 struct Layer {
     const float* x;  // (T, D), rows one after the other
     float* out;      // likewise
     int64_t inner;   // size of the feed-forward part
     Dense query, key, value, attention_output, intermediate, output;
     Norm attention_norm, output_norm;
-    Gate gates[2];
+    Dense gates[2];  // W_g (1, D + d_m) and b of Eq. 1 and 2; null = no such modality
     Call attention;  // its tensors of tokens and its gates are made here
 };
 static_assert(sizeof(Layer) == (3 + 12 + 6 + 4 + 61) * 8, "ops/bert_layer/cpu.py lays it out");
@@ -101,7 +97,7 @@ class Run {
     }
 
     // The two halves of W_g [X_i; V_j] + b: p_i of tokens, r_j of frames. Returns what follows them.
-    float* gate(const Gate& gate, Modality& modality, float* to) const {
+    float* gate(const Dense& gate, Modality& modality, float* to) const {
         for (int64_t i = 0; i < rows_; ++i) to[i] = dot(gate.weight, layer_.x + i * width_, width_);
         modality.token_gate = to;
         modality.token_gate_stride = 1;

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsbert_fast.kernels.cpu.attention_call import ACTIVATIONS
-from cmsbert_fast.ops.bert_layer import cpu
+from cmsbert_fast.ops.bert_layer import cpu  # noqa: F401  # registers the operator
 from cmsbert_fast.ops.bert_layer.types import Parameters, Shift
 from cmsbert_fast.ops.dispatch import choose_backend
 
@@ -53,7 +53,12 @@ def bert_layer(
         return None
     if not (0 < heads <= x.shape[1] and x.shape[1] % heads == 0):
         return None
-    return cpu.bert_layer(x, parameters, visual, acoustic, cu_seqlens, heads, activation)
+    dense = [tensor for layer in parameters.dense for tensor in layer]
+    norms = [tensor for norm in parameters.norms for tensor in (norm.weight, norm.bias)]
+    epsilons = [norm.epsilon for norm in parameters.norms]
+    return torch.ops.cmsbert_fast.bert_layer(
+        x, dense, norms, epsilons, *visual.tensors, *acoustic.tensors, cu_seqlens, heads, activation
+    )
 
 
 def _fits(x: Tensor, parameters: Parameters, shifts: tuple[Shift, Shift], cu_seqlens: Tensor) -> bool:
@@ -61,11 +66,10 @@ def _fits(x: Tensor, parameters: Parameters, shifts: tuple[Shift, Shift], cu_seq
     if x.ndim != 2 or inner is None or inner.ndim != 1:
         return False
     width, size = x.shape[1], inner.shape[0]
-    sizes = {"intermediate": (size, width), "output": (width, size)}
     if not _is_plain(x, x.shape):
         return False
-    for name, dense in zip(parameters._fields, parameters.dense, strict=False):
-        n, depth = sizes.get(name, (width, width))
+    shapes = [(width, width)] * 4 + [(size, width), (width, size)]
+    for dense, (n, depth) in zip(parameters.dense, shapes, strict=True):
         if not (_is_plain(dense.weight, (n, depth)) and _is_plain(dense.bias, (n,))):
             return False
     if not all(_is_plain(norm.weight, (width,)) and _is_plain(norm.bias, (width,)) for norm in parameters.norms):

@@ -9,28 +9,10 @@ from torch import Tensor
 from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.kernels.cpu.attention_call import ABSENT, ACTIVATIONS, CALL, modality_layout, run_on_sequences
 from cmsbert_fast.ops.autograd import register_operator
-from cmsbert_fast.ops.bert_layer.types import Dense, Parameters, Shift
+from cmsbert_fast.ops.bert_layer.types import Dense, Shift
 
 _LAYER = struct.Struct(f"=3q12q{'2qd' * 2}4q{CALL.format.removeprefix('=')}")  # ``Layer`` of the C++
 _HEADS, _OUTPUTS, _GATES = (0,) * 12, (0,) * 7, (0, 0, 0, 0)  # fields of attention's call that the C++ fills in
-
-
-def bert_layer(
-    x: Tensor,
-    parameters: Parameters,
-    visual: Shift,
-    acoustic: Shift,
-    cu_seqlens: Tensor,
-    heads: int,
-    activation: str,
-) -> Tensor:
-    """See :func:`cmsbert_fast.ops.bert_layer.api.bert_layer`, which checks what this takes."""
-    dense = [tensor for layer in parameters.dense for tensor in layer]
-    norms = [tensor for norm in parameters.norms for tensor in (norm.weight, norm.bias)]
-    epsilons = [norm.epsilon for norm in parameters.norms]
-    return torch.ops.cmsbert_fast.bert_layer(
-        x, dense, norms, epsilons, *visual.tensors, *acoustic.tensors, cu_seqlens, heads, activation
-    )
 
 
 def _forward(x: Tensor, dense: list[Tensor], norms: list[Tensor], epsilons: list[float], *others: Any) -> Tensor:
