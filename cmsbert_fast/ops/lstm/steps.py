@@ -24,13 +24,17 @@ class TimeSteps(NamedTuple):
 def time_steps(cu_seqlens: Tensor, device: torch.device) -> TimeSteps:
     """The order of time of packed sequences; waits for the device if ``cu_seqlens`` is not on the host."""
     cu_seqlens = cu_seqlens.cpu().long()
-    ordered, order = cu_seqlens.diff().sort(descending=True, stable=True)
-    step = torch.arange(int(ordered[0]) if len(ordered) else 0)[:, None]
-    alive = step < ordered
-    rows = (cu_seqlens[:-1][order] + step)[alive]
+    if len(cu_seqlens) == 2:  # already in order: sorting would take longer than the projector
+        rows = torch.arange(*cu_seqlens.tolist())
+        batch_sizes = torch.ones_like(rows)
+    else:
+        ordered, order = cu_seqlens.diff().sort(descending=True, stable=True)
+        step = torch.arange(int(ordered[0]) if len(ordered) else 0)[:, None]
+        alive = step < ordered
+        rows, batch_sizes = (cu_seqlens[:-1][order] + step)[alive], alive.sum(dim=1)
     if device.type == "cuda":
         rows = rows.pin_memory()  # or the copy would wait for the device
-    return TimeSteps(rows.to(device, non_blocking=True), alive.sum(dim=1))
+    return TimeSteps(rows.to(device, non_blocking=True), batch_sizes)
 
 
 def slices(batch_sizes: Tensor) -> list[slice]:

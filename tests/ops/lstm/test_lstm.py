@@ -12,7 +12,7 @@ from cmsbert_fast.ops.lstm.api import PackedLSTM
 from cmsbert_fast.ops.lstm.torch import cudnn_lstm, padded_cudnn_lstm
 from cmsbert_fast.packing import Packing, cumulative, pad, valid_positions
 
-LENGTHS = [[3, 1, 5, 5], [1], [0, 4, 0, 2], [0, 0]]
+LENGTHS = [[3, 1, 5, 5], [1], [5], [0], [0, 4, 0, 2], [0, 0]]
 PRODUCTS = [torch.float32, torch.bfloat16]  # of the compiled recurrence
 MISSING = library.why_not()
 needs_compiler = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
