@@ -27,7 +27,7 @@ from cmsbert_fast.kernels.cpu.product import FEW_ROWS
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
-LAYER_ROWS = 512  # of a layer in one call; above, Python's share is small, and scratch exceeds what a thread keeps
+LAYER_ROWS = 512  # of layers in one call; above, Python's share is small, and scratch exceeds what a thread keeps
 BACKENDS = ("reference", "torch", "triton", "varlen", "cpu", "auto")
 
 
@@ -105,7 +105,7 @@ def _linear_cpu(x: Tensor) -> str | None:
     return reason
 
 
-def _bert_layer_cpu(x: Tensor) -> str | None:
+def _bert_layers_cpu(x: Tensor) -> str | None:
     if x.dtype != torch.float32:
         return f"its code computes in float32, not in {x.dtype}"
     if not 0 < x.shape[0] <= LAYER_ROWS:
@@ -136,7 +136,7 @@ OPERATORS = {
     "contrastive": Operator({"triton": _any_triton, "cpu": _contrastive_cpu}, has_reference=True, required=("triton",)),
     "lstm": Operator({"cpu": _lstm_cpu}),
     "linear": Operator({"cpu": _linear_cpu}, casts=True),
-    "bert_layer": Operator({"cpu": _bert_layer_cpu}, casts=True),
+    "bert_layers": Operator({"cpu": _bert_layers_cpu}, casts=True),
     "dropout": Operator({"cpu": _dropout_cpu}),
     "bias_gelu": Operator({"triton": _any_triton}, has_reference=True, unmeasured=("triton",)),
     "residual_norm": Operator({"triton": _layer_triton}, has_reference=True, unmeasured=("triton",)),
@@ -146,15 +146,15 @@ OPERATORS = {
 def choose_backend(operator: str, example: Tensor, backend: str = "auto") -> str:
     """Which backend an operator runs for operands like the example: also the answer to "what did auto pick?".
 
-    "auto" goes by device, dtype and shape, and for linear layers by whether gradients are enabled (a layer of BERT in
-    one call, "bert_layer", is asked for only where they are not): the first compiled
-    backend that can run, else "torch". On a CPU that is the fastest at the lengths of the paper's corpora
-    (BENCHMARKS.md); with thousands of frames an utterance "torch" overtakes compiled attention.
+    "auto" goes by device, dtype and shape, and for linear layers by whether gradients are enabled ("bert_layers",
+    layers of BERT in one call, is asked for only where they are not): the first compiled backend that can run, else
+    "torch". On a CPU that is the fastest at the lengths of the paper's corpora (BENCHMARKS.md); with thousands of
+    frames an utterance "torch" overtakes compiled attention.
 
     Args:
         operator: A key of :data:`OPERATORS`.
         example: The operand that decides: attention's query, the contrastive loss's embeddings in their common dtype,
-            the LSTM's frames, the input of linear layers, of dropout and of a layer of BERT.
+            the LSTM's frames, the input of linear layers, of dropout and of layers of BERT.
         backend: A name of :data:`BACKENDS`; "auto" asks the environment's ``CMSBERT_BACKEND`` first.
 
     Returns:

@@ -16,7 +16,7 @@ _BAD_CU_SEQLENS = 1  # ``Status`` of common.h
 def modality_layout(
     gates: tuple[int, int, int, int],
     frames: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     cu_seqlens: Tensor,
     gradients: tuple[int, ...] = (0, 0, 0, 0),
 ) -> tuple[int, ...]:
@@ -25,11 +25,12 @@ def modality_layout(
     Args:
         gates: Addresses and strides of the tokens' and of the frames' gates.
         frames: (F, d_m) with unit stride along d_m.
-        weight: (D, d_m), likewise.
+        weight: (D, d_m), likewise; None where the C++ fills it in.
         cu_seqlens: (B + 1,) int32, contiguous.
         gradients: Addresses.
     """
-    of_frames, of_weight = (frames.data_ptr(), frames.stride(0)), (weight.data_ptr(), weight.stride(0))
+    of_frames = frames.data_ptr(), frames.stride(0)
+    of_weight = (0, 0) if weight is None else (weight.data_ptr(), weight.stride(0))
     return (*gates, *of_frames, *of_weight, cu_seqlens.data_ptr(), *frames.shape, *gradients)
 
 

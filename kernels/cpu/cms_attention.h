@@ -1,4 +1,4 @@
-// The call of cms_attention.cpp, as attention_call.py and layer.cpp lay it out.
+// The call of cms_attention.cpp, as attention_call.py and layers.cpp lay it out.
 
 #pragma once
 

@@ -1,4 +1,4 @@
-// The call of linear.cpp, as product.py and layer.cpp lay it out.
+// The call of linear.cpp, as product.py and layers.cpp lay it out.
 
 #pragma once
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cmsbert_fast.ops.attention import cpu as attention_cpu  # noqa: F401  # registers
-from cmsbert_fast.ops.bert_layer import cpu as bert_layer_cpu  # noqa: F401
+from cmsbert_fast.ops.bert_layers import cpu as bert_layers_cpu  # noqa: F401
 from cmsbert_fast.ops.bias_gelu import triton as bias_gelu_triton  # noqa: F401
 from cmsbert_fast.ops.linear import cpu as linear_cpu  # noqa: F401
 from cmsbert_fast.ops.residual_norm import triton as residual_norm_triton  # noqa: F401
@@ -20,8 +20,8 @@ CALLS = {
         *[torch.ones(3, 1, 8)] * 3, *NOTHING, *NOTHING, torch.tensor([0, 3], dtype=torch.int32), None, "relu", 1.0, 0.0,
         True,
     ),
-    "bert_layer": (
-        ROWS, [torch.ones(8, 8), VECTOR] * 6, [VECTOR] * 4, [0.1] * 2, *NOTHING, *NOTHING,
+    "bert_layers": (
+        ROWS, [None] * 6 + [torch.ones(8, 8), VECTOR] * 6 + [VECTOR] * 4, [0.1] * 2, None, None, None, None,
         torch.tensor([0, 3], dtype=torch.int32), 2, "relu",
     ),
     "bias_gelu_forward": (ROWS, VECTOR),

@@ -13,13 +13,13 @@ MISSING = "there is no compiler"
 EXAMPLE = torch.zeros(2, 2, 8)
 # Compiled C++ where the library is there, PyTorch's form elsewhere.
 COMPILED = {"attention": "cpu", "contrastive": "cpu", "lstm": "cpu", "linear": "cpu", "dropout": "cpu"}
-COMPILED |= {"bert_layer": "cpu", "bias_gelu": "torch", "residual_norm": "torch"}
+COMPILED |= {"bert_layers": "cpu", "bias_gelu": "torch", "residual_norm": "torch"}
 NAMED = {
     "attention": {"reference": "reference", "torch": "torch", "cpu": "cpu"},
     "contrastive": {"reference": "reference", "torch": "torch", "cpu": "cpu"},
     "lstm": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
     "linear": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
-    "bert_layer": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
+    "bert_layers": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
     "dropout": {"reference": "torch", "torch": "torch", "cpu": "cpu", "triton": "torch"},
     "bias_gelu": {"reference": "reference", "torch": "torch", "cpu": "torch", "triton": "torch"},
     "residual_norm": {"reference": "reference", "torch": "torch", "cpu": "torch", "triton": "torch"},
@@ -116,14 +116,14 @@ def test_dtypes_of_compiled_code(operator, compiled):
 
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_autocast_counts_for_what_it_casts(operator):
-    """Autocast casts operands of attention and linear layers. Others keep their dtype; the LSTM rounds within. A layer
-    of BERT in one call is float32's alone."""
+    """Autocast casts operands of attention and linear layers. Others keep their dtype; the LSTM rounds within.
+    Layers of BERT in one call are float32's alone."""
     with torch.autocast("cpu", torch.float16):
-        expected = "torch" if operator in ("attention", "linear", "bert_layer") else COMPILED[operator]
+        expected = "torch" if operator in ("attention", "linear", "bert_layers") else COMPILED[operator]
         assert choose_backend(operator, EXAMPLE) == expected
         assert choose_backend(operator, EXAMPLE.to("meta")) == "torch"
     with torch.autocast("cpu", torch.bfloat16):
-        assert choose_backend(operator, EXAMPLE) == ("torch" if operator == "bert_layer" else COMPILED[operator])
+        assert choose_backend(operator, EXAMPLE) == ("torch" if operator == "bert_layers" else COMPILED[operator])
         wide = choose_backend(operator, EXAMPLE.double())  # never cast
         assert wide == ("cpu" if operator == "dropout" else "torch")
 

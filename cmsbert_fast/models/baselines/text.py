@@ -70,6 +70,9 @@ class TextBert(CMSBertModel):
             if shift is not None:
                 hidden = shift(hidden[0])[None]
             direct = DirectLayers.of(self.encoder.layer, hidden, inputs.batch, self.config)
-            for layer in self.encoder.layer:
-                hidden = layer(hidden, batch=inputs.batch) if direct is None else direct.run(layer)
+            if direct is not None:
+                hidden = direct.run(list(self.encoder.layer))
+            else:
+                for layer in self.encoder.layer:
+                    hidden = layer(hidden, batch=inputs.batch)
         return hidden[0]

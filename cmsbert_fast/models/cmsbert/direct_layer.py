@@ -4,6 +4,7 @@ compiled C++, else by the same operators one after the other.
 Calling modules within modules is a tenth of the time of one utterance.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +16,16 @@ from cmsbert_fast.models.cmsbert.attention import CMSBertSelfAttention
 from cmsbert_fast.models.cmsbert.configuration_cmsbert import CMSBertConfig
 from cmsbert_fast.models.cmsbert.untouched import is_untouched
 from cmsbert_fast.models.inputs import Batch, Frames
-from cmsbert_fast.ops.bert_layer.api import bert_layer, takes
-from cmsbert_fast.ops.bert_layer.types import Dense, Norm, Parameters, Shift
-from cmsbert_fast.ops.linear.api import linear, linear_gelu
+from cmsbert_fast.ops.bert_layers.api import bert_layers, takes
+from cmsbert_fast.ops.bert_layers.types import Dense, Layer, Norm, Shift, Stream
+from cmsbert_fast.ops.linear.api import Linear, linear, linear_gelu
 from cmsbert_fast.packing import are_sound
+
+_STOCK = (nn.Linear, Linear, nn.LayerNorm)
 
 
 class DirectLayers:
-    """Runs the layers of one forward pass, one after the other.
+    """Runs the layers of one forward pass.
 
     Args:
         hidden: What the first layer reads, (1, T, D).
@@ -44,43 +47,39 @@ class DirectLayers:
             return None
         return cls(hidden, batch, config)
 
-    def run(self, layer: Any) -> Tensor:
-        """The next layer: its output, (1, T, D)."""
-        found = self._in_one_call(layer) if self._may_run_in_one_call else None
-        self._hidden = self._by_operators(layer) if found is None else found
+    def run(self, layers: Sequence[Any]) -> Tensor:
+        """The next layers: the output of the last, (1, T, D).
+
+        In one call all of them or none: what is unusual in one sends all to the operators.
+        """
+        found = self._in_one_call(layers) if self._may_run_in_one_call else None
+        if found is not None:
+            self._hidden = found
+        else:
+            for layer in layers:
+                self._hidden = self._by_operators(layer)
         return self._hidden[None]
 
-    def _in_one_call(self, layer: Any) -> Tensor | None:
-        """None where the layer is to be run by its operators."""
-        own: CMSBertSelfAttention = layer.attention.self
-        shifts = dict.fromkeys(MODALITIES, Shift())
-        for name in own.modalities:
-            frames: Frames | None = getattr(self._batch, name)
-            if frames is None:
-                continue
-            gate, shift = getattr(own, f"gate_{name}"), getattr(own, f"shift_{name}")
-            if shift.bias is not None:
+    def _in_one_call(self, layers: Sequence[Any]) -> Tensor | None:
+        """None where the layers are to be run by their operators."""
+        streams = {name: _stream(getattr(self._batch, name)) for name in MODALITIES}
+        weights, heads = [], set()
+        for layer in layers:
+            own: CMSBertSelfAttention = layer._modules["attention"]._modules["self"]
+            of_layer = _weights(layer, own, streams)
+            if of_layer is None:
                 return None
-            shifts[name] = Shift(_dense(gate), shift.weight, frames.values, frames.packing.cu_seqlens)
-        end = layer.attention.output
-        parameters = Parameters(
-            _dense(own.query),
-            _dense(own.key),
-            _dense(own.value),
-            _dense(end.dense),
-            _dense(layer.intermediate.dense),
-            _dense(layer.output.dense),
-            _norm(end.LayerNorm),
-            _norm(layer.output.LayerNorm),
-        )
-        heads, _ = own.heads
-        return bert_layer(
+            weights.append(of_layer)
+            heads.add(own.heads)
+        if len(heads) != 1:
+            return None
+        return bert_layers(
             self._hidden,
-            parameters,
-            shifts["visual"],
-            shifts["acoustic"],
+            weights,
+            streams["visual"],
+            streams["acoustic"],
             self._batch.packing.cu_seqlens,
-            heads=heads,
+            heads=heads.pop()[0],
             activation=self._config.gate_activation,
         )
 
@@ -102,12 +101,51 @@ class DirectLayers:
         return F.layer_norm(total, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
+def _stream(frames: Frames | None) -> Stream:
+    return Stream() if frames is None else Stream(frames.values, frames.packing.cu_seqlens)
+
+
+def _weights(layer: Any, own: CMSBertSelfAttention, streams: Mapping[str, Stream]) -> Layer | None:
+    """The weights of an untouched layer; None if a shift has a bias, which Eq. 3 has not.
+
+    Children are read without ``nn.Module.__getattr__``, which would take longer than all else here.
+    """
+    attention_output, projections = layer._modules["attention"]._modules["output"]._modules, own._modules
+    output = layer._modules["output"]._modules
+    shifts = dict.fromkeys(MODALITIES, Shift())
+    for name in own.modalities:
+        if streams[name].frames is not None:
+            weight, bias = _weight_and_bias(projections[f"shift_{name}"])
+            if weight is None or bias is not None:
+                return None
+            shifts[name] = Shift(_dense(projections[f"gate_{name}"]), weight)
+    return Layer(
+        _dense(projections["query"]),
+        _dense(projections["key"]),
+        _dense(projections["value"]),
+        _dense(attention_output["dense"]),
+        _dense(layer._modules["intermediate"]._modules["dense"]),
+        _dense(output["dense"]),
+        _norm(attention_output["LayerNorm"]),
+        _norm(output["LayerNorm"]),
+        shifts["visual"],
+        shifts["acoustic"],
+    )
+
+
 def _dense(layer: Any) -> Dense:
-    return Dense(layer.weight, layer.bias)
+    return Dense(*_weight_and_bias(layer))
 
 
 def _norm(norm: Any) -> Norm:
-    return Norm(norm.weight, norm.bias, norm.eps)
+    return Norm(*_weight_and_bias(norm), norm.eps)
+
+
+def _weight_and_bias(module: Any) -> tuple[Any, Any]:
+    own = module._parameters
+    if type(module) in _STOCK and "weight" in own and "bias" in own:
+        return own["weight"], own["bias"]
+    return module.weight, module.bias  # parametrized, or buffers
 
 
 def _has_sound_lengths(batch: Batch, rows: int) -> bool:

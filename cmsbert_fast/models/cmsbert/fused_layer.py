@@ -7,6 +7,7 @@ residual stays in its wide dtype, as in PyTorch; gradients of weights are not ro
 Which layers: those of the backend "triton", by name, until a device has timed them (:mod:`cmsbert_fast.ops.dispatch`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -65,10 +66,11 @@ class FusedLayers:
         seeds = torch.randint(2**62, shape, dtype=torch.int64, device=hidden.device) if drops else None
         return cls(hidden, batch, config, seeds)
 
-    def run(self, layer: nn.Module) -> Tensor:
-        """The next layer: its output (1, T, D) in the residual's dtype."""
+    def run(self, layers: Sequence[Any]) -> Tensor:
+        """The next layers: the output of the last, (1, T, D), in the residual's dtype."""
         with torch.autocast(self._stream.wide.device.type, enabled=False):
-            self._stream = self._run(layer)
+            for layer in layers:
+                self._stream = self._run(layer)
         return self._stream.wide[None]
 
     def _run(self, layer: Any) -> Normed:

@@ -102,11 +102,13 @@ class CMSBertModel(CMSBertPreTrainedModel):
         hidden_states, shift_maps = [hidden], []
         given = (self.encoder.layer, hidden, inputs.batch, self.config)
         runner = FusedLayers.of(*given) or DirectLayers.of(*given)
+        if runner is not None and not (output_hidden_states or output_shift_maps):
+            return Encoding(runner.run(list(self.encoder.layer)), None, None)
         for layer in self.encoder.layer:
             attention: CMSBertSelfAttention = layer.attention.self  # type: ignore[union-attr, assignment]
             if output_shift_maps and attention.modalities:
                 shift_maps.append(attention.shift_maps(hidden[0], inputs.batch))
-            hidden = layer(hidden, batch=inputs.batch) if runner is None else runner.run(layer)
+            hidden = layer(hidden, batch=inputs.batch) if runner is None else runner.run([layer])
             if output_hidden_states:
                 hidden_states.append(hidden)
         return Encoding(

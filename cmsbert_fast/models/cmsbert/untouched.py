@@ -35,47 +35,57 @@ def is_untouched(layer: nn.Module, *, evaluating: bool = False) -> bool:
         return False
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return False
-    parts = _known.get(layer)
-    if parts is None or any(part.has_changed() for part in parts):
+    modules = _as_known(_known.get(layer))
+    if modules is None:
         _known.pop(layer, None)
         if not _has_own_parts(layer):
             return False
-        parts = _known[layer] = [_Part.of(m) for m in layer.modules()]
-    modules = [part.module() for part in parts]
-    return not any(m is None or is_watched(m) or (evaluating and m.training) for m in modules)
+        modules = list(layer.modules())
+        _known[layer] = list(map(_Part.of, modules))
+    return not any(map(is_watched, modules)) and not (evaluating and any(module.training for module in modules))
 
 
 class _Part(NamedTuple):
-    """A module within a layer, and what it consisted of, by weak references: layers are not kept alive."""
+    """A module within a layer, and what it consisted of, by weak references and ids, so that layers are not kept alive.
+
+    An id that another module has by now deceives nobody: the child it belonged to is a part too, and its reference is
+    dead.
+    """
 
     module: "ref[nn.Module]"
     kind: type
-    children: "list[ref[nn.Module]]"
+    children: list[int]
     parameters: list[type]
 
     @classmethod
     def of(cls, module: nn.Module) -> "_Part":
-        return cls(ref(module), type(module), list(map(ref, _children(module))), _parameter_types(module))
-
-    def has_changed(self) -> bool:
-        module = self.module()
-        return (
-            module is None
-            or type(module) is not self.kind
-            or _children(module) != [child() for child in self.children]
-            or _parameter_types(module) != self.parameters
-        )
+        return cls(ref(module), type(module), _ids(module._modules), _types(module._parameters))
 
 
 _known: WeakKeyDictionary[nn.Module, list[_Part]] = WeakKeyDictionary()
 
 
-def _children(module: nn.Module) -> list[nn.Module]:
-    return [child for child in module._modules.values() if child is not None]
+def _as_known(parts: list[_Part] | None) -> list[nn.Module] | None:
+    """The parts' modules; None if they have changed, or are not known."""
+    if parts is None:
+        return None
+    modules = []
+    for reference, kind, children, parameters in parts:
+        module = reference()
+        if module is None or type(module) is not kind:
+            return None
+        if _ids(module._modules) != children or _types(module._parameters) != parameters:
+            return None
+        modules.append(module)
+    return modules
 
 
-def _parameter_types(module: nn.Module) -> list[type]:
-    return list(map(type, module._parameters.values()))
+def _ids(children: dict[str, nn.Module | None]) -> list[int]:
+    return list(map(id, children.values()))
+
+
+def _types(parameters: dict[str, nn.Parameter | None]) -> list[type]:
+    return list(map(type, parameters.values()))
 
 
 def _has_own_parts(whole: nn.Module) -> bool:

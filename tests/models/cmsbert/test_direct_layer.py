@@ -24,7 +24,7 @@ def direct(monkeypatch):
     """The layers that ran without their modules."""
     ran = []
     run = DirectLayers.run
-    monkeypatch.setattr(DirectLayers, "run", lambda self, layer: ran.append(layer) or run(self, layer))
+    monkeypatch.setattr(DirectLayers, "run", lambda self, layers: ran.extend(layers) or run(self, layers))
     return ran
 
 
@@ -32,6 +32,12 @@ def outputs(model, inputs):
     with torch.no_grad():
         output = model.eval()(**inputs, output_hidden_states=True, output_shift_maps=True)
     return [output.logits, *output.hidden_states, *(m for maps in output.shift_maps for m in maps if m is not None)]
+
+
+def together(model, inputs):
+    """Without looking at what is between the layers."""
+    with torch.no_grad():
+        return [model.eval()(**inputs).logits]
 
 
 def of_modules(model, inputs):
@@ -69,16 +75,16 @@ def own_products(monkeypatch):
 
 @pytest.fixture
 def in_one_call(monkeypatch):
-    """Of each call of a whole layer whether it gave an output."""
+    """Of each call of whole layers whether it gave an output."""
     gave = []
-    real = direct_layer.bert_layer
+    real = direct_layer.bert_layers
 
     def watched(*arguments, **options):
         found = real(*arguments, **options)
         gave.append(found is not None)
         return found
 
-    monkeypatch.setattr(direct_layer, "bert_layer", watched)
+    monkeypatch.setattr(direct_layer, "bert_layers", watched)
     return gave
 
 
@@ -86,14 +92,15 @@ def in_float32(inputs):
     return {name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in inputs.items()}
 
 
-FORMS = ["padded", "packed", "full", "no visual", "no frames", "rows of no sequence"]
+FORMS = ["padded", "packed", "full", "no visual", "no frames", "rows of no sequence", "one layer"]
 
 
 @pytest.mark.parametrize(("form", "autocast"), [*((form, False) for form in FORMS), ("padded", True)])
 def test_with_our_products(batch, monkeypatch, own_products, direct, in_one_call, form, autocast):
     """In one call of compiled C++; under autocast by operators, with GELU in the product's tail, rounded once less."""
     monkeypatch.setattr(api, "LEAST_WORK", 0)
-    model = lively(CMSBertCLRForSequenceClassification(config())).float()
+    options = dict(cms_layers=[1]) if form == "one layer" else {}
+    model = lively(CMSBertCLRForSequenceClassification(config(**options))).float()
     inputs = in_float32(batch)
     if form == "full":
         inputs = {name: x for name, x in inputs.items() if not name.endswith("mask")}
@@ -108,9 +115,12 @@ def test_with_our_products(batch, monkeypatch, own_products, direct, in_one_call
             inputs[name] = torch.nn.functional.pad(inputs[name], (0, 2), value=fill)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected, actual = of_modules(model, inputs), outputs(model, inputs)
-    layers = list(model.bert.encoder.layer)
-    assert direct == layers
-    assert in_one_call == ([] if autocast else [True] * len(layers))
+        layers = list(model.bert.encoder.layer)
+        assert direct == layers
+        assert in_one_call == ([] if autocast else [True] * len(layers))
+        assert torch.equal(*together(model, inputs), actual[0])
+    assert direct == 2 * layers
+    assert in_one_call == ([] if autocast else [True] * (len(layers) + 1))
     if autocast:
         torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=3e-2)
         return
@@ -155,12 +165,42 @@ def sparse_weight(model, inputs):
     dense.weight = torch.nn.Parameter(dense.weight.detach().to_sparse_csr())
 
 
+def parametrized_query(model, inputs):
+    parametrizations.weight_norm(model.bert.encoder.layer[1].attention.self.query)
+
+
+def parametrized_shift(model, inputs):
+    parametrizations.weight_norm(model.bert.encoder.layer[1].attention.self.shift_visual)
+
+
+def bias_of_a_shift_as_buffer(model, inputs):
+    bias_of_a_shift(model, inputs)
+    as_buffers(model.bert.encoder.layer[1].attention.self.shift_visual)
+
+
+def modality_as_buffers(model, inputs):
+    own = model.bert.encoder.layer[1].attention.self
+    as_buffers(own.gate_visual)
+    as_buffers(own.shift_visual)
+
+
+def as_buffers(layer):
+    for name, parameter in list(layer.named_parameters()):
+        delattr(layer, name)
+        layer.register_buffer(name, parameter.detach())
+
+
+def other_heads(model, inputs):
+    model.bert.encoder.layer[1].attention.self.heads = (2, 8)
+
+
 def heads_of_the_configuration(model, inputs):
     model.config.num_attention_heads = 5  # layers keep their own
 
 
 LAYERS = [other_dtype, other_device, other_inner_size, other_norm_size, no_bias, no_bias_of_a_gate, plain_norm]
-LAYERS += [bias_of_a_shift, sparse_weight]
+LAYERS += [bias_of_a_shift, bias_of_a_shift_as_buffer, sparse_weight]
+IN_ONE_CALL = [parametrized_query, parametrized_shift, modality_as_buffers, heads_of_the_configuration]
 
 
 def _set(name, change):
@@ -200,24 +240,28 @@ LENGTHS += [_set(f"cu_seq_lens_{name}", change) for name in ("q", "visual") for 
 LENGTHS.append(_set("cu_seq_lens_visual", none))
 
 
-@pytest.mark.parametrize("change", [*LAYERS, *LENGTHS, heads_of_the_configuration], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("change", [*LAYERS, *LENGTHS, other_heads, *IN_ONE_CALL], ids=lambda f: f.__name__)
 def test_unusual_layers_do_what_their_modules_do(batch, own_products, in_one_call, change):
     """The same result, or the same complaint."""
     model = lively(CMSBertCLRForSequenceClassification(config())).float()
     inputs = packed(in_float32(batch))
     change(model, inputs)
     found = []
-    for run in (of_modules, outputs):
+    for run in (of_modules, outputs, together):
         try:
             found.append(run(model, inputs))
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
             found.append([type(error), str(error).replace("[1, ", "[")])  # they hand on (1, T, D), or (T, D)
-    expected, actual = found
+    expected, actual, whole = found
     assert in_one_call[:1] == ([] if change in LENGTHS else [True])
+    if change in IN_ONE_CALL:
+        assert in_one_call == [True] * (len(model.bert.encoder.layer) + 1)
     if isinstance(expected[0], type):
         assert actual == expected
+        assert whole == expected
     else:
         assert change not in LENGTHS
+        torch.testing.assert_close(whole[0], expected[0], rtol=0, atol=5e-6)
         for a, e in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, e, rtol=0, atol=5e-6)
 

@@ -1,4 +1,4 @@
-"""A layer of BERT in one call: against float64 and PyTorch's float32, and when it runs."""
+"""Layers of BERT in one call: against float64 and PyTorch's float32, and when it runs."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from cmsbert_fast import ModalityShift, cms_attention
 from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops import capability
-from cmsbert_fast.ops.bert_layer.api import bert_layer, takes
-from cmsbert_fast.ops.bert_layer.types import Dense, Norm, Parameters, Shift
+from cmsbert_fast.ops.bert_layers.api import bert_layers, takes
+from cmsbert_fast.ops.bert_layers.types import TENSORS, Dense, Layer, Norm, Shift, Stream
 from cmsbert_fast.ops.dispatch import LAYER_ROWS
 from cmsbert_fast.packing import cumulative
 
@@ -38,7 +38,8 @@ def own_products(monkeypatch):
 
 
 def make(case, sizes, extra_rows=2):
-    """Arguments of bert_layer, float64."""
+    """Arguments of bert_layers, float64: three layers of different sizes, the second without shifts, the third without
+    acoustic."""
     heads, head_size, inner, frame_sizes = sizes
     width, (tokens, *frames) = heads * head_size, case
     generator = torch.Generator().manual_seed(0)
@@ -46,50 +47,72 @@ def make(case, sizes, extra_rows=2):
     def random(*shape, scale=1.0):
         return torch.randn(*shape, dtype=torch.float64, generator=generator) * scale
 
-    shapes = [(width, width)] * 4 + [(inner, width), (width, inner)]
-    dense = [Dense(random(n, d, scale=d**-0.5), random(n)) for n, d in shapes]
-    norms = [Norm(1 + random(width, scale=0.1), random(width), epsilon) for epsilon in (0.3, 0.05)]
-    shifts = []
-    for lengths, size in zip(frames, frame_sizes, strict=True):
+    def dense(n, depth):
+        return Dense(random(n, depth, scale=depth**-0.5), random(n))
+
+    def norm(epsilon):
+        return Norm(1 + random(width, scale=0.1), random(width), epsilon)
+
+    def shift(lengths, size):
         if lengths is None:
-            shifts.append(Shift())
-            continue
+            return Shift()
         gate = Dense(random(1, width + size, scale=width**-0.5), random(1))
-        rows = random(sum(lengths) + extra_rows, size)
-        weight = random(width, size, scale=0.2 * size**-0.5)
-        shifts.append(Shift(gate, weight, rows, cumulative(torch.tensor(lengths))))
+        return Shift(gate, random(width, size, scale=0.2 * size**-0.5))
+
+    layers = []
+    for i in range(3):
+        shapes = [(width, width)] * 4 + [(inner + i, width), (width, inner + i)]
+        norms = norm(0.3 / (1 + i)), norm(0.05 * (1 + i))
+        layers.append(Layer(*(dense(*shape) for shape in shapes), *norms, *map(shift, frames, frame_sizes)))
+    layers[1] = layers[1]._replace(visual=Shift(), acoustic=Shift())
+    layers[2] = layers[2]._replace(acoustic=Shift())
+
+    def stream(lengths, size):
+        if lengths is None:
+            return Stream()
+        return Stream(random(sum(lengths) + extra_rows, size), cumulative(torch.tensor(lengths)))
+
+    streams = list(map(stream, frames, frame_sizes))
     x = random(sum(tokens) + extra_rows, width)
-    return [x, Parameters(*dense, *norms), *shifts, cumulative(torch.tensor(tokens))], heads
+    return [x, layers, *streams, cumulative(torch.tensor(tokens))], heads
 
 
 def each(change, part):
     """The part of the arguments with its tensors changed."""
+    if isinstance(part, list):
+        return [each(change, x) for x in part]
     if isinstance(part, tuple):
         return type(part)(*(each(change, x) for x in part))
     return change(part) if isinstance(part, torch.Tensor) else part
 
 
 def in_dtype(arguments, dtype):
-    return [each(lambda x: x.to(dtype) if x.is_floating_point() else x, part) for part in arguments]
+    return each(lambda x: x.to(dtype) if x.is_floating_point() else x, arguments)
 
 
 def by_pytorch(arguments, heads, activation):
     """The equations on PyTorch's operators, in the arguments' dtype."""
-    x, parameters, visual, acoustic, cu_seqlens = arguments
-    query, key, value, of_attention, intermediate, output = parameters.dense
-    query, key, value = (F.linear(x, *layer).unflatten(-1, (heads, -1)) for layer in (query, key, value))
+    x, layers, visual, acoustic, cu_seqlens = arguments
+    for layer in layers:
+        x = layer_by_pytorch(x, layer, (visual, acoustic), cu_seqlens, heads, activation)
+    return x
+
+
+def layer_by_pytorch(x, layer, streams, cu_seqlens, heads, activation):
+    query, key, value, of_attention, intermediate, output = layer.dense
+    query, key, value = (F.linear(x, *dense).unflatten(-1, (heads, -1)) for dense in (query, key, value))
     shifts = []
-    for shift in (visual, acoustic):
-        if shift.frames is None:
+    for shift, stream in zip(layer.shifts, streams, strict=True):
+        if shift.weight is None:
             shifts.append(None)
             continue
-        of_tokens, of_frames = shift.gate.weight[0].split([x.shape[1], shift.frames.shape[1]])
-        longest = int(shift.cu_seqlens.diff().max())
-        gates = x @ of_tokens, shift.frames @ of_frames + shift.gate.bias
-        shifts.append(ModalityShift(*gates, shift.frames, shift.weight, shift.cu_seqlens, longest))
+        of_tokens, of_frames = shift.gate.weight[0].split([x.shape[1], stream.frames.shape[1]])
+        longest = int(stream.cu_seqlens.diff().max())
+        gates = x @ of_tokens, stream.frames @ of_frames + shift.gate.bias
+        shifts.append(ModalityShift(*gates, stream.frames, shift.weight, stream.cu_seqlens, longest))
     options = dict(cu_seqlens=cu_seqlens, max_seqlen=int(cu_seqlens.diff().max()), activation=activation)
     z = cms_attention(query, key, value, *shifts, **options, backend="torch").flatten(-2)
-    norm, output_norm = parameters.norms
+    norm, output_norm = layer.norms
     middle = F.layer_norm(F.linear(z, *of_attention) + x, x.shape[1:], *norm)
     inner = F.gelu(F.linear(middle, *intermediate))
     return F.layer_norm(F.linear(inner, *output) + middle, x.shape[1:], *output_norm)
@@ -102,7 +125,7 @@ def test_as_exact_as_pytorch(case, sizes, activation):
     arguments, heads = make(case, sizes)
     expected = by_pytorch(arguments, heads, activation)
     single = in_dtype(arguments, torch.float32)
-    actual = bert_layer(*single, heads=heads, activation=activation)
+    actual = bert_layers(*single, heads=heads, activation=activation)
     allowed = 2 * (by_pytorch(single, heads, activation) - expected).abs().max()
     assert (actual - expected).abs().max() <= allowed
 
@@ -113,7 +136,7 @@ def test_one_thread_gives_the_same_bits():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(bert_layer(*arguments, heads=heads, activation="tanh"))
+            results.append(bert_layers(*arguments, heads=heads, activation="tanh"))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results)
@@ -122,29 +145,30 @@ def test_one_thread_gives_the_same_bits():
 def test_tensors_with_gaps():
     arguments, heads = make(CASES["one utterance"], SIZES[1])
     *arguments, cu_seqlens = in_dtype(arguments, torch.float32)
-    expected = bert_layer(*arguments, cu_seqlens, heads=heads, activation="relu")
+    expected = bert_layers(*arguments, cu_seqlens, heads=heads, activation="relu")
 
     def apart(x):
         return torch.stack([x, x + 1], dim=-1)[..., 0] if x.is_floating_point() else x
 
-    x, parameters, *shifts = (each(apart, part) for part in arguments)
-    assert not any(tensor.is_contiguous() for tensor in (x, parameters.query.weight, shifts[0].weight))
-    assert torch.equal(bert_layer(x, parameters, *shifts, cu_seqlens, heads=heads, activation="relu"), expected)
+    x, layers, *streams = each(apart, arguments)
+    for tensor in (x, layers[2].query.weight, layers[0].visual.weight, streams[0].frames):
+        assert not tensor.is_contiguous()
+    assert torch.equal(bert_layers(x, layers, *streams, cu_seqlens, heads=heads, activation="relu"), expected)
 
 
 def test_operator():
     arguments, heads = make(CASES["several"], SIZES[0])
-    x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
-    dense = [tensor for layer in parameters.dense for tensor in layer]
-    norms = [tensor for norm in parameters.norms for tensor in (norm.weight, norm.bias)]
-    flat = (x, dense, norms, [0.1, 0.2], *visual.tensors, *acoustic.tensors, cu_seqlens, heads, "relu")
-    torch.library.opcheck(torch.ops.cmsbert_fast.bert_layer.default, flat)
-    for tensor in (x, parameters.key.bias, parameters.output_norm.weight, acoustic.weight):
+    x, layers, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
+    tensors = [tensor for layer in layers for tensor in layer.tensors]
+    assert len(tensors) == len(layers) * TENSORS
+    flat = (x, tensors, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], *visual, *acoustic, cu_seqlens, heads, "relu")
+    torch.library.opcheck(torch.ops.cmsbert_fast.bert_layers.default, flat)
+    for tensor in (x, layers[1].key.bias, layers[2].output_norm.weight, layers[0].acoustic.weight):
         tensor.requires_grad_()
         with pytest.raises(RuntimeError, match="not differentiable"):
-            torch.ops.cmsbert_fast.bert_layer(*flat)
+            torch.ops.cmsbert_fast.bert_layers(*flat)
         with torch.no_grad():
-            torch.ops.cmsbert_fast.bert_layer(*flat)
+            torch.ops.cmsbert_fast.bert_layers(*flat)
         tensor.requires_grad_(False)
 
 
@@ -152,7 +176,7 @@ def test_lengths_that_do_not_fit():
     arguments, heads = make(CASES["several"], SIZES[0])
     *others, cu_seqlens = in_dtype(arguments, torch.float32)
     with pytest.raises(ValueError, match="cu_seqlens must start at 0"):
-        bert_layer(*others, cu_seqlens + 1, heads=heads, activation="relu")
+        bert_layers(*others, cu_seqlens + 1, heads=heads, activation="relu")
 
 
 OTHERS = {
@@ -175,42 +199,79 @@ def with_one_changed(change, part):
             yield part._replace(**{name: change(value)})
 
 
+@pytest.mark.parametrize("place", [0, 2])
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
-def test_other_tensors_are_left_to_the_operators(change):
+def test_other_tensors_are_left_to_the_operators(change, place):
     """Every parameter and every tensor of a modality: nothing reads beyond their memory."""
     arguments, _ = make(CASES["several"], SIZES[0])
-    x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
-    calls = [
-        *((x, other, visual, acoustic) for other in with_one_changed(change, parameters)),
-        *((x, parameters, other, acoustic) for other in with_one_changed(change, visual)),
-        *((x, parameters, visual, other) for other in with_one_changed(change, acoustic)),
-    ]
-    assert len(calls) == 12 + 4 + 2 * 4
+    x, layers, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
+    others = list(with_one_changed(change, layers[place]))
+    assert len(others) == (TENSORS if place == 0 else TENSORS - 3)
+    calls = [(x, [*layers[:place], other, *layers[place + 1 :]], visual, acoustic) for other in others]
     if change is OTHERS["short"]:  # frames fewer than their offsets say
         with pytest.raises(ValueError, match="cu_seqlens must"):
-            bert_layer(x, parameters, visual._replace(frames=visual.frames[:3]), acoustic, cu_seqlens, **OPTIONS)
-        calls = [call for call in calls if call[2].frames is visual.frames and call[3].frames is acoustic.frames]
-    elif change is not OTHERS["absent"]:
-        calls.append((change(x), parameters, visual, acoustic))
+            bert_layers(x, layers, visual._replace(frames=visual.frames[:3]), acoustic, cu_seqlens, **OPTIONS)
+    else:
+        calls += [(x, layers, visual._replace(frames=change(visual.frames)), acoustic)]
+        calls += [(x, layers, visual, acoustic._replace(frames=change(acoustic.frames)))]
+        if change is not OTHERS["absent"]:
+            calls.append((change(x), layers, visual, acoustic))
     for call in calls:
-        assert bert_layer(*call, cu_seqlens, **OPTIONS) is None
+        assert bert_layers(*call, cu_seqlens, **OPTIONS) is None
+
+
+def test_a_layer_without_shifts_does_not_look_at_frames():
+    arguments, heads = make(CASES["several"], SIZES[0])
+    x, layers, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
+    options = dict(heads=heads, activation="relu")
+    expected = bert_layers(x, layers[1:2], Stream(), Stream(), cu_seqlens, **options)
+    assert torch.equal(bert_layers(x, layers[1:2], visual, acoustic, cu_seqlens, **options), expected)
+
+
+def test_layers_follow_one_another():
+    """Bit by bit what one call a layer gives: each reads what the one before wrote."""
+    arguments, heads = make(CASES["several"], SIZES[0])
+    x, layers, *others = in_dtype(arguments, torch.float32)
+    given = x.clone()
+    together = bert_layers(x, layers, *others, heads=heads, activation="sigmoid")
+    assert torch.equal(x, given)
+    for layer in layers:
+        x = bert_layers(x, [layer], *others, heads=heads, activation="sigmoid")
+    assert torch.equal(x, together)
+
+
+def test_shifts_without_their_modality_and_no_layers():
+    arguments, _ = make(CASES["several"], SIZES[0])
+    x, layers, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
+    assert bert_layers(x, layers, Stream(), acoustic, cu_seqlens, **OPTIONS) is None
+    assert bert_layers(x, layers, visual, Stream(), cu_seqlens, **OPTIONS) is None
+    assert bert_layers(x, [], visual, acoustic, cu_seqlens, **OPTIONS) is None
 
 
 @pytest.mark.parametrize("change", [lambda x: x[0], lambda x: x[None], lambda x: x[:, :0]])
 def test_frames_and_rows_of_other_shapes(change):
     arguments, _ = make(CASES["several"], SIZES[0])
-    x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
+    x, layers, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
     frames = change(visual.frames)
-    narrow = visual._replace(frames=frames, weight=visual.weight[:, : frames.shape[-1]])
-    narrow = narrow._replace(gate=Dense(visual.gate.weight[:, : 24 + frames.shape[-1]], visual.gate.bias))
-    assert bert_layer(x, parameters, narrow, acoustic, cu_seqlens, **OPTIONS) is None
-    assert bert_layer(change(x), parameters, visual, acoustic, cu_seqlens, **OPTIONS) is None
+    narrow = [
+        layer
+        if layer.visual.weight is None
+        else layer._replace(
+            visual=Shift(
+                Dense(layer.visual.gate.weight[:, : 24 + frames.shape[-1]], layer.visual.gate.bias),
+                layer.visual.weight[:, : frames.shape[-1]],
+            )
+        )
+        for layer in layers
+    ]
+    assert bert_layers(x, narrow, visual._replace(frames=frames), acoustic, cu_seqlens, **OPTIONS) is None
+    assert bert_layers(change(x), layers, visual, acoustic, cu_seqlens, **OPTIONS) is None
 
 
 @pytest.mark.parametrize("options", [dict(heads=5), dict(heads=48), dict(heads=0), dict(activation="gelu")], ids=str)
 def test_other_options_are_left_to_the_operators(options):
     arguments, _ = make(CASES["several"], SIZES[0])
-    assert bert_layer(*in_dtype(arguments, torch.float32), **(OPTIONS | options)) is None
+    assert bert_layers(*in_dtype(arguments, torch.float32), **(OPTIONS | options)) is None
 
 
 LENGTHS = {
@@ -227,12 +288,12 @@ LENGTHS = {
 @pytest.mark.parametrize("change", LENGTHS.values(), ids=LENGTHS)
 def test_other_lengths_are_left_to_the_operators(change):
     arguments, _ = make(CASES["several"], SIZES[0])
-    x, parameters, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
-    other = [shift._replace(cu_seqlens=change(shift.cu_seqlens)) for shift in (visual, acoustic)]
-    assert bert_layer(x, parameters, visual, other[1], cu_seqlens, **OPTIONS) is None
-    assert bert_layer(x, parameters, visual, acoustic, change(cu_seqlens), **OPTIONS) is None
+    x, layers, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
+    other = [stream._replace(cu_seqlens=change(stream.cu_seqlens)) for stream in (visual, acoustic)]
+    assert bert_layers(x, layers, visual, other[1], cu_seqlens, **OPTIONS) is None
+    assert bert_layers(x, layers, visual, acoustic, change(cu_seqlens), **OPTIONS) is None
     if change is not LENGTHS["of one sequence less"]:
-        assert bert_layer(x, parameters, *other, change(cu_seqlens), **OPTIONS) is None
+        assert bert_layers(x, layers, *other, change(cu_seqlens), **OPTIONS) is None
 
 
 def test_when_it_runs(monkeypatch):

@@ -1,4 +1,4 @@
-// One layer of BERT with CMS attention (Eq. 1-8) without gradients, in float32: what its modules would call one after
+// Layers of BERT with CMS attention (Eq. 1-8) without gradients, in float32: what their modules would call one after
 // another, in one call. Between operators that Python runs, waiting threads go to sleep.
 
 #include "cms_attention.h"
@@ -16,28 +16,48 @@ struct Norm {
     double epsilon;
 };
 
+struct Shift {  // W_g (1, D + d_m) and b of Eq. 1 or 2, W_v or W_a of Eq. 3 (D, d_m); null = the layer has none
+    Dense gate;
+    const float* weight;
+};
+
 struct Layer {
-    const float* x;  // (T, D), rows one after the other
-    float* out;      // likewise
-    int64_t inner;   // size of the feed-forward part
+    int64_t inner;  // size of the feed-forward part
     Dense query, key, value, attention_output, intermediate, output;
     Norm attention_norm, output_norm;
-    Dense gates[2];  // W_g (1, D + d_m) and b of Eq. 1 and 2; null = no such modality
-    Call attention;  // its tensors of tokens and its gates are made here
+    Shift shifts[2];
 };
-static_assert(sizeof(Layer) == (3 + 12 + 6 + 4 + 61) * 8, "ops/bert_layer/cpu.py lays it out");
+static_assert(sizeof(Layer) == (1 + 12 + 6 + 6) * 8, "ops/bert_layers/cpu.py lays it out");
+
+struct LayersCall {  // `count` of Layer follow it in memory
+    const float* x;  // (T, D), rows one after the other
+    float* out;      // likewise
+    int64_t count;
+    Call attention;  // its tensors of tokens, its gates and its weights are filled in here
+};
+static_assert(sizeof(LayersCall) == (3 + 61) * 8, "ops/bert_layers/cpu.py lays it out");
 }
 
 namespace {
 
 class Run {
   public:
-    explicit Run(const Layer& layer)
+    // x and out may be the same: out is written after x was read for the last time.
+    Run(const Layer& layer, const Call& attention, const float* x, float* out)
         : layer_(layer),
-          call_(layer.attention),
+          call_(attention),
+          x_(x),
+          out_(out),
           rows_(call_.rows),
           width_(call_.heads * call_.head_size),
-          status_(DONE) {}
+          status_(DONE) {
+        for (int m = 0; m < 2; ++m) {
+            Modality& modality = call_.modalities[m];
+            if (!layer.shifts[m].weight) modality = {};
+            modality.weight = layer.shifts[m].weight;
+            modality.weight_stride = modality.size;
+        }
+    }
 
     int run() {
         int64_t frames = 0, columns = 0;
@@ -52,11 +72,11 @@ class Run {
         float *mean = inner + rows_ * layer_.inner, *softmax = mean + rows_ * columns;
         float* gates = softmax + 2 * rows_ * call_.heads;
 
-        linear(layer_.query, layer_.x, width_, width_, q);
-        linear(layer_.key, layer_.x, width_, width_, k);
-        linear(layer_.value, layer_.x, width_, width_, v);
+        linear(layer_.query, x_, width_, width_, q);
+        linear(layer_.key, x_, width_, width_, k);
+        linear(layer_.value, x_, width_, width_, v);
         for (int m = 0; m < 2; ++m)
-            if (call_.modalities[m].size) gates = gate(layer_.gates[m], call_.modalities[m], gates);
+            if (call_.modalities[m].size) gates = gate(layer_.shifts[m].gate, call_.modalities[m], gates);
         call_.query = {q, width_, call_.head_size};
         call_.key = {k, width_, call_.head_size};
         call_.value = {v, width_, call_.head_size};
@@ -68,10 +88,10 @@ class Run {
 
         float* projected = q;  // read for the last time
         linear(layer_.attention_output, z, width_, width_, projected);
-        add_and_norm(layer_.attention_norm, projected, layer_.x, middle);
+        add_and_norm(layer_.attention_norm, projected, x_, middle);
         linear(layer_.intermediate, middle, width_, layer_.inner, inner, true);
         linear(layer_.output, inner, layer_.inner, width_, projected);
-        add_and_norm(layer_.output_norm, projected, middle, layer_.out);
+        add_and_norm(layer_.output_norm, projected, middle, out_);
         return status_;
     }
 
@@ -98,7 +118,7 @@ class Run {
 
     // The two halves of W_g [X_i; V_j] + b: p_i of tokens, r_j of frames. Returns what follows them.
     float* gate(const Dense& gate, Modality& modality, float* to) const {
-        for (int64_t i = 0; i < rows_; ++i) to[i] = dot(gate.weight, layer_.x + i * width_, width_);
+        for (int64_t i = 0; i < rows_; ++i) to[i] = dot(gate.weight, x_ + i * width_, width_);
         modality.token_gate = to;
         modality.token_gate_stride = 1;
         to += rows_;
@@ -149,14 +169,22 @@ class Run {
 
     const Layer& layer_;
     Call call_;
+    const float* x_;
+    float* out_;
     int64_t rows_, width_;
     std::atomic<int> status_;
 };
 
 }  // namespace
 
-extern "C" int bert_layer(const Layer* layer) {
-    const int status = Run(*layer).run();
+extern "C" int bert_layers(const LayersCall* call) {
+    const Layer* layers = reinterpret_cast<const Layer*>(call + 1);
+    const float* x = call->x;
+    int status = DONE;
+    for (int64_t i = 0; i < call->count && status == DONE; ++i) {
+        status = Run(layers[i], call->attention, x, call->out).run();
+        x = call->out;
+    }
     call_scratch.release_above(MOST_KEPT);
     return status;
 }

@@ -1,1 +1,0 @@
-"""A layer of BERT with CMS attention (Eq. 1-8), without gradients."""
