@@ -5,7 +5,7 @@ name      what it is
 ========= ===================================================================
 reference the equations of the paper, literally (:mod:`cmsbert_fast.reference`)
 torch     the best plain-PyTorch form; runs on any device and dtype
-triton    fused Triton kernels; NVIDIA (sm_80 and later) and AMD GPUs
+triton    fused Triton kernels; NVIDIA (sm_80 and later) and AMD GPUs (CDNA)
 varlen    the same, but PyTorch's varlen attention serves the forward pass of attention above 64 tokens: packed, in 16
           bits, without dropout; NVIDIA GPUs
 cpu       compiled C++ for the CPU

@@ -16,7 +16,7 @@ class CMSBertConfig(MultimodalConfig):
     Args:
         gate_activation: sigma of Eq. 1 and 2: "relu", "sigmoid" or "tanh".
         cms_layers: Layers with CMS, counted from 0. None: all (CMSBERT); [0]: CMSBERT/1; []: plain BERT.
-        projection_size: d, size of the LSTMs, projectors and fusion (Eq. 8-16). None: hidden_size.
+        projection_size: d, size of the LSTMs, projectors and fusion (Eq. 10-16). None: hidden_size.
         temperature: tau of Eq. 17 and 18.
         smoothing: beta of Eq. 23. None: no label smoothing.
         threshold: delta of Eq. 23.

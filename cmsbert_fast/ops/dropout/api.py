@@ -18,8 +18,8 @@ class Dropout(nn.Dropout):
     """torch.nn.Dropout with 16 random bits an element on CPUs, four elements a draw of PyTorch's generator.
 
     PyTorch's own draws a 64-bit number an element, one after the other, and takes four times as long. The probability
-    is rounded to a multiple of 2^-16, and the scale is that of the rounded one, so that the mean is exact. With the
-    backends "torch" and "reference" it is PyTorch's own.
+    is rounded to a multiple of 2^-16, and the scale is that of the rounded one, so that the mean is exact. So do the
+    backends "auto" and "cpu"; with any other it is PyTorch's own.
 
     Args:
         p: Probability that an element becomes 0.

@@ -27,7 +27,8 @@ from cmsbert_fast.packing import Packing
 class PackedLSTM(nn.Module):
     """h_m = LSTM(frames), each sequence from a zero state (Eq. 11).
 
-    Parameters are named, laid out and initialised as torch.nn.LSTM's, a module at which torch.compile breaks the graph.
+    Parameters are named and laid out as torch.nn.LSTM's, a module at which torch.compile breaks the graph. They hold
+    nothing until a model initialises them (:func:`cmsbert_fast.models.layers.init_as_torch`) or a checkpoint is loaded.
 
     Args:
         input_size: d_m.
