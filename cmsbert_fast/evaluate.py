@@ -180,7 +180,8 @@ def true_labels(model: Classifier, corpus: Corpus, split: str | None, classes: S
         return torch.tensor([places[int(label)] for label in found])  # type: ignore[arg-type]
     if set(known) != set(classes):
         raise UsageError(
-            f"The model tells of {', '.join(classes)}, the data of {', '.join(known)}; give all by --label."
+            f"The model predicts {', '.join(classes)}, but the data have labels for {', '.join(known)}; name all of "
+            "the model's by --label."
         )
     values = torch.zeros(len(found), len(classes))
     values[:, places] = torch.tensor(found, dtype=torch.float32)

@@ -328,13 +328,13 @@ def command_parser(prog: str = _PROG) -> Parser:
 
 def _run(given: argparse.Namespace) -> None:
     if given.output.suffix != ".onnx":
-        raise UsageError(f"{given.output} is no name for an ONNX file; end it with .onnx.")
+        raise UsageError(f"{given.output} does not end in .onnx; choose a name that does.")
     if given.output.exists():
         raise UsageError(f"{given.output} exists; remove it or choose another name.")
     if not given.output.parent.is_dir():
         raise UsageError(f"There is no folder {given.output.parent}; make it or choose another name.")
     model, processor = load_trained(given.checkpoint)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision, which nobody asked for, lacks
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that torchvision is missing, which nothing needs
     try:
         differences = export_onnx(model.float(), processor, given.output)
     except OSError as error:

@@ -37,7 +37,7 @@ def videos_among(given: Sequence[str]) -> list[Path]:
         return videos
     if len(paths) > 1:
         other = next(path for path in paths if path not in videos)
-        raise UsageError(f"Give one file or folder of data, or only videos: {other} is no video that can be read.")
+        raise UsageError(f"Give one file or folder of data, or only videos: {other} is not a readable video.")
     return []
 
 

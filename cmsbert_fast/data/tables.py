@@ -24,7 +24,7 @@ def read_table(path: Path) -> tuple[list[str], Iterator[list[str]]]:
 
     Raises:
         DataError: The file is empty, something else than a table, or not text, a quotation mark is not closed, or a row
-            has more or less cells than the header.
+            has more or fewer cells than the header.
     """
     try:
         with open_regular(path) as raw:

@@ -44,7 +44,8 @@ class Found(NamedTuple):
 
     Attributes:
         seeds: Those of which every fold has finished.
-        failed: How many seeds have a failed run, with the first sentence.
+        failed: How many seeds have a failed run.
+        sentence: Why the first of them failed; "" if none has.
         missing: How many seeds are not finished for other reasons.
         predictions: (k, n): of all folds' test parts one after the other.
         metrics: Of each seed by name, (k,): the means over its folds.

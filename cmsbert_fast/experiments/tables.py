@@ -100,7 +100,7 @@ def read_table(name: str, configs: Path) -> Table:
     values = read_yaml(path)
     try:
         if unknown := values.keys() - {"title", "data", "metrics", "reference", "folds", "rows"}:
-            raise ValueError(f"it has {', '.join(sorted(map(str, unknown)))}")
+            raise ValueError(f"it has the unknown entry {', '.join(sorted(map(str, unknown)))}")
         metrics = tuple(METRICS[metric] for metric in values["metrics"])
         rows = tuple(_row(row, metrics) for row in values["rows"])
         table = Table(
@@ -123,13 +123,13 @@ def read_table(name: str, configs: Path) -> Table:
 def _row(values: Mapping[str, Any], metrics: tuple[Metric, ...]) -> Row:
     unknown = values.keys() - {"label", "variant", "preset", "settings", "figures", "note", "space"}
     if unknown:
-        raise ValueError(f"a row has {', '.join(sorted(unknown))}")
+        raise ValueError(f"a row has the unknown entry {', '.join(sorted(map(str, unknown)))}")
     figures = {
         source: {data: _figures(str(text), metrics) for data, text in by_data.items()}
         for source, by_data in (values.get("figures") or {}).items()
     }
-    if figures.keys() - SOURCES.keys():
-        raise ValueError(f"figures are of {', '.join(SOURCES)}")
+    if others := figures.keys() - SOURCES.keys():
+        raise ValueError(f"figures are of {', '.join(SOURCES)}, not of {', '.join(sorted(map(str, others)))}")
     return Row(
         label=str(values["label"]),
         variant=values.get("variant"),

@@ -72,7 +72,7 @@ def page_of(
         if name not in media:
             file = recordings.get(name)
             media[name] = Media(name) if file is None else Media(file.name, media_url(file, target))
-        segments.append(_segment(one, list(media).index(name), model))
+        segments.append(_segment(one, list(media).index(name)))
     only = next(iter(media.values())).name if len(media) == 1 else corpus.name
     what = f"{len(segments)} segment{'s' * (len(segments) != 1)}"
     if model.classes:
@@ -92,7 +92,7 @@ def page_of(
     )
 
 
-def _segment(one: Scored, media: int, model: Model) -> Segment:
+def _segment(one: Scored, media: int) -> Segment:
     example, clock = one.example, one.example.clock
     frames = {}
     for modality in MODALITIES:

@@ -24,7 +24,6 @@ def shown(text: str) -> str:
 def packed(page: Page) -> dict[str, Any]:
     """The content of a page, for JSON."""
     return {
-        "title": shown(page.title),
         "media": [{"name": shown(m.name), "url": m.url} for m in page.media],
         "features": {
             modality: {"columns": list(map(shown, known.columns)), "units": list(map(shown, known.units))}

@@ -110,7 +110,9 @@ def load_trained(
     weights, sums = Path(name) / SAFE_WEIGHTS_NAME, Path(name) / CHECKSUMS
     if weights.is_file() and checksums.is_damaged(weights, sums):
         before = Path(name).parent / BEFORE
-        other = f", give {before}, the best model before it" if before.is_dir() and before != Path(name) else ""
+        usable = before != Path(name) and (before / SAFE_WEIGHTS_NAME).is_file()
+        usable = usable and not checksums.is_damaged(before / SAFE_WEIGHTS_NAME, before / CHECKSUMS)
+        other = f", give {before}, the best model before it" if usable else ""
         raise UsageError(
             f"{weights} is damaged: it is not what training wrote; restore it{other}, or train again (or remove "
             f"{sums.name} beside it if you changed it yourself)."

@@ -40,12 +40,12 @@ def fault_of(state: Mapping[str, Any]) -> str | None:
     if any(value < 0 for value in (state["log_length"], *map(state["progress"].get, ("epoch", "batch", "step")))):
         return "a count in it is less than 0"
     if not isinstance(state["optimizer"].get("state"), dict) or not _are_dicts(state["optimizer"].get("param_groups")):
-        return "its optimizer is none"
+        return "its optimizer state is malformed"
     for generators in state["random"]:
         if not isinstance(generators, dict) or not isinstance(generators.get("torch"), Tensor):
-            return "its random states are none"
+            return "its random states are malformed"
         if not isinstance(generators.get("python"), tuple) or not isinstance(generators.get("numpy"), dict):
-            return "its random states are none"
+            return "its random states are malformed"
         if fault := _fault(generators["numpy"], _GENERATOR, "a random state"):
             return fault
     if any(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes() for tensor in _tensors(state)):

@@ -75,4 +75,4 @@ def _lines(file: IO[bytes], length: int) -> tuple[int, int, int]:
 
 
 def _not_written(folder: Path, error: OSError) -> UsageError:
-    return UsageError(f"{folder / LOG} cannot be written ({os_reason(error)}); remove it.")
+    return UsageError(f"{folder / LOG} cannot be written ({os_reason(error)}); free space, or choose another --output.")

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from cmsbert_fast import atomic
+from cmsbert_fast.commandline import nobody_reads
 from cmsbert_fast.data.example import DataError
 from cmsbert_fast.data.task import labels_of
 from cmsbert_fast.data.text import printable
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str], embedded_config: Path = presets.EMBEDDED, pro
         prog: The name of the program.
 
     Returns:
-        The exit status: 0 success, 2 user error, 3 loss not finite, 128 + n stopped by signal n.
+        The exit status: 0 success, 2 user error, 3 loss not finite, 128 + n stopped by signal n, 141 where nobody reads
+            standard output.
     """
     logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
@@ -89,6 +91,8 @@ def main(arguments: Sequence[str], embedded_config: Path = presets.EMBEDDED, pro
     except KeyboardInterrupt:  # before StopRequest, or the second one
         distributed.report_once("Stopped at once; runs with a checkpoint continue with --resume.")
         return 128 + signal.SIGINT
+    except BrokenPipeError:
+        return nobody_reads()
     finally:
         distributed.stop()
 

@@ -228,7 +228,7 @@ def _build(folder: Path, key: str, native: list[str]) -> Path:
             except subprocess.TimeoutExpired as error:
                 raise BuildError(f"the C++ compiler {compiler[0]} did not finish in 300 s") from error
             if done.returncode == 0:
-                os.chmod(name, 0o700)  # compilers write it anew, as the umask has it
+                os.chmod(name, 0o700)  # compilers recreate the file with the umask's permissions
                 path = folder / f"{key}-{_digest(Path(name).read_bytes())}.so"
                 os.replace(name, path)
                 return path

@@ -201,9 +201,3 @@ def files(tmp_path: Path) -> Files:
     folder = tmp_path / "data"
     folder.mkdir()
     return Files(folder)
-
-
-@pytest.fixture
-def make_files() -> Callable[[Path], Files]:
-    """For tests that need several folders."""
-    return Files

@@ -50,12 +50,12 @@ def test_the_paper_has_a_figure_for_every_row():
         ({"metrics": ["loudness"]}, "loudness"),
         ({"reference": "nobody"}, "reference"),
         ({"rows": [{"label": "A"}, {"label": "A"}]}, "once"),
-        ({"rows": [{"label": "A", "colour": 1}]}, "colour"),
+        ({"rows": [{"label": "A", "colour": 1, 2: 3}]}, "the unknown entry 2, colour"),
         ({"rows": [{"label": "A", "figures": {"paper": {"x": "0.1 0.2"}}}]}, "2 cells for 1"),
         ({"rows": [{"label": "A", "figures": {"paper": {"x": "0.1/0.2"}}}]}, "too many parts"),
-        ({"rows": [{"label": "A", "figures": {"gossip": {"x": "0.1"}}}]}, "figures are of"),
+        ({"rows": [{"label": "A", "figures": {"gossip": {"x": "0.1"}}}]}, "not of gossip"),
         ({"rows": None}, "not a table"),
-        ({"fold": 10}, "it has fold"),
+        ({"fold": 10}, "the unknown entry fold"),
     ],
 )
 def test_mistakes_in_a_table_file(tmp_path, change, message):

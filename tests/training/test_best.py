@@ -124,6 +124,9 @@ def test_a_run_is_tested_with_the_one_before_and_says_so(run, train, corpus_fold
     assert f"mae                {results['test']['mae']:.3f}" in out
     with pytest.raises(UsageError, match=r"restore it, give .*best-before, the best model before it"):
         load_trained(folder / "best")
+    flip(folder / "best-before" / SAFE_WEIGHTS_NAME)  # nothing to advise then
+    with pytest.raises(UsageError, match=r"restore it, or train again"):
+        load_trained(folder / "best")
 
 
 def test_undamaged_it_is_not_looked_at(run, train):

@@ -24,6 +24,17 @@ def test_folds(train, short, tmp_path):
     assert [text.count("\n") for text in lines] == [1 + 9, 1 + 7]
 
 
+def test_nobody_reads_what_training_prints(monkeypatch):
+    """As in ``python train.py | head -1``."""
+
+    def closed(*arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(runs, "run_all", closed)
+    monkeypatch.setattr(runs, "nobody_reads", lambda: 141)
+    assert runs.main([]) == 141
+
+
 def test_interrupted_before_training(train, short, tmp_path, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -149,7 +149,7 @@ def _labelled(table: Path, spoken: dict[tuple[str, str], _Line], labels: bool) -
     """The segments of the table of labels."""
     header, rows = read_table(table)
     if len(header) != _COLUMNS:
-        raise DataError(f"Give {table.name} the columns start, stop, video, segment, label: line 1 has not.")
+        raise DataError(f"Give {table.name} the columns start, stop, video, segment, label: line 1 does not have them.")
     for number, row in enumerate(chain([header], rows), 1):
         cells = [cell.strip() for cell in row]
         if number == 1 and cells[0].lower() in ("start", "start_time"):

@@ -233,7 +233,7 @@ class _Stored:
             entry = _parse(text)
             line = Line(entry, begins, None if self.classes is None else len(self.classes), self.several)
             if line.timed and not self.timed:
-                raise ValueError("a line has the words of frames, the folder has not")
+                raise ValueError("a line gives the words of its frames, but the folder has no file of them")
             if not labels:
                 line.label = None
             if line.id in ids:

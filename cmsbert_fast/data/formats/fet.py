@@ -55,6 +55,7 @@ def fet_source(path: Path, clips: Sequence[Path], request: DataRequest) -> Sourc
         by_id = {clips[0].stem: rows[0]}
     found = {clip.name: by_id[clip.stem] for clip in clips if clip.stem in by_id}
     unknown = [clip.name for clip in clips if clip.name not in found]
+    more = ", ..." * (len(unknown) > 5)
     if not found:
         raise DataError(f"Call clips by ids of {table.name}: {clips[0].name} is none of its {len(rows)} ids.")
     labels = [None if isinstance(row.label, tuple) else row.label for row in found.values()]
@@ -75,7 +76,7 @@ def fet_source(path: Path, clips: Sequence[Path], request: DataRequest) -> Sourc
         read=read,
         notes=[
             f"words from {table.name}",
-            *([f"{len(unknown)} clips are not in {table.name}: {', '.join(unknown[:5])}"] if unknown else []),
+            *([f"{len(unknown)} clips are not in {table.name}: {', '.join(unknown[:5])}{more}"] if unknown else []),
         ],
         classes=classes,
         budget=Budget(sum(map(limit_of, by_name.values()))),

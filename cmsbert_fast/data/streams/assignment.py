@@ -55,7 +55,7 @@ def unread(folder: Path) -> dict[Path, str]:
         if path in streams or not named:
             inside = [suffix for suffix in inside if suffix in _HOLD_FRAMES and suffix not in SUFFIXES]
         if inside:
-            found[path] = f"files {', '.join(inside[:5])}"
+            found[path] = f"files {', '.join(inside[:5])}{', ...' * (len(inside) > 5)}"
         elif named and path not in streams:
             found[path] = "only folders" if any(path.iterdir()) else "nothing"
     return found

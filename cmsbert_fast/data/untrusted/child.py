@@ -99,12 +99,18 @@ def walk(module: str, function: str, *paths: str) -> None:
 
 
 def limit_memory(size: int) -> None:
-    """Limits the bytes that this process may take beside what it has, where the system can."""
+    """Limits the bytes that this process may take beside what it has, where the system can.
+
+    A lower limit that the process was given stays.
+    """
     try:
         import resource
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + size
+        _, given = resource.getrlimit(resource.RLIMIT_AS)
+        if given != resource.RLIM_INFINITY:
+            limit = min(limit, given)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     except (ImportError, OSError):
         pass

@@ -15,6 +15,7 @@ import math
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,13 +96,12 @@ def _limit(path: Path) -> None:
     limit_memory(MEMORY)
     try:
         import resource
-
-        seconds = _SECONDS + path.stat().st_size // _BYTES_A_SECOND
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, OSError, ValueError):
-        pass
+    except ImportError:
+        return
+    seconds = _SECONDS + path.stat().st_size // _BYTES_A_SECOND
+    for kind, limit in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds)):
+        with suppress(OSError, ValueError):  # a lower limit that the process was given stays
+            resource.setrlimit(kind, (limit, limit))
 
 
 def _moving(container: Any) -> Any:

@@ -49,7 +49,7 @@ def measure(signal: np.ndarray, centres: np.ndarray, f0: np.ndarray, rate: int) 
     flow, derivative = inverse_filter(signal, centres, rate)
     naq, qoq, psp = np.zeros((3, len(centres)))
     for k, frequency in enumerate(f0):
-        naq[k], qoq[k], psp[k] = _pulse(flow[k], derivative[k], rate / frequency, rate)
+        naq[k], qoq[k], psp[k] = _pulse(flow[k], derivative[k], rate / frequency)
     return Glottal(naq, qoq, _harmonics(derivative, f0, rate), psp)
 
 
@@ -97,7 +97,7 @@ def _integrated(frames: np.ndarray) -> np.ndarray:
     return lfilter([1.0], [1.0, -_LEAK], frames, axis=1)
 
 
-def _pulse(flow: np.ndarray, derivative: np.ndarray, period: float, rate: int) -> tuple[float, float, float]:
+def _pulse(flow: np.ndarray, derivative: np.ndarray, period: float) -> tuple[float, float, float]:
     """NAQ, QOQ and PSP of the period around the middle: from one closure of the glottis to the next."""
     length = round(period)
     middle = len(flow) // 2

@@ -48,6 +48,19 @@ def test_modules_beside_the_data_are_never_imported(tmp_path: Path, monkeypatch:
     assert child._examined
 
 
+def test_a_lower_limit_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of ``ulimit -v``, which a process may not raise."""
+    resource = pytest.importorskip("resource")
+    taken: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: taken.append(limits))
+    for given, expected in ((1 << 20, 1 << 20), (resource.RLIM_INFINITY, None)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, given=given: (given, given))
+        child.limit_memory(64 << 20)
+        soft, hard = taken.pop()
+        assert soft == hard
+        assert soft == expected or (expected is None and soft > 64 << 20)
+
+
 def test_files_that_crash_or_hang_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "COVAREP.csd"
     stream(path, GOOD, TIMES).close()
