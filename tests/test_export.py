@@ -127,7 +127,7 @@ def test_mistakes_are_said(processor, tmp_path, capsys, monkeypatch):
         assert export.main([str(a) for a in arguments]) == 2
         return capsys.readouterr().err
 
-    assert "end it with .onnx" in said(tmp_path, tmp_path / "model.pt")
+    assert "does not end in .onnx" in said(tmp_path, tmp_path / "model.pt")
     (tmp_path / "model.onnx").touch()
     assert "exists; remove it" in said(tmp_path, tmp_path / "model.onnx")
     assert "There is no folder" in said(tmp_path, tmp_path / "nowhere" / "new.onnx")
