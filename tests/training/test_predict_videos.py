@@ -128,8 +128,8 @@ def test_users_errors(predict, trained, made, tmp_path, corpus_folder, bert) -> 
     released = next((tmp_path / "run").glob("*/seed-0"))
     for given, message in (
         ([trained, clip], "Say where the words come from: --transcript"),
-        ([trained, clip, table], f"only videos: {table} is no video"),
-        ([trained, clip, made / "no.mp4"], "no.mp4 is no video"),
+        ([trained, clip, table], f"only videos: {table} is not a readable video"),
+        ([trained, clip, made / "no.mp4"], "no.mp4 is not a readable video"),
         ([trained, made / "no.mp4"], "does not exist"),
         ([trained, corpus_folder, "--no-face"], "Leave out the options of extraction"),
         ([trained, clip, "--transcript", tmp_path / "empty.srt", *OPTIONS], "no video has a segment"),
