@@ -85,21 +85,32 @@ def why_not_own_products(dtype: torch.dtype, rows: int | None = None) -> str | N
     """Why large matrix products are better left to PyTorch on this CPU.
 
     Its float32 products are MKL's, which has AVX-512 for Intel's CPUs only: on AMD's it runs at half of their rate.
-    Without AVX-512 it is at the CPU's rate, but not for a few rows: there ours take 0.4 to 0.9 of its time. bfloat16's
-    are oneDNN's, which packs each weight anew and casts it first. Decided by what the CPU is, never by a stopwatch:
-    results must be the same bits in every process.
+    Elsewhere it is at the CPU's rate, but not for a few rows: there ours take 0.4 to 0.9 of its time. bfloat16's are
+    oneDNN's, which packs each weight anew and casts it first. Decided by what the CPU is, never by a stopwatch: results
+    must be the same bits in every process.
 
     Args:
         rows: Those that a weight is multiplied with, in a product without gradients; None = many, or with gradients,
             which read a few rows' weight the other way.
     """
-    vectors = torch.backends.cpu.get_cpu_capability() if _vendor() == "AuthenticAMD" else None
-    few = dtype == torch.float32 and rows is not None and 1 < rows <= FEW_ROWS
-    if vectors != "AVX512" and not (vectors == "AVX2" and few):
+    few = dtype == torch.float32 and rows is not None and rows in rows_that_pay()
+    if _cpu() != ("AuthenticAMD", "AVX512") and not few:
         return "PyTorch's own products are as fast on this CPU"
     if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device("cpu")):
         return "this CPU has no bfloat16 instructions"
     return None
+
+
+@torch.compiler.assume_constant_result
+def rows_that_pay() -> range:
+    """Where MKL is at the CPU's rate with many rows: the few for which our float32 products are faster; else none."""
+    fewest = {("AuthenticAMD", "AVX2"): 2, ("GenuineIntel", "AVX512"): 4}.get(_cpu(), FEW_ROWS + 1)
+    return range(fewest, FEW_ROWS + 1)
+
+
+def _cpu() -> tuple[str, str]:
+    """Vendor and vector instructions, as PyTorch names them."""
+    return _vendor(), torch.backends.cpu.get_cpu_capability()
 
 
 @functools.cache

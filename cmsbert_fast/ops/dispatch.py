@@ -23,7 +23,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cmsbert_fast.kernels.cpu.product import FEW_ROWS
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
@@ -100,8 +99,8 @@ def _linear_cpu(x: Tensor) -> str | None:
         return reason
     rows = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else x.shape[:-1].numel()
     reason = capability.why_not_own_products(x.dtype, rows)
-    if reason is not None and capability.why_not_own_products(x.dtype, FEW_ROWS) is None:
-        reason += f", but for 2 to {FEW_ROWS} rows without gradients"
+    if reason is not None and (few := capability.rows_that_pay()):
+        reason += f", but for {few[0]} to {few[-1]} rows of float32 without gradients"
     return reason
 
 

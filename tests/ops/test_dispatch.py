@@ -174,25 +174,32 @@ def test_products_go_by_what_the_cpu_is(monkeypatch, vendor, level, fast_bfloat1
         assert (choose_backend("linear", EXAMPLE.to(dtype)) == "cpu") == (dtype in expected)
     if not expected:
         for dtype in (torch.float32, torch.bfloat16):
-            few = level == "AVX2" and dtype == torch.float32
-            but = ", but for 2 to 64 rows without gradients" if few else ""
-            reason = f"PyTorch's own products are as fast on this CPU{but}"
-            assert report("linear", EXAMPLE.to(dtype)) == f"torch (not cpu: {reason})"
+            assert "PyTorch's own products are as fast on this CPU" in report("linear", EXAMPLE.to(dtype))
 
 
-@pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
-def test_products_of_few_rows_without_gradients(monkeypatch, vendor):
+@pytest.mark.parametrize(
+    ("vendor", "level", "expected"),
+    [
+        ("AuthenticAMD", "AVX2", [2, 3, 4, 64]),
+        ("GenuineIntel", "AVX512", [4, 64]),
+        ("GenuineIntel", "AVX2", []),
+        ("", "AVX2", []),
+    ],
+)
+def test_products_of_few_rows_without_gradients(monkeypatch, vendor, level, expected):
     monkeypatch.setattr(capability, "_vendor", lambda: vendor)
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
 
-    def ours(dtype):
-        return [n for n in (0, 1, 2, 64, 65) if choose_backend("linear", torch.ones(n, 8, dtype=dtype)) == "cpu"]
+    def ours(operator, dtype):
+        rows = (0, 1, 2, 3, 4, 64, 65)
+        return [n for n in rows if choose_backend(operator, torch.ones(n, 8, dtype=dtype)) == "cpu"]
 
     with torch.no_grad():
-        assert ours(torch.float32) == ([2, 64] if vendor == "AuthenticAMD" else [])
-        assert ours(torch.bfloat16) == []
+        for operator in ("linear", "bert_layers"):
+            assert ours(operator, torch.float32) == expected
+            assert ours(operator, torch.bfloat16) == []
     reason = "PyTorch's own products are as fast on this CPU"
-    but = ", but for 2 to 64 rows without gradients" if vendor == "AuthenticAMD" else ""
+    but = f", but for {expected[0]} to 64 rows of float32 without gradients" if expected else ""
     assert report("linear", torch.ones(2, 8)) == f"torch (not cpu: {reason}{but})"
     assert report("contrastive", torch.ones(2, 8)) == f"torch (not cpu: {reason})"
     assert choose_backend("contrastive", torch.ones(2, 8), "cpu") == "torch"  # a permission
