@@ -170,6 +170,11 @@ CPU_GOALS = [
         _ratio(names.INFERENCE, names.inference_case(1), names.OURS_CLR, names.OPENVINO),
     ),
     Goal(
+        "the same, both in bfloat16",
+        1.3,
+        _ratio(names.INFERENCE, names.inference_case(1), names.OURS_BFLOAT16, names.OPENVINO_BFLOAT16),
+    ),
+    Goal(
         "inference on 64 utterances, cmsbert-clr / OpenVINO's text-only BERT, padded",
         0.42,
         _ratio(names.INFERENCE, names.inference_case(64), names.OURS_CLR, names.OPENVINO),

@@ -1,7 +1,9 @@
 """Inference of the trained model: latency of one utterance, throughput of many. BERT-base shape."""
 
+import copy
 import functools
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from bench.rivals.models import MagBert, TextBert, padded_clr
 from bench.steps import mag, of_pieces
 from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, make_config, step_flops
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
+from cmsbert_fast.models.casting import cast_weights
 from cmsbert_fast.ops.capability import has_fast_bfloat16
 
 PAUSE = 0.02
@@ -19,9 +22,10 @@ SAME_MODEL = (names.SAME_PACKED, names.SAME_TO_50, names.SAME_TO_THE_LONGEST, na
 
 
 def logits_by_contender(
-    config: CMSBertConfig, lengths: list[int], device: torch.device
+    config: CMSBertConfig, lengths: list[int], device: torch.device, stack: ExitStack
 ) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, str]]:
-    """Every way to infer: name -> call, which returns logits; and why some are missing."""
+    """Every way to infer: name -> call, which returns logits; and why some are missing. For as long as ``stack`` is
+    open, what runs in bfloat16 holds its weights in it, as ``predict --precision bf16`` does."""
     torch.manual_seed(0)
     model = CMSBertCLRForSequenceClassification(config).to(device).eval()
     packed_mag, text = mag(config, device).eval(), TextBert(config).to(device).eval()
@@ -47,9 +51,13 @@ def logits_by_contender(
 
         return run
 
+    half = copy.deepcopy(model)
+    if device.type == "cpu" and has_fast_bfloat16(device):
+        stack.enter_context(cast_weights(half, torch.bfloat16))
+
     def in_bfloat16():
         with torch.autocast(device.type, torch.bfloat16):
-            return model(**packed).logits
+            return half(**packed).logits
 
     runs = {
         names.OURS_CLR: of(lambda: model(**packed).logits),
@@ -75,7 +83,12 @@ def logits_by_contender(
 def test_inference(race, device, batch_size):
     config = make_config()
     lengths = draw_lengths("mosi", batch_size) if batch_size > 1 else [15]
-    every, missing = logits_by_contender(config, lengths, device)
+    with ExitStack() as stack:
+        _race(race, config, lengths, device, *logits_by_contender(config, lengths, device, stack))
+
+
+def _race(race, config, lengths, device, every, missing):
+    batch_size = len(lengths)
     missing |= race.without_compiled([names.SAME_COMPILED])
     if not has_fast_bfloat16(device):
         missing[names.OURS_BFLOAT16] = measure.NO_BFLOAT16

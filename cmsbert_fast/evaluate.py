@@ -20,7 +20,15 @@ from cmsbert_fast.data.request import DataRequest, add_options, options_in
 from cmsbert_fast.data.task import LabelKind, Labels, labels_of, outliers
 from cmsbert_fast.data.text import printable
 from cmsbert_fast.models.base import Classifier
-from cmsbert_fast.predict import check_options, check_split, predict_corpus, read_for, say_of_words
+from cmsbert_fast.predict import (
+    add_inference_options,
+    check_options,
+    check_split,
+    predict_corpus,
+    read_for,
+    say_of_words,
+    warn_of_precision,
+)
 from cmsbert_fast.training import figures, map_figures, strict_json
 from cmsbert_fast.training.build import load_trained
 from cmsbert_fast.training.command import Parser
@@ -75,10 +83,7 @@ def command_parser(prog: str = _PROG) -> Parser:
         metavar="N",
         help="layers of these maps, counted from 1 (default: all; of more than four, four whole and the mean of each)",
     )
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
-    )
+    add_inference_options(parser)
     add_options(parser)
     return parser
 
@@ -89,6 +94,7 @@ def _run(given: argparse.Namespace) -> None:
     model, processor = load_trained(given.checkpoint)
     layers = map_figures.check_layers(model.config, given.checkpoint, given.layers) if given.utterances else None
     device = find_device(given.device)
+    warn_of_precision(given.precision, device)
     task = _TASKS.get(model.config.problem_type or "")
     request = DataRequest.of(given.data, **options_in(given), task=task)
     corpus = read_for(model, request)
@@ -100,7 +106,7 @@ def _run(given: argparse.Namespace) -> None:
         print(printable(f"warning: {sentence}"), file=sys.stderr)
     chosen = map_figures.choose(corpus, one, model.config, given.utterances, layers) if given.utterances else None
     say_of_words(corpus, model, processor, one)
-    predictions, classes = predict_corpus(model, processor, corpus, device, one, given.batch_size)
+    predictions, classes = predict_corpus(model, processor, corpus, device, one, given.batch_size, given.precision)
     predictions = dataclasses.replace(predictions, labels=true_labels(model, corpus, one, classes))
     labels = _labels(corpus, classes, model)
     metrics = measure(predictions, labels)

@@ -42,8 +42,10 @@ from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.evaluate import Predictions, predict
 from cmsbert_fast.training.exits import exit_status
 from cmsbert_fast.training.extraction import check_features, modalities_of
+from cmsbert_fast.training.precision import precision_warning
 from cmsbert_fast.training.preflight import frames_have_words, unread_pieces
 from cmsbert_fast.training.report import prediction_rows, write_csv
+from cmsbert_fast.training.settings import PRECISIONS
 from cmsbert_fast.training.texts import check_texts
 
 _PROG = "python -m cmsbert_fast.predict"
@@ -63,6 +65,7 @@ def _run(given: argparse.Namespace) -> None:
     # Before the data, which can take long to read.
     model, processor = load_trained(given.checkpoint)
     device = find_device(given.device)
+    warn_of_precision(given.precision, device)
     data, note = given.data[0], ""
     files: Mapping[str, Path] = {}
     if videos:
@@ -80,7 +83,9 @@ def _run(given: argparse.Namespace) -> None:
     if given.page is not None:
         check_size(corpus, given.split, model.config)
         files = files or recordings(Path(data))
-    predictions, classes = predict_corpus(model, processor, corpus, device, given.split, given.batch_size)
+    predictions, classes = predict_corpus(
+        model, processor, corpus, device, given.split, given.batch_size, given.precision
+    )
     rows = prediction_rows(predictions, classes or (), model.config.problem_type == "multi_label_classification")
     if given.page is not None:
         scores = Scores(model, processor, predictions.logits, classes or [], str(given.checkpoint))
@@ -99,6 +104,12 @@ def check_options(given: argparse.Namespace) -> None:
         raise UsageError(f"--batch-size is {given.batch_size} but must be at least 1.")
     if given.output is not None and given.output.exists():
         raise UsageError(f"{given.output} exists; remove it or choose another --output.")
+
+
+def warn_of_precision(precision: str, device: torch.device) -> None:
+    """Says where the precision is slow."""
+    if warning := precision_warning(precision, device):
+        print(warning, file=sys.stderr)
 
 
 def read_for(model: Classifier, request: DataRequest, note: str = "") -> Corpus:
@@ -184,13 +195,21 @@ def command_parser(prog: str = _PROG) -> Parser:
     parser.add_argument(
         "--page", type=Path, metavar="FILE", help="new HTML file that shows words, scores, gates and features over time"
     )
+    add_inference_options(parser)
+    add_options(parser)
+    add_extract_options(parser)
+    return parser
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """Options of how a model computes."""
     parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="examples at a time (default: 32)")
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
     )
-    add_options(parser)
-    add_extract_options(parser)
-    return parser
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="fp32, or bf16 (autocast) (default: fp32)"
+    )
 
 
 def with_times(rows: list[list[str]], examples: Sequence[Example]) -> list[list[str]]:
@@ -222,6 +241,7 @@ def predict_corpus(
     device: torch.device,
     split: str | None = None,
     batch_size: int = 32,
+    precision: str = "fp32",
 ) -> tuple[Predictions, list[str] | None]:
     """Predicts the examples of a corpus with a trained model.
 
@@ -231,6 +251,7 @@ def predict_corpus(
         device: Where to run the model.
         split: One split; None = all, one after another.
         batch_size: Examples at a time.
+        precision: Of the forward pass, "fp32" or "bf16".
 
     Returns:
         The predictions, and the model's classes (None for scores).
@@ -252,7 +273,7 @@ def predict_corpus(
         )
     ranks = Ranks(0, 1, device)
     model.to(ranks.device)  # type: ignore[arg-type]
-    predictions = predict(model, Batches(examples, processor, model, ranks.device), ranks, batch_size)
+    predictions = predict(model, Batches(examples, processor, model, ranks.device), ranks, batch_size, precision)
     _check_finite(predictions)
     names: dict = model.config.id2label or {}
     classes = [names[i] for i in sorted(names)] if predictions.logits.shape[1] > 1 else None

@@ -27,6 +27,7 @@ from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
 LAYER_ROWS = 512  # of layers in one call; above, Python's share is small, and scratch exceeds what a thread keeps
+HALF_ROWS = 32  # likewise, in bfloat16, where oneDNN's products have a matrix unit and ours have none
 BACKENDS = ("reference", "torch", "triton", "varlen", "cpu", "auto")
 
 
@@ -105,10 +106,17 @@ def _linear_cpu(x: Tensor) -> str | None:
 
 
 def _bert_layers_cpu(x: Tensor) -> str | None:
-    if x.dtype != torch.float32:
-        return f"its code computes in float32, not in {x.dtype}"
+    dtype = cast_dtype(x, autocast_dtype(x.device))
+    if x.dtype != torch.float32 or dtype not in (torch.float32, torch.bfloat16):
+        return f"its rows are in float32, and its products in that or in bfloat16, not in {dtype}"
     if not 0 < x.shape[0] <= LAYER_ROWS:
         return f"with 0 or more than {LAYER_ROWS} rows it gains nothing"
+    if dtype == torch.bfloat16:
+        if not capability.has_fast_bfloat16(x.device):
+            return "this CPU has no bfloat16 instructions"
+        reason = capability.why_not_own_products(dtype)
+        if reason is not None and x.shape[0] > HALF_ROWS:
+            return f"{reason}, in bfloat16 with more than {HALF_ROWS} rows"
     return _linear_cpu(x)
 
 
@@ -135,7 +143,7 @@ OPERATORS = {
     "contrastive": Operator({"triton": _any_triton, "cpu": _contrastive_cpu}, has_reference=True, required=("triton",)),
     "lstm": Operator({"cpu": _lstm_cpu}),
     "linear": Operator({"cpu": _linear_cpu}, casts=True),
-    "bert_layers": Operator({"cpu": _bert_layers_cpu}, casts=True),
+    "bert_layers": Operator({"cpu": _bert_layers_cpu}),
     "dropout": Operator({"cpu": _dropout_cpu}),
     "bias_gelu": Operator({"triton": _any_triton}, has_reference=True, unmeasured=("triton",)),
     "residual_norm": Operator({"triton": _layer_triton}, has_reference=True, unmeasured=("triton",)),

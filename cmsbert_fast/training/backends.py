@@ -8,7 +8,6 @@ from transformers import PreTrainedConfig
 
 from cmsbert_fast.models.registry import VARIANTS
 from cmsbert_fast.ops import dispatch
-from cmsbert_fast.ops.capability import has_fast_bfloat16
 from cmsbert_fast.training.errors import UsageError
 from cmsbert_fast.training.settings import TrainingSettings
 
@@ -54,16 +53,6 @@ def backend_report(runs: Sequence[TrainingSettings], device: torch.device) -> li
         f"{_TITLES[operator]}: {dispatch.report(operator, _example(operator, settings, device), settings.backend)}"
         for operator, settings in users.items()
     ]
-
-
-def precision_warning(settings: TrainingSettings, device: torch.device) -> str | None:
-    """A warning if the requested precision is slow on this device, else None."""
-    if settings.precision != "bf16" or has_fast_bfloat16(device):
-        return None
-    return (
-        "warning: this CPU has no bfloat16 instructions, so --precision bf16 takes many times as long as float32; "
-        "train with --precision fp32."
-    )
 
 
 def _operators(settings: TrainingSettings) -> Sequence[str]:

@@ -15,7 +15,7 @@ from cmsbert_fast.training.alignment import alignment
 from cmsbert_fast.training.batches import Batches
 from cmsbert_fast.training.distributed import Ranks, join_shares, share
 from cmsbert_fast.training.errors import NotFinite
-from cmsbert_fast.training.precision import autocast, upcast
+from cmsbert_fast.training.precision import autocast, held_weights, upcast
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def predict(
     parts: dict[str, list[Tensor]] = {}
     mine = range(len(batches))[share(len(batches), ranks)]
     # A rank without examples computes one anyway, to learn the shapes of its empty rows.
-    with _evaluating(model):
+    with _evaluating(model), held_weights(model, precision, ranks.device):
         for some in _chunks(mine or range(1), max(1, batch_size // ranks.world_size)):
             with autocast(precision, ranks.device):
                 rows = rows_of(**batches.load(some, labels=False))

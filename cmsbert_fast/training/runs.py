@@ -31,13 +31,14 @@ from cmsbert_fast.training import (
     strict_json,
     text_features,
 )
-from cmsbert_fast.training.backends import backend_report, precision_warning
+from cmsbert_fast.training.backends import backend_report
 from cmsbert_fast.training.build import Loaded
 from cmsbert_fast.training.command import Command, command_parser, parse_command
 from cmsbert_fast.training.disk import explained
 from cmsbert_fast.training.distributed import Ranks
 from cmsbert_fast.training.epochs import epoch_table
 from cmsbert_fast.training.errors import Interrupted, NotFinite, UsageError
+from cmsbert_fast.training.precision import precision_warning
 from cmsbert_fast.training.preflight import Checked, Data
 from cmsbert_fast.training.settings import TrainingSettings
 from cmsbert_fast.training.signals import StopRequest, stop_with_torchrun
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str], embedded_config: Path = presets.EMBEDDED, pro
 def run_all(command: Command, ranks: Ranks, stop: StopRequest) -> None:
     """Checks all runs of a command, does them, and prints the table of their test metrics."""
     say = _silent if not ranks.is_main else _say_warnings if command.quiet else _say
-    warning = precision_warning(command.runs[0], ranks.device)
+    warning = precision_warning(command.runs[0].precision, ranks.device)
     if warning:
         say(warning, file=sys.stderr, flush=True)
     with hidden(command.quiet), ExitStack() as locks:

@@ -1,5 +1,6 @@
-// Layers of BERT with CMS attention (Eq. 1-8) without gradients, in float32: what their modules would call one after
-// another, in one call. Between operators that Python runs, waiting threads go to sleep.
+// Layers of BERT with CMS attention (Eq. 1-8) without gradients: what their modules would call one after another, in one
+// call. Between operators that Python runs, waiting threads go to sleep. Linear layers may round their operands to
+// bfloat16; all else is in float32.
 
 #include "cms_attention.h"
 #include "common.h"
@@ -7,8 +8,9 @@
 
 extern "C" {
 
-struct Dense {  // x W^T + b; W (d_out, d_in), rows one after the other
-    const float *weight, *bias;
+struct Dense {  // x W^T + b; W (d_out, d_in), rows one after the other, float32 or bfloat16
+    const void* weight;
+    const float* bias;
 };
 
 struct Norm {
@@ -17,8 +19,7 @@ struct Norm {
 };
 
 struct Shift {  // W_g (1, D + d_m) and b of Eq. 1 or 2, W_v or W_a of Eq. 3 (D, d_m); null = the layer has none
-    Dense gate;
-    const float* weight;
+    const float *gate, *bias, *weight;
 };
 
 struct Layer {
@@ -33,9 +34,10 @@ struct LayersCall {  // `count` of Layer follow it in memory
     const float* x;  // (T, D), rows one after the other
     float* out;      // likewise
     int64_t count;
+    int64_t rounds, bfloat16;  // operands of linear layers are rounded to bfloat16; their weights are in it
     Call attention;  // its tensors of tokens, its gates and its weights are filled in here
 };
-static_assert(sizeof(LayersCall) == (3 + 61) * 8, "ops/bert_layers/cpu.py lays it out");
+static_assert(sizeof(LayersCall) == (5 + 61) * 8, "ops/bert_layers/cpu.py lays it out");
 }
 
 namespace {
@@ -43,11 +45,13 @@ namespace {
 class Run {
   public:
     // x and out may be the same: out is written after x was read for the last time.
-    Run(const Layer& layer, const Call& attention, const float* x, float* out)
+    Run(const Layer& layer, const LayersCall& call, const float* x, float* out)
         : layer_(layer),
-          call_(attention),
+          call_(call.attention),
           x_(x),
           out_(out),
+          rounds_(call.rounds),
+          bfloat16_(call.bfloat16),
           rows_(call_.rows),
           width_(call_.heads * call_.head_size),
           status_(DONE) {
@@ -76,7 +80,7 @@ class Run {
         linear(layer_.key, x_, width_, width_, k);
         linear(layer_.value, x_, width_, width_, v);
         for (int m = 0; m < 2; ++m)
-            if (call_.modalities[m].size) gates = gate(layer_.shifts[m].gate, call_.modalities[m], gates);
+            if (call_.modalities[m].size) gates = gate(layer_.shifts[m], call_.modalities[m], gates);
         call_.query = {q, width_, call_.head_size};
         call_.key = {k, width_, call_.head_size};
         call_.value = {v, width_, call_.head_size};
@@ -103,13 +107,14 @@ class Run {
     void linear(const Dense& dense, const float* x, int64_t depth, int64_t n, float* out, bool gelu = false) {
         Product product{};
         product.a = {x, depth, 1, 0};
-        product.b = {dense.weight, depth, 1, 0};
+        product.b = {dense.weight, depth, 1, bfloat16_};
         product.bias = dense.bias;
         product.out = out;
         product.out_row = n;
         product.m = rows_;
         product.n = n;
         product.depth = depth;
+        product.rounds = rounds_;
         product.gelu = gelu;
         product.threads = call_.threads;
         product.parallel = call_.parallel;
@@ -117,14 +122,14 @@ class Run {
     }
 
     // The two halves of W_g [X_i; V_j] + b: p_i of tokens, r_j of frames. Returns what follows them.
-    float* gate(const Dense& gate, Modality& modality, float* to) const {
-        for (int64_t i = 0; i < rows_; ++i) to[i] = dot(gate.weight, x_ + i * width_, width_);
+    float* gate(const Shift& shift, Modality& modality, float* to) const {
+        for (int64_t i = 0; i < rows_; ++i) to[i] = dot(shift.gate, x_ + i * width_, width_);
         modality.token_gate = to;
         modality.token_gate_stride = 1;
         to += rows_;
         const float* frames = static_cast<const float*>(modality.frames);
         for (int64_t j = 0; j < modality.rows; ++j)
-            to[j] = dot(gate.weight + width_, frames + j * modality.frames_stride, modality.size) + *gate.bias;
+            to[j] = dot(shift.gate + width_, frames + j * modality.frames_stride, modality.size) + *shift.bias;
         modality.frame_gate = to;
         modality.frame_gate_stride = 1;
         return to + modality.rows;
@@ -171,7 +176,7 @@ class Run {
     Call call_;
     const float* x_;
     float* out_;
-    int64_t rows_, width_;
+    int64_t rounds_, bfloat16_, rows_, width_;
     std::atomic<int> status_;
 };
 
@@ -182,7 +187,7 @@ extern "C" int bert_layers(const LayersCall* call) {
     const float* x = call->x;
     int status = DONE;
     for (int64_t i = 0; i < call->count && status == DONE; ++i) {
-        status = Run(layers[i], call->attention, x, call->out).run();
+        status = Run(layers[i], *call, x, call->out).run();
         x = call->out;
     }
     call_scratch.release_above(MOST_KEPT);

@@ -131,6 +131,14 @@ def test_gradcache(capsys) -> None:
     torch.testing.assert_close(found, text.weight.grad)
 
 
+def test_inference_in_bfloat16() -> None:
+    face, voice = frames(5, 3)
+    model, batch = model_of(), processor_of(5, 3)([WORDS, WORDS[1:]], visual=[face, face], acoustic=[voice, -voice])
+    (scores,) = run("docs/recipes.md", 4, {"model": model, "batches": [batch]})["scores"]
+    with torch.no_grad():
+        torch.testing.assert_close(scores.float(), model(**batch).logits, rtol=0, atol=0.02)
+
+
 def test_from_a_checkpoint_of_bert() -> None:
     tokenizer = embedded_tokenizer()
     fields = SMALL | dict(vocab_size=len(tokenizer))

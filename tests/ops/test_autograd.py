@@ -22,7 +22,7 @@ CALLS = {
     ),
     "bert_layers": (
         ROWS, [None] * 6 + [torch.ones(8, 8), VECTOR] * 6 + [VECTOR] * 4, [0.1] * 2, None, None, None, None,
-        torch.tensor([0, 3], dtype=torch.int32), 2, "relu",
+        torch.tensor([0, 3], dtype=torch.int32), 2, "relu", torch.float32,
     ),
     "bias_gelu_forward": (ROWS, VECTOR),
     "residual_norm_forward": (ROWS, ROWS, VECTOR, VECTOR, VECTOR, None, 1e-12, 0.0, None),

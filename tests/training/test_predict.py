@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
+import torch
 from transformers import BertConfig
 
+from cmsbert_fast import evaluate
 from cmsbert_fast.data import SPLITS, convert, open_source, read_corpus
 from cmsbert_fast.data.request import DataRequest
 from cmsbert_fast.predict import _write, main, read_for
@@ -27,6 +29,16 @@ def predict(capsys):
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         status = main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def evaluate_command(capsys):
+    def run(checkpoint: object, data: object, *arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = evaluate.main([str(a) for a in (checkpoint, "--data", data, *arguments)])
         return status, *capsys.readouterr()
 
     return run
@@ -48,6 +60,24 @@ def test_scores_are_those_of_the_run(predict, run_folder, corpus_folder, tmp_pat
     every = rows(file.read_text())
     assert len(every) == 25 + 7 + 9
     assert {k: every[k] for k in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_precision(predict, evaluate_command, run_folder, corpus_folder, monkeypatch):
+    """bf16 gives other digits of the same scores, and a warning where the CPU is slow at it."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    expected = rows(predict(run_folder, corpus_folder, "--split", "test")[1])
+    status, out, err = predict(run_folder, corpus_folder, "--split", "test", "--precision", "bf16")
+    assert status == 0
+    assert rows(out) == pytest.approx(expected, abs=0.03)
+    assert rows(out) != expected
+    assert "warning" not in err
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
+    for command in (predict, evaluate_command):
+        status, _, err = command(run_folder, corpus_folder, "--split", "test", "--precision", "bf16")
+        assert status == 0
+        assert err.startswith("warning: this CPU has no bfloat16 instructions")
+        assert "use --precision fp32" in err
+    assert predict(run_folder, corpus_folder, "--precision", "fp16")[0] == 2
 
 
 def test_labels_and_a_modality_may_be_absent(predict, run_folder, corpus_folder, tmp_path):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cmsbert_fast.kernels.cpu.attention_call import ACTIVATIONS
+from cmsbert_fast.ops.autocast import autocast_dtype
 from cmsbert_fast.ops.bert_layers import cpu  # noqa: F401  # registers the operator
-from cmsbert_fast.ops.bert_layers.types import Layer, Stream
+from cmsbert_fast.ops.bert_layers.types import TENSORS, Layer, Stream
 from cmsbert_fast.ops.dispatch import choose_backend
 
 _PLAIN = (Tensor, nn.Parameter)  # other classes may hold no numbers to compute with
@@ -35,9 +36,11 @@ def bert_layers(
 ) -> Tensor | None:
     """The last layer's output, (T, D), where :func:`takes` is true.
 
+    Where autocast casts to bfloat16, the operands of linear layers are rounded to it; all else is float32.
+
     None where the operators should run instead, which have other forms or say what is wrong: a tensor is missing, is
     not plain float32 memory on the CPU or has another shape than BERT's, or an option or ``cu_seqlens`` is not what
-    :func:`cmsbert_fast.cms_attention` takes.
+    :func:`cmsbert_fast.cms_attention` takes. Under autocast, the weights of all linear layers may be in its dtype.
 
     Args:
         x: (T, D), packed sequences, one after the other.
@@ -58,15 +61,20 @@ def bert_layers(
     streams, lengths = (visual, acoustic), cu_seqlens.shape
     if not _are_lengths(cu_seqlens, lengths) or not all(_stream_fits(stream, lengths) for stream in streams):
         return None
+    dtype = autocast_dtype(x.device) or torch.float32
+    kept = dtype if getattr(layers[0].query.weight, "dtype", None) is dtype else torch.float32
+    dtypes = [kept, torch.float32] * len(layers[0].dense) + [torch.float32] * (TENSORS - 2 * len(layers[0].dense))
     tensors: list[Tensor | None] = []
     for layer in layers:
         of_layer = layer.tensors
         shapes = _shapes(layer, x.shape[1], streams)
-        if not all(_fits(tensor, shape) for tensor, shape in zip(of_layer, shapes, strict=True)):
+        if not all(map(_fits, of_layer, shapes, dtypes)):
             return None
         tensors += of_layer
     epsilons = [norm.epsilon for layer in layers for norm in layer.norms]
-    return torch.ops.cmsbert_fast.bert_layers(x, tensors, epsilons, *visual, *acoustic, cu_seqlens, heads, activation)
+    return torch.ops.cmsbert_fast.bert_layers(
+        x, tensors, epsilons, *visual, *acoustic, cu_seqlens, heads, activation, dtype
+    )
 
 
 def _shapes(layer: Layer, width: int, streams: tuple[Stream, Stream]) -> list[tuple[int, ...] | None]:
@@ -84,8 +92,8 @@ def _shapes(layer: Layer, width: int, streams: tuple[Stream, Stream]) -> list[tu
     return shapes
 
 
-def _fits(tensor: Any, shape: tuple[int, ...] | None) -> bool:
-    return tensor is None if shape is None else _is_plain(tensor, shape)
+def _fits(tensor: Any, shape: tuple[int, ...] | None, dtype: torch.dtype) -> bool:
+    return tensor is None if shape is None else _is_plain(tensor, shape, dtype)
 
 
 def _stream_fits(stream: Stream, lengths: tuple[int, ...]) -> bool:
@@ -97,10 +105,10 @@ def _stream_fits(stream: Stream, lengths: tuple[int, ...]) -> bool:
     return _is_plain(frames, frames.shape) and _are_lengths(cu_seqlens, lengths)
 
 
-def _is_plain(tensor: Any, shape: tuple[int, ...]) -> bool:
+def _is_plain(tensor: Any, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> bool:
     return (
         type(tensor) in _PLAIN
-        and tensor.dtype is torch.float32
+        and tensor.dtype is dtype
         and tensor.is_cpu
         and tensor.layout is torch.strided
         and tensor.shape == shape

@@ -11,7 +11,7 @@ from cmsbert_fast.kernels.cpu.attention_call import ABSENT, ACTIVATIONS, CALL, m
 from cmsbert_fast.ops.autograd import register_operator
 from cmsbert_fast.ops.bert_layers.types import TENSORS
 
-_LAYERS = struct.Struct(f"=3q{CALL.format.removeprefix('=')}")  # ``LayersCall`` of the C++
+_LAYERS = struct.Struct(f"=5q{CALL.format.removeprefix('=')}")  # ``LayersCall`` of the C++
 _LAYER = struct.Struct("=q14qd2qd6q")  # ``Layer``
 _INNER_BIAS = 9  # where ``Layer.tensors`` has intermediate.bias
 _HEADS, _OUTPUTS, _GATES = (0,) * 12, (0,) * 7, (0, 0, 0, 0)  # fields of attention's call that the C++ fills in
@@ -28,6 +28,7 @@ def _forward(
     cu_seqlens: Tensor,
     heads: int,
     activation: str,
+    dtype: torch.dtype,
 ) -> Tensor:
     # Copies, where they are made, live until the call returns.
     x, cu_seqlens = x.contiguous(), cu_seqlens.contiguous()
@@ -38,9 +39,11 @@ def _forward(
     out = torch.empty_like(x)
     starts = range(0, len(tensors), TENSORS)
     assert starts, "without layers nothing would be written"
+    weight = tensors[0]
+    assert weight is not None
     calls = [
         _LAYERS.pack(
-            *(x.data_ptr(), out.data_ptr(), len(starts)),
+            *(x.data_ptr(), out.data_ptr(), len(starts), dtype == torch.bfloat16, weight.dtype == torch.bfloat16),
             *_HEADS,
             *(cu_seqlens.data_ptr(), cu_seqlens.shape[0] - 1, rows, heads, head_size),
             head_size**-0.5,
@@ -80,7 +83,8 @@ def _forward_fake(x: Tensor, *others: object) -> Tensor:
 
 register_operator(
     "bert_layers(Tensor x, Tensor?[] tensors, float[] epsilons, Tensor? visual, Tensor? cu_seqlens_visual, "
-    "Tensor? acoustic, Tensor? cu_seqlens_acoustic, Tensor cu_seqlens, int heads, str activation) -> Tensor",
+    "Tensor? acoustic, Tensor? cu_seqlens_acoustic, Tensor cu_seqlens, int heads, str activation, "
+    "ScalarType dtype) -> Tensor",
     _forward,
     _forward_fake,
     keys=("CPU",),

@@ -9,7 +9,7 @@ from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.bert_layers.api import bert_layers, takes
 from cmsbert_fast.ops.bert_layers.types import TENSORS, Dense, Layer, Norm, Shift, Stream
-from cmsbert_fast.ops.dispatch import LAYER_ROWS
+from cmsbert_fast.ops.dispatch import HALF_ROWS, LAYER_ROWS
 from cmsbert_fast.packing import cumulative
 
 MISSING = library.why_not()
@@ -130,6 +130,49 @@ def test_as_exact_as_pytorch(case, sizes, activation):
     assert (actual - expected).abs().max() <= allowed
 
 
+def with_weights(change, layers):
+    """The layers with the weights of their linear layers changed."""
+
+    def changed(layer):
+        dense = {name: value for name, value in layer._asdict().items() if isinstance(value, Dense)}
+        return layer._replace(**{name: x._replace(weight=change(x.weight)) for name, x in dense.items()})
+
+    return list(map(changed, layers))
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_as_exact_as_pytorch_under_autocast(case, sizes):
+    """Products in bfloat16: from its own weights, whose numbers are those that are rounded on the way."""
+    arguments, heads = make(case, sizes)
+    expected = by_pytorch(arguments, heads, "sigmoid")
+    x, layers, *others = in_dtype(arguments, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = by_pytorch([x, layers, *others], heads, "sigmoid")
+        actual = bert_layers(x, layers, *others, heads=heads, activation="sigmoid")
+        halves = with_weights(torch.Tensor.bfloat16, layers)
+        of_halves = bert_layers(x, halves, *others, heads=heads, activation="sigmoid")
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, of_halves)
+    assert (actual - expected).abs().max() <= 2 * (plain - expected).abs().max()
+    in_full = bert_layers(x, layers, *others, heads=heads, activation="sigmoid")
+    assert not torch.equal(actual, in_full)
+
+
+def test_other_dtypes_of_weights_are_left_to_the_operators():
+    arguments, _ = make(CASES["several"], SIZES[0])
+    x, layers, *others = in_dtype(arguments, torch.float32)
+    halves = with_weights(torch.Tensor.bfloat16, layers)
+    sixteen = with_weights(torch.Tensor.half, layers)
+    assert bert_layers(x, halves, *others, **OPTIONS) is None  # the operators say that dtypes differ
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bert_layers(x, halves, *others, **OPTIONS) is not None
+        for given in ([*halves[:2], layers[2]], [*layers[:2], halves[2]], sixteen):
+            assert bert_layers(x, given, *others, **OPTIONS) is None
+        biases = halves[0]._replace(query=Dense(halves[0].query.weight, halves[0].query.bias.bfloat16()))
+        assert bert_layers(x, [biases], *others, **OPTIONS) is None
+
+
 def test_one_thread_gives_the_same_bits():
     arguments, heads = make(CASES["many rows"], SIZES[2])
     arguments, before, results = in_dtype(arguments, torch.float32), torch.get_num_threads(), []
@@ -161,7 +204,7 @@ def test_operator():
     x, layers, visual, acoustic, cu_seqlens = in_dtype(arguments, torch.float32)
     tensors = [tensor for layer in layers for tensor in layer.tensors]
     assert len(tensors) == len(layers) * TENSORS
-    flat = (x, tensors, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], *visual, *acoustic, cu_seqlens, heads, "relu")
+    flat = (x, tensors, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], *visual, *acoustic, cu_seqlens, heads, "relu", torch.float32)
     torch.library.opcheck(torch.ops.cmsbert_fast.bert_layers.default, flat)
     for tensor in (x, layers[1].key.bias, layers[2].output_norm.weight, layers[0].acoustic.weight):
         tensor.requires_grad_()
@@ -310,7 +353,18 @@ def test_when_it_runs(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv("CMSBERT_BACKEND", backend)
             assert not takes(x, "auto")
+    with torch.autocast("cpu", torch.float16):
+        assert not takes(x, "auto")
+    monkeypatch.setattr(capability, "has_fast_bfloat16", lambda _: False)
     with torch.autocast("cpu", torch.bfloat16):
         assert not takes(x, "auto")
+        monkeypatch.setattr(capability, "has_fast_bfloat16", lambda _: True)
+        assert takes(x, "auto")
+        assert takes(torch.zeros(LAYER_ROWS, 24), "auto")
+        # oneDNN's bfloat16 products are as fast as ours, so that one call pays for fewer rows.
+        of_float32 = lambda dtype, *_: None if dtype == torch.float32 else "PyTorch's are as fast"  # noqa: E731
+        monkeypatch.setattr(capability, "why_not_own_products", of_float32)
+        assert takes(torch.zeros(HALF_ROWS, 24), "auto")
+        assert not takes(torch.zeros(HALF_ROWS + 1, 24), "auto")
     monkeypatch.setattr(capability, "why_not_own_products", lambda *_: "PyTorch's are as fast")
     assert not takes(x, "auto")
