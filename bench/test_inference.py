@@ -51,9 +51,11 @@ def logits_by_contender(
 
         return run
 
-    half = copy.deepcopy(model)
+    half = model
     if device.type == "cpu" and has_fast_bfloat16(device):
-        stack.enter_context(cast_weights(half, torch.bfloat16))
+        half = copy.deepcopy(model)
+        with torch.no_grad():
+            stack.enter_context(cast_weights(half, torch.bfloat16))
 
     def in_bfloat16():
         with torch.autocast(device.type, torch.bfloat16):
@@ -84,36 +86,32 @@ def test_inference(race, device, batch_size):
     config = make_config()
     lengths = draw_lengths("mosi", batch_size) if batch_size > 1 else [15]
     with ExitStack() as stack:
-        _race(race, config, lengths, device, *logits_by_contender(config, lengths, device, stack))
-
-
-def _race(race, config, lengths, device, every, missing):
-    batch_size = len(lengths)
-    missing |= race.without_compiled([names.SAME_COMPILED])
-    if not has_fast_bfloat16(device):
-        missing[names.OURS_BFLOAT16] = measure.NO_BFLOAT16
-    if device.type == "cpu" and batch_size > 64:
-        missing |= {
-            names.SAME_COMPILED: "compiled for smaller batches only: minutes on this machine",
-            names.LITERAL: "takes too long",
-        }
-    runs = {name: run for name, run in every.items() if name not in missing}
-    expected = runs[names.OURS_CLR]()
-    for name in (name for name in runs if name in SAME_MODEL):
-        torch.testing.assert_close(runs[name](), expected, rtol=1e-3, atol=1e-3)
-    for name in (name for name in runs if name.startswith(names.RUNTIMES)):
-        allowed = 5e-2 if "bfloat16" in name else 1e-3
-        torch.testing.assert_close(runs[name](), runs[names.TEXT_BERT](), rtol=allowed, atol=allowed)
-    torch.testing.assert_close(runs[names.MAG_BERT](), runs[names.MAG](), rtol=1e-3, atol=1e-3)
-    if names.OURS_BFLOAT16 in runs:
-        torch.testing.assert_close(runs[names.OURS_BFLOAT16]().float(), expected, rtol=5e-2, atol=5e-2)
-    race(
-        names.INFERENCE,
-        names.inference_case(batch_size),
-        runs,
-        seconds=20,
-        work=Work(step_flops(config, lengths, True) / 3),
-        facts={"utterances": batch_size},
-        missing=missing,
-        pause=PAUSE if device.type == "cpu" else 0.0,
-    )
+        every, missing = logits_by_contender(config, lengths, device, stack)
+        missing |= race.without_compiled([names.SAME_COMPILED])
+        if not has_fast_bfloat16(device):
+            missing[names.OURS_BFLOAT16] = measure.NO_BFLOAT16
+        if device.type == "cpu" and batch_size > 64:
+            missing |= {
+                names.SAME_COMPILED: "compiled for smaller batches only: minutes on this machine",
+                names.LITERAL: "takes too long",
+            }
+        runs = {name: run for name, run in every.items() if name not in missing}
+        expected = runs[names.OURS_CLR]()
+        for name in (name for name in runs if name in SAME_MODEL):
+            torch.testing.assert_close(runs[name](), expected, rtol=1e-3, atol=1e-3)
+        for name in (name for name in runs if name.startswith(names.RUNTIMES)):
+            allowed = 5e-2 if "bfloat16" in name else 1e-3
+            torch.testing.assert_close(runs[name](), runs[names.TEXT_BERT](), rtol=allowed, atol=allowed)
+        torch.testing.assert_close(runs[names.MAG_BERT](), runs[names.MAG](), rtol=1e-3, atol=1e-3)
+        if names.OURS_BFLOAT16 in runs:
+            torch.testing.assert_close(runs[names.OURS_BFLOAT16]().float(), expected, rtol=5e-2, atol=5e-2)
+        race(
+            names.INFERENCE,
+            names.inference_case(batch_size),
+            runs,
+            seconds=20,
+            work=Work(step_flops(config, lengths, True) / 3),
+            facts={"utterances": batch_size},
+            missing=missing,
+            pause=PAUSE if device.type == "cpu" else 0.0,
+        )

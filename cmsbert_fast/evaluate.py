@@ -25,9 +25,9 @@ from cmsbert_fast.predict import (
     check_options,
     check_split,
     predict_corpus,
+    print_precision_warning,
     read_for,
     say_of_words,
-    warn_of_precision,
 )
 from cmsbert_fast.training import figures, map_figures, strict_json
 from cmsbert_fast.training.build import load_trained
@@ -94,7 +94,7 @@ def _run(given: argparse.Namespace) -> None:
     model, processor = load_trained(given.checkpoint)
     layers = map_figures.check_layers(model.config, given.checkpoint, given.layers) if given.utterances else None
     device = find_device(given.device)
-    warn_of_precision(given.precision, device)
+    print_precision_warning(given.precision, device)
     task = _TASKS.get(model.config.problem_type or "")
     request = DataRequest.of(given.data, **options_in(given), task=task)
     corpus = read_for(model, request)

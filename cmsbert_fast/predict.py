@@ -65,7 +65,7 @@ def _run(given: argparse.Namespace) -> None:
     # Before the data, which can take long to read.
     model, processor = load_trained(given.checkpoint)
     device = find_device(given.device)
-    warn_of_precision(given.precision, device)
+    print_precision_warning(given.precision, device)
     data, note = given.data[0], ""
     files: Mapping[str, Path] = {}
     if videos:
@@ -106,8 +106,8 @@ def check_options(given: argparse.Namespace) -> None:
         raise UsageError(f"{given.output} exists; remove it or choose another --output.")
 
 
-def warn_of_precision(precision: str, device: torch.device) -> None:
-    """Says where the precision is slow."""
+def print_precision_warning(precision: str, device: torch.device) -> None:
+    """Prints a warning where the precision is slow."""
     if warning := precision_warning(precision, device):
         print(warning, file=sys.stderr)
 
@@ -208,7 +208,10 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute (default: auto)"
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="fp32, or bf16 (autocast) (default: fp32)"
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of scores: fp32, or bf16 by autocast (default: fp32)",
     )
 
 

@@ -84,43 +84,55 @@ def why_not_compiled(device: torch.device, dtype: torch.dtype, dtypes: tuple[tor
 def why_not_own_products(dtype: torch.dtype, rows: int | None = None) -> str | None:
     """Why large matrix products are better left to PyTorch on this CPU.
 
-    Its float32 products are MKL's, which has AVX-512 for Intel's CPUs only: on AMD's it runs at half of their rate.
-    Elsewhere it is at the CPU's rate, but not for a few rows: there ours take 0.4 to 0.9 of its time. bfloat16's are
-    oneDNN's, which packs each weight anew and casts it first. Decided by what the CPU is, never by a stopwatch: results
-    must be the same bits in every process.
+    Its float32 products are MKL's, which has AVX-512 for Intel's CPUs only: on AMD's it runs at half of their rate. On
+    others it is at the CPU's rate, but for a few rows ours take 0.4 to 0.9 of its time (:func:`rows_that_pay`).
+    bfloat16's are oneDNN's, which packs each weight anew and casts it first. Decided by what the CPU is, never by a
+    stopwatch: results must be the same bits in every process.
 
     Args:
         rows: Those that a weight is multiplied with, in a product without gradients; None = many, or with gradients,
             which read a few rows' weight the other way.
     """
     few = dtype == torch.float32 and rows is not None and rows in rows_that_pay()
-    if _cpu() != ("AuthenticAMD", "AVX512") and not few:
+    if _vendor_and_vectors() != ("AuthenticAMD", "AVX512") and not few:
         return "PyTorch's own products are as fast on this CPU"
-    if dtype == torch.bfloat16 and not has_fast_bfloat16(torch.device("cpu")):
+    if dtype == torch.bfloat16 and not has_bfloat16_vectors():
         return "this CPU has no bfloat16 instructions"
     return None
 
 
 @torch.compiler.assume_constant_result
 def rows_that_pay() -> range:
-    """Where MKL is at the CPU's rate with many rows: the few for which our float32 products are faster; else none."""
-    fewest = {("AuthenticAMD", "AVX2"): 2, ("GenuineIntel", "AVX512"): 4}.get(_cpu(), FEW_ROWS + 1)
+    """The row counts for which our float32 product beats MKL's, which with more rows is as fast; empty where none does,
+    and where ours is faster with any number."""
+    fewest = {("AuthenticAMD", "AVX2"): 2, ("GenuineIntel", "AVX512"): 4}.get(_vendor_and_vectors(), FEW_ROWS + 1)
     return range(fewest, FEW_ROWS + 1)
 
 
-def _cpu() -> tuple[str, str]:
-    """Vendor and vector instructions, as PyTorch names them."""
+def _vendor_and_vectors() -> tuple[str, str]:
+    """The CPU's vendor, and its vector instructions as PyTorch names them."""
     return _vendor(), torch.backends.cpu.get_cpu_capability()
 
 
-@functools.cache
 def _vendor() -> str:
     """The CPU's vendor as the system names it; empty where it does not."""
+    return _of_cpu("vendor_id")
+
+
+@torch.compiler.assume_constant_result
+def has_bfloat16_vectors() -> bool:
+    """Whether the CPU has the vector instructions that our C++ multiplies bfloat16 with."""
+    return "avx512_bf16" in _of_cpu("flags").split()
+
+
+@functools.cache
+def _of_cpu(field: str) -> str:
+    """What the system says of the first CPU; empty where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+    return next((value.strip() for name, _, value in (x.partition(":") for x in lines) if name.strip() == field), "")
 
 
 @torch.compiler.assume_constant_result

@@ -27,7 +27,7 @@ from cmsbert_fast.ops import capability
 from cmsbert_fast.ops.autocast import autocast_dtype, cast_dtype
 
 LAYER_ROWS = 512  # of layers in one call; above, Python's share is small, and scratch exceeds what a thread keeps
-HALF_ROWS = 32  # likewise, in bfloat16, where oneDNN's products have a matrix unit and ours have none
+HALF_ROWS = 32  # likewise, in bfloat16, where oneDNN's products are as fast as ours or have a matrix unit
 BACKENDS = ("reference", "torch", "triton", "varlen", "cpu", "auto")
 
 
@@ -107,12 +107,14 @@ def _linear_cpu(x: Tensor) -> str | None:
 
 def _bert_layers_cpu(x: Tensor) -> str | None:
     dtype = cast_dtype(x, autocast_dtype(x.device))
-    if x.dtype != torch.float32 or dtype not in (torch.float32, torch.bfloat16):
-        return f"its rows are in float32, and its products in that or in bfloat16, not in {dtype}"
+    if x.dtype != torch.float32:
+        return f"its rows are in float32, not in {x.dtype}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"its products are in float32 or bfloat16, not in {dtype}"
     if not 0 < x.shape[0] <= LAYER_ROWS:
         return f"with 0 or more than {LAYER_ROWS} rows it gains nothing"
     if dtype == torch.bfloat16:
-        if not capability.has_fast_bfloat16(x.device):
+        if not capability.has_bfloat16_vectors():
             return "this CPU has no bfloat16 instructions"
         reason = capability.why_not_own_products(dtype)
         if reason is not None and x.shape[0] > HALF_ROWS:
@@ -201,7 +203,7 @@ def why_not(operator: str, backend: str, example: Tensor) -> str | None:
     table = OPERATORS[operator]
     dtype = cast_dtype(example, autocast_dtype(example.device)) if table.casts else example.dtype
     if dtype != example.dtype:
-        example = example.new_empty(example.shape[-1:], dtype=dtype)  # one row: nothing in 16 bits goes by their number
+        example = example.new_empty(example.shape[-1:], dtype=dtype)  # one row: no answer depends on more
     return table.compiled[backend](example)
 
 

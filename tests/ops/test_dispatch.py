@@ -7,7 +7,7 @@ import torch
 
 from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.ops import capability, dispatch
-from cmsbert_fast.ops.dispatch import OPERATORS, choose_backend, report, why_not
+from cmsbert_fast.ops.dispatch import HALF_ROWS, OPERATORS, choose_backend, report, why_not
 
 MISSING = "there is no compiler"
 EXAMPLE = torch.zeros(2, 2, 8)
@@ -33,7 +33,7 @@ def a_cpu_with_a_compiler(monkeypatch):
     monkeypatch.setattr(capability, "INTERPRETED", False)
     monkeypatch.setattr(capability, "_vendor", lambda: "AuthenticAMD")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(capability, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(capability, "has_bfloat16_vectors", lambda: True)
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_auto_takes_nothing_that_no_device_has_timed(operator, gpu, monkeypatch)
 def test_products_go_by_what_the_cpu_is(monkeypatch, vendor, level, fast_bfloat16, expected):
     monkeypatch.setattr(capability, "_vendor", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
-    monkeypatch.setattr(capability, "has_fast_bfloat16", lambda device: fast_bfloat16)
+    monkeypatch.setattr(capability, "has_bfloat16_vectors", lambda: fast_bfloat16)
     for dtype in (torch.float32, torch.bfloat16):
         assert (choose_backend("linear", EXAMPLE.to(dtype)) == "cpu") == (dtype in expected)
     if not expected:
@@ -180,8 +180,8 @@ def test_products_go_by_what_the_cpu_is(monkeypatch, vendor, level, fast_bfloat1
 @pytest.mark.parametrize(
     ("vendor", "level", "expected"),
     [
-        ("AuthenticAMD", "AVX2", [2, 3, 4, 64]),
-        ("GenuineIntel", "AVX512", [4, 64]),
+        ("AuthenticAMD", "AVX2", [2, 3, 4, HALF_ROWS, HALF_ROWS + 1, 64]),
+        ("GenuineIntel", "AVX512", [4, HALF_ROWS, HALF_ROWS + 1, 64]),
         ("GenuineIntel", "AVX2", []),
         ("", "AVX2", []),
     ],
@@ -191,13 +191,18 @@ def test_products_of_few_rows_without_gradients(monkeypatch, vendor, level, expe
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
 
     def ours(operator, dtype):
-        rows = (0, 1, 2, 3, 4, 64, 65)
+        rows = (0, 1, 2, 3, 4, HALF_ROWS, HALF_ROWS + 1, 64, 65)
         return [n for n in rows if choose_backend(operator, torch.ones(n, 8, dtype=dtype)) == "cpu"]
 
     with torch.no_grad():
         for operator in ("linear", "bert_layers"):
             assert ours(operator, torch.float32) == expected
             assert ours(operator, torch.bfloat16) == []
+        with torch.autocast("cpu", torch.bfloat16):
+            assert ours("linear", torch.float32) == []
+            assert ours("bert_layers", torch.float32) == [n for n in expected if n <= HALF_ROWS]
+            monkeypatch.setattr(capability, "has_bfloat16_vectors", lambda: False)
+            assert ours("bert_layers", torch.float32) == []
     reason = "PyTorch's own products are as fast on this CPU"
     but = f", but for {expected[0]} to 64 rows of float32 without gradients" if expected else ""
     assert report("linear", torch.ones(2, 8)) == f"torch (not cpu: {reason}{but})"

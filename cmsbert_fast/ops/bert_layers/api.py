@@ -62,13 +62,15 @@ def bert_layers(
     if not _are_lengths(cu_seqlens, lengths) or not all(_stream_fits(stream, lengths) for stream in streams):
         return None
     dtype = autocast_dtype(x.device) or torch.float32
+    if dtype not in (torch.float32, torch.bfloat16):
+        return None
     kept = dtype if getattr(layers[0].query.weight, "dtype", None) is dtype else torch.float32
     dtypes = [kept, torch.float32] * len(layers[0].dense) + [torch.float32] * (TENSORS - 2 * len(layers[0].dense))
     tensors: list[Tensor | None] = []
     for layer in layers:
         of_layer = layer.tensors
         shapes = _shapes(layer, x.shape[1], streams)
-        if not all(map(_fits, of_layer, shapes, dtypes)):
+        if not all(_fits(*each) for each in zip(of_layer, shapes, dtypes, strict=True)):
             return None
         tensors += of_layer
     epsilons = [norm.epsilon for layer in layers for norm in layer.norms]

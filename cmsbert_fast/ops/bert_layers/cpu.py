@@ -41,6 +41,7 @@ def _forward(
     assert starts, "without layers nothing would be written"
     weight = tensors[0]
     assert weight is not None
+    assert weight.dtype in (torch.float32, dtype)
     calls = [
         _LAYERS.pack(
             *(x.data_ptr(), out.data_ptr(), len(starts), dtype == torch.bfloat16, weight.dtype == torch.bfloat16),

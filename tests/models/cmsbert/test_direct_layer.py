@@ -71,7 +71,7 @@ def own_products(monkeypatch):
         pytest.skip("needs a C++ compiler")
     monkeypatch.delenv("CMSBERT_BACKEND", raising=False)
     monkeypatch.setattr(capability, "why_not_own_products", lambda *_: None)
-    monkeypatch.setattr(capability, "has_fast_bfloat16", lambda _: True)
+    monkeypatch.setattr(capability, "has_bfloat16_vectors", lambda: True)
 
 
 @pytest.fixture

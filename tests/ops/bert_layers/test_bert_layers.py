@@ -165,6 +165,8 @@ def test_other_dtypes_of_weights_are_left_to_the_operators():
     halves = with_weights(torch.Tensor.bfloat16, layers)
     sixteen = with_weights(torch.Tensor.half, layers)
     assert bert_layers(x, halves, *others, **OPTIONS) is None  # the operators say that dtypes differ
+    with torch.autocast("cpu", torch.float16):
+        assert bert_layers(x, sixteen, *others, **OPTIONS) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert bert_layers(x, halves, *others, **OPTIONS) is not None
         for given in ([*halves[:2], layers[2]], [*layers[:2], halves[2]], sixteen):
@@ -206,6 +208,7 @@ def test_operator():
     assert len(tensors) == len(layers) * TENSORS
     flat = (x, tensors, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], *visual, *acoustic, cu_seqlens, heads, "relu", torch.float32)
     torch.library.opcheck(torch.ops.cmsbert_fast.bert_layers.default, flat)
+    torch.library.opcheck(torch.ops.cmsbert_fast.bert_layers.default, (*flat[:-1], torch.bfloat16))
     for tensor in (x, layers[1].key.bias, layers[2].output_norm.weight, layers[0].acoustic.weight):
         tensor.requires_grad_()
         with pytest.raises(RuntimeError, match="not differentiable"):
@@ -355,10 +358,10 @@ def test_when_it_runs(monkeypatch):
             assert not takes(x, "auto")
     with torch.autocast("cpu", torch.float16):
         assert not takes(x, "auto")
-    monkeypatch.setattr(capability, "has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr(capability, "has_bfloat16_vectors", lambda: False)
     with torch.autocast("cpu", torch.bfloat16):
         assert not takes(x, "auto")
-        monkeypatch.setattr(capability, "has_fast_bfloat16", lambda _: True)
+        monkeypatch.setattr(capability, "has_bfloat16_vectors", lambda: True)
         assert takes(x, "auto")
         assert takes(torch.zeros(LAYER_ROWS, 24), "auto")
         # oneDNN's bfloat16 products are as fast as ours, so that one call pays for fewer rows.
