@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,18 @@ def fingerprint_of(columns: Mapping[str, Sequence[str]], extractors: Mapping[str
 class Folder:
     """The folder that a command writes.
 
+    Attributes:
+        unreadable: Videos of earlier commands whose part cannot be read: they have no rows in the table.
+        cut: Words that are longer than the table of words takes.
+
     Raises:
         DataError: It holds something else, or features of another fingerprint, or cannot be written.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
+        self.unreadable: list[str] = []
+        self.cut = 0
         try:
             (path / PARTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -77,9 +83,12 @@ class Folder:
     def part(self, video: str) -> dict[str, Any]:
         """What is kept of a video; empty where there is nothing."""
         path = self.path / PARTS / f"{video}.json"
-        with suppress(DataError):
+        try:
             return _json(path) if path.exists() else {}
-        return {}
+        except DataError:
+            if video not in self.unreadable:
+                self.unreadable.append(video)
+            return {}
 
     def keep(self, video: str, part: Mapping[str, Any]) -> None:
         """Keeps what came of a video."""
@@ -92,6 +101,7 @@ class Folder:
         Returns:
             A copy of the table as it was, if cells that a user added belong to no segment any more.
         """
+        self.unreadable = []
         names = sorted(videos_of(self.path))
         copy = self._write_table(names)
         self._write_words(names)
@@ -130,6 +140,7 @@ class Folder:
 
         def write(draft: Path) -> None:
             nonlocal spoken
+            self.cut = 0
             with h5py.File(draft, "w") as file:
                 data = file.create_group("words/data")
                 for name in names:
@@ -137,13 +148,19 @@ class Folder:
                     if words:
                         spoken = True
                         entry = data.create_group(name)
-                        texts = [word[0].encode()[:_LONGEST] for word in words]
+                        texts = [_shortened(word[0]) for word in words]
+                        self.cut += sum(text != word[0].encode() for text, word in zip(texts, words, strict=True))
                         entry["features"] = np.array(texts, dtype="S")[:, None]
                         entry["intervals"] = np.array([word[1:] for word in words], dtype=np.float64)
 
         replace_file(self.path / WORDS, write)
         if not spoken:
             (self.path / WORDS).unlink()
+
+
+def _shortened(word: str) -> bytes:
+    """A word of at most as many bytes as a cell has, of whole characters."""
+    return word.encode()[:_LONGEST].decode(errors="ignore").encode()
 
 
 def videos_of(folder: Path) -> set[str]:

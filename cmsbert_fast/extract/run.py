@@ -80,7 +80,8 @@ def extract(videos: Sequence[Path], output: Path, options: ExtractOptions) -> Su
         finally:  # also after Ctrl-C
             copy = folder.finish(about)
     others = tuple(passed_over([Path(video) for video in videos]))
-    return Summary(results, Path(output), about["fingerprint"], again, copy, others, _unused(files, options.transcript))
+    unused, lost = _unused(files, options.transcript), tuple(folder.unreadable)
+    return Summary(results, Path(output), about["fingerprint"], again, copy, others, unused, lost, folder.cut)
 
 
 def others_in(output: Path, videos: Sequence[Path]) -> list[str]:
@@ -175,7 +176,9 @@ def _key(file: Path, transcript: Transcript | None, about: dict[str, Any]) -> st
 
 
 def _part(file: str, key: str, account: Account) -> dict[str, Any]:
-    return {"file": file, "outcome": outcome_of(account.conditions), **dataclasses.asdict(account), "key": key}
+    found = dataclasses.asdict(account)
+    del found["notes"]
+    return {"file": file, "outcome": outcome_of(account.conditions), "detail": account.detail, **found, "key": key}
 
 
 def _result(file: Path, part: dict[str, Any]) -> Result:

@@ -66,7 +66,7 @@ class Account:
 
     Attributes:
         conditions: Names of `outcomes.MEANINGS`.
-        detail: A sentence about the gravest.
+        notes: What is to be said of it, in half sentences.
         duration: Seconds on the file's clock.
         media: What `probe` found.
         face, voice, words: Counts.
@@ -74,13 +74,18 @@ class Account:
     """
 
     conditions: list[str] = field(default_factory=list)
-    detail: str = ""
+    notes: list[str] = field(default_factory=list)
     duration: float = 0.0
     media: dict[str, Any] = field(default_factory=dict)
     face: dict[str, Any] = field(default_factory=dict)
     voice: dict[str, Any] = field(default_factory=dict)
     words: dict[str, Any] = field(default_factory=dict)
     segments: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def detail(self) -> str:
+        """All notes."""
+        return "; ".join(self.notes)
 
 
 def extract_video(
@@ -108,7 +113,7 @@ def extract_video(
     except (Unreadable, TrackerFailed) as error:
         failed = isinstance(error, TrackerFailed)
         account.conditions = [outcomes.TRACKER_FAILED if failed else outcomes.UNREADABLE]
-        account.detail, account.segments = str(error), []
+        account.notes, account.segments = [str(error)], []
         for table in (files.face, files.voice):
             table.unlink(missing_ok=True)
     finally:
@@ -152,7 +157,7 @@ def _compare(account: Account, sound: Sound | None, followed: bool) -> None:
     end = max(sound.stop if sound is not None else 0.0, account.face.get("end", 0.0))
     if declared and whole and end < declared - max(_SHORT, 0.05 * declared):
         account.conditions.append(outcomes.DAMAGED)
-        account.detail = account.detail or f"it ends after {end:.1f} of {declared:.1f} seconds"
+        account.notes.append(f"it ends after {end:.1f} of {declared:.1f} seconds")
 
 
 def _face(files: _Files, tracker: Tracker, account: Account, progress: Progress, stop: threading.Event) -> None:
@@ -195,7 +200,7 @@ def _face(files: _Files, tracker: Tracker, account: Account, progress: Progress,
     if counts.get("lost") or counts.get("untimed"):
         account.conditions.append(outcomes.DAMAGED)
     if counts.get("untimed"):
-        account.detail = account.detail or f"{counts['untimed']} pictures have no time and are left out"
+        account.notes.append(f"{counts['untimed']} pictures have no time and are left out")
     if counts["several"] >= max(_SEVERAL * counts["pictures"], 1):
         account.conditions.append(outcomes.SEVERAL)
 
@@ -233,7 +238,10 @@ def _voice(sound: Sound, target: Path, account: Account, progress: Progress) -> 
         "start": sound.start,
         "lost": sound.lost,
         "silence_filled": round(sound.filled, 3),
+        "overlap_cut": round(sound.cut, 3),
     }
+    if sound.cut:
+        account.notes.append(f"{sound.cut:.1f} seconds of sound, whose time had sound already, are left out")
     if sound.lost:
         account.conditions.append(outcomes.DAMAGED)
     if account.media["audio"]["rate"] < RATE:
@@ -277,9 +285,9 @@ def _judge(found: timing.Timed, account: Account) -> None:
     if math.isfinite(found.cost):
         account.words["cost"] = round(found.cost, 5)
     if found.missing:
-        account.detail = f"{found.missing} of {found.words} words were not found in the sound"
+        account.notes.append(f"{found.missing} of {found.words} words were not found in the sound")
         if found.left_out:
-            account.detail += f"; {found.left_out} of them, which have no time at all, are in no segment"
+            account.notes.append(f"{found.left_out} of them, which have no time at all, are in no segment")
     if found.missing > (1 - _FEW) * found.words or not found.segments:
         account.conditions.append(outcomes.NO_FIT)
         return

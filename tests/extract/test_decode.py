@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from cmsbert_fast.extract.media import process
+from cmsbert_fast.extract.media import decode, process
 from cmsbert_fast.extract.media.process import Decoder, Unreadable, probe
 from cmsbert_fast.extract.media.sound import Sound, decode_sound
 from tests.extract.media import RATE, turn_phone, write_media
@@ -105,6 +105,19 @@ def test_a_gap_in_the_sound_becomes_silence(tmp_path: Path) -> None:
     assert abs(sound.filled - 1.0) < 0.01
     assert np.abs(sound.samples[int(1.1 * RATE) : int(1.9 * RATE)]).max() == 0
     assert np.abs(sound.samples[int(2.1 * RATE) : int(2.9 * RATE)]).max() > 10_000
+
+
+def test_sound_whose_time_had_sound_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr(decode, "_send", lambda kind, payload: sent.append(payload))
+    sound = decode._Sound(RATE)
+    for begin in (0.0, 0.05, 0.1, 0.0, 0.05, 0.15):  # two come a second time
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, RATE // 20), np.int16), format="s16", layout="mono")
+        frame.sample_rate = RATE
+        sound.add(frame, begin)
+    sound.finish()
+    assert sound.summary()["cut"] == pytest.approx(0.1)
+    assert sum(map(len, sent)) == 2 * sound.summary()["samples"] == pytest.approx(2 * 0.2 * RATE, abs=100)
 
 
 def test_times_of_a_variable_rate_are_the_files_and_fast_ones_are_thinned(tmp_path: Path) -> None:

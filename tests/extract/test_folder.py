@@ -1,18 +1,21 @@
 """The folder of extracted features over several commands: what is continued, kept, and refused."""
 
+import dataclasses
 import os
 import shutil
 import threading
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from cmsbert_fast.data import DataError, DataRequest, read_corpus
 from cmsbert_fast.data.extraction import recordings
-from cmsbert_fast.extract import ExtractOptions, extract, run
+from cmsbert_fast.extract import ExtractOptions, extract, outcomes, run
 from cmsbert_fast.extract import video as extract_module
+from cmsbert_fast.extract.folder import Folder
 from tests.extract.clips import TEXT, clip, table, texts
 from tests.extract.media import RATE, SENTENCES, silence, vowel
 
@@ -194,3 +197,39 @@ def test_names_of_videos_become_ids(tmp_path: Path, spoken: np.ndarray) -> None:
     (example,) = read_corpus(DataRequest.of(tmp_path / "out", labels=False)).splits["all"]
     assert example.id == "my_talk_1_0"
     assert len(example.acoustic) == 200
+
+
+def test_what_is_left_out_is_told(tmp_path: Path, spoken: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sound that lay over other sound, and a damaged part of an earlier command."""
+    for name in "ab":
+        clip(tmp_path / f"{name}.wav", spoken, None, codecs=("", "pcm_s16le"))
+    options = ExtractOptions(transcript=texts(tmp_path / "t", a=TEXT, b=TEXT), align=False, face=False)
+    real = extract_module.decode_sound
+    monkeypatch.setattr(extract_module, "decode_sound", lambda *given: dataclasses.replace(real(*given), cut=0.5))
+    summary = extract([tmp_path / "a.wav"], tmp_path / "out", options)
+    assert "a: extracted (0.5 seconds of sound, whose time had sound already, are left out)" in summary.text
+    assert summary.unreadable == ()
+
+    part = tmp_path / "out" / "parts" / "a.json"
+    part.write_text(part.read_text()[:-9])
+    summary = extract([tmp_path / "b.wav"], tmp_path / "out", options)
+    assert {row["video"] for row in table(tmp_path / "out" / "segments.tsv")} == {"b"}
+    assert "what is kept of 1 videos of earlier commands cannot be read" in summary.text
+    assert "extract them again: a\n" in summary.text
+    summary = extract([tmp_path / "a.wav"], tmp_path / "out", options)
+    assert summary.unreadable == ()
+    assert {row["video"] for row in table(tmp_path / "out" / "segments.tsv")} == {"a", "b"}
+
+
+def test_words_too_long_for_their_table_are_cut_between_characters_and_counted(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, "0")
+    words = [["é" * 150, 0.0, 1.0], ["good", 1.0, 2.0], ["a" + "é" * 100, 2.0, 3.0]]
+    folder.keep("b", {"segments": [{"text": "good", "start": 0.0, "stop": 3.0, "words": words}]})
+    for _ in range(2):
+        folder.finish({})
+        assert folder.cut == 2
+    with h5py.File(tmp_path / "words.csd") as file:
+        found = [word.decode() for word in file["words/data/b/features"][:, 0]]
+    assert found == ["é" * 100, "good", "a" + "é" * 99]
+    summary = outcomes.Summary({}, tmp_path, "0", cut=folder.cut)
+    assert "2 words are too long for the table of words, and cut there" in summary.text

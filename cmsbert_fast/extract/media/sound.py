@@ -19,12 +19,14 @@ class Sound:
         start: Seconds from the start of the file's clock to the first sample.
         lost: Packets that could not be decoded.
         filled: Seconds of silence put into gaps.
+        cut: Seconds of sound left out, whose time had sound already.
     """
 
     samples: np.ndarray
     start: float
     lost: int
     filled: float
+    cut: float = 0.0
 
     @property
     def stop(self) -> float:
@@ -51,4 +53,4 @@ def decode_sound(path: Path, draft: Path, progress: Callable[[float], None]) -> 
                 count += len(payload) // 2
                 progress(count / RATE)
     samples = np.memmap(draft, dtype="<i2", mode="r") if count else np.zeros(0, dtype=np.int16)
-    return Sound(samples, float(end["start"]), int(end["lost"]), float(end["filled"]))
+    return Sound(samples, float(end["start"]), int(end["lost"]), float(end["filled"]), float(end["cut"]))
