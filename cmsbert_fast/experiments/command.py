@@ -266,7 +266,13 @@ class _Command:
         def points(unit: Unit) -> list[tuning.Point]:
             if options.tune:
                 return tuning.grid(tuning.named_space(unit, options.tune))
-            return tuning.random_points(unit.space, options.trials, unit.name)
+            found = tuning.random_points(unit.space, options.trials, unit.name)
+            if len(found) < options.trials:
+                print(
+                    f"{unit.name}: its space has {len(found)} points, fewer than the {options.trials} trials of others",
+                    file=sys.stderr,
+                )
+            return found
 
         method = "grid" if options.tune else "random"
         return tuning.choose(units, points, options.tune_seeds, corpora, self._do, self._root, method)

@@ -151,7 +151,11 @@ def _joined(folds: list[Predicted]) -> Predicted:
 
 
 def _failure(folder: Path) -> str | None:
+    """Why a run failed; None if it did not."""
+    path = folder / FAILURE
     try:
-        return str(json.loads((folder / FAILURE).read_text(encoding="utf-8"))["sentence"])
-    except (OSError, ValueError, KeyError):
+        return str(json.loads(path.read_text(encoding="utf-8"))["sentence"])
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{path} does not say why: it is damaged"

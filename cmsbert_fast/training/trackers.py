@@ -237,10 +237,16 @@ def _failure(name: str, error: Exception) -> str:
 
 
 def _read_known(folder: Path) -> dict[str, _Known]:
-    """A run's runs in the trackers; none if the file is damaged, and new ones are started."""
+    """A run's runs in the trackers; where the file is damaged it says so, and new ones are started."""
+    path = folder / FILE_NAME
     try:
-        found = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         known = {name: _Known(**one) for name, one in found.items() if name in TRACKERS}
-    except (OSError, ValueError, TypeError, AttributeError):
+        if all(type(one.id) is str and type(one.sent) is int for one in known.values()):
+            return known
+    except FileNotFoundError:
         return {}
-    return {name: one for name, one in known.items() if type(one.id) is str and type(one.sent) is int}
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass
+    print(f"warning: {path} is damaged; the trackers get new runs.", file=sys.stderr, flush=True)
+    return {}

@@ -51,6 +51,13 @@ def section(tmp_path, scores):
     return make(tmp_path, ROWS, runs, reasons, reference="B")
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "null"])
+def test_a_run_that_failed_counts_as_failed_whatever_its_file_says(tmp_path, content):
+    assert results._failure(tmp_path) is None
+    (tmp_path / "failure.json").write_text(content)
+    assert results._failure(tmp_path).endswith("failure.json does not say why: it is damaged")
+
+
 def test_numbers_are_those_of_the_runs(section, tmp_path):
     row = section["rows"][1]
     tested = [json.loads((tmp_path / f"runs/A/seed-{k}/results.json").read_text())["test"] for k in range(3)]

@@ -251,3 +251,12 @@ def test_only_rank_0_tracks(start_run, short, tmp_path) -> None:
     assert run.wait() == [0, 0], run.errors()
     assert [run.output(rank).count("closed True") for rank in (0, 1)] == [1, 0]
     assert json.loads(next(tmp_path.glob("out/*/*/trackers.json")).read_text()) == {"wandb": {"id": "one", "sent": 0}}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"wandb": {"id": 3, "sent": 0}}', '{"wandb": {"id": "a"}}', "\x00"])
+def test_a_damaged_file_is_told(tmp_path, capsys, content):
+    assert trackers._read_known(tmp_path) == {}
+    assert capsys.readouterr().err == ""
+    (tmp_path / trackers.FILE_NAME).write_text(content)
+    assert trackers._read_known(tmp_path) == {}
+    assert "trackers.json is damaged; the trackers get new runs" in capsys.readouterr().err
