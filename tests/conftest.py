@@ -32,7 +32,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     watched = option.usepdb or option.capture == "no"
     if not watched and all(Path(argument).is_dir() for argument in config.args):
-        option.numprocesses, option.dist = len(os.sched_getaffinity(0)), "worksteal"
+        # One more than cores: many tests wait for processes of their own.
+        option.numprocesses, option.dist = len(os.sched_getaffinity(0)) + 1, "worksteal"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
