@@ -269,7 +269,7 @@ class _Command:
             found = tuning.random_points(unit.space, options.trials, unit.name)
             if len(found) < options.trials:
                 print(
-                    f"{unit.name}: its space has {len(found)} points, fewer than the {options.trials} trials of others",
+                    f"{unit.name}: {len(found)} different points were found, not {options.trials}; all are tried",
                     file=sys.stderr,
                 )
             return found

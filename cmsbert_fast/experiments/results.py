@@ -158,4 +158,4 @@ def _failure(folder: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{path} does not say why: it is damaged"
+        return f"{FAILURE} of the run, which says why, cannot be read"

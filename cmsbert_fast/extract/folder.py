@@ -42,7 +42,7 @@ class Folder:
 
     Attributes:
         unreadable: Videos of earlier commands whose part cannot be read: they have no rows in the table.
-        cut: Words that are longer than the table of words takes.
+        cut_words: How many are longer than the table of words takes.
 
     Raises:
         DataError: It holds something else, or features of another fingerprint, or cannot be written.
@@ -51,7 +51,7 @@ class Folder:
     def __init__(self, path: Path, fingerprint: str) -> None:
         self.path = path
         self.unreadable: list[str] = []
-        self.cut = 0
+        self.cut_words = 0
         try:
             (path / PARTS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -83,12 +83,17 @@ class Folder:
     def part(self, video: str) -> dict[str, Any]:
         """What is kept of a video; empty where there is nothing."""
         path = self.path / PARTS / f"{video}.json"
-        try:
-            return _json(path) if path.exists() else {}
-        except DataError:
-            if video not in self.unreadable:
-                self.unreadable.append(video)
+        if not path.exists():
             return {}
+        try:
+            found = _json(path)
+        except DataError:
+            found = {}
+        if _is_part(found):
+            return found
+        if video not in self.unreadable:
+            self.unreadable.append(video)
+        return {}
 
     def keep(self, video: str, part: Mapping[str, Any]) -> None:
         """Keeps what came of a video."""
@@ -108,8 +113,10 @@ class Folder:
         videos = {}
         for name in names:
             part = self.part(name)
+            if not part:
+                continue
             videos[name] = {key: value for key, value in part.items() if key not in ("segments", "key")}
-            videos[name]["segments"] = len(part.get("segments", ()))
+            videos[name]["segments"] = len(part["segments"])
         content = json.dumps({**about, "videos": videos}, indent=1)
         replace_file(self.path / MANIFEST, lambda draft: draft.write_text(content, encoding="utf-8"))
         return copy
@@ -140,7 +147,7 @@ class Folder:
 
         def write(draft: Path) -> None:
             nonlocal spoken
-            self.cut = 0
+            self.cut_words = 0
             with h5py.File(draft, "w") as file:
                 data = file.create_group("words/data")
                 for name in names:
@@ -149,13 +156,21 @@ class Folder:
                         spoken = True
                         entry = data.create_group(name)
                         texts = [_shortened(word[0]) for word in words]
-                        self.cut += sum(text != word[0].encode() for text, word in zip(texts, words, strict=True))
+                        self.cut_words += sum(text != word[0].encode() for text, word in zip(texts, words, strict=True))
                         entry["features"] = np.array(texts, dtype="S")[:, None]
                         entry["intervals"] = np.array([word[1:] for word in words], dtype=np.float64)
 
         replace_file(self.path / WORDS, write)
         if not spoken:
             (self.path / WORDS).unlink()
+
+
+def _is_part(found: Mapping[str, Any]) -> bool:
+    """Whether it is what :meth:`Folder.keep` is given, as far as it is read."""
+    segments = found.get("segments")
+    if type(found.get("file")) is not str or type(segments) is not list:
+        return False
+    return all(type(segment) is dict and {"text", "start", "stop", "words"} <= segment.keys() for segment in segments)
 
 
 def _shortened(word: str) -> bytes:

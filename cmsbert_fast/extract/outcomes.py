@@ -49,7 +49,7 @@ class Result:
         file: As given.
         outcome: A name of `MEANINGS`.
         conditions: All that hold, the outcome among them; empty where it was extracted in full.
-        detail: Half sentences, or nothing.
+        detail: Notes joined by semicolons; may be empty.
         segments: How many.
         seconds: Length of the video; 0 where unknown.
     """
@@ -75,7 +75,7 @@ class Summary:
         passed_over: Files and folders in the folders given that are not called like media.
         unused: Transcripts in the folder given that are of none of these videos.
         unreadable: Videos of earlier commands whose part cannot be read, and which have lost their segments.
-        cut: Words that are cut in the table of words.
+        cut_words: How many are cut in the table of words.
     """
 
     results: Mapping[str, Result]
@@ -86,7 +86,7 @@ class Summary:
     passed_over: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     unreadable: tuple[str, ...] = ()
-    cut: int = 0
+    cut_words: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -115,11 +115,11 @@ class Summary:
             lines.append(f"  {len(self.unused)} transcripts have no video of their name here: {_some(self.unused)}")
         if self.unreadable:
             lines.append(
-                f"  what is kept of {len(self.unreadable)} videos of earlier commands cannot be read, and "
-                f"their segments are left out; extract them again: {_some(self.unreadable)}"
+                "  what earlier commands kept cannot be read, and its segments are left out; extract again: "
+                f"{_some(self.unreadable)}"
             )
-        if self.cut:
-            lines.append(f"  {self.cut} words are too long for the table of words, and cut there")
+        if self.cut_words:
+            lines.append(f"  words too long for the table of words, and cut there: {self.cut_words}")
         if self.copy is not None:
             lines.append(
                 f"  some cells that you added had texts that are no longer there: {self.copy} keeps the former table"

@@ -81,7 +81,7 @@ def extract(videos: Sequence[Path], output: Path, options: ExtractOptions) -> Su
             copy = folder.finish(about)
     others = tuple(passed_over([Path(video) for video in videos]))
     unused, lost = _unused(files, options.transcript), tuple(folder.unreadable)
-    return Summary(results, Path(output), about["fingerprint"], again, copy, others, unused, lost, folder.cut)
+    return Summary(results, Path(output), about["fingerprint"], again, copy, others, unused, lost, folder.cut_words)
 
 
 def others_in(output: Path, videos: Sequence[Path]) -> list[str]:

@@ -3,7 +3,7 @@
 import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ _SPOKEN = 0.3  # seconds of voiced sound from which somebody speaks
 _SEVERAL = 0.1  # share of pictures
 _FEW = 0.5  # share of a transcript's words that must be found
 _SHORT = 1.0  # seconds that may be missing at the end of a file
+_SHORTEST_CUT = 0.05  # seconds of overlapping sound that are worth a note
 _ROWS = 500  # rows that are kept before they are written
 
 Progress = Callable[[str, float], None]  # a part of the work, and the share of it that is done
@@ -66,7 +67,7 @@ class Account:
 
     Attributes:
         conditions: Names of `outcomes.MEANINGS`.
-        notes: What is to be said of it, in half sentences.
+        notes: What is to be said of it, each without a capital and a full stop.
         duration: Seconds on the file's clock.
         media: What `probe` found.
         face, voice, words: Counts.
@@ -141,13 +142,19 @@ def _both(files: _Files, transcript: Transcript | None, tools: Tools, account: A
                 )
                 _voice(sound, files.voice, account, progress)
             if following is not None and (sound is None or tools.aligner is None):
-                following.result()  # a text without times is as long as the video, which may not declare its length
+                _join(following, account)  # a text without times is as long as the video, which may not declare it
             _words(transcript, sound, tools, account, progress)
             if following is not None:
-                following.result()
+                _join(following, account)
         finally:
             stop.set()
     _compare(account, sound, following is not None)
+
+
+def _join(following: "Future[None]", account: Account) -> None:
+    """Waits for the face."""
+    following.result()
+    account.duration = max(account.duration, account.face["end"])
 
 
 def _compare(account: Account, sound: Sound | None, followed: bool) -> None:
@@ -193,7 +200,6 @@ def _face(files: _Files, tracker: Tracker, account: Account, progress: Progress,
 
     times = ("start", "stop", *(("confidence",) if tracker.detector else ()))
     write_table(files.face, times, list(measures.UNITS), rows())
-    account.duration = max(account.duration, last)
     account.face = {**counts, "end": last}
     if not counts["faces"]:
         account.conditions.append(outcomes.NO_FACE)
@@ -240,7 +246,7 @@ def _voice(sound: Sound, target: Path, account: Account, progress: Progress) -> 
         "silence_filled": round(sound.filled, 3),
         "overlap_cut": round(sound.cut, 3),
     }
-    if sound.cut:
+    if sound.cut >= _SHORTEST_CUT:
         account.notes.append(f"{sound.cut:.1f} seconds of sound, whose time had sound already, are left out")
     if sound.lost:
         account.conditions.append(outcomes.DAMAGED)
@@ -285,9 +291,10 @@ def _judge(found: timing.Timed, account: Account) -> None:
     if math.isfinite(found.cost):
         account.words["cost"] = round(found.cost, 5)
     if found.missing:
-        account.notes.append(f"{found.missing} of {found.words} words were not found in the sound")
+        note = f"{found.missing} of {found.words} words were not found in the sound"
         if found.left_out:
-            account.notes.append(f"{found.left_out} of them, which have no time at all, are in no segment")
+            note += f", and {found.left_out} of them, which have no time at all, are in no segment"
+        account.notes.append(note)
     if found.missing > (1 - _FEW) * found.words or not found.segments:
         account.conditions.append(outcomes.NO_FIT)
         return

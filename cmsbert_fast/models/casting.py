@@ -55,8 +55,8 @@ def _large_weights(module: nn.Module, name: str) -> Iterator[tuple[nn.Module, st
         plain = type(attention) is nn.MultiheadAttention and not is_watched(attention)
         if plain and _is_float32(attention, "in_proj_weight"):
             yield attention, "in_proj_weight"
-    for name, child in module.named_children():
-        yield from _large_weights(child, name)
+    for child_name, child in module.named_children():
+        yield from _large_weights(child, child_name)
 
 
 def _is_float32(module: nn.Module, name: str) -> bool:

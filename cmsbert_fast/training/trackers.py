@@ -238,15 +238,20 @@ def _failure(name: str, error: Exception) -> str:
 
 def _read_known(folder: Path) -> dict[str, _Known]:
     """A run's runs in the trackers; where the file is damaged it says so, and new ones are started."""
-    path = folder / FILE_NAME
+    path, known = folder / FILE_NAME, {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        known = {name: _Known(**one) for name, one in found.items() if name in TRACKERS}
-        if all(type(one.id) is str and type(one.sent) is int for one in known.values()):
-            return known
+        for name in found.keys() & set(TRACKERS):
+            one = _Known(**found[name])
+            if type(one.id) is not str or type(one.sent) is not int:
+                raise TypeError(name)
+            known[name] = one
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError):
         pass
-    print(f"warning: {path} is damaged; the trackers get new runs.", file=sys.stderr, flush=True)
-    return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        print(
+            f"warning: {path} cannot be read in full; trackers that it does not name get new runs.",
+            file=sys.stderr,
+            flush=True,
+        )
+    return known

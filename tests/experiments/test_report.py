@@ -53,9 +53,13 @@ def section(tmp_path, scores):
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", "null"])
 def test_a_run_that_failed_counts_as_failed_whatever_its_file_says(tmp_path, content):
-    assert results._failure(tmp_path) is None
-    (tmp_path / "failure.json").write_text(content)
-    assert results._failure(tmp_path).endswith("failure.json does not say why: it is damaged")
+    folders = {0: [Path("seed-0")]}
+    (tmp_path / "seed-0").mkdir()
+    assert (results.find(tmp_path, folders).failed, results.find(tmp_path, folders).missing) == (0, 1)
+    (tmp_path / "seed-0" / "failure.json").write_text(content)
+    found = results.find(tmp_path, folders)
+    assert (found.failed, found.missing) == (1, 0)
+    assert found.sentence == "failure.json of the run, which says why, cannot be read"
 
 
 def test_numbers_are_those_of_the_runs(section, tmp_path):

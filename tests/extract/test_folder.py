@@ -214,8 +214,12 @@ def test_what_is_left_out_is_told(tmp_path: Path, spoken: np.ndarray, monkeypatc
     part.write_text(part.read_text()[:-9])
     summary = extract([tmp_path / "b.wav"], tmp_path / "out", options)
     assert {row["video"] for row in table(tmp_path / "out" / "segments.tsv")} == {"b"}
-    assert "what is kept of 1 videos of earlier commands cannot be read" in summary.text
-    assert "extract them again: a\n" in summary.text
+    assert (
+        "what earlier commands kept cannot be read, and its segments are left out; extract again: a\n" in summary.text
+    )
+    assert set(recordings(tmp_path / "out")) == {"b"}
+    part.write_text('{"file": "a.wav", "segments": [1]}')
+    assert extract([tmp_path / "b.wav"], tmp_path / "out", options).unreadable == ("a",)
     summary = extract([tmp_path / "a.wav"], tmp_path / "out", options)
     assert summary.unreadable == ()
     assert {row["video"] for row in table(tmp_path / "out" / "segments.tsv")} == {"a", "b"}
@@ -224,12 +228,12 @@ def test_what_is_left_out_is_told(tmp_path: Path, spoken: np.ndarray, monkeypatc
 def test_words_too_long_for_their_table_are_cut_between_characters_and_counted(tmp_path: Path) -> None:
     folder = Folder(tmp_path, "0")
     words = [["é" * 150, 0.0, 1.0], ["good", 1.0, 2.0], ["a" + "é" * 100, 2.0, 3.0]]
-    folder.keep("b", {"segments": [{"text": "good", "start": 0.0, "stop": 3.0, "words": words}]})
+    folder.keep("b", {"file": "b.wav", "segments": [{"text": "good", "start": 0.0, "stop": 3.0, "words": words}]})
     for _ in range(2):
         folder.finish({})
-        assert folder.cut == 2
+        assert folder.cut_words == 2
     with h5py.File(tmp_path / "words.csd") as file:
         found = [word.decode() for word in file["words/data/b/features"][:, 0]]
     assert found == ["é" * 100, "good", "a" + "é" * 99]
-    summary = outcomes.Summary({}, tmp_path, "0", cut=folder.cut)
-    assert "2 words are too long for the table of words, and cut there" in summary.text
+    summary = outcomes.Summary({}, tmp_path, "0", cut_words=folder.cut_words)
+    assert "words too long for the table of words, and cut there: 2" in summary.text

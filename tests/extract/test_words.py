@@ -209,7 +209,9 @@ def test_words_that_are_in_no_segment_are_counted() -> None:
     assert (found.words, found.missing, found.left_out) == (3, 2, 2)
     account = Account()
     _judge(found, account)
-    assert account.detail.startswith("2 of 3 words were not found in the sound; 2 of them, which have no time at all")
+    assert account.detail.startswith(
+        "2 of 3 words were not found in the sound, and 2 of them, which have no time at all"
+    )
 
 
 def test_without_alignment_a_text_is_one_segment() -> None:

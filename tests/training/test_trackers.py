@@ -259,4 +259,6 @@ def test_a_damaged_file_is_told(tmp_path, capsys, content):
     assert capsys.readouterr().err == ""
     (tmp_path / trackers.FILE_NAME).write_text(content)
     assert trackers._read_known(tmp_path) == {}
-    assert "trackers.json is damaged; the trackers get new runs" in capsys.readouterr().err
+    assert (
+        "trackers.json cannot be read in full; trackers that it does not name get new runs" in capsys.readouterr().err
+    )

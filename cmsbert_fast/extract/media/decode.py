@@ -159,7 +159,8 @@ def _time(frame: Any, container: Any) -> float | None:
 
 
 class _Sound:
-    """Resamples pieces of sound and puts each where its time says: gaps become silence, overlaps are cut."""
+    """Resamples pieces of sound and puts each where its time says: gaps become silence, and a piece whose whole time
+    had sound already is left out."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
