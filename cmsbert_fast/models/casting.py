@@ -61,4 +61,4 @@ def _large_weights(module: nn.Module, name: str) -> Iterator[tuple[nn.Module, st
 
 def _is_float32(module: nn.Module, name: str) -> bool:
     weight = module._parameters.get(name)
-    return type(weight) in _PLAIN and weight.dtype == torch.float32
+    return weight is not None and type(weight) in _PLAIN and weight.dtype == torch.float32
