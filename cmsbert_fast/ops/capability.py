@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cmsbert_fast.kernels.cpu import library
+from cmsbert_fast.kernels.cpu import build, library
 from cmsbert_fast.kernels.cpu.product import FEW_ROWS
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -114,25 +114,25 @@ def _vendor_and_vectors() -> tuple[str, str]:
     return _vendor(), torch.backends.cpu.get_cpu_capability()
 
 
+@functools.cache
 def _vendor() -> str:
     """The CPU's vendor as the system names it; empty where it does not."""
-    return _of_cpu("vendor_id")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 @torch.compiler.assume_constant_result
 def has_bfloat16_vectors() -> bool:
     """Whether the CPU has the vector instructions that our C++ multiplies bfloat16 with."""
-    return "avx512_bf16" in _of_cpu("flags").split()
+    return _has_feature("avx512_bf16")
 
 
 @functools.cache
-def _of_cpu(field: str) -> str:
-    """What the system says of the first CPU; empty where it says nothing."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((value.strip() for name, _, value in (x.partition(":") for x in lines) if name.strip() == field), "")
+def _has_feature(name: str) -> bool:
+    return name in build.cpu_features().split()
 
 
 @torch.compiler.assume_constant_result

@@ -126,14 +126,14 @@ def _is_own(found: os.stat_result) -> bool:
 
 def _native_flag_and_key() -> tuple[list[str], str]:
     """The flag for the CPU's own instructions, where its features are known, and a hash of what a binary depends on."""
-    features = _cpu_features()
+    features = cpu_features()
     native = ["-march=native"] if features else []
     sources = (path.read_text() for path in SOURCES)
     parts = [*sources, *FLAGS, *native, features, platform.machine(), sys.platform, *platform.libc_ver()]
     return native, hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def _cpu_features() -> str:
+def cpu_features() -> str:
     """The CPU's features as the system lists them; empty where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

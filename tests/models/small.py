@@ -50,6 +50,11 @@ def packed(batch):
     return inputs | dict(cu_seq_lens_k=inputs["cu_seq_lens_q"], max_length_k=inputs["max_length_q"])
 
 
+def in_float32(inputs):
+    """A batch with its floating tensors in float32."""
+    return {name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in inputs.items()}
+
+
 class Wrapped(torch.nn.Module):
     """A linear layer as an adapter wraps it: it adds 1 to the output."""
 

@@ -12,7 +12,7 @@ from cmsbert_fast.models.registry import BASELINES, VARIANTS
 from cmsbert_fast.ops import capability
 from tests.models.baselines.systems import needs, system
 from tests.models.baselines.utterances import packed, utterances
-from tests.models.small import OURS, config, lively
+from tests.models.small import OURS, config, in_float32, lively
 
 HALF = torch.bfloat16
 
@@ -65,10 +65,6 @@ def test_baselines(name):
     model = system(name).float()
     batch = utterances("word_frames" in needs(name), "frames_of_words" in needs(name))
     same_with_weights_cast(model, in_float32(packed(batch, model)))
-
-
-def in_float32(inputs):
-    return {name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in inputs.items()}
 
 
 def same_with_weights_cast(model, inputs):

@@ -254,8 +254,8 @@ def test_a_failing_compiler_is_quoted(quick, tmp_path):
 def test_each_cpu_has_its_own_binary(monkeypatch):
     keys = set()
     for features in ("flags : sse2", "flags : sse2 avx512f"):
-        monkeypatch.setattr(build, "_cpu_features", lambda f=features: f)
+        monkeypatch.setattr(build, "cpu_features", lambda f=features: f)
         keys.add(build._native_flag_and_key()[1])
     assert len(keys) == 2
-    monkeypatch.setattr(build, "_cpu_features", lambda: "")
+    monkeypatch.setattr(build, "cpu_features", lambda: "")
     assert build._native_flag_and_key()[0] == []  # unknown CPU: the compiler's portable default

@@ -16,7 +16,7 @@ from cmsbert_fast.ops.linear import api
 from tests.models.baselines.systems import system
 from tests.models.baselines.utterances import packed as packed_utterances
 from tests.models.baselines.utterances import utterances
-from tests.models.small import Wrapped, config, lively, packed
+from tests.models.small import Wrapped, config, in_float32, lively, packed
 
 
 @pytest.fixture
@@ -87,10 +87,6 @@ def in_one_call(monkeypatch):
 
     monkeypatch.setattr(direct_layer, "bert_layers", watched)
     return gave
-
-
-def in_float32(inputs):
-    return {name: x.float() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in inputs.items()}
 
 
 FORMS = ["padded", "packed", "full", "no visual", "no frames", "rows of no sequence", "one layer"]
