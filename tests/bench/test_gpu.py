@@ -24,7 +24,7 @@ CASES = [
 
 @pytest.fixture
 def context(tmp_path):
-    return Context(tmp_path, "cpu", 1)
+    return Context(tmp_path, "cuda", 1)
 
 
 def states(context):
@@ -33,7 +33,7 @@ def states(context):
 
 def sleep(context):
     context.record("race", suite="s", case="measured before the end")
-    subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"])
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(600)"])
 
 
 def test_a_stage_that_fails_hangs_or_dies_does_not_end_the_run(context):
@@ -45,15 +45,15 @@ def test_a_stage_that_fails_hangs_or_dies_does_not_end_the_run(context):
 
         os._exit(7)
 
-    every = [Stage("fails", 9, fail, ""), Stage("hangs", 1, sleep, ""), Stage("dies", 9, die, "")]
-    every.append(Stage("works", 9, lambda context: context.record("found", case="it"), ""))
+    every = [Stage("fails", 60, fail, ""), Stage("hangs", 2, sleep, ""), Stage("dies", 60, die, "")]
+    every.append(Stage("works", 60, lambda context: context.record("found", case="it"), ""))
     begin = time.monotonic()
-    runner.run_all(every, context, 100, [])
-    assert time.monotonic() - begin < 30
+    runner.run_all(every, context, 1000, [])
+    assert time.monotonic() - begin < 60  # the one that hangs sleeps longer
     assert states(context) == {"fails": "failed", "hangs": "stopped", "dies": "failed", "works": "done"}
     why = {name: line["why"] for name, line in runner.states(context.output).items()}
     assert why["fails"] == "ValueError: wrong"
-    assert why["hangs"] == "it was not ready after 1 s"
+    assert why["hangs"] == "it was not ready after 2 s"
     assert "code 7" in why["dies"]
     # What was measured is kept although its stage was stopped.
     assert [line["case"] for line in lines.read(context.path) if line["kind"] in ("race", "found")] == [
@@ -108,7 +108,7 @@ def test_cases_go_on_where_they_were_stopped(context):
 def test_rehearsal(tmp_path):
     """The stages that measure, at tiny sizes, interpreted; and the report reads what they leave."""
     stages_run = ["smoke", "attention", "loss", "step", "switches", "tune-short"]
-    arguments = ["--device", "cpu", "--processes", "1", "--output", tmp_path, "--only", *stages_run]
+    arguments = ["--device", "cpu", "--processes", "1", "--limit", "3000", "--output", tmp_path, "--only", *stages_run]
     result = subprocess.run([sys.executable, "-m", "bench.gpu", *arguments], cwd=ROOT, capture_output=True, text=True)
     log = (tmp_path / runner.LOG).read_text()
     assert result.returncode == 0, result.stdout + result.stderr + log[-3000:]

@@ -97,7 +97,7 @@ def test_a_closed_pipe_is_no_traceback(files: Any) -> None:
         assert process.stderr is not None
         process.stdout.close()  # as "| head" does
         assert process.stderr.read() == ""
-        assert process.wait(timeout=120) == 141
+        assert process.wait(timeout=300) == 141
 
 
 def test_inspection_says_what_frames_belong_to(files: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

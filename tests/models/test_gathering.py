@@ -79,7 +79,7 @@ def check_collectives(rank: int, group: dist.ProcessGroup) -> None:
 
 def rank_main(rank: int, store: str) -> None:
     torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=120)
+    timeout = datetime.timedelta(seconds=300)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timeout)
     try:
         for ranks in COUNTS:

@@ -39,11 +39,11 @@ class View:
 
     def until(self, condition: str) -> None:
         """Waits, from outside: the page's policy forbids to evaluate text inside."""
-        for _ in range(200):
+        for _ in range(1200):
             if self.page.evaluate(condition):
                 return
             self.page.wait_for_timeout(50)
-        pytest.fail(f"not within 10 s: {condition}")
+        pytest.fail(f"not within a minute: {condition}")
 
     def current(self) -> list[str]:
         return self.page.locator(".word.current .text").all_inner_texts()

@@ -18,7 +18,7 @@ class Run:
     processes: list[BaseProcess]
     folder: Path
 
-    def wait(self, seconds: float = 90) -> list[int | None]:
+    def wait(self, seconds: float = 300) -> list[int | None]:
         """The exit status of every rank."""
         for process in self.processes:
             process.join(seconds)
@@ -33,7 +33,7 @@ class Run:
 
     def wait_for(self, lines: int) -> None:
         """Returns when the log has so many lines, while the run goes on."""
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while len(self._log()) < lines:
             assert time.monotonic() < deadline, self.errors()
             assert all(p.is_alive() for p in self.processes), self.errors()

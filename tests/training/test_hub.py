@@ -1,7 +1,5 @@
 """Where a checkpoint is looked for, and what is said if it is nowhere."""
 
-import time
-
 import pytest
 from huggingface_hub import constants
 
@@ -48,13 +46,11 @@ def test_a_path_is_no_name_of_the_hub(tmp_path, session):
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(train, corpus_folder, tmp_path, session):
-    start = time.monotonic()
     for _ in range(2):
         status, errors = train("--data", corpus_folder, "--model", "bert-bas-uncased", "--output", tmp_path / "out")
         assert status == 2
         assert len(errors.splitlines()) == 1
         assert "no such folder, and the Hugging Face hub cannot be reached; give" in errors
-    assert time.monotonic() - start < 5
     assert session.asked == 1
 
 

@@ -177,7 +177,7 @@ def test_a_closed_pipe_is_no_traceback(run_folder, corpus_folder):
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()  # as "| head" does
         err = process.stderr.read()
-        assert process.wait(timeout=120) == 141
+        assert process.wait(timeout=300) == 141
     assert "test" in err.splitlines()[0]  # the report
     assert "Traceback" not in err
     assert "BrokenPipe" not in err

@@ -160,7 +160,7 @@ def test_nan_stops_the_run(tmp_path, start_run, base, undisturbed):
 
 def test_one_rank_speaks(tmp_path, start_run, base):
     run = start_run(tmp_path, [*base, "--data", tmp_path / "missing"], ranks=2)
-    run.processes[0].join(90)
+    run.processes[0].join(300)
     run.processes[1].terminate()  # as torchrun does when a rank is gone
     assert run.wait()[0] == 2
     assert run.errors(0).startswith("error: ")
@@ -214,7 +214,7 @@ def torchrun(folder: Path, program: str, *arguments: object) -> subprocess.Popen
 
 def test_torchrun_restarts_and_resumes(tmp_path, base, undisturbed):
     started = torchrun(tmp_path, TORCHRUN, *base, "--output", tmp_path / "out")
-    _, errors = started.communicate(timeout=200)
+    _, errors = started.communicate(timeout=3000)
     assert started.returncode == 0, errors
     run = undisturbed(2)
     assert_same(type(run)([], tmp_path), run)
@@ -233,7 +233,7 @@ def test_workers_end_with_the_agent_of_torchrun(tmp_path, start_run, base, undis
     """With a checkpoint: else they would train on, beside those of the next start."""
     started = torchrun(tmp_path, SLOW_STEPS.replace("0.05", "0.4") + WORKER, *base, "--output", tmp_path / "out")
     log = tmp_path / "out" / "cmsbert-clr" / "seed-0" / "log.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not log.exists() or len(log.read_text().splitlines()) < 4:
         assert started.poll() is None, started.communicate()[1]
         assert time.monotonic() < deadline
@@ -261,7 +261,7 @@ def test_interrupted_while_importing(tmp_path):
     (tmp_path / "torch.py").write_text("raise KeyboardInterrupt\n")
     command = [sys.executable, str(Path(__file__).resolve().parents[2] / "train.py")]
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (130, "")
 
 

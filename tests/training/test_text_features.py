@@ -197,7 +197,7 @@ def test_another_process_is_waited_for(make, alone, tmp_path, monkeypatch):
         waiting.join(0.5)
         assert waiting.is_alive()
         assert not folder.exists()
-    waiting.join(60)
+    waiting.join(300)
     assert torch.equal(features(kept, range(12)), torch.cat(alone))
 
 

@@ -22,13 +22,16 @@ def endless(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_a_file_that_exhausts_the_librarys_memory_is_met_by_another_process_first(tmp_path: Path) -> None:
+def test_a_file_that_exhausts_the_librarys_memory_is_met_by_another_process_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "_SECONDS", 600.0)
     path = tmp_path / "COVAREP.csd"
     endless(path)
     begin = time.perf_counter()
     with pytest.raises(DataError, match="COVAREP"):
         verify([path])
-    assert time.perf_counter() - begin < 30
+    assert time.perf_counter() - begin < 300  # memory ends it, not time
     with pytest.raises(DataError, match="COVAREP"):
         read_corpus(tmp_path)
 

@@ -41,7 +41,7 @@ def test_nothing_in_a_file_runs(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMS)
 def test_a_damaged_or_strange_file_is_one_error(name: str, tmp_path: Path) -> None:
     data = FORMS[name]
-    begin = time.perf_counter()
+    begin = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(records.UnsafePickleError):
@@ -50,7 +50,7 @@ def test_a_damaged_or_strange_file_is_one_error(name: str, tmp_path: Path) -> No
     finally:
         tracemalloc.stop()
     assert peak < 4 * len(data) + 1_000_000
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     path = tmp_path / "file.pkl"
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"file\.pkl"):

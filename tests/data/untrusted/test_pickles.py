@@ -172,6 +172,6 @@ def test_twenty_thousand_small_arrays_take_seconds() -> None:
     one = pickle.dumps(np.arange(8.0).reshape(2, 4), 2)[2:-1]
     # Every array anew, as in MAG-BERT's files; memo places repeat, as honest ones never do, and do not matter.
     data = b"\x80\x02](" + one * 20_000 + b"e."
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert len(pickles.loads(data)) == 20_000
-    assert time.perf_counter() - begin < 12  # 2 s where nothing else runs: 100,000 in 10 s
+    assert time.process_time() - begin < 12  # 2 s here

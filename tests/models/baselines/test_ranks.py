@@ -47,7 +47,7 @@ def one_forward(name: str, rank: int, world: int) -> dict[str, Any]:
 
 def rank_main(rank: int, folder: str, world: int) -> None:
     torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=100)
+    timeout = datetime.timedelta(seconds=300)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world, timeout=timeout
     )

@@ -15,10 +15,10 @@ COUNTS = {1: [23], 2: [9, 14], 4: [7, 0, 11, 5]}
 
 
 @contextlib.contextmanager
-def joined(rank: int, store: str, ranks: int, seconds: int = 300) -> Iterator[None]:
+def joined(rank: int, store: str, ranks: int) -> Iterator[None]:
     """This process is a rank of a group; the ranks leave together, as one that leaves while others talk aborts them."""
     torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=seconds)
+    timeout = datetime.timedelta(seconds=300)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks, timeout=timeout)
     try:
         yield

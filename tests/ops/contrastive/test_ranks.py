@@ -15,7 +15,7 @@ def work_without_gradients_on_one_rank(rank: int, store: str) -> None:
     from cmsbert_fast import pairwise_contrastive_loss
     from cmsbert_fast.ops.contrastive import distributed
 
-    with joined(rank, store, 2, seconds=60):
+    with joined(rank, store, 2):
         distributed.GATHER_LIMIT_BYTES = 0
         x, y = data()
         model = Model()
@@ -46,7 +46,7 @@ def work_that_disagrees(rank: int, store: str) -> None:
     from cmsbert_fast import pairwise_contrastive_loss
     from cmsbert_fast.ops.contrastive import distributed
 
-    with joined(rank, store, 2, seconds=30):
+    with joined(rank, store, 2):
         z, y = torch.randn(4, 8), torch.randn(4)
         odd = [
             ([z, z, z], None, "no labels"),
@@ -75,7 +75,7 @@ def work_at_the_limit(rank: int, store: str) -> None:
     from cmsbert_fast import pairwise_contrastive_loss
     from cmsbert_fast.ops.contrastive import distributed
 
-    with joined(rank, store, 2, seconds=60):
+    with joined(rank, store, 2):
         assert distributed.GATHER_LIMIT_BYTES == 2**30  # as the README says
         z = [torch.randn(5 - 2 * rank, 8, dtype=torch.bfloat16) for _ in range(3)]
         gathered = 2 * 5 * 8 * 3 * 2  # ranks, rows of the longest, d, modalities, bytes
