@@ -124,8 +124,7 @@ def _bert_layers_cpu(x: Tensor) -> str | None:
 
 def _contrastive_cpu(embeddings: Tensor) -> str | None:
     dtypes = (torch.float32, torch.bfloat16, torch.float16)  # multiplied in float32
-    reason = capability.why_not_compiled(embeddings.device, embeddings.dtype, dtypes)
-    return reason or capability.why_not_own_products(torch.float32)
+    return capability.why_not_compiled(embeddings.device, embeddings.dtype, dtypes)
 
 
 def _dropout_cpu(values: Tensor) -> str | None:

@@ -34,8 +34,10 @@ def pairwise_contrastive_loss(
     None, the target is the example itself.
 
     Deterministic. Memory beyond inputs and gradients is O(n); but Triton's kernels sort more than 1,024 labelled rows
-    of one process by label, and either pass then holds a copy of the embeddings. 15 n^2 d multiply-adds with three
-    modalities, forward and backward, on PyTorch in one process 12. See ``docs/kernels/contrastive.md``.
+    of one process by label, and either pass then holds a copy of the embeddings, and "cpu" holds all similarities for
+    the time of a forward pass while they fit into 192 MiB: up to 4,096 rows of three modalities. 15 n^2 d multiply-adds
+    with three modalities, forward and backward; in one process 12 on PyTorch, 9 on "cpu" where similarities are held.
+    See ``docs/kernels/contrastive.md``.
 
     Args:
         linguistic, visual, acoustic: (n, d) embeddings, not normalised; any one may be None. float64 (not on Triton),
@@ -49,7 +51,7 @@ def pairwise_contrastive_loss(
             call. The value is the loss of the global batch on every rank, and the gradients are such that their
             *average* over ranks, as DistributedDataParallel takes it, is the gradient of the global loss. None: the
             rows are the whole batch.
-        backend: see :mod:`cmsbert_fast.ops.dispatch`; "cpu" is "torch" with our own products.
+        backend: see :mod:`cmsbert_fast.ops.dispatch`.
 
     Returns:
         The loss, 0-dim, float32 (float64 for float64 embeddings); 0 for n < 2.

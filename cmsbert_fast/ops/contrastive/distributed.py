@@ -11,9 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cmsbert_fast.ops.autograd import once_differentiable, register_operator
+from cmsbert_fast.ops.autograd import register_operator
 from cmsbert_fast.ops.contrastive.engine import Engine, finish, target_weight
-from cmsbert_fast.ops.contrastive.operator import ARGUMENTS, engine_of, exact, on_device_of
+from cmsbert_fast.ops.contrastive.operator import (
+    ARGUMENTS,
+    engine_of,
+    exact,
+    keep_gradients,
+    on_device_of,
+    scale_gradients,
+    wants_gradients,
+)
 from cmsbert_fast.ops.contrastive.types import Block, Call, Numbers
 
 GATHER_LIMIT_BYTES = 2**30
@@ -28,9 +36,7 @@ _LABEL_DTYPES = (*_DTYPES, torch.int64, torch.int32, torch.int16, torch.int8, to
 
 def loss_of_group(call: Call, group: "dist.ProcessGroup") -> Tensor:
     """The loss of the batch whose rows the ranks of the group hold, 0-dim, on every rank; every rank must call."""
-    given = [*call.embeddings, *([] if call.temperature is None else [call.temperature])]
-    differentiable = torch.is_grad_enabled() and any(z.requires_grad for z in given)
-    return torch.ops.cmsbert_fast.contrastive_group(*call, group.group_name, differentiable)[0]
+    return torch.ops.cmsbert_fast.contrastive_group(*call, group.group_name, wants_gradients(call))[0]
 
 
 class _Agreed(NamedTuple):
@@ -264,27 +270,11 @@ def _fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     return z.new_empty((), dtype=call.dtype), gradients, z.new_empty((), dtype=call.dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-    embeddings, _, temperature, *_ = inputs
-    _, gradients, temperature_gradient = output
-    ctx.dtype = embeddings[0].dtype
-    ctx.temperature_dtype = None if temperature is None else temperature.dtype
-    ctx.save_for_backward(temperature_gradient, *gradients)
-
-
-@once_differentiable("pairwise_contrastive_loss")
-def _differentiate(ctx: Any, saved: tuple[Any, ...], grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    temperature_gradient, *gradients = saved
-    scaled = [(g * grad).to(ctx.dtype) for g in gradients]
-    tau = None if ctx.temperature_dtype is None else (temperature_gradient * grad).to(ctx.temperature_dtype)
-    return scaled, None, tau, None, None, None, None, None, None
-
-
 register_operator(
     f"contrastive_group({ARGUMENTS}, str group, bool differentiable)"
     " -> (Tensor loss, Tensor[] gradients, Tensor temperature_gradient)",
     _forward,
     _fake,
-    setup_context=_setup_context,
-    backward=_differentiate,
+    setup_context=keep_gradients,
+    backward=scale_gradients,
 )

@@ -62,12 +62,13 @@ class Engine(ABC):
     def make_block(self, embeddings: Sequence[Tensor], labels: Tensor | None, numbers: Numbers) -> Block:
         """The block of a process that holds the whole batch."""
         inverse_norm = self.inverse_norms(embeddings)
+        return Block(tuple(embeddings), labels, inverse_norm, self.target_weights(labels, numbers, inverse_norm[0]))
+
+    def target_weights(self, labels: Tensor | None, numbers: Numbers, like: Tensor) -> Tensor:
+        """:attr:`Block.weight` of a process that holds the whole batch, (n,) as ``like``."""
         if labels is None or labels.numel() == 0:
-            weight = inverse_norm.new_zeros(embeddings[0].shape[0])
-        else:
-            count = self.count_related(labels, labels, numbers.reach) - 1
-            weight = target_weight(count, numbers.smoothing, inverse_norm.dtype)
-        return Block(tuple(embeddings), labels, inverse_norm, weight)
+            return torch.zeros_like(like)
+        return target_weight(self.count_related(labels, labels, numbers.reach) - 1, numbers.smoothing, like.dtype)
 
     def forward(self, call: Call) -> tuple[Tensor, Saved]:
         """The loss of one process, 0-dim, and what :meth:`backward` needs."""

@@ -1,4 +1,7 @@
-"""The registered operator ``cmsbert_fast::contrastive``: the loss of one process, and its derivative."""
+"""The registered operators of one process: ``cmsbert_fast::contrastive`` with its derivative, and
+``cmsbert_fast::contrastive_at_once``, which computes gradients beside the loss: on CPUs, as long as tiles fit into
+memory.
+"""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cmsbert_fast.ops.autograd import once_differentiable, register_operator
-from cmsbert_fast.ops.contrastive.cpu import CpuEngine
+from cmsbert_fast.ops.contrastive.cpu import CpuEngine, fits_at_once
 from cmsbert_fast.ops.contrastive.engine import Engine
 from cmsbert_fast.ops.contrastive.torch import TorchEngine
 from cmsbert_fast.ops.contrastive.types import Call, Saved
@@ -21,7 +24,15 @@ ARGUMENTS = (
 
 def loss_of_process(call: Call) -> Tensor:
     """The loss of a batch that this process holds, 0-dim."""
+    if call.backend == "cpu" and call.rows and fits_at_once(call):
+        return torch.ops.cmsbert_fast.contrastive_at_once(*call, wants_gradients(call))[0]
     return torch.ops.cmsbert_fast.contrastive(*call)[0]
+
+
+def wants_gradients(call: Call) -> bool:
+    """Whether the loss is to be differentiated."""
+    given = [*call.embeddings, *([] if call.temperature is None else [call.temperature])]
+    return torch.is_grad_enabled() and any(z.requires_grad for z in given)
 
 
 def engine_of(backend: str) -> Engine:
@@ -102,4 +113,53 @@ register_operator(
     " -> (Tensor[] gradients, Tensor temperature_gradient)",
     _backward,
     _backward_fake,
+)
+
+
+# ------------------------------------------------------------------ gradients beside the loss
+
+
+def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    """``setup_context`` of an operator that gives (loss, gradients of each modality, temperature's gradient)."""
+    embeddings, _, temperature, *_ = inputs
+    _, gradients, temperature_gradient = output
+    ctx.dtype = embeddings[0].dtype
+    ctx.temperature_dtype = None if temperature is None else temperature.dtype
+    ctx.inputs = len(inputs)
+    ctx.save_for_backward(temperature_gradient, *gradients)
+
+
+@once_differentiable("pairwise_contrastive_loss")
+def scale_gradients(ctx: Any, saved: tuple[Any, ...], grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    """``backward`` of such an operator: nothing is left but the chain rule."""
+    temperature_gradient, *gradients = saved
+    scaled = [(g * grad).to(ctx.dtype) for g in gradients]
+    tau = None if ctx.temperature_dtype is None else (temperature_gradient * grad).to(ctx.temperature_dtype)
+    return scaled, None, tau, *[None] * (ctx.inputs - 3)
+
+
+def _at_once(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *shared, differentiable = arguments
+    call = Call(*shared)
+    loss, gradients, temperature_gradient = CpuEngine().loss_and_gradients(call, differentiable)
+    if gradients is None or temperature_gradient is None:
+        gradients, temperature_gradient = loss.new_empty(0, *call.embeddings[0].shape), torch.zeros_like(loss)
+    return exact(loss, call.rows), gradients, temperature_gradient
+
+
+def _at_once_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *shared, differentiable = arguments
+    embeddings, dtype = shared[0], Call(*shared).dtype
+    shapes = ((), (len(embeddings) * differentiable, *embeddings[0].shape), ())
+    loss, gradients, temperature_gradient = (embeddings[0].new_empty(shape, dtype=dtype) for shape in shapes)
+    return loss, gradients, temperature_gradient
+
+
+register_operator(
+    f"contrastive_at_once({ARGUMENTS}, bool differentiable)"
+    " -> (Tensor loss, Tensor gradients, Tensor temperature_gradient)",
+    _at_once,
+    _at_once_fake,
+    setup_context=keep_gradients,
+    backward=scale_gradients,
 )

@@ -23,6 +23,11 @@ def spread_labels(labels: Tensor, reach: float) -> Tensor:
     return labels + labels.sign() * (2 * reach) if labels.is_floating_point() else labels
 
 
+def diagonal_targets(block: Block, numbers: Numbers) -> Tensor:
+    """t_ii of each row, (n,): 1 where nothing is related."""
+    return torch.ones_like(block.weight).masked_fill_(block.weight > 0, numbers.smoothing)
+
+
 def _count_by_bisection(labels: Tensor, ordered: Tensor, reach: float) -> Tensor:
     """How many of sorted scores are within ``reach`` of each score; both are spread.
 
@@ -56,7 +61,7 @@ class _Rectangle:
         self.labels = [
             None if block.labels is None else spread_labels(block.labels, self.reach) for block in (rows, columns)
         ]
-        self.diagonal_target = torch.ones_like(rows.weight).masked_fill_(rows.weight > 0, numbers.smoothing)
+        self.diagonal_target = diagonal_targets(rows, numbers)
         self.step = max(1, CHUNK_BYTES // (self.dtype.itemsize * max(columns.rows, 1)))
         # One chunk of one square: pairs share what is alive anyway.
         self._whole = rows is columns and self.step >= rows.rows
@@ -127,14 +132,6 @@ class _Rectangle:
 class TorchEngine(Engine):
     """See :class:`cmsbert_fast.ops.contrastive.engine.Engine`."""
 
-    def product(self, a: Tensor, b: Tensor) -> Tensor:
-        """a b^T, (m, n), of a (m, depth) and b (n, depth)."""
-        return a @ b.T
-
-    def add_product(self, total: Tensor, a: Tensor, b: Tensor) -> None:
-        """Adds a b to ``total``, (m, n), of a (m, depth) and b (depth, n)."""
-        total.addmm_(a, b)
-
     def inverse_norms(self, embeddings: Sequence[Tensor]) -> Tensor:
         dtype = accumulation_dtype(embeddings[0].dtype)
         norms = [torch.linalg.vector_norm(z, dim=1, dtype=dtype) for z in embeddings]
@@ -162,7 +159,7 @@ class TorchEngine(Engine):
         for pair, (a, b) in enumerate(some):
             others = work.normalised(columns, b)
             for chunk in work.chunks():
-                s = self.product(work.normalised(rows, a, chunk), others).div_(work.temperature)
+                s = (work.normalised(rows, a, chunk) @ others.T).div_(work.temperature)
                 row_lse[pair, chunk] = s.logsumexp(1)
                 column_lse[pair] = torch.logaddexp(column_lse[pair], s.logsumexp(0))
                 attraction += work.attraction(s, chunk)
@@ -186,15 +183,15 @@ class TorchEngine(Engine):
             others = work.normalised(columns, b)
             for chunk in work.chunks():
                 own = work.normalised(rows, a, chunk)
-                cosine = self.product(own, others)
+                cosine = own @ others.T
                 s = cosine / work.temperature
                 g = (s - rows.lse[direction, chunk, None]).exp_()
                 g += s.sub_(columns.lse[opposite]).exp_()
                 del s
                 work.subtract_targets(g, chunk)
-                self.add_product(raw[a][chunk], g, others)
+                raw[a][chunk].addmm_(g, others)
                 if square:
-                    self.add_product(raw[b], g.T, own)
+                    raw[b].addmm_(g.T, own)
                 cosine *= g
                 radial[a, chunk] += cosine.sum(1)
                 if square:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cmsbert_fast.ops import capability
+from cmsbert_fast.ops.contrastive import cpu as cpu_engine
 from cmsbert_fast.ops.contrastive import torch as torch_engine
 from tests.ops.contrastive.cases import INTERPRETED, tile
 
@@ -17,12 +17,6 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(autouse=True)
-def own_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On every CPU, where they are named."""
-    monkeypatch.setattr(capability, "why_not_own_products", lambda *_: None)
-
-
 @pytest.fixture
 def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """What happens at large n, at small n: several chunks, tiles, groups of tiles, strips and splits.
@@ -31,6 +25,8 @@ def many_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     ``MAX_GROUPS`` tiles hold.
     """
     monkeypatch.setattr(torch_engine, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(cpu_engine, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(cpu_engine, "AT_ONCE_BYTES", 0)
     monkeypatch.setattr(torch_engine, "COMPARISONS", 0)
     if not INTERPRETED:
         return

@@ -16,6 +16,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cmsbert_fast.kernels.cpu import library
 from tests.ops.contrastive.ranks import COUNTS, RANKS, Model, assert_same, counted, data, gradients, joined
 
 
@@ -189,7 +190,8 @@ def work(rank: int, store: str) -> None:
             check_gradcache(group)
         for dtype in (f32, torch.bfloat16, torch.float16):
             for ring in (False, True):
-                check_loss(dist.group.WORLD, scores, ring, False, dtype)
+                for backend in ("torch", *(["cpu"] if library.why_not() is None else [])):
+                    check_loss(dist.group.WORLD, scores, ring, False, dtype, backend)
         for group in (alone, two, dist.group.WORLD):
             check_loss(group, scores, False, True, f64)
         check_loss(dist.group.WORLD, scores, True, True, f64)

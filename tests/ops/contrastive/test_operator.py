@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cmsbert_fast import pairwise_contrastive_loss
 from cmsbert_fast.ops import capability
-from tests.ops.contrastive.cases import BACKENDS, DEVICE, INTERPRETED, embeddings, score_labels
+from tests.ops.contrastive.cases import BACKENDS, DEVICE, INTERPRETED, embeddings, score_labels, without_library
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -82,6 +82,19 @@ def test_opcheck(backend: str, learned: bool) -> None:
     torch.library.opcheck(
         torch.ops.cmsbert_fast.contrastive.default, (z, labels, tau, 0.1, 0.9, 0.1, backend), atol=1e-3, rtol=1e-3
     )
+
+
+@without_library
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_opcheck_of_the_operator_at_once(differentiable: bool, learned: bool) -> None:
+    z = embeddings(5, dtype=torch.float16 if learned else torch.float32)
+    z[1] = z[1].T.contiguous().T
+    z = [e.requires_grad_(differentiable) for e in z]
+    tau = torch.tensor(0.1, requires_grad=differentiable) if learned else None
+    labels = score_labels(5) if learned else None
+    arguments = (z, labels, tau, 0.1, 0.9, 0.1, "cpu", differentiable)
+    torch.library.opcheck(torch.ops.cmsbert_fast.contrastive_at_once.default, arguments, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
