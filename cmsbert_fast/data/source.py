@@ -106,7 +106,8 @@ class Counter:
         counts = self.report.counts
         if not counts:
             reasons = "; ".join(f"{n} dropped: {reason}" for reason, n in self.report.dropped.items())
-            raise DataError(f"No example could be read from {self.report.source}{': ' + reasons if reasons else '.'}")
+            why = f" ({reasons})" if reasons else ""
+            raise DataError(f"Check the data: no example could be read from {self.report.source}{why}.")
         self.report.counts = ordered(counts)
         if source.listed and source.request is not None:
             file = Path(str(source.request.folds)).name

@@ -21,7 +21,7 @@ from cmsbert_fast.training import best, checksums
 from cmsbert_fast.training.batches import fitting
 from cmsbert_fast.training.best import BEFORE, BEST, CHECKSUMS
 from cmsbert_fast.training.config import build_config, check_architecture, reads_vectors
-from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.errors import UsageError, impossible_architecture
 from cmsbert_fast.training.extraction import feature_names, fingerprints, modalities_of
 from cmsbert_fast.training.pretrained import check_folder, check_tokenizer, check_weights, reason, saved_config
 from cmsbert_fast.training.settings import TrainingSettings
@@ -75,7 +75,7 @@ def load(settings: TrainingSettings, config: PreTrainedConfig) -> Loaded:
         try:
             model = model_class(config)
         except (ValueError, KeyError) as error:
-            raise UsageError(f"The architecture is not possible: {error}") from None
+            raise impossible_architecture(error) from None
     else:
         tokenizer = load_tokenizer(settings.model)
         check_weights(settings.model, model_class, config)
@@ -199,8 +199,8 @@ def _load_weights(model_class: Any, name: str, config: PreTrainedConfig) -> Clas
         model, report = model_class.from_pretrained(name, config=config, ignore_mismatched_sizes=other_head, **options)
         if any(model.from_bert(key) for key, *_ in report["mismatched_keys"]):
             raise RuntimeError
-    except KeyError as error:  # hidden_act
-        raise UsageError(f"The architecture is not possible: {error} is unknown.") from None
+    except KeyError as error:
+        raise impossible_architecture(error) from None
     except RuntimeError:
         raise UsageError(
             f"The weights of {name} do not have the sizes of the requested model; use the architecture and the streams "

@@ -13,7 +13,7 @@ from cmsbert_fast.data.example import MODALITIES, Corpus
 from cmsbert_fast.data.word_vectors import WordVectors
 from cmsbert_fast.models.configuration import declared_fields
 from cmsbert_fast.models.registry import VARIANTS
-from cmsbert_fast.training.errors import UsageError
+from cmsbert_fast.training.errors import UsageError, impossible_architecture
 from cmsbert_fast.training.extraction import check_features, trained_features
 from cmsbert_fast.training.pretrained import check_sizes, saved_config
 from cmsbert_fast.training.settings import FIELDS, TrainingSettings
@@ -82,8 +82,7 @@ def build_config(settings: TrainingSettings, corpus: Corpus, vectors: WordVector
     try:
         config = config_class(**fields)
     except Exception as error:  # fields of a stranger's file can be of any type, and fail anywhere
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"The architecture is not possible: {reason:.300}") from None
+        raise impossible_architecture(error) from None
     positions = getattr(config, "max_position_embeddings", math.inf)
     if settings.max_length > positions:
         raise UsageError(
@@ -140,14 +139,11 @@ def check_architecture(fields: dict[str, Any], config_class: type[PreTrainedConf
         if name not in fields or (name == "classifier_dropout" and value is None):
             continue
         if isinstance(value, bool) or not isinstance(value, kind) or not valid(value):
-            raise UsageError(f"The architecture is not possible: {name} is {value!r:.100} but must be {rule}.")
+            raise impossible_architecture(f"{name} is {value!r:.100} but must be {rule}")
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(config_class)}
     hidden, heads = ((defaults | fields).get(name) for name in ("hidden_size", "num_attention_heads"))
     if hidden and heads and hidden % heads:
-        raise UsageError(
-            f"The architecture is not possible: hidden_size {hidden} cannot be split over {heads} attention heads; "
-            "choose a num_attention_heads that divides it."
-        )
+        raise impossible_architecture(f"num_attention_heads {heads} does not divide hidden_size {hidden}")
 
 
 def _check_fit(settings: TrainingSettings, saved: dict[str, Any], fields: dict[str, Any], corpus: Corpus) -> None:

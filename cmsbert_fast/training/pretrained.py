@@ -14,7 +14,7 @@ from cmsbert_fast.data.text import printable
 from cmsbert_fast.data.untrusted.files import read_text, unpacked_size
 from cmsbert_fast.models.configuration import declared_fields, harmless_fields
 from cmsbert_fast.training import distributed
-from cmsbert_fast.training.errors import UsageError, os_reason
+from cmsbert_fast.training.errors import UsageError, impossible_architecture, os_reason
 from cmsbert_fast.training.hub import config_file
 
 _CONFIG = 4 << 20  # bytes of config.json
@@ -113,7 +113,9 @@ def check_folder(name: str | Path) -> None:
             if path.name == "adapter_config.json":
                 raise UsageError(f"{folder} holds an adapter; merge it into its model, and give that one's folder.")
     except (OSError, ValueError) as error:
-        raise UsageError(f"The folder {str(name)!r:.300} cannot be read ({os_reason(error)}).") from None
+        raise UsageError(
+            f"The folder {str(name)!r:.300} cannot be read ({os_reason(error)}); make it readable."
+        ) from None
 
 
 def check_sizes(fields: dict[str, Any]) -> None:
@@ -127,11 +129,9 @@ def check_sizes(fields: dict[str, Any]) -> None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             limit = most.get(name, _LAYERS if name.endswith("layers") else _ROWS if name.endswith("_id") else _SIZE)
             if not abs(value) <= limit or (name == "num_labels" and value < 1):
-                raise UsageError(
-                    f"The architecture is not possible: {name} is {_shown(value)} but may be {limit:,} at most."
-                )
+                raise impossible_architecture(f"{name} is {_shown(value)} but may be {limit:,} at most")
         elif isinstance(value, list | dict) and len(value) > _LABELS:
-            raise UsageError(f"The architecture is not possible: {name} has {len(value):,} entries.")
+            raise impossible_architecture(f"{name} has {len(value):,} entries")
 
 
 def check_weights(name: str | Path, model_class: Any, config: PreTrainedConfig) -> None:
@@ -150,8 +150,7 @@ def check_weights(name: str | Path, model_class: Any, config: PreTrainedConfig) 
         try:
             model = model_class(config)
         except Exception as error:  # sizes that do not fit one another fail anywhere
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"The architecture is not possible: {reason:.300}") from None
+            raise impossible_architecture(error) from None
         needed = sum(parameter.numel() for parameter in model.parameters())
     if held and needed > held + _NEW:  # a number has at least one byte
         raise UsageError(

@@ -31,7 +31,7 @@ def read_object(path: Path, advice: str) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}).") from None
+        raise UsageError(f"{path} cannot be read ({error.strerror}); make it readable, or remove it.") from None
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from cmsbert_fast import cli
 from cmsbert_fast.training.command import parse_command
+from cmsbert_fast.training.errors import UsageError
 from tests.docs.blocks import BLOCKS, ROOT
 
 if shutil.which("bash") is None:
@@ -157,5 +158,8 @@ def test_a_wrong_line_is_found(line, tmp_path, monkeypatch, capsys):
         for found in commands(line, tmp_path):
             check(*found)
 
-    with pytest.raises((Exception, SystemExit)):
+    # What a program says of its arguments, and what the check itself finds.
+    with pytest.raises(
+        (UsageError, SystemExit, AssertionError, ImportError, LookupError, subprocess.CalledProcessError)
+    ):
         check_all()

@@ -42,13 +42,19 @@ def save_config(folder: Path, config) -> Path:
         (["--data", "{tmp}/unlabelled"], "has no label"),
         (["--max-length", "65"], "64 positions"),
         (["--architecture", "hidden_sice=3"], "'hidden_sice'"),
-        (["--architecture", "hidden_size=abc"], "architecture is not possible"),
-        (["--architecture", "hidden_act=abc"], "architecture is not possible"),
+        (
+            ["--architecture", "hidden_size=abc"],
+            "must be a whole number of at least 1; correct the option --architecture",
+        ),
+        (["--architecture", "hidden_act=abc"], "architecture is not possible: 'abc' is unknown; correct the option"),
         (
             ["--architecture", "num_attention_heads=0"],
             "num_attention_heads is 0 but must be a whole number of at least",
         ),
-        (["--architecture", "num_attention_heads=3"], "choose a num_attention_heads that divides it"),
+        (
+            ["--architecture", "num_attention_heads=3"],
+            "num_attention_heads 3 does not divide hidden_size",
+        ),
         (["--architecture", "num_hidden_layers=0", "--variant", "cmsbert/1"], "num_hidden_layers is 0"),
         (["--architecture", "attention_probs_dropout_prob=1.0"], "must be at least 0 and less than 1"),
         (["--architecture", "hidden_dropout_prob=1.5"], "must be at least 0 and less than 1"),
