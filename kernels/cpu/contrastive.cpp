@@ -39,13 +39,13 @@ struct Rows {
     int64_t strides[3];          // of their rows
     float* normalised;           // (modalities, rows, size), contiguous
     float* inverse_norms;        // (modalities, rows)
-    float* gradients;            // (modalities, rows, size), contiguous: of the normalised rows, then of the rows
+    float* gradients[3];         // each (rows, size), contiguous: of the normalised rows, then of the rows
     float* radial;               // (modalities, rows): <normalised row, its gradient>
     double scale;                // of the gradients
     int64_t threads;
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);
 };
-static_assert(sizeof(Rows) == 16 * 8, "contrastive_call.py lays it out");
+static_assert(sizeof(Rows) == 18 * 8, "contrastive_call.py lays it out");
 }
 
 namespace {
@@ -101,8 +101,8 @@ class Run {
         return call_.cosines + (tile * call_.rows + row) * call_.columns;
     }
 
-    // body(column, how many, how a vector of them is loaded from a row of numbers) for each vector of columns. The last is
-    // apart from the others, whose loop then has no conditions.
+    // body(column, how many, how a vector of them is loaded from a row of numbers) for each vector of columns. The
+    // partial last vector is handled separately, so that the main loop has no branches.
     template <class Body>
     void for_each_vector(const Body& body) const {
         const int64_t whole = call_.columns / LANES * LANES, rest = call_.columns - whole;
@@ -180,10 +180,10 @@ class Run {
         const float* row = cosines(tile, i);
         Vec most = splat(-INFINITE);
         for_each_vector([&](int64_t j, int64_t n, const auto& from) {
-            const Vec cosine = from(row + j);
-            most = maximum(n == LANES ? cosine : before(n) ? cosine : splat(-INFINITE), most);
+            const Vec s = from(row + j) / temperature_;
+            most = maximum(n == LANES ? s : before(n) ? s : splat(-INFINITE), most);
         });
-        const float top = largest(most) / temperature_;
+        const float top = largest(most);
         Vec total = Vec{}, attracted = Vec{};
         for_each_vector([&](int64_t j, int64_t n, const auto& from) {
             const Vec s = from(row + j) / temperature_, e = exponential(s - top);
@@ -263,7 +263,7 @@ extern "C" int contrastive_finish(const Rows* call) {
     return for_each_row(*call, [&](int64_t modality, int64_t row) {
         const int64_t at = modality * call->rows + row, size = call->size;
         const float* normalised = call->normalised + at * size;
-        float* gradient = call->gradients + at * size;
+        float* gradient = call->gradients[modality] + row * size;
         const float radial = dot(normalised, gradient, size), inverse = call->inverse_norms[at];
         call->radial[at] = radial;
         // A clamped norm is a constant: nothing flows through it.

@@ -10,7 +10,7 @@ from torch import Tensor
 from cmsbert_fast.kernels.cpu import library
 
 _TILES = struct.Struct("=4qd3qd11q")  # ``Contrastive`` of the C++; pointers are integers
-_ROWS = struct.Struct("=13qd2q")  # ``Rows``
+_ROWS = struct.Struct("=15qd2q")  # ``Rows``
 _LABELS = {torch.float32: 0, torch.float64: 1, torch.int64: 2}
 
 
@@ -49,16 +49,16 @@ def normalise(embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     embeddings = [z if z.stride(1) == 1 else z.contiguous() for z in embeddings]
     normalised = embeddings[0].new_empty(len(embeddings), *embeddings[0].shape)
     inverse_norms = normalised.new_empty(normalised.shape[:2])
-    _run_on_rows("contrastive_normalise", embeddings, normalised, inverse_norms, None, None, 0.0)
+    _run_on_rows("contrastive_normalise", embeddings, normalised, inverse_norms)
     return normalised, inverse_norms
 
 
-def finish(normalised: Tensor, inverse_norms: Tensor, gradients: Tensor, scale: float) -> Tensor:
+def finish(normalised: Tensor, inverse_norms: Tensor, gradients: Sequence[Tensor], scale: float) -> Tensor:
     """Overwrites the gradients of normalised rows with those of the rows, times ``scale``.
 
     Args:
         normalised, inverse_norms: As :func:`normalise` gives them.
-        gradients: (M, n, d), float32, contiguous.
+        gradients: M tensors (n, d), float32, contiguous.
 
     Returns:
         (M, n): the products of each normalised row with its gradient.
@@ -130,26 +130,28 @@ def _run_on_rows(
     embeddings: Sequence[Tensor],
     normalised: Tensor,
     inverse_norms: Tensor,
-    gradients: Tensor | None,
-    radial: Tensor | None,
-    scale: float,
+    gradients: Sequence[Tensor] = (),
+    radial: Tensor | None = None,
+    scale: float = 0.0,
 ) -> None:
-    none = (0,) * (3 - len(embeddings))
     call = _ROWS.pack(
         *normalised.shape,
-        *(z.data_ptr() for z in embeddings),
-        *none,
-        *(z.stride(0) for z in embeddings),
-        *none,
+        *_three([z.data_ptr() for z in embeddings]),
+        *_three([z.stride(0) for z in embeddings]),
         normalised.data_ptr(),
         inverse_norms.data_ptr(),
-        _address(gradients),
+        *_three([z.data_ptr() for z in gradients]),
         _address(radial),
         scale,
         torch.get_num_threads(),
         library.parallel_loop(),
     )
     library.run(name, call)
+
+
+def _three(numbers: list[int]) -> list[int]:
+    """One for each modality; 0 where there is none."""
+    return numbers + [0] * (3 - len(numbers))
 
 
 def _address(x: Tensor | None) -> int:

@@ -172,6 +172,7 @@ def test_products_go_by_what_the_cpu_is(monkeypatch, vendor, level, fast_bfloat1
     monkeypatch.setattr(capability, "has_bfloat16_vectors", lambda: fast_bfloat16)
     for dtype in (torch.float32, torch.bfloat16):
         assert (choose_backend("linear", EXAMPLE.to(dtype)) == "cpu") == (dtype in expected)
+    assert choose_backend("contrastive", EXAMPLE) == "cpu"  # with PyTorch's products, where ours are no faster
     if not expected:
         for dtype in (torch.float32, torch.bfloat16):
             assert "PyTorch's own products are as fast on this CPU" in report("linear", EXAMPLE.to(dtype))

@@ -8,6 +8,7 @@ from cmsbert_fast.kernels.cpu import contrastive_call
 from cmsbert_fast.kernels.cpu.contrastive_call import Targets
 from cmsbert_fast.kernels.cpu.product import matrix_product
 from cmsbert_fast.ops import capability
+from cmsbert_fast.ops.contrastive.engine import temperature_gradient
 from cmsbert_fast.ops.contrastive.torch import TorchEngine, diagonal_targets, spread_labels
 from cmsbert_fast.ops.contrastive.types import Block, Call, Numbers, directions, pairs
 
@@ -17,7 +18,7 @@ ROWS = 4096  # of a product that is added to another, and has memory of its own
 
 
 def fits_at_once(call: Call) -> bool:
-    """Whether all tiles fit into memory of a fixed size, so that gradients may be computed beside the loss."""
+    """Whether all tiles fit into memory of a fixed size, so that gradients can be computed beside the loss."""
     return len(pairs(len(call.embeddings))) * call.rows**2 * 4 <= AT_ONCE_BYTES
 
 
@@ -27,53 +28,54 @@ class CpuEngine(TorchEngine):
     def __init__(self) -> None:
         self._own = capability.why_not_own_products(torch.float32) is None
 
-    def loss_and_gradients(self, call: Call, differentiable: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Of one process with 1 row or more, where :func:`fits_at_once`: each similarity is computed once.
+    def loss_and_gradients(self, call: Call) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The loss of one process and its gradients; requires at least one row and :func:`fits_at_once`.
+
+        Each similarity is computed once.
 
         Returns:
             loss: 0-dim.
-            gradients: (M, n, d), of the embeddings; None unless ``differentiable``.
-            temperature_gradient: 0-dim; likewise.
+            gradients: M tensors (n, d), of the embeddings.
+            temperature_gradient: 0-dim.
         """
-        numbers, modalities = call.numbers, len(call.embeddings)
-        tau, some = float(numbers.temperature), pairs(modalities)
+        numbers, some = call.numbers, pairs(len(call.embeddings))
         normalised, inverse_norm = contrastive_call.normalise([z.float() for z in call.embeddings])
         weight = self.target_weights(call.labels, numbers, inverse_norm[0])
         block = Block(tuple(call.embeddings), call.labels, inverse_norm, weight)
-        targets = _targets(block, block, numbers)
+        tau, targets = float(numbers.temperature), _targets(block, block, numbers)
         tiles = normalised.new_empty(len(some), call.rows, call.rows)
         for tile, (a, b) in zip(tiles, some, strict=True):
             self._product(normalised[a], normalised[b], tile)
-        lse, (attraction, _) = inverse_norm.new_empty(2, 2, len(some), call.rows)
+        lse, attraction = tiles.new_empty(2, len(some), call.rows), tiles.new_empty(len(some), call.rows)
         contrastive_call.statistics(tiles, tau, targets, *lse, attraction)
-        loss = (lse.sum() - attraction.sum()) / call.rows
-        if not differentiable:
-            return loss, None, None
         contrastive_call.gradients(tiles, tau, targets, *lse)
-        raw = torch.empty_like(normalised)
-        begun = [False] * modalities
+        gradients = [torch.empty_like(z) for z in normalised]
+        begun = [False] * len(gradients)
         for tile, (a, b) in zip(tiles, some, strict=True):
             for to, g, others in ((a, tile, b), (b, tile.T, a)):
-                self._add_product(raw[to], g, normalised[others], begun[to])
+                self._add_product(gradients[to], g, normalised[others], accumulate=begun[to])
                 begun[to] = True
-        scale = 1 / (call.rows * tau)
-        radial = contrastive_call.finish(normalised, inverse_norm, raw, scale)
-        return loss, raw, -0.5 * scale / tau * radial.sum()
+        scale = 1 / (call.rows * numbers.temperature)
+        radial = contrastive_call.finish(normalised, inverse_norm, gradients, float(scale))
+        loss = (lse.sum() - attraction.sum()) / call.rows
+        return loss, gradients, temperature_gradient(scale, numbers.temperature, radial)
 
     def statistics(self, rows: Block, columns: Block, numbers: Numbers) -> tuple[Tensor, Tensor, Tensor]:
         if rows.rows == 0 or columns.rows == 0:
             return super().statistics(rows, columns, numbers)
-        some, chunks = pairs(len(rows.embeddings)), _chunks(rows, columns)
+        some = pairs(len(rows.embeddings))
         tau, targets = float(numbers.temperature), _targets(rows, columns, numbers)
         row_lse, attraction = rows.inverse_norm.new_empty(2, len(some), rows.rows)
-        column_lse = row_lse.new_empty(len(chunks), len(some), columns.rows)
+        column_lse = row_lse.new_full((len(some), columns.rows), -torch.inf)
+        of_chunk = row_lse.new_empty(1, columns.rows)
         for pair, (a, b) in enumerate(some):
             others = _normalised(columns, b)
-            for chunk, lse in zip(chunks, column_lse[:, pair, None], strict=True):
+            for chunk in _chunks(rows, columns):
                 tile = self._product(_normalised(rows, a, chunk), others)[None]
-                sums = row_lse[pair, None, chunk], lse, attraction[pair, None, chunk]
+                sums = row_lse[pair, None, chunk], of_chunk, attraction[pair, None, chunk]
                 contrastive_call.statistics(tile, tau, targets.of(chunk), *sums)
-        return row_lse, column_lse.logsumexp(0), attraction.sum()
+                column_lse[pair] = torch.logaddexp(column_lse[pair], of_chunk[0])
+        return row_lse, column_lse, attraction.sum()
 
     def gradients(self, rows: Block, columns: Block, numbers: Numbers) -> tuple[list[Tensor], Tensor]:
         """If ``rows is columns``, each pair's tile serves both of its modalities."""
@@ -108,16 +110,15 @@ class CpuEngine(TorchEngine):
         out = a.new_empty(len(a), len(b)) if out is None else out
         return matrix_product(a, b, a.dtype, out) if self._own else torch.mm(a, b.T, out=out)
 
-    def _add_product(self, total: Tensor, a: Tensor, b: Tensor, begun: bool = True) -> None:
-        """Adds a b to ``total``, (m, n), of a (m, depth) and b (depth, n); fills it where nothing has begun it."""
+    def _add_product(self, total: Tensor, a: Tensor, b: Tensor, accumulate: bool = True) -> None:
+        """Adds a b to ``total``, (m, n), of a (m, depth) and b (depth, n); overwrites it unless ``accumulate``."""
         if not self._own:
-            torch.addmm(total, a, b, beta=int(begun), out=total)
-            return
-        if not begun:
-            matrix_product(a, b.T, a.dtype, total)
-            return
-        for to, rows in zip(total.split(ROWS), a.split(ROWS), strict=True):
-            to += matrix_product(rows, b.T, a.dtype, to.new_empty(to.shape))
+            torch.addmm(total, a, b, beta=int(accumulate), out=total)
+        elif not accumulate:
+            self._product(a, b.T, total)
+        else:
+            for to, rows in zip(total.split(ROWS), a.split(ROWS), strict=True):
+                to += self._product(rows, b.T)
 
 
 def _normalised(block: Block, modality: int, rows: slice = slice(None)) -> Tensor:

@@ -12,14 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cmsbert_fast.ops.autograd import register_operator
-from cmsbert_fast.ops.contrastive.engine import Engine, finish, target_weight
+from cmsbert_fast.ops.contrastive.engine import Engine, finish, target_weight, temperature_gradient
 from cmsbert_fast.ops.contrastive.operator import (
     ARGUMENTS,
     engine_of,
     exact,
     keep_gradients,
-    on_device_of,
     scale_gradients,
+    undisturbed,
     wants_gradients,
 )
 from cmsbert_fast.ops.contrastive.types import Block, Call, Numbers
@@ -249,7 +249,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
         return tau.new_zeros(()), [e.new_zeros(e.shape) for e in call.embeddings], tau.new_zeros(())
     gathered_bytes = ring.ranks * ring.longest * z.shape[1] * len(call.embeddings) * z.element_size()
     gather = ring.ranks == 1 or gathered_bytes <= GATHER_LIMIT_BYTES
-    with on_device_of(z):
+    with undisturbed(z):
         met = (_meet_by_gathering if gather else _meet_in_a_ring)(ring, engine_of(call.backend), call, numbers)
     loss = exact(met.loss, ring.total)
     if met.raw is None or met.radial is None:
@@ -259,7 +259,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     # float16 would lose small gradients here, before a loss scale can reach them.
     dtype = tau.dtype if z.dtype == torch.float16 else z.dtype
     gradients = finish(met.own, met.raw, met.radial, scale, dtype)
-    return loss, gradients, -0.5 * scale / tau * met.radial.sum()
+    return loss, gradients, temperature_gradient(scale, tau, met.radial)
 
 
 def _fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:

@@ -88,8 +88,8 @@ class Engine(ABC):
         block = block_of(call, saved)
         raw, radial = self.gradients(block, block, numbers)
         scale = grad / (max(call.rows, 1) * numbers.temperature)
-        temperature_gradient = -0.5 * scale / numbers.temperature * radial.sum()
-        return finish(block, raw, radial, scale, call.embeddings[0].dtype), temperature_gradient
+        gradients = finish(block, raw, radial, scale, call.embeddings[0].dtype)
+        return gradients, temperature_gradient(scale, numbers.temperature, radial)
 
 
 def block_of(call: Call, saved: Saved) -> Block:
@@ -100,6 +100,12 @@ def block_of(call: Call, saved: Saved) -> Block:
 def target_weight(count: Tensor, smoothing: float, dtype: torch.dtype) -> Tensor:
     """(1 - beta) / |S_i| from |S_i|; 0 where S_i is empty."""
     return ((1.0 - smoothing) / count.clamp_min(1).to(dtype)).masked_fill_(count <= 0, 0.0)
+
+
+def temperature_gradient(scale: Tensor, temperature: Tensor, radial: Tensor) -> Tensor:
+    """The temperature's gradient, 0-dim, from the factor of the rows' gradients and all of :meth:`Engine.gradients`'
+    ``radial``."""
+    return -0.5 * scale / temperature * radial.sum()
 
 
 def finish(block: Block, raw: list[Tensor], radial: Tensor, scale: Tensor, dtype: torch.dtype) -> list[Tensor]:

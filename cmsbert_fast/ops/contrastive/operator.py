@@ -1,14 +1,15 @@
 """The registered operators of one process: ``cmsbert_fast::contrastive`` with its derivative, and
-``cmsbert_fast::contrastive_at_once``, which computes gradients beside the loss: on CPUs, as long as tiles fit into
-memory.
+``cmsbert_fast::contrastive_at_once``, which computes gradients beside the loss: on CPUs, up to 192 MiB of tiles.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cmsbert_fast.ops.autocast import autocast_dtype
 from cmsbert_fast.ops.autograd import once_differentiable, register_operator
 from cmsbert_fast.ops.contrastive.cpu import CpuEngine, fits_at_once
 from cmsbert_fast.ops.contrastive.engine import Engine
@@ -24,8 +25,8 @@ ARGUMENTS = (
 
 def loss_of_process(call: Call) -> Tensor:
     """The loss of a batch that this process holds, 0-dim."""
-    if call.backend == "cpu" and call.rows and fits_at_once(call):
-        return torch.ops.cmsbert_fast.contrastive_at_once(*call, wants_gradients(call))[0]
+    if call.backend == "cpu" and call.rows and fits_at_once(call) and wants_gradients(call):
+        return torch.ops.cmsbert_fast.contrastive_at_once(*call)[0]
     return torch.ops.cmsbert_fast.contrastive(*call)[0]
 
 
@@ -43,9 +44,13 @@ def engine_of(backend: str) -> Engine:
     return CpuEngine() if backend == "cpu" else TorchEngine()
 
 
-def on_device_of(z: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, whatever device its tensors are on."""
-    return torch.cuda.device(z.device) if z.is_cuda else nullcontext()
+@contextmanager
+def undisturbed(z: Tensor) -> Iterator[None]:
+    """Without autocast, which rounds PyTorch's products, and on z's device, as Triton launches on the current one."""
+    device = torch.cuda.device(z.device) if z.is_cuda else nullcontext()
+    autocast = torch.autocast(z.device.type, enabled=False) if autocast_dtype(z.device) else nullcontext()
+    with device, autocast:
+        yield
 
 
 def exact(loss: Tensor, rows: int) -> Tensor:
@@ -55,7 +60,7 @@ def exact(loss: Tensor, rows: int) -> Tensor:
 
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = Call(*arguments)
-    with on_device_of(call.embeddings[0]):
+    with undisturbed(call.embeddings[0]):
         loss, saved = engine_of(call.backend).forward(call)
     return exact(loss, call.rows), *saved
 
@@ -70,7 +75,7 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _backward(grad: Tensor, *arguments: Any) -> tuple[list[Tensor], Tensor]:
     call, saved = _split(arguments)
-    with on_device_of(call.embeddings[0]):
+    with undisturbed(call.embeddings[0]):
         return engine_of(call.backend).backward(call, saved, grad)
 
 
@@ -126,6 +131,7 @@ def keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -
     ctx.dtype = embeddings[0].dtype
     ctx.temperature_dtype = None if temperature is None else temperature.dtype
     ctx.inputs = len(inputs)
+    ctx.set_materialize_grads(False)  # or the gradients of the gradients would be made of zeros
     ctx.save_for_backward(temperature_gradient, *gradients)
 
 
@@ -138,26 +144,21 @@ def scale_gradients(ctx: Any, saved: tuple[Any, ...], grad: Tensor, *_: Any) -> 
     return scaled, None, tau, *[None] * (ctx.inputs - 3)
 
 
-def _at_once(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *shared, differentiable = arguments
-    call = Call(*shared)
-    loss, gradients, temperature_gradient = CpuEngine().loss_and_gradients(call, differentiable)
-    if gradients is None or temperature_gradient is None:
-        gradients, temperature_gradient = loss.new_empty(0, *call.embeddings[0].shape), torch.zeros_like(loss)
+def _at_once(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    call = Call(*arguments)
+    with undisturbed(call.embeddings[0]):
+        loss, gradients, temperature_gradient = CpuEngine().loss_and_gradients(call)
     return exact(loss, call.rows), gradients, temperature_gradient
 
 
-def _at_once_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *shared, differentiable = arguments
-    embeddings, dtype = shared[0], Call(*shared).dtype
-    shapes = ((), (len(embeddings) * differentiable, *embeddings[0].shape), ())
-    loss, gradients, temperature_gradient = (embeddings[0].new_empty(shape, dtype=dtype) for shape in shapes)
-    return loss, gradients, temperature_gradient
+def _at_once_fake(*arguments: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    call = Call(*arguments)
+    loss, temperature_gradient = (call.embeddings[0].new_empty((), dtype=call.dtype) for _ in range(2))
+    return loss, [z.new_empty(z.shape, dtype=call.dtype) for z in call.embeddings], temperature_gradient
 
 
 register_operator(
-    f"contrastive_at_once({ARGUMENTS}, bool differentiable)"
-    " -> (Tensor loss, Tensor gradients, Tensor temperature_gradient)",
+    f"contrastive_at_once({ARGUMENTS}) -> (Tensor loss, Tensor[] gradients, Tensor temperature_gradient)",
     _at_once,
     _at_once_fake,
     setup_context=keep_gradients,
