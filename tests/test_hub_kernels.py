@@ -113,3 +113,10 @@ def test_imports_become_relative():
 def test_a_folder_that_exists_is_kept(folder, capsys):
     assert hub_kernels.main([str(folder)]) == 2
     assert "exists; remove it" in capsys.readouterr().err
+
+
+def test_a_folder_without_kernels_for_gpus_is_not_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(hub_kernels.capability, "HAS_TRITON", False)
+    assert hub_kernels.main([str(tmp_path / "kernel")]) == 2
+    assert "Install triton first" in capsys.readouterr().err
+    assert not (tmp_path / "kernel").exists()
