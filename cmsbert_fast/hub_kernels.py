@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cmsbert_fast import atomic
-from cmsbert_fast.ops import capability
 from cmsbert_fast.training.command import Parser
 from cmsbert_fast.training.errors import UsageError, os_reason
 from cmsbert_fast.training.exits import exit_status
@@ -171,7 +170,9 @@ def _run(arguments: Sequence[str]) -> None:
     folder = parser.parse_args(arguments).folder
     if folder.exists():
         raise UsageError(f"{folder} exists; remove it or choose another folder.")
-    if not capability.HAS_TRITON:  # the modules of its kernels are found by importing the packages around them
+    if (
+        importlib.util.find_spec("triton") is None
+    ):  # the modules of its kernels are found by importing the packages around them
         raise UsageError("Install triton first: without it the kernels for GPUs would be missing in the folder.")
     try:
         write_layout(folder)

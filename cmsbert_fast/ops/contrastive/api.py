@@ -35,8 +35,8 @@ def pairwise_contrastive_loss(
 
     Deterministic. Memory beyond inputs and gradients is O(n); but Triton's kernels sort more than 1,024 labelled rows
     of one process by label, and either pass then holds a copy of the embeddings, and "cpu" holds all similarities for
-    the time of a forward pass with gradients while they fit into 192 MiB: up to 4,096 rows of three modalities. 15 n^2 d
-    multiply-adds with three modalities, forward and backward; in one process 12 on PyTorch, 9 on "cpu" where
+    the time of a forward pass with gradients while they fit into 192 MiB: up to 4,096 rows of three modalities.
+    15 n^2 d multiply-adds with three modalities, forward and backward; in one process 12 on PyTorch, 9 on "cpu" where
     similarities are held.
     See ``docs/kernels/contrastive.md``.
 

