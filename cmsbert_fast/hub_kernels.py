@@ -170,9 +170,8 @@ def _run(arguments: Sequence[str]) -> None:
     folder = parser.parse_args(arguments).folder
     if folder.exists():
         raise UsageError(f"{folder} exists; remove it or choose another folder.")
-    if (
-        importlib.util.find_spec("triton") is None
-    ):  # the modules of its kernels are found by importing the packages around them
+    # The modules of its kernels are found by importing the packages around them.
+    if importlib.util.find_spec("triton") is None:
         raise UsageError("Install triton first: without it the kernels for GPUs would be missing in the folder.")
     try:
         write_layout(folder)

@@ -33,14 +33,14 @@ assert not status and not [name for name in {HEAVY} if name in sys.modules]
         (["--version"], f"cmsbert-fast {__version__}"),
     ):
         command = [sys.executable, "-c", code, *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=3000)
+        done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         assert told in done.stdout
 
 
 def test_python_m_is_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cmsbert_fast", "inspect", "nowhere"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=3000)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr == "error: Check the path of the data: nowhere does not exist.\n"
 

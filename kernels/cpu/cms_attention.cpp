@@ -162,7 +162,7 @@ class Attention {
             if (size_[m]) checked_longest(call.modalities[m].cu_seqlens, call.modalities[m].rows);
         // A thread's share must be worth waking it up for; results do not depend on it.
         const double work = static_cast<double>(call.rows) * static_cast<double>(call.heads * call.head_size);
-        call_.threads = std::max<int64_t>(1, std::min(call.threads, static_cast<int64_t>(work / 4096)));
+        call_.threads = threads_for(call.threads, static_cast<int64_t>(work / 4096));
     }
 
     int forward() {

@@ -243,6 +243,9 @@ class Scratch {
 thread_local Scratch thread_scratch, call_scratch;
 constexpr int64_t MOST_KEPT = 4 << 20;  // 16 MiB
 
+// How many of the threads to use, at least one, where there is work for so many that it is worth waking them up.
+inline int64_t threads_for(int64_t threads, int64_t worth) { return std::max<int64_t>(1, std::min(threads, worth)); }
+
 // body(task) for every task, each once, on whichever thread is free. `call` says how many threads there are and what
 // starts them: GOMP_parallel, or null = one thread.
 template <class Call, class Body>

@@ -50,22 +50,17 @@ static_assert(sizeof(Rows) == 18 * 8, "contrastive_call.py lays it out");
 
 namespace {
 
-constexpr int64_t BLOCK = 32;              // rows of a task
-constexpr int64_t TOGETHER = 8;            // rows whose columns' sums are updated together
-constexpr int64_t LEAST_WORK = 1 << 14;    // elements that are worth waking a thread up for
+constexpr int64_t BLOCK = 32;            // rows of a task
+constexpr int64_t TOGETHER = 8;          // rows whose columns' sums are updated together
+constexpr int64_t LEAST_WORK = 1 << 14;  // elements that are worth waking a thread up for
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
-constexpr double EPSILON = 1e-12;          // torch.nn.functional.normalize's
-
-template <class Call>
-void limit_threads(Call& call, int64_t elements) {
-    call.threads = std::max<int64_t>(1, std::min(call.threads, elements / LEAST_WORK));
-}
+constexpr double EPSILON = 1e-12;  // torch.nn.functional.normalize's
 
 class Run {
   public:
     explicit Run(const Contrastive& call)
         : call_(call), width_(padded(call.columns)), temperature_(static_cast<float>(call.temperature)), status_(DONE) {
-        limit_threads(call_, call.tiles * call.rows * call.columns);
+        call_.threads = threads_for(call.threads, call.tiles * call.rows * call.columns / LEAST_WORK);
     }
 
     int statistics() {
@@ -141,7 +136,7 @@ class Run {
         }
     }
 
-    // `of_block`: the columns' log-sum-exps of the first tile; those of the others are `tile` after one another.
+    // `of_block`: where the columns' log-sum-exps of the first tile go; those of the next tile go `of_tile` further on.
     void statistics(int64_t block, float* of_block, int64_t of_tile) {
         const int64_t first = block * BLOCK, last = std::min(call_.rows, first + BLOCK);
         float* targets = thread_scratch.take((TOGETHER + 2 * call_.tiles) * width_, status_);
@@ -239,7 +234,7 @@ float dot(const float* x, const float* y, int64_t n) {
 // body(modality, row) for every row.
 template <class Body>
 int for_each_row(Rows call, const Body& body) {
-    limit_threads(call, call.modalities * call.rows * call.size);
+    call.threads = threads_for(call.threads, call.modalities * call.rows * call.size / LEAST_WORK);
     for_each(call, call.modalities * call.rows, TOGETHER, [&](int64_t task) { body(task / call.rows, task % call.rows); });
     return DONE;
 }

@@ -28,8 +28,7 @@ class Run {
           words_((call.depth + TERMS<T> - 1) / TERMS<T>),
           pieces_(std::max<int64_t>(1, (words_ + DEPTH - 1) / DEPTH)),
           status_(DONE) {
-        const int64_t worth = call.m * call.n * call.depth / LEAST_WORK;
-        call_.threads = std::max<int64_t>(1, std::min(call.threads, worth));
+        call_.threads = threads_for(call.threads, call.m * call.n * call.depth / LEAST_WORK);
     }
 
     int run() {

@@ -149,8 +149,7 @@ class Recurrence {
     static constexpr int64_t LEAST_WORK = 1 << 18;  // multiply-adds of a step that are worth waking a thread up for
 
     void use_threads(int64_t alive) {
-        const int64_t worth = alive * GATES * call_.size * call_.size / LEAST_WORK;
-        call_.threads = std::max<int64_t>(1, std::min(all_threads_, worth));
+        call_.threads = threads_for(all_threads_, alive * GATES * call_.size * call_.size / LEAST_WORK);
     }
 
     // Of W_hh's 4d rows and PANEL columns, packed.

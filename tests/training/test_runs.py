@@ -214,7 +214,7 @@ def torchrun(folder: Path, program: str, *arguments: object) -> subprocess.Popen
 
 def test_torchrun_restarts_and_resumes(tmp_path, base, undisturbed):
     started = torchrun(tmp_path, TORCHRUN, *base, "--output", tmp_path / "out")
-    _, errors = started.communicate(timeout=3000)
+    _, errors = started.communicate(timeout=600)
     assert started.returncode == 0, errors
     run = undisturbed(2)
     assert_same(type(run)([], tmp_path), run)

@@ -37,8 +37,7 @@ def pairwise_contrastive_loss(
     of one process by label, and either pass then holds a copy of the embeddings, and "cpu" holds all similarities for
     the time of a forward pass with gradients while they fit into 192 MiB: up to 4,096 rows of three modalities.
     15 n^2 d multiply-adds with three modalities, forward and backward; in one process 12 on PyTorch, 9 on "cpu" where
-    similarities are held.
-    See ``docs/kernels/contrastive.md``.
+    similarities are held. See ``docs/kernels/contrastive.md``.
 
     Args:
         linguistic, visual, acoustic: (n, d) embeddings, not normalised; any one may be None. float64 (not on Triton),

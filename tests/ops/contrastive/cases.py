@@ -4,6 +4,8 @@ The Triton kernels run on a GPU, or slowly in Triton's interpreter (``TRITON_INT
 ``tests/kernels/test_contrastive_kernels.py`` does with these tests.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,6 +44,14 @@ def score_labels(n: int, seed: int = 1) -> Tensor:
     """Scores in steps of 0.1, as MOSI has them: many exactly delta apart, some 0."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.randint(-12, 13, (n,), generator=generator) / 10).to(DEVICE)
+
+
+def allocations(run: Callable[[], object]) -> list[int]:
+    """Bytes that a CPU gives and, below 0, takes back, in the order of time: every allocation of PyTorch's."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 def compute(z: list[Tensor], temperature: float, function) -> tuple[Tensor, list[Tensor]]:

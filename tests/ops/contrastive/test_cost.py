@@ -19,7 +19,15 @@ from cmsbert_fast.ops.contrastive import torch as torch_engine
 from cmsbert_fast.ops.contrastive.cpu import fits_at_once
 from cmsbert_fast.ops.contrastive.torch import TorchEngine
 from cmsbert_fast.ops.contrastive.types import LABEL_TOLERANCE, Call
-from tests.ops.contrastive.cases import DEVICE, INTERPRETED, embeddings, score_labels, tile, without_library
+from tests.ops.contrastive.cases import (
+    DEVICE,
+    INTERPRETED,
+    allocations,
+    embeddings,
+    score_labels,
+    tile,
+    without_library,
+)
 from tests.ops.launches import launched_on_gpu
 
 
@@ -125,12 +133,13 @@ def peak_on_cpu(
     z = [torch.randn(n, d).to(dtype).requires_grad_(differentiable) for _ in range(modalities)]
     three = [*z, *[None] * (3 - modalities)]
     labels, tau = torch.randn(n), torch.tensor(0.1, requires_grad=differentiable)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+
+    def run() -> None:
         loss = pairwise_contrastive_loss(*three, labels, tau, backend=backend, group=group)
         if differentiable:
             loss.backward()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = list(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+    alive = list(accumulate(allocations(run)))
     gradients = [e.grad for e in (*z, tau)] if differentiable else []
     assert alive[-1] >= sum(g.numel() * g.element_size() for g in gradients)  # nothing was missed
     return max(alive)
