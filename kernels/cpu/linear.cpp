@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t WIDTH = MAX_VECTORS * LANES;  // of a panel
 constexpr int64_t FEW = 64;                     // rows up to which A is packed, not B
-constexpr int64_t STREAMS = 8;                  // rows of B read in turn then: more would fall on the same cache lines
 constexpr int64_t CHUNK = 48;                   // rows of B of a task then
 constexpr int64_t LEAST_ROWS = 96, MOST_ROWS = 1024;  // of a task; fewer and packing costs too much
 constexpr int64_t MOST_COPIED = 4 << 20;              // words of A that are copied at a time
@@ -149,7 +148,7 @@ class Run {
                 const int64_t i = (end - begin) * block / blocks, rows = (end - begin) * (block + 1) / blocks - i;
                 float* to = c + i * c_row;
                 tile_of<T, false>(rows, vectors)(depth, a + i * a_row + k * TERMS<T>, a_row, packed, p ? to : bias,
-                                                 p ? c_row : 0, to, c_row, 0);
+                                                 p ? c_row : 0, to, c_row);
             }
         }
         if (call_.gelu)
@@ -192,7 +191,7 @@ class Run {
         });
         for_each(call_, (call_.n + CHUNK - 1) / CHUNK, 1, [&](int64_t task) {
             const int64_t first = task * CHUNK, n = std::min(CHUNK, call_.n - first);
-            float* c = thread_scratch.take(CHUNK * columns + (copied(call_.b) ? STREAMS * words_ : 0), status_);
+            float* c = thread_scratch.take(CHUNK * columns + (copied(call_.b) ? TILE_ROWS * words_ : 0), status_);
             if (c == nullptr) return;
             transposed_chunk(first, n, packed, c, c + CHUNK * columns);
             for_each_panel([&](int64_t row, int64_t rows, int64_t width) {
@@ -203,32 +202,36 @@ class Run {
     }
 
     // C^T of n rows of B, each panel's (n, width) CHUNK * width after the last one's, from the panels of A's transpose.
+    // A tile's rows lie apart, so that the next tiles go on where this one ends: the CPU fetches long runs ahead.
     void transposed_chunk(int64_t first, int64_t n, const float* packed, float* c, float* copies) const {
-        const int64_t widest = std::min(WIDTH, padded(call_.m)) / LANES;
-        const int64_t most = std::min<int64_t>(STREAMS, most_rows(static_cast<int>(widest)));
-        for (int64_t i = 0, rows; i < n; i += rows) {
-            rows = std::min(most, n - i);
-            const T* b = static_cast<const T*>(call_.b.data) + (first + i) * call_.b.row;
-            int64_t b_row = call_.b.row;
+        const int64_t widest = std::min(WIDTH, padded(call_.m)) / LANES, most = most_rows(static_cast<int>(widest));
+        const int64_t tiles = (n + most - 1) / most;
+        const int64_t bytes = call_.b.row * static_cast<int64_t>(call_.b.bfloat16 ? sizeof(BFloat16) : sizeof(float));
+        for (int64_t i = 0; i < tiles; ++i) {
+            const int64_t rows = (n - i + tiles - 1) / tiles;
+            Operand of_tile = call_.b;
+            of_tile.data = static_cast<const char*>(call_.b.data) + (first + i) * bytes;
+            of_tile.row *= tiles;
+            const T* b = static_cast<const T*>(of_tile.data);
+            int64_t b_row = of_tile.row;
             if (copied(call_.b)) {
                 for (int64_t r = 0; r < rows; r += LANES)
-                    copy_rows(call_.b, first + i + r, std::min<int64_t>(LANES, rows - r), copies + r * words_);
+                    copy_rows(of_tile, r, std::min<int64_t>(LANES, rows - r), copies + r * words_);
                 b = reinterpret_cast<const T*>(copies);
                 b_row = words_ * TERMS<T>;
             }
-            float bias[STREAMS][WIDTH];
+            float bias[TILE_ROWS][WIDTH];
             for (int64_t r = 0; r < rows; ++r)
                 for (int64_t j = 0; j < WIDTH; j += LANES)
-                    store(bias[r] + j, splat(call_.bias ? call_.bias[first + i + r] : 0.0f));
+                    store(bias[r] + j, splat(call_.bias ? call_.bias[first + i + r * tiles] : 0.0f));
             for_each_panel([&](int64_t row, int64_t, int64_t width) {
                 const auto product = row || copied(call_.b) ? tile_of<T, false>(rows, width / LANES)
                                                             : tile_of<T, true>(rows, width / LANES);
                 float* to = c + row * CHUNK + i * width;
                 for (int64_t p = 0; p < pieces_; ++p) {
-                    const int64_t k = piece(p), end = piece(p + 1);
-                    const int64_t next = end < words_ ? end * TERMS<T> : rows * b_row;
-                    product(end - k, b + k * TERMS<T>, b_row, packed + row * words_ + k * width, p ? to : bias[0],
-                            p ? width : WIDTH, to, width, next - k * TERMS<T>);
+                    const int64_t k = piece(p);
+                    product(piece(p + 1) - k, b + k * TERMS<T>, b_row, packed + row * words_ + k * width,
+                            p ? to : bias[0], p ? tiles * width : WIDTH, to, tiles * width);
                 }
             });
         }

@@ -115,7 +115,9 @@ class Recurrence {
         for (int64_t t = 0, begin = 0; t < call_.steps; begin += call_.batch_sizes[t++]) {
             const int64_t alive = call_.batch_sizes[t], before = t ? begin - call_.batch_sizes[t - 1] : -1;
             use_threads(alive);
-            for_each(call_, units_, 1, [&](int64_t unit) {
+            for_each(call_, units_, 1, [&](int64_t task) {
+                // To and fro: the weights read last in a step are still in the core's cache for the next.
+                const int64_t unit = t % 2 ? units_ - 1 - task : task;
                 forward_units(unit, begin, before, alive, packed ? packed + unit * words_ * PANEL : nullptr);
             });
         }

@@ -51,21 +51,21 @@ inline Vec words(Vec first, Vec second) {
 
 // ------------------------------------------------------------------ tiles
 
-constexpr int ACCUMULATORS = MAX_VECTORS * MAX_ROWS;
-constexpr int most_rows(int vectors) { return ACCUMULATORS / vectors; }
+constexpr int TILE_ROWS = 8;  // at most: addresses of more do not fit into the registers
+constexpr int most_rows(int vectors) { return std::min(MAX_VECTORS * MAX_ROWS / vectors, TILE_ROWS); }
 
 // C (ROWS, VECTORS x LANES) = start + A (ROWS, depth words) times a panel (depth words, VECTORS x LANES). `start`'s rows
-// are start_row apart: C itself, or one row for all (0). FETCHES: the words `ahead` of A's are prefetched.
+// are start_row apart: C itself, or one row for all (0). FETCHES: what lies AHEAD of a row's words in memory is prefetched.
 template <class T, int ROWS, int VECTORS, bool FETCHES>
 void tile(int64_t depth, const T* a, int64_t a_row, const float* panel, const float* start, int64_t start_row, float* c,
-          int64_t c_row, int64_t ahead) {
-    constexpr int64_t LINE = 16;  // words of a cache line
+          int64_t c_row) {
+    constexpr int64_t LINE = 16, AHEAD = 128;  // words: of a cache line; eight lines
     Vec total[ROWS][VECTORS];
     for (int i = 0; i < ROWS; ++i)
         for (int j = 0; j < VECTORS; ++j) total[i][j] = Vec{};
     for (int64_t k = 0; k < depth;) {
         if (FETCHES)
-            for (int i = 0; i < ROWS; ++i) __builtin_prefetch(a + i * a_row + ahead, 0, 2);
+            for (int i = 0; i < ROWS; ++i) __builtin_prefetch(a + i * a_row + AHEAD * TERMS<T>, 0, 2);
         for (const int64_t end = FETCHES ? std::min(k + LINE, depth) : depth; k < end; ++k) {
             Vec row[VECTORS];
             for (int j = 0; j < VECTORS; ++j) row[j] = load(panel + j * LANES);
@@ -85,7 +85,7 @@ void tile(int64_t depth, const T* a, int64_t a_row, const float* panel, const fl
 }
 
 template <class T>
-using Tile = void (*)(int64_t, const T*, int64_t, const float*, const float*, int64_t, float*, int64_t, int64_t);
+using Tile = void (*)(int64_t, const T*, int64_t, const float*, const float*, int64_t, float*, int64_t);
 
 template <class T, bool FETCHES, int VECTORS, int... ROWS>
 Tile<T> tile_of(int64_t rows, std::integer_sequence<int, ROWS...>) {
