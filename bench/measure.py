@@ -20,10 +20,9 @@ from torch import Tensor
 
 from bench import peak
 from cmsbert_fast.kernels.cpu import library
-from cmsbert_fast.ops.capability import has_fast_bfloat16
+from cmsbert_fast.ops.capability import has_matrix_unit, why_slow_bfloat16
 
 RESAMPLES = 2000
-NO_BFLOAT16 = "this processor has no bfloat16 instructions"
 
 
 def synchronize(device: torch.device) -> None:
@@ -220,11 +219,11 @@ def machine(device: torch.device) -> dict[str, object]:
     size = 8192 if device.type == "cuda" else 2048
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        if dtype == torch.bfloat16 and not has_fast_bfloat16(device):
+        if dtype == torch.bfloat16 and why_slow_bfloat16(device) is not None:
             size = 256  # seconds a product otherwise
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         rate = 2 * size**3 / _best(functools.partial(torch.matmul, a, b), device)
-        if device.type == "cpu" and has_fast_bfloat16(device):
+        if device.type == "cpu":
             rate = max(rate, peak.flops_per_second(dtype, torch.get_num_threads()) or 0)
         rates[str(dtype).removeprefix("torch.")] = rate
     facts["matrix_flops_per_second"] = rates
@@ -244,4 +243,4 @@ def _processor() -> str:
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
                 break
-    return f"{name} with {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}{' and AMX' if has_matrix_unit() else ''}"

@@ -136,15 +136,26 @@ def _has_feature(name: str) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 run on instructions meant for them, and not far slower than in float32.
+def why_slow_bfloat16(device: torch.device) -> str | None:
+    """Why matrix products in bfloat16 take longer than in float32 on this device.
 
-    GPUs: True. CPUs: what oneDNN needs (AVX-512 or Arm's bfloat16 instructions); without them PyTorch falls back to
-    loops that are tens of times slower than float32. A build of PyTorch that cannot tell counts as True.
+    GPUs have instructions for them. Without a CPU's, which oneDNN asks for, PyTorch falls back to loops. Intel's vector
+    instructions for bfloat16 do half as many operations as float32's, unlike AMD's: only the matrix unit is faster. A
+    build of PyTorch that cannot tell counts as fast.
     """
     if device.type != "cpu":
-        return True
+        return None
     try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     except (AttributeError, RuntimeError):  # a private name, and builds without oneDNN have none
-        return True
+        return None
+    if not supported:
+        return "this CPU has no bfloat16 instructions, so bfloat16 takes many times as long as float32"
+    if _vendor() == "GenuineIntel" and not has_matrix_unit():
+        return "this Intel CPU shows no matrix unit (AMX), so bfloat16 takes longer than float32"
+    return None
+
+
+def has_matrix_unit() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 in tiles (Intel's AMX)."""
+    return _has_feature("amx_bf16")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cmsbert_fast.models.casting import cast_weights
-from cmsbert_fast.ops.capability import has_fast_bfloat16
+from cmsbert_fast.ops.capability import why_slow_bfloat16
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -22,12 +22,8 @@ def held_weights(model: nn.Module, precision: str, device: torch.device) -> Abst
 
 def precision_warning(precision: str, device: torch.device) -> str | None:
     """A warning if the precision is slow on this device, else None."""
-    if precision != "bf16" or has_fast_bfloat16(device):
-        return None
-    return (
-        "warning: this CPU has no bfloat16 instructions, so --precision bf16 takes many times as long as float32; "
-        "use --precision fp32."
-    )
+    why = why_slow_bfloat16(device) if precision == "bf16" else None
+    return None if why is None else f"warning: {why}; use --precision fp32."
 
 
 def upcast(values: Tensor) -> Tensor:

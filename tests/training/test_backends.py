@@ -8,7 +8,8 @@ import torch
 from cmsbert_fast import CMSBertForSequenceClassification
 from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.models.registry import VARIANTS, Variant
-from cmsbert_fast.ops.capability import has_fast_bfloat16
+from cmsbert_fast.ops import capability
+from cmsbert_fast.ops.capability import why_slow_bfloat16
 from cmsbert_fast.training import preflight, runs
 from cmsbert_fast.training.backends import backend_report, chosen_backend
 from cmsbert_fast.training.command import Command
@@ -65,9 +66,9 @@ def test_operators_that_no_run_uses_are_not_asked(monkeypatch):
 
 def test_bf16_on_a_cpu_without_its_instructions_warns_once(train, short, tmp_path, monkeypatch):
     arguments = [*short, "--device", "cpu", "--variant", "bert", "--epochs", 1, "--seeds", 0, 1]
-    for fast, precision, expected in ((False, "bf16", 1), (False, "fp32", 0), (True, "bf16", 0)):
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast, raising=False)
-        status, errors = train(*arguments, "--precision", precision, "--output", tmp_path / f"{precision}-{fast}")
+    for slow, precision, expected in (("slow", "bf16", 1), ("slow", "fp32", 0), (None, "bf16", 0)):
+        monkeypatch.setattr("cmsbert_fast.training.precision.why_slow_bfloat16", lambda device, slow=slow: slow)
+        status, errors = train(*arguments, "--precision", precision, "--output", tmp_path / f"{precision}-{slow}")
         assert status == 0
         told = [line for line in errors.splitlines() if line.startswith("warning")]
         assert len(told) == expected
@@ -84,14 +85,28 @@ def test_rank_0_alone_warns_of_bf16(monkeypatch, capsys):
         assert ("warning" in capsys.readouterr().err) == (rank == 0)
 
 
-def test_what_computes_fast_in_bfloat16(monkeypatch):
-    for answer in (True, False):
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda a=answer: a, raising=False)
-        assert has_fast_bfloat16(torch.device("cpu")) is answer
-        assert has_fast_bfloat16(torch.device("cuda"))
+@pytest.mark.parametrize(
+    ("supported", "vendor", "features", "expected"),
+    [
+        (True, "AuthenticAMD", "avx512_bf16", None),
+        (True, "GenuineIntel", "avx512_bf16 amx_bf16", None),
+        (True, "GenuineIntel", "avx512_bf16", "no matrix unit"),
+        (False, "AuthenticAMD", "avx2", "no bfloat16 instructions"),
+        (False, "GenuineIntel", "avx2", "no bfloat16 instructions"),
+    ],
+)
+def test_what_computes_slowly_in_bfloat16(monkeypatch, supported, vendor, features, expected):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported, raising=False)
+    monkeypatch.setattr(capability, "_vendor", lambda: vendor)
+    monkeypatch.setattr(capability, "_has_feature", lambda name: name in features.split())
+    why = why_slow_bfloat16(torch.device("cpu"))
+    assert why is None if expected is None else expected in why
+    assert why_slow_bfloat16(torch.device("cuda")) is None
 
+
+def test_nobody_is_warned_of_bfloat16_on_a_guess(monkeypatch):
     def missing() -> bool:
         raise AttributeError
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", missing)
-    assert has_fast_bfloat16(torch.device("cpu"))  # nobody is warned on a guess
+    assert why_slow_bfloat16(torch.device("cpu")) is None

@@ -11,16 +11,14 @@ from torch import Tensor
 
 from cmsbert_fast.kernels.cpu import library
 from cmsbert_fast.kernels.cpu.product import matrix_product
-from cmsbert_fast.ops.capability import has_fast_bfloat16, why_not_own_products
+from cmsbert_fast.ops.capability import why_not_own_products, why_slow_bfloat16
 from cmsbert_fast.ops.lstm import torch as plain
 
 
 def product_dtype() -> torch.dtype:
-    """The dtype of the recurrence's products: bfloat16 under autocast to it where the CPU has instructions for it, or
-    else float32.
-    """
+    """The dtype of the recurrence's products: bfloat16 under autocast to it, if the CPU is fast at it, or float32."""
     rounds = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return torch.bfloat16 if rounds and has_fast_bfloat16(torch.device("cpu")) else torch.float32
+    return torch.bfloat16 if rounds and why_slow_bfloat16(torch.device("cpu")) is None else torch.float32
 
 
 _CALL = struct.Struct("=14q")  # ``LSTM`` of the C++; pointers are integers

@@ -153,7 +153,7 @@ def hidden_and_gradients(lstm, frames, packing, backend, run=PackedLSTM.__call__
 @pytest.fixture(autouse=True)
 def bfloat16_everywhere(monkeypatch):
     """The compiled recurrence rounds on every CPU; only its speed wants instructions for it."""
-    monkeypatch.setattr(cpu, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(cpu, "why_slow_bfloat16", lambda device: None)
 
 
 # Sizes: parts of a vector, several panels; the depth of a sum's first part (256). Sequences: several groups of rows.
@@ -314,7 +314,7 @@ def test_autocast_to_bfloat16_rounds_the_products_alone(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = lstm(frames, packing)
         assert torch.equal(lstm(frames, packing, backend="torch"), of_torch)
-        monkeypatch.setattr(cpu, "has_fast_bfloat16", lambda device: False)
+        monkeypatch.setattr(cpu, "why_slow_bfloat16", lambda device: "it lacks them")
         assert torch.equal(lstm(frames, packing), exact)  # no instructions for it
     with torch.autocast("cpu", torch.float16):
         assert torch.equal(lstm(frames, packing), exact)
