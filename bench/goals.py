@@ -187,6 +187,11 @@ CPU_GOALS = [
         )
         for n, limit in ((4096, 0.45), (128, 0.6))
     ),
+    Goal(
+        "cmsbert-clr step beside two busy processes / alone: three times the fair share of two cores",
+        6.0,
+        _ratio(names.STEP, names.BUSY, names.OURS_CLR, names.NOBODY_ELSE),
+    ),
     Goal("activations kept for the backward pass / padded torch backend", 0.4, _activations),
     Goal(
         "exponent of CMS attention's time in the batch, MOSI lengths",

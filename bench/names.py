@@ -73,6 +73,9 @@ VARIANTS, PAPER_VARIANTS = (
 )
 RANDOM_BATCHES = f"cmsbert-clr in bfloat16, random batches of MOSI lengths, batch {BATCH}"
 STEP_GROWTH = "cmsbert-clr, BERT-base shape, batch 16 to 128"
+OTHERS = 2  # busy processes of one thread each
+BUSY = f"{OTHERS} other processes on the same cores, cmsbert-clr, MOSI lengths, batch {BATCH}"
+NOBODY_ELSE = "ours, nobody else on the cores"
 ATTENTION_GROWTH = "forward + backward, MOSI lengths"
 
 

@@ -8,10 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench import names
-from bench.names import BATCH
+from bench.names import BATCH, OTHERS
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHERS = 2  # processes, each of one thread that never waits
 BUSY = (
     "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with the benchmark, however that ends
 )
@@ -50,14 +49,13 @@ def times(others: int, waiting: dict[str, str]) -> list[float]:
 
 
 def test_busy_machine(race, device):
-    case = f"{OTHERS} other processes on the same cores, cmsbert-clr, MOSI lengths, batch {BATCH}"
     if device.type != "cpu":
-        race.skip(names.STEP, case, "it is for CPUs")
+        race.skip(names.STEP, names.BUSY, "it is for CPUs")
         return
     runs = {
         names.OURS_CLR: (OTHERS, {}),
         "with the 300,000 spins of GCC's OpenMP by default": (OTHERS, {"GOMP_SPINCOUNT": "300000"}),
-        "ours, nobody else on the cores": (0, {}),
+        names.NOBODY_ELSE: (0, {}),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(LAUNCHES):
@@ -66,7 +64,7 @@ def test_busy_machine(race, device):
     race.record(
         kind="race",
         suite=names.STEP,
-        case=case,
+        case=names.BUSY,
         seconds=seconds,
         memory={},
         facts={},
