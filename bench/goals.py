@@ -188,7 +188,7 @@ CPU_GOALS = [
         for n, limit in ((4096, 0.45), (128, 0.6))
     ),
     Goal(
-        "cmsbert-clr step beside two busy processes / alone: three times the fair share of two cores",
+        "cmsbert-clr step beside two busy processes / alone, of which a fair share of two cores is 2",
         6.0,
         _ratio(names.STEP, names.BUSY, names.OURS_CLR, names.NOBODY_ELSE),
     ),

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from bench import peak
 from cmsbert_fast.kernels.cpu import library
-from cmsbert_fast.ops.capability import has_matrix_unit, why_slow_bfloat16
+from cmsbert_fast.ops.capability import has_bfloat16_products, has_matrix_unit
 
 RESAMPLES = 2000
+NO_BFLOAT16 = "this processor has no bfloat16 instructions"
 
 
 def synchronize(device: torch.device) -> None:
@@ -219,7 +220,7 @@ def machine(device: torch.device) -> dict[str, object]:
     size = 8192 if device.type == "cuda" else 2048
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        if dtype == torch.bfloat16 and why_slow_bfloat16(device) is not None:
+        if dtype == torch.bfloat16 and not has_bfloat16_products(device):
             size = 256  # seconds a product otherwise
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         rate = 2 * size**3 / _best(functools.partial(torch.matmul, a, b), device)

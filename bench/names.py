@@ -17,6 +17,7 @@ SUITES = [ATTENTION, CONTRASTIVE, STEP, INFERENCE, DATA, SCALING]
 
 OURS = "ours"
 OURS_CLR = "ours: cmsbert-clr"
+NOBODY_ELSE = "ours, nobody else on the cores"
 OURS_BFLOAT16 = "ours in bfloat16"
 OURS_FLOAT32 = "ours in float32"
 F_LINEAR = "with F.linear's products"
@@ -73,9 +74,8 @@ VARIANTS, PAPER_VARIANTS = (
 )
 RANDOM_BATCHES = f"cmsbert-clr in bfloat16, random batches of MOSI lengths, batch {BATCH}"
 STEP_GROWTH = "cmsbert-clr, BERT-base shape, batch 16 to 128"
-OTHERS = 2  # busy processes of one thread each
-BUSY = f"{OTHERS} other processes on the same cores, cmsbert-clr, MOSI lengths, batch {BATCH}"
-NOBODY_ELSE = "ours, nobody else on the cores"
+BUSY_PROCESSES = 2  # of one thread each
+BUSY = f"{BUSY_PROCESSES} other processes on the same cores, cmsbert-clr, MOSI lengths, batch {BATCH}"
 ATTENTION_GROWTH = "forward + backward, MOSI lengths"
 
 

@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int TOTALS = 4 * MAX_ROWS;  // enough to hide an instruction's latency, few enough for the registers
+constexpr int TOTALS = MAX_VECTORS * MAX_ROWS;  // enough to hide an instruction's latency, few enough for the registers
 volatile float sink;
 
 template <class Step>

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench import names
-from bench.names import BATCH, OTHERS
+from bench.names import BATCH, BUSY_PROCESSES
 
 ROOT = Path(__file__).resolve().parents[1]
-BUSY = (
+SPINNING = (
     "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"  # ends with the benchmark, however that ends
 )
 LAUNCHES, STEPS = 3, 5
@@ -40,7 +40,7 @@ def times(others: int, waiting: dict[str, str]) -> list[float]:
     """The seconds of some steps in a process of their own, beside others that keep a core each busy."""
     with ExitStack() as stack:
         for _ in range(others):
-            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", SPINNING]))
             stack.callback(busy.kill)  # before the wait that leaving the context is
         environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | waiting
         command = [sys.executable, "-c", CODE]
@@ -53,8 +53,8 @@ def test_busy_machine(race, device):
         race.skip(names.STEP, names.BUSY, "it is for CPUs")
         return
     runs = {
-        names.OURS_CLR: (OTHERS, {}),
-        "with the 300,000 spins of GCC's OpenMP by default": (OTHERS, {"GOMP_SPINCOUNT": "300000"}),
+        names.OURS_CLR: (BUSY_PROCESSES, {}),
+        "with the 300,000 spins of GCC's OpenMP by default": (BUSY_PROCESSES, {"GOMP_SPINCOUNT": "300000"}),
         names.NOBODY_ELSE: (0, {}),
     }
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -8,14 +8,14 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from bench import names
+from bench import measure, names
 from bench.rivals import runtimes
 from bench.rivals.models import MagBert, TextBert, padded_clr
 from bench.steps import mag, of_pieces
 from bench.workload import PADDED_LENGTH, ModelBatch, Work, draw_lengths, make_config, step_flops
 from cmsbert_fast import CMSBertCLRForSequenceClassification, CMSBertConfig
 from cmsbert_fast.models.casting import cast_weights
-from cmsbert_fast.ops.capability import why_slow_bfloat16
+from cmsbert_fast.ops.capability import has_bfloat16_products
 
 PAUSE = 0.02
 SAME_MODEL = (names.SAME_PACKED, names.SAME_TO_50, names.SAME_TO_THE_LONGEST, names.SAME_COMPILED, names.LITERAL)
@@ -52,7 +52,7 @@ def logits_by_contender(
         return run
 
     half = model
-    if device.type == "cpu" and why_slow_bfloat16(device) is None:
+    if device.type == "cpu" and has_bfloat16_products(device):
         half = copy.deepcopy(model)
         with torch.no_grad():
             stack.enter_context(cast_weights(half, torch.bfloat16))
@@ -73,7 +73,7 @@ def logits_by_contender(
         names.TEXT_BERT: of(lambda: text(to_the_longest)[0]),
         names.OURS_BFLOAT16: of(in_bfloat16),
     }
-    others, missing = runtimes.contenders(text, device, why_slow_bfloat16(device))
+    others, missing = runtimes.contenders(text, device, has_bfloat16_products(device))
     for name, run in others.items():
         runs[name] = functools.partial(run, to_the_longest)
         if len(lengths) > 1:
@@ -88,8 +88,8 @@ def test_inference(race, device, batch_size):
     with ExitStack() as stack:
         every, missing = logits_by_contender(config, lengths, device, stack)
         missing |= race.without_compiled([names.SAME_COMPILED])
-        if (why := why_slow_bfloat16(device)) is not None:
-            missing[names.OURS_BFLOAT16] = why
+        if not has_bfloat16_products(device):
+            missing[names.OURS_BFLOAT16] = measure.NO_BFLOAT16
         if device.type == "cpu" and batch_size > 64:
             missing |= {
                 names.SAME_COMPILED: "compiled for smaller batches only: minutes on this machine",

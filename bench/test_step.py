@@ -20,7 +20,7 @@ from cmsbert_fast import (
     pairwise_contrastive_loss,
 )
 from cmsbert_fast.kernels.cpu import library
-from cmsbert_fast.ops.capability import why_slow_bfloat16
+from cmsbert_fast.ops.capability import has_bfloat16_products
 from cmsbert_fast.ops.dispatch import choose_backend
 from cmsbert_fast.ops.dropout.api import Dropout
 from cmsbert_fast.ops.lstm import cpu as lstm_cpu
@@ -60,8 +60,8 @@ def race_steps(race, device, case, batch_size):
         names.OURS_BFLOAT16: (model, autocast(lambda: model(**batch.packed).loss, device)),
     }
     missing = {}
-    if (why := why_slow_bfloat16(device)) is not None:
-        missing[names.OURS_BFLOAT16] = why
+    if not has_bfloat16_products(device):
+        missing[names.OURS_BFLOAT16] = measure.NO_BFLOAT16
         del forwards[names.OURS_BFLOAT16]
     steps = {
         name: trainer.step(forward) if owner is model else plain_step(owner, forward)
@@ -96,8 +96,8 @@ def test_bfloat16(race, device):
     in bfloat16 take up to 1.4 times as long as with their neighbours.
     """
     batches = 13
-    if (why := why_slow_bfloat16(device)) is not None:
-        race.skip(names.STEP, names.RANDOM_BATCHES, why)
+    if not has_bfloat16_products(device):
+        race.skip(names.STEP, names.RANDOM_BATCHES, measure.NO_BFLOAT16)
         return
     config = make_config()
     model = clr(config, device)

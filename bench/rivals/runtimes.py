@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import names
+from bench import measure, names
 from bench.rivals.models import TextBert
 
 INPUTS = ("input_ids", "attention_mask")
@@ -58,13 +58,13 @@ def write_onnx(model: TextBert, path: Path) -> None:
     )
 
 
-def contenders(model: TextBert, device: torch.device, no_bfloat16: str | None) -> tuple[dict[str, Run], dict[str, str]]:
+def contenders(model: TextBert, device: torch.device, bfloat16: bool) -> tuple[dict[str, Run], dict[str, str]]:
     """Each runtime's model by the contender's name; and why the others are missing.
 
     Args:
         model: Whose weights they have.
         device: Where the others run.
-        no_bfloat16: Why bfloat16 is not raced on this CPU, or None.
+        bfloat16: Whether this CPU has instructions for it.
     """
     made: dict[str, Callable[[Path], Run]] = {
         names.ONNXRUNTIME: _in_onnxruntime,
@@ -73,8 +73,8 @@ def contenders(model: TextBert, device: torch.device, no_bfloat16: str | None) -
     }
     packages = {name: "onnxruntime" if name == names.ONNXRUNTIME else "openvino" for name in made}
     missing = {name: why for name in made if (why := why_not(packages[name], device)) is not None}
-    if no_bfloat16 is not None:
-        missing.setdefault(names.OPENVINO_BFLOAT16, no_bfloat16)
+    if not bfloat16:
+        missing.setdefault(names.OPENVINO_BFLOAT16, measure.NO_BFLOAT16)
     if len(missing) == len(made):
         return {}, missing
     folder = Path(tempfile.mkdtemp(prefix="cmsbert-bench-"))

@@ -135,23 +135,30 @@ def _has_feature(name: str) -> bool:
     return name in build.cpu_features().split()
 
 
+def has_bfloat16_products(device: torch.device) -> bool:
+    """Whether PyTorch multiplies matrices of bfloat16 with instructions.
+
+    GPUs: True. CPUs: what oneDNN needs (AVX-512 or Arm's bfloat16 instructions); without it PyTorch falls back to loops
+    that are tens of times slower than float32. A build of PyTorch that cannot tell counts as True.
+    """
+    if device.type != "cpu":
+        return True
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a private name, and builds without oneDNN have none
+        return True
+
+
 @torch.compiler.assume_constant_result
 def why_slow_bfloat16(device: torch.device) -> str | None:
     """Why matrix products in bfloat16 take longer than in float32 on this device.
 
-    GPUs have instructions for them. Without a CPU's, which oneDNN asks for, PyTorch falls back to loops. Intel's vector
-    instructions for bfloat16 do half as many operations as float32's, unlike AMD's: only the matrix unit is faster. A
-    build of PyTorch that cannot tell counts as fast.
+    Intel's vector instructions for bfloat16 do half as many operations as float32's, unlike AMD's: only the matrix unit
+    is faster.
     """
-    if device.type != "cpu":
-        return None
-    try:
-        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    except (AttributeError, RuntimeError):  # a private name, and builds without oneDNN have none
-        return None
-    if not supported:
+    if not has_bfloat16_products(device):
         return "this CPU has no bfloat16 instructions, so bfloat16 takes many times as long as float32"
-    if _vendor() == "GenuineIntel" and not has_matrix_unit():
+    if device.type == "cpu" and _vendor() == "GenuineIntel" and not has_matrix_unit():
         return "this Intel CPU shows no matrix unit (AMX), so bfloat16 takes longer than float32"
     return None
 

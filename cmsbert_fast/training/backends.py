@@ -1,4 +1,4 @@
-"""Backends of a run's operators on its device, and whether bfloat16 is fast there."""
+"""Backends of a run's operators on its device."""
 
 from collections.abc import Sequence
 

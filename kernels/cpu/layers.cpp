@@ -76,9 +76,10 @@ class Run {
         float *mean = inner + rows_ * layer_.inner, *softmax = mean + rows_ * columns;
         float* gates = softmax + 2 * rows_ * call_.heads;
 
-        linear(layer_.query, x_, width_, width_, q);
-        linear(layer_.key, x_, width_, width_, k);
-        linear(layer_.value, x_, width_, width_, v);
+        const Product projections[] = {product(layer_.query, x_, width_, width_, q),
+                                       product(layer_.key, x_, width_, width_, k),
+                                       product(layer_.value, x_, width_, width_, v)};
+        note(matrix_products(projections, 3));
         for (int m = 0; m < 2; ++m)
             if (call_.modalities[m].size) gates = gate(layer_.shifts[m], call_.modalities[m], gates);
         call_.query = {q, width_, call_.head_size};
@@ -105,6 +106,11 @@ class Run {
     }
 
     void linear(const Dense& dense, const float* x, int64_t depth, int64_t n, float* out, bool gelu = false) {
+        const Product call = product(dense, x, depth, n, out, gelu);
+        note(matrix_product(&call));
+    }
+
+    Product product(const Dense& dense, const float* x, int64_t depth, int64_t n, float* out, bool gelu = false) const {
         Product product{};
         product.a = {x, depth, 1, 0};
         product.b = {dense.weight, depth, 1, bfloat16_};
@@ -118,7 +124,7 @@ class Run {
         product.gelu = gelu;
         product.threads = call_.threads;
         product.parallel = call_.parallel;
-        note(matrix_product(&product));
+        return product;
     }
 
     // The two halves of W_g [X_i; V_j] + b: p_i of tokens, r_j of frames. Returns what follows them.

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t WIDTH = MAX_VECTORS * LANES;  // of a panel
 constexpr int64_t FEW = 64;                     // rows up to which A is packed, not B
-constexpr int64_t CHUNK = 48;                   // rows of B of a task then
+constexpr int64_t TILES = 7;  // of a task then; of an even number, rows of 768 floats would share few sets of the cache
 constexpr int64_t LEAST_ROWS = 96, MOST_ROWS = 1024;  // of a task; fewer and packing costs too much
 constexpr int64_t MOST_COPIED = 4 << 20;              // words of A that are copied at a time
 constexpr int64_t LEAST_WORK = 1 << 18;               // multiply-adds that are worth waking a thread up for
@@ -26,15 +26,37 @@ class Run {
         : call_(call),
           words_((call.depth + TERMS<T> - 1) / TERMS<T>),
           pieces_(std::max<int64_t>(1, (words_ + DEPTH - 1) / DEPTH)),
+          chunk_(TILES * most_rows(static_cast<int>(std::min(WIDTH, padded(call.m)) / LANES))),
           status_(DONE) {
         call_.threads = threads_for(call.threads, call.m * call.n * call.depth / LEAST_WORK);
     }
 
+    static bool has_few_rows(const Product& call) { return call.m <= FEW && call.b.column == 1; }
+
+    // Products of the same few rows A: packed once, and threads are woken up once.
+    static int few_rows(const Product* calls, int64_t count) {
+        Product all = calls[0];
+        for (int64_t i = 1; i < count; ++i) all.n += calls[i].n;
+        Run run(all);
+        float* packed = call_scratch.take(run.words_ * padded(all.m) + 1, run.status_);  // 1: of depth 0, too
+        if (packed == nullptr) return run.status_;
+        run.for_each_panel([&](int64_t row, int64_t rows, int64_t width) {
+            run.pack(all.a, row, rows, 0, run.words_, width, packed + row * run.words_);
+        });
+        const auto chunks = [&](const Product& call) { return (call.n + run.chunk_ - 1) / run.chunk_; };
+        int64_t tasks = 0;
+        for (int64_t i = 0; i < count; ++i) tasks += chunks(calls[i]);
+        for_each(run.call_, tasks, 1, [&](int64_t task) {
+            const Product* call = calls;
+            for (; task >= chunks(*call); ++call) task -= chunks(*call);
+            Run of_call(*call);
+            of_call.chunk(task * run.chunk_, packed);
+            if (of_call.status_ != DONE) run.status_ = of_call.status_.load();
+        });
+        return run.status_;
+    }
+
     int run() {
-        if (call_.m <= FEW && call_.b.column == 1) {
-            few_rows();
-            return status_;
-        }
         if (!copied(call_.a)) {
             columns(static_cast<const T*>(call_.a.data), call_.a.row, 0, call_.m);
             return status_;
@@ -182,35 +204,27 @@ class Run {
         }
     }
 
-    void few_rows() {
-        const int64_t columns = padded(call_.m);
-        float* packed = call_scratch.take(words_ * columns + 1, status_);  // 1: a depth of 0 is no lack of memory
-        if (packed == nullptr) return;
+    // A chunk's columns of C from the panels of A's transpose.
+    void chunk(int64_t first, const float* packed) {
+        const int64_t n = std::min(chunk_, call_.n - first), columns = padded(call_.m);
+        float* c = thread_scratch.take(chunk_ * columns + (copied(call_.b) ? TILE_ROWS * words_ : 0), status_);
+        if (c == nullptr) return;
+        transposed_chunk(first, n, packed, c, c + chunk_ * columns);
         for_each_panel([&](int64_t row, int64_t rows, int64_t width) {
-            pack(call_.a, row, rows, 0, words_, width, packed + row * words_);
-        });
-        for_each(call_, (call_.n + CHUNK - 1) / CHUNK, 1, [&](int64_t task) {
-            const int64_t first = task * CHUNK, n = std::min(CHUNK, call_.n - first);
-            float* c = thread_scratch.take(CHUNK * columns + (copied(call_.b) ? TILE_ROWS * words_ : 0), status_);
-            if (c == nullptr) return;
-            transposed_chunk(first, n, packed, c, c + CHUNK * columns);
-            for_each_panel([&](int64_t row, int64_t rows, int64_t width) {
-                if (call_.gelu) activate(c + row * CHUNK, n * width);
-                put_transposed(row, rows, first, n, c + row * CHUNK, width);
-            });
+            if (call_.gelu) activate(c + row * chunk_, n * width);
+            put_transposed(row, rows, first, n, c + row * chunk_, width);
         });
     }
 
-    // C^T of n rows of B, each panel's (n, width) CHUNK * width after the last one's, from the panels of A's transpose.
-    // A tile's rows lie apart, so that the next tiles go on where this one ends: the CPU fetches long runs ahead.
+    // C^T of n rows of B, each panel's (n, width) chunk_ * width after the last one's, from the panels of A's transpose.
+    // A tile takes rows that lie apart, each the begin of a run that the next tiles continue: the CPU fetches long runs
+    // ahead.
     void transposed_chunk(int64_t first, int64_t n, const float* packed, float* c, float* copies) const {
-        const int64_t widest = std::min(WIDTH, padded(call_.m)) / LANES, most = most_rows(static_cast<int>(widest));
-        const int64_t tiles = (n + most - 1) / most;
-        const int64_t bytes = call_.b.row * static_cast<int64_t>(call_.b.bfloat16 ? sizeof(BFloat16) : sizeof(float));
+        const int64_t most = chunk_ / TILES, tiles = (n + most - 1) / most;
         for (int64_t i = 0; i < tiles; ++i) {
             const int64_t rows = (n - i + tiles - 1) / tiles;
             Operand of_tile = call_.b;
-            of_tile.data = static_cast<const char*>(call_.b.data) + (first + i) * bytes;
+            with_data(call_.b, [&](auto* x) { of_tile.data = x + (first + i) * call_.b.row; });
             of_tile.row *= tiles;
             const T* b = static_cast<const T*>(of_tile.data);
             int64_t b_row = of_tile.row;
@@ -227,7 +241,7 @@ class Run {
             for_each_panel([&](int64_t row, int64_t, int64_t width) {
                 const auto product = row || copied(call_.b) ? tile_of<T, false>(rows, width / LANES)
                                                             : tile_of<T, true>(rows, width / LANES);
-                float* to = c + row * CHUNK + i * width;
+                float* to = c + row * chunk_ + i * width;
                 for (int64_t p = 0; p < pieces_; ++p) {
                     const int64_t k = piece(p);
                     product(piece(p + 1) - k, b + k * TERMS<T>, b_row, packed + row * words_ + k * width,
@@ -254,14 +268,24 @@ class Run {
 
     Product call_;
     int64_t words_, pieces_;
+    int64_t chunk_;  // rows of B of a task where A has few
     std::atomic<int> status_;
 };
 
+template <class T>
+int products(const Product* calls, int64_t count) {
+    if (std::all_of(calls, calls + count, Run<T>::has_few_rows)) return Run<T>::few_rows(calls, count);
+    int status = DONE;
+    for (int64_t i = 0; i < count && status == DONE; ++i) status = Run<T>(calls[i]).run();
+    return status;
+}
+
 }  // namespace
 
-extern "C" int matrix_product(const Product* call) {
-    if (!call->m || !call->n) return DONE;
-    const int status = call->rounds ? Run<BFloat16>(*call).run() : Run<float>(*call).run();
+extern "C" int matrix_products(const Product* calls, int64_t count) {
+    const int status = calls->rounds ? products<BFloat16>(calls, count) : products<float>(calls, count);
     call_scratch.release_above(MOST_KEPT);
     return status;
 }
+
+extern "C" int matrix_product(const Product* call) { return call->m && call->n ? matrix_products(call, 1) : DONE; }

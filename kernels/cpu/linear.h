@@ -25,4 +25,6 @@ struct Product {  // C (m, n) = A (m, depth) B (n, depth)^T + bias (n,), or GELU
 static_assert(sizeof(Product) == 19 * 8, "product.py lays it out");
 
 int matrix_product(const Product*);
+// Some products of the same A, rounded or not: (m, depth) is theirs in common, and none of them is empty.
+int matrix_products(const Product*, int64_t count);
 }

@@ -116,7 +116,7 @@ class Recurrence {
             const int64_t alive = call_.batch_sizes[t], before = t ? begin - call_.batch_sizes[t - 1] : -1;
             use_threads(alive);
             for_each(call_, units_, 1, [&](int64_t task) {
-                // To and fro: the weights read last in a step are still in the core's cache for the next.
+                // To and fro: much of what was read last in a step is still in the core's cache for the next.
                 const int64_t unit = t % 2 ? units_ - 1 - task : task;
                 forward_units(unit, begin, before, alive, packed ? packed + unit * words_ * PANEL : nullptr);
             });

@@ -55,11 +55,11 @@ constexpr int TILE_ROWS = 8;  // at most: addresses of more do not fit into the 
 constexpr int most_rows(int vectors) { return std::min(MAX_VECTORS * MAX_ROWS / vectors, TILE_ROWS); }
 
 // C (ROWS, VECTORS x LANES) = start + A (ROWS, depth words) times a panel (depth words, VECTORS x LANES). `start`'s rows
-// are start_row apart: C itself, or one row for all (0). FETCHES: what lies AHEAD of a row's words in memory is prefetched.
+// are start_row apart: C itself, or one row for all (0). FETCHES: what lies ahead of a row's words is prefetched.
 template <class T, int ROWS, int VECTORS, bool FETCHES>
 void tile(int64_t depth, const T* a, int64_t a_row, const float* panel, const float* start, int64_t start_row, float* c,
           int64_t c_row) {
-    constexpr int64_t LINE = 16, AHEAD = 128;  // words: of a cache line; eight lines
+    constexpr int64_t LINE = 16, AHEAD = 8 * LINE;  // words of a cache line
     Vec total[ROWS][VECTORS];
     for (int i = 0; i < ROWS; ++i)
         for (int j = 0; j < VECTORS; ++j) total[i][j] = Vec{};

@@ -135,3 +135,9 @@ def test_more_devices_cost_more_of_everything_but_compute():
     assert few["compute"] == many["compute"]
     assert all(few[name] < many[name] for name in ("imbalance", "loss", "gather", "total"))
     assert scaling_model.predict(1, 1.0, 1e12, 1e9)["gather"] == 0
+
+
+@pytest.mark.parametrize(("has", "end"), [(True, " and AMX"), (False, "")])
+def test_a_cpu_is_named_with_its_matrix_unit(monkeypatch, has, end):
+    monkeypatch.setattr(measure, "has_matrix_unit", lambda: has)
+    assert measure._processor().endswith(f" with {torch.backends.cpu.get_cpu_capability()}{end}")

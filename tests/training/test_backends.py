@@ -64,7 +64,7 @@ def test_operators_that_no_run_uses_are_not_asked(monkeypatch):
         chosen_backend(of("both", backend="cpu"), CPU.device)
 
 
-def test_bf16_on_a_cpu_without_its_instructions_warns_once(train, short, tmp_path, monkeypatch):
+def test_bf16_on_a_cpu_that_is_slow_at_it_warns_once(train, short, tmp_path, monkeypatch):
     arguments = [*short, "--device", "cpu", "--variant", "bert", "--epochs", 1, "--seeds", 0, 1]
     for slow, precision, expected in (("slow", "bf16", 1), ("slow", "fp32", 0), (None, "bf16", 0)):
         monkeypatch.setattr("cmsbert_fast.training.precision.why_slow_bfloat16", lambda device, slow=slow: slow)
@@ -72,7 +72,7 @@ def test_bf16_on_a_cpu_without_its_instructions_warns_once(train, short, tmp_pat
         assert status == 0
         told = [line for line in errors.splitlines() if line.startswith("warning")]
         assert len(told) == expected
-        assert all("--precision fp32" in line for line in told)
+        assert all(line == "warning: slow; use --precision fp32." for line in told)
 
 
 def test_rank_0_alone_warns_of_bf16(monkeypatch, capsys):
@@ -91,6 +91,7 @@ def test_rank_0_alone_warns_of_bf16(monkeypatch, capsys):
         (True, "AuthenticAMD", "avx512_bf16", None),
         (True, "GenuineIntel", "avx512_bf16 amx_bf16", None),
         (True, "GenuineIntel", "avx512_bf16", "no matrix unit"),
+        (True, "", "bf16", None),
         (False, "AuthenticAMD", "avx2", "no bfloat16 instructions"),
         (False, "GenuineIntel", "avx2", "no bfloat16 instructions"),
     ],
@@ -109,4 +110,5 @@ def test_nobody_is_warned_of_bfloat16_on_a_guess(monkeypatch):
         raise AttributeError
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", missing)
+    monkeypatch.setattr(capability, "_vendor", lambda: "")
     assert why_slow_bfloat16(torch.device("cpu")) is None

@@ -161,23 +161,27 @@ def test_sums_do_not_depend_on_the_number_of_rows_or_threads(rounded):
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 
+@pytest.mark.parametrize("rows", [20, 90])  # A is packed, or B
+@pytest.mark.parametrize("size", [75, 76])  # words of bfloat16 are copied, or read in place
+@pytest.mark.parametrize("weights", DTYPES)
 @pytest.mark.parametrize("rounded", [False, True])
-def test_operands_of_any_strides(rounded):
-    x, weight, bias = (t.detach() for t in operands(90, 75, 40))
-    wide = torch.zeros(90, 200)
-    wide[:, :150:2] = x
+def test_operands_of_any_strides(rows, size, weights, rounded):
+    x, weight, bias = (t.detach() for t in operands(rows, size, 83))
+    weight = weight.to(weights) if rounded else weight
+    wide = torch.zeros(rows, 200)
+    wide[:, : 2 * size : 2] = x
     inputs = {
         "transposed": x.T.contiguous().T,
-        "rows of a wider tensor": torch.cat([x, x], 1)[:, :75],
-        "every other column": wide[:, :150:2],
-        "the same row": x[:1].expand(90, -1),
+        "rows of a wider tensor": torch.cat([x, x], 1)[:, :size],
+        "every other column": wide[:, : 2 * size : 2],
+        "the same row": x[:1].expand(rows, -1),
     }
     with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
         for name, given in inputs.items():
-            for own_weight in (weight, weight.T.contiguous().T):
+            for own_weight in (weight, weight.T.contiguous().T, torch.cat([weight, weight], 1)[:, :size]):
                 expected = linear(given.contiguous(), weight, bias.contiguous())
-                assert torch.equal(linear(given, own_weight, bias.repeat(2)[:40]), expected), name
-        assert torch.equal(linear(x.view(3, 30, 75), weight, bias).flatten(0, 1), linear(x, weight, bias))
+                assert torch.equal(linear(given, own_weight, bias.repeat(2)[:83]), expected), name
+        assert torch.equal(linear(x.view(2, -1, size), weight, bias).flatten(0, 1), linear(x, weight, bias))
 
 
 def test_few_rows_are_as_many_in_python_and_in_cpp():

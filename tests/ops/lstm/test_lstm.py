@@ -152,7 +152,7 @@ def hidden_and_gradients(lstm, frames, packing, backend, run=PackedLSTM.__call__
 
 @pytest.fixture(autouse=True)
 def bfloat16_everywhere(monkeypatch):
-    """The compiled recurrence rounds on every CPU; only its speed wants instructions for it."""
+    """The compiled recurrence rounds on every CPU; only its speed depends on the CPU."""
     monkeypatch.setattr(cpu, "why_slow_bfloat16", lambda device: None)
 
 
@@ -314,8 +314,8 @@ def test_autocast_to_bfloat16_rounds_the_products_alone(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         rounded = lstm(frames, packing)
         assert torch.equal(lstm(frames, packing, backend="torch"), of_torch)
-        monkeypatch.setattr(cpu, "why_slow_bfloat16", lambda device: "it lacks them")
-        assert torch.equal(lstm(frames, packing), exact)  # no instructions for it
+        monkeypatch.setattr(cpu, "why_slow_bfloat16", lambda device: "it is slow")
+        assert torch.equal(lstm(frames, packing), exact)  # the CPU is slow at it
     with torch.autocast("cpu", torch.float16):
         assert torch.equal(lstm(frames, packing), exact)
     assert rounded.dtype == torch.float32
