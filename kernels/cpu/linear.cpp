@@ -35,7 +35,7 @@ class Run {
 
     // Products of the same few rows A: packed once, and threads are woken up once.
     static int few_rows(const Product* calls, int64_t count) {
-        Product all = calls[0];
+        Product all = calls[0];  // with every call's columns: their work decides how many threads
         for (int64_t i = 1; i < count; ++i) all.n += calls[i].n;
         Run run(all);
         float* packed = call_scratch.take(run.words_ * padded(all.m) + 1, run.status_);  // 1: of depth 0, too

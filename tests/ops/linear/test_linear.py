@@ -163,11 +163,12 @@ def test_sums_do_not_depend_on_the_number_of_rows_or_threads(rounded):
 
 @pytest.mark.parametrize("rows", [20, 90])  # A is packed, or B
 @pytest.mark.parametrize("size", [75, 76])  # words of bfloat16 are copied, or read in place
-@pytest.mark.parametrize("weights", DTYPES)
-@pytest.mark.parametrize("rounded", [False, True])
-def test_operands_of_any_strides(rows, size, weights, rounded):
+@pytest.mark.parametrize(
+    ("rounded", "weights"), [(False, torch.float32), (True, torch.float32), (True, torch.bfloat16)]
+)
+def test_operands_of_any_strides(rows, size, rounded, weights):
     x, weight, bias = (t.detach() for t in operands(rows, size, 83))
-    weight = weight.to(weights) if rounded else weight
+    weight = weight.to(weights)
     wide = torch.zeros(rows, 200)
     wide[:, : 2 * size : 2] = x
     inputs = {
